@@ -1,0 +1,74 @@
+# Everything needs only Python 3.11, git and make. `make help` lists the targets.
+PYTHON ?= python3.11
+PROFILE ?= emoji
+UV = 0.13.9
+
+export EMU_ROOT ?= $(CURDIR)
+export DAGSTER_HOME ?= $(CURDIR)/dagster_home
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# No model hub is asked and nothing is reported to anybody.
+export HF_HUB_OFFLINE = 1
+export TRANSFORMERS_OFFLINE = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+export DO_NOT_TRACK = 1
+export DAGSTER_DISABLE_TELEMETRY = 1
+export DVC_NO_ANALYTICS = 1
+export GRADIO_ANALYTICS_ENABLED = False
+export MLFLOW_DISABLE_TELEMETRY = true
+export MPLBACKEND = Agg
+
+ENV = .venv/.complete .venv-dvc/.complete
+
+.PHONY: help env demo test check up repro push lock bench clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-7s%s\n", $$1, $$2 }'
+
+env: $(ENV) ## create .venv and .venv-dvc from the lock files
+
+.venv/.complete: requirements.lock pyproject.toml
+	@$(PYTHON) scripts/create_env.py .venv requirements.lock --project
+
+.venv-dvc/.complete: requirements-dvc.lock
+	@$(PYTHON) scripts/create_env.py .venv-dvc requirements-dvc.lock
+
+demo: $(ENV) ## the whole graph on PROFILE (default emoji), then a summary and data/reports/index.html
+	@emu demo --profile $(PROFILE)
+
+test: $(ENV) ## all tests, the whole graph on the smoke profile among them
+	@pytest
+
+check: $(ENV) ## style, types, import rules, Dagster's definitions, dvc.yaml against the asset graph
+	ruff check .
+	ruff format --check .
+	pyright
+	lint-imports
+	dagster definitions validate
+	pytest -q tests/test_graph.py
+
+up: $(ENV) ## Dagster's and MLflow's pages, until Ctrl-C
+	@emu up
+
+repro: $(ENV) ## what is out of date, through DVC
+	@.venv-dvc/bin/dvc repro
+
+push: $(ENV) ## data to the DVC remote (.dvc/config)
+	@.venv-dvc/bin/dvc push
+
+bench: $(ENV) ## one file of benchmarks/: make bench NAME=…
+	@test -f 'benchmarks/$(NAME).py' || { echo 'make bench NAME=…, one of:'; ls benchmarks; exit 1; }
+	@python benchmarks/$(NAME).py
+
+lock: ## make both lock files again from pyproject.toml (versions and hashes, no addresses)
+	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install -q uv==$(UV); }
+	.venv-lock/bin/uv pip compile $(LOCK) --group dev pyproject.toml -o requirements.lock
+	.venv-lock/bin/uv pip compile $(LOCK) --group dvc -o requirements-dvc.lock
+# Wheels only: the machine may have no compiler. With hydra-core 1.3 DVC would need antlr4 4.9, which has none, so
+# pre-releases are let in where nothing else fits (hydra-core 1.4, omegaconf 2.4; DVC uses them for `dvc exp` only).
+LOCK = --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --only-binary :all: \
+       --custom-compile-command 'make lock' --quiet
+
+clean: ## caches only; data/, mlflow/ and the environments stay
+	@find . -path ./.venv -prune -o -path ./.venv-dvc -prune -o -path ./data -prune -o \
+	  -type d \( -name __pycache__ -o -name '.*_cache' -o -name .hypothesis \) -print0 | xargs -0 rm -rf
