@@ -1,5 +1,8 @@
 # Everything needs only Python 3.11, git and make. `make help` lists the targets.
-PYTHON ?= python3.11
+ifeq ($(origin PYTHON), undefined)
+# Looked up here, before .venv/bin comes first on the PATH.
+PYTHON := $(shell command -v python3.11 || command -v python3 || echo python3.11)
+endif
 PROFILE ?= emoji
 UV = 0.13.9
 

@@ -2,8 +2,8 @@
 
 `make env` calls it: `python3.11 scripts/create_env.py .venv requirements.lock --project`. Plain Python only.
 
-- pip installs (not uv), so that the user's own pip configuration says where packages come from; those of its
-  settings that cannot work in an environment or with hashes (user, target, constraint, …) are blanked here.
+- pip installs (not uv), so that the user's own pip configuration says where packages come from; its other
+  settings (user, target, constraint, …) are left out, because they can only break this install.
 - The lock is complete, so `--no-deps` skips resolving; `--only-binary` because no compiler may be there.
 - Packages are compiled afterwards on all cores: 48 s instead of pip's 66 s on one (measured on 2 cores), and
   without their tests.
@@ -12,6 +12,7 @@
 """
 
 import argparse
+import ast
 import os
 import re
 import shutil
@@ -26,19 +27,29 @@ LOG = "install.log"
 # Free disk for the main environment (7.4 GB, most of it torch's CUDA libraries) and for the wheels while they
 # are unpacked (2.8 GB), measured 2026-11; for the DVC environment 0.2 GB.
 GIGABYTES = {"requirements.lock": 11.0, "requirements-dvc.lock": 0.5}
-# An empty variable overrides the configuration file and is then ignored by pip.
-BLANKED = (
-    "USER",
-    "TARGET",
-    "PREFIX",
-    "ROOT",
-    "CONSTRAINT",
-    "REQUIRE_HASHES",
-    "QUIET",
-    "NO_BINARY",
-    "LOG",
-    "DRY_RUN",
-)
+# What is taken over from the user's pip configuration and PIP_ variables: where packages come from, and how
+# they are reached and kept. The rest (user, target, require-hashes, …) can only break this install.
+KEPT = {
+    *(
+        "index-url",
+        "extra-index-url",
+        "find-links",
+        "no-index",
+        "trusted-host",
+        "cert",
+        "client-cert",
+        "proxy",
+    ),
+    *(
+        "timeout",
+        "default-timeout",
+        "retries",
+        "cache-dir",
+        "no-cache-dir",
+        "keyring-provider",
+        "use-feature",
+    ),
+}
 
 
 class InstallError(Exception):
@@ -88,10 +99,24 @@ def explain(log: str) -> str:
     return f"could not have {package}: {reason}" if package else reason
 
 
+def pip_settings(python: Path) -> dict[str, str]:
+    """The environment for pip: the user's, less all of pip's settings but KEPT."""
+    listed = subprocess.run(
+        [str(python), "-m", "pip", "config", "list"], capture_output=True, text=True
+    ).stdout
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    found = dict(re.findall(r"^(\S+?)=(.*)$", listed, flags=re.M))
+    for section in ("global", "install", ":env:"):  # pip's order: the later wins
+        for name in KEPT:
+            if value := found.get(f"{section}.{name}"):
+                environment["PIP_" + name.upper().replace("-", "_")] = ast.literal_eval(value)
+    environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_PROGRESS_BAR": "off"}
+    return environment | {"PIP_CONFIG_FILE": os.devnull}
+
+
 def run_pip(python: Path, arguments: list[str], log_path: Path, label: str, total: int, site: Path) -> None:
     """Run pip with its output in `log_path`; show how far it is. Raises InstallError with one line."""
-    environment = os.environ | {f"PIP_{name}": "" for name in BLANKED}
-    environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_PROGRESS_BAR": "off", "PIP_NO_INPUT": "1"}
+    environment = pip_settings(python)
     # Wheels are unpacked from the same disk that was checked, not from a /tmp that may be small.
     scratch = python.parent.parent / "tmp"
     scratch.mkdir(exist_ok=True)
