@@ -51,7 +51,9 @@ def resize_all(images: np.ndarray, size: int) -> np.ndarray:
     if images.shape[1:3] == (size, size):
         return images
     resized = [Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC) for one in images]
-    return np.stack([np.asarray(one) for one in resized]) if resized else np.zeros((0, size, size, 3), np.uint8)
+    return (
+        np.stack([np.asarray(one) for one in resized]) if resized else np.zeros((0, size, size, 3), np.uint8)
+    )
 
 
 def look_at(images: np.ndarray) -> Look:

@@ -36,7 +36,9 @@ def tally(votes: Sequence[Vote], rule: Rule = "majority") -> pd.DataFrame:
     if len(rounds) > 1:
         raise ValueError(f"votes of several rounds ({', '.join(sorted(rounds))}): tally one round at a time")
     if any(vote.decision not in CURATION_DECISIONS for vote in counted):
-        raise ValueError("side-by-side votes have no keep or drop; use emu_models.evaluation.preference for them")
+        raise ValueError(
+            "side-by-side votes have no keep or drop; use emu_models.evaluation.preference for them"
+        )
     by_key: dict[str, list[Vote]] = {}
     for vote in counted:
         by_key.setdefault(vote.key, []).append(vote)
@@ -61,7 +63,9 @@ def tally(votes: Sequence[Vote], rule: Rule = "majority") -> pd.DataFrame:
     columns = ["key", "num_votes", "num_keep", "keep_share", "mean_score", "goes_on", "reason"]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.sort_values(
-        ["goes_on", "keep_share", "mean_score", "key"], ascending=[False, False, False, True], ignore_index=True
+        ["goes_on", "keep_share", "mean_score", "key"],
+        ascending=[False, False, False, True],
+        ignore_index=True,
     )
 
 

@@ -43,7 +43,7 @@ class Vote:
 
     `decision` names the models (A, B), never the sides; `side_order` says which of them stood on the left
     ("AB": A on the left, "BA": B on the left, "" where there is only one picture). `key` is the picture's key or the
-    id of the pair. `score` is the rubric's own 0..1 score (None for people). `reason` says why a picture was dropped.
+    id of the pair. `score` is a rubric's own: 0..1 for a picture, A's less B's for a pair (None for people). `reason` says why a picture was dropped.
     `seconds` is the time the rater took. `is_repeat` marks a pair shown again with the sides swapped.
     `time` is UTC in ISO 8601; `VoteLog.append` fills it in.
     """
@@ -67,7 +67,9 @@ class Vote:
         if self.rater_kind not in ("person", "rubric"):
             raise ValueError(f'rater_kind is {self.rater_kind!r}; it must be "person" or "rubric"')
         if self.decision not in DECISIONS:
-            raise ValueError(f"decision is {self.decision!r}; it must be one of {', '.join(sorted(DECISIONS))}")
+            raise ValueError(
+                f"decision is {self.decision!r}; it must be one of {', '.join(sorted(DECISIONS))}"
+            )
         if self.side_order not in ("", "AB", "BA"):
             raise ValueError(f'side_order is {self.side_order!r}; it must be "", "AB" or "BA"')
         if self.decision not in CURATION_DECISIONS and not self.side_order:
@@ -100,7 +102,9 @@ class Verification:
 
 
 def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def _hash_line(index: int, previous: str, vote: dict[str, Any]) -> str:
@@ -200,7 +204,9 @@ class VoteLog:
             record = json.loads(self.head_path.read_bytes())
             return int(record["num_votes"]), str(record["head"])
         except (ValueError, KeyError, TypeError) as error:
-            raise VoteLogError(f"{self.head_path} is not readable ({error}); restore it with its log") from error
+            raise VoteLogError(
+                f"{self.head_path} is not readable ({error}); restore it with its log"
+            ) from error
 
     def _end_of_chain(self) -> tuple[int, str]:
         """Index of the next line and hash of the last one, from the end of the file alone."""
@@ -218,7 +224,9 @@ class VoteLog:
                 record = json.loads(last)
                 index, previous = int(record["index"]) + 1, str(record["hash"])
             except (ValueError, KeyError, TypeError) as error:
-                raise VoteLogError(f"{self.path}: the last line is no vote ({error}); call verify()") from error
+                raise VoteLogError(
+                    f"{self.path}: the last line is no vote ({error}); call verify()"
+                ) from error
         if index < num_acknowledged:
             raise VoteLogError(
                 f"{self.path} ends after {index} votes but {num_acknowledged} were acknowledged: lines were removed "
@@ -310,7 +318,8 @@ def export_parquet(log: VoteLog, path: Path) -> int:
     text, number = pa.string(), pa.float64()
     types = {"score": number, "seconds": number, "is_repeat": pa.bool_()}
     schema = pa.schema(
-        [(name, types.get(name, text)) for name in VOTE_COLUMNS], metadata={"vote_log_head": log.verify().head}
+        [(name, types.get(name, text)) for name in VOTE_COLUMNS],
+        metadata={"vote_log_head": log.verify().head},
     )
     table = pa.Table.from_pylist([asdict(vote) for vote in votes], schema=schema)
     with atomic_file(path) as temporary:

@@ -1,0 +1,1 @@
+"""How good the models are: reconstruction, faithfulness, preference, memorisation, and the prompts they are asked."""

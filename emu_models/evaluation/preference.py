@@ -1,0 +1,192 @@
+"""Win, lose and tie rates of side-by-side votes, with the uncertainty that the paper leaves out (sec. 4).
+
+The paper reports win and lose rates in per cent, no intervals, no tests. Ours differ on purpose: the *prompt* is the
+unit. Votes on one prompt (several raters, several seeds) resemble each other, so a rate is the mean over prompts of
+the share of votes within the prompt, its interval a bootstrap over prompts, and the sign test counts prompts.
+Half-width to expect at a win rate of 68 %: 2.3 points at 1 600 prompts, 9 at 100, over 20 at 16.
+
+A votes table has a row for every vote: key (the pair), rater, decision ("A", "B", "tie", "both", "neither"),
+side_order ("AB": A on the left, "BA"), is_repeat. "both" and "neither" count as ties, as in the paper.
+`emu_data.votes.votes_to_frame` makes it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+VOTE_COLUMNS = ("key", "rater", "decision", "side_order", "is_repeat")
+DECISIONS = ("A", "B", "tie", "both", "neither")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval, all in the unit of the estimate (per cent for rates)."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Verdict of one side-by-side round, model A against model B. Rates in per cent of votes, prompts weighted alike.
+
+    `decisions` has the rate of each decision as it was given. `num_prompts_won` counts prompts where A got more votes
+    than B. `sign_test_p`: two-sided, prompts that are level left out (1.0 if none is left).
+    """
+
+    num_prompts: int
+    num_pairs: int
+    num_raters: int
+    num_votes: int
+    win: Interval
+    lose: Interval
+    tie: Interval
+    decisions: dict[str, float]
+    num_prompts_won: int
+    num_prompts_lost: int
+    num_prompts_level: int
+    sign_test_p: float
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """How often the left picture was chosen among votes that chose one; p_value of "half the time", two-sided."""
+
+    num_choices: int
+    left_share: float  # 0..1; NaN without choices
+    p_value: float
+
+
+@dataclass(frozen=True)
+class SelfConsistency:
+    """Pairs shown twice to one rater, sides swapped: the share with the same decision (NaN if there are none)."""
+
+    num_repeats: int
+    same_share: float  # 0..1
+
+
+def summarise_preference(
+    votes: pd.DataFrame,
+    prompt_of: Mapping[str, str] | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    num_resamples: int = 9999,
+) -> Preference:
+    """Rates, intervals and the sign test of a round; repeats are left out, a rater's last vote on a pair counts.
+
+    `prompt_of` gives the prompt of each pair where a prompt has several pairs (seeds); without it each pair is its own
+    prompt. Raises ValueError for an empty table, missing columns, unknown decisions or pairs without a prompt.
+    """
+    first = first_showings(votes)
+    if first.empty:
+        raise ValueError("there are no votes to summarise")
+    shares = share_by_prompt(first, prompt_of)
+    rng = np.random.default_rng(seed)
+    ties = shares[["tie", "both", "neither"]].sum(axis=1).to_numpy()
+    won, lost = shares["A"].to_numpy(), shares["B"].to_numpy()
+    num_won, num_lost = int((won > lost).sum()), int((won < lost).sum())
+    return Preference(
+        num_prompts=len(shares),
+        num_pairs=first["key"].nunique(),
+        num_raters=first["rater"].nunique(),
+        num_votes=len(first),
+        win=bootstrap_mean(100 * won, rng, confidence, num_resamples),
+        lose=bootstrap_mean(100 * lost, rng, confidence, num_resamples),
+        tie=bootstrap_mean(100 * ties, rng, confidence, num_resamples),
+        decisions={str(name): float(100 * shares[name].mean()) for name in DECISIONS},
+        num_prompts_won=num_won,
+        num_prompts_lost=num_lost,
+        num_prompts_level=len(shares) - num_won - num_lost,
+        sign_test_p=sign_test(num_won, num_lost),
+    )
+
+
+def first_showings(votes: pd.DataFrame) -> pd.DataFrame:
+    """The table without repeats, and the last vote of each rater on each pair only; checks columns and decisions."""
+    missing = [name for name in VOTE_COLUMNS if name not in votes.columns]
+    if missing:
+        raise ValueError(f"the votes table lacks {', '.join(missing)}; it needs {', '.join(VOTE_COLUMNS)}")
+    unknown = set(votes["decision"]) - set(DECISIONS)
+    if unknown:
+        raise ValueError(
+            f"decisions {sorted(unknown)} are not of a side-by-side round ({', '.join(DECISIONS)})"
+        )
+    first = votes.loc[~votes["is_repeat"].astype(bool)]
+    return first.drop_duplicates(["rater", "key"], keep="last")
+
+
+def share_by_prompt(votes: pd.DataFrame, prompt_of: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Share (0..1) of each decision among the votes on each prompt: index prompt, columns DECISIONS."""
+    keys = votes["key"].astype(str)
+    if prompt_of is not None:
+        unknown = sorted(set(keys) - set(prompt_of))
+        if unknown:
+            raise ValueError(f"{len(unknown)} pairs have no prompt, the first is {unknown[0]}")
+        keys = keys.map(dict(prompt_of))
+    counts = pd.crosstab(keys, votes["decision"]).reindex(columns=list(DECISIONS), fill_value=0)
+    return counts.div(counts.sum(axis=1), axis=0).rename_axis("prompt")
+
+
+def bootstrap_mean(
+    values: np.ndarray, rng: np.random.Generator, confidence: float = 0.95, num_resamples: int = 9999
+) -> Interval:
+    """Mean of (N,) values in 0..100 with a BCa bootstrap interval (Efron 1987, scipy.stats.bootstrap).
+
+    If all values are 0 or all are 100 every resample is the same and a bootstrap would claim certainty; then the
+    exact binomial bound of Clopper and Pearson 1934 for N out of N is given. One value alone says nothing: 0..100.
+    """
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, 0.0, 100.0)
+    if np.all(values == values[0]) and values[0] in (0.0, 100.0):
+        bound = stats.binomtest(len(values), len(values)).proportion_ci(confidence, method="exact").low * 100
+        return Interval(mean, bound, 100.0) if mean else Interval(mean, 0.0, 100.0 - bound)
+    if np.all(values == values[0]):
+        return Interval(mean, mean, mean)
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=num_resamples,
+        method="BCa",
+        random_state=rng,
+        vectorized=True,
+        batch=1000,
+    ).confidence_interval
+    return Interval(mean, float(interval.low), float(interval.high))
+
+
+def sign_test(num_won: int, num_lost: int) -> float:
+    """Two-sided p of `num_won` against `num_lost` prompts under a fair coin; 1.0 if there are none."""
+    num_decided = num_won + num_lost
+    return float(stats.binomtest(num_won, num_decided, 0.5).pvalue) if num_decided else 1.0
+
+
+def position_bias(votes: pd.DataFrame) -> PositionBias:
+    """Test whether raters lean to one side.
+
+    Sides are drawn for each rater and pair by a fair coin of their own, so without a bias each choice falls on the
+    left with probability a half independently of the others, whichever model is better: an exact binomial test on
+    single votes is valid here, although votes on one prompt resemble each other.
+    """
+    first = first_showings(votes)
+    chosen = first.loc[first["decision"].isin(["A", "B"])]
+    if chosen.empty:
+        return PositionBias(0, float("nan"), 1.0)
+    num_left = int((chosen["decision"] == chosen["side_order"].str[0]).sum())
+    return PositionBias(
+        len(chosen), num_left / len(chosen), float(stats.binomtest(num_left, len(chosen), 0.5).pvalue)
+    )
+
+
+def self_consistency(votes: pd.DataFrame) -> SelfConsistency:
+    """Compare each repeat with the rater's first vote on the same pair."""
+    first = first_showings(votes)
+    repeats = votes.loc[votes["is_repeat"].astype(bool)].drop_duplicates(["rater", "key"], keep="last")
+    both = repeats.merge(first, on=["rater", "key"], suffixes=("_repeat", "_first"))
+    same = (both["decision_repeat"] == both["decision_first"]).mean() if len(both) else float("nan")
+    return SelfConsistency(len(both), float(same))
