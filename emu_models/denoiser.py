@@ -1,0 +1,87 @@
+"""The text-conditioned latent U-Net (Emu paper, sec. 3.1): diffusers' UNet2DConditionModel, sized by a config.
+
+The paper: 2.8 B parameters, CLIP ViT-L and T5-XXL together, 16-channel latents, one stage at 1024 px; fusion is open.
+Ours: token features by cross attention, the pooled text vector added to the timestep embedding (as SDXL does).
+The demo's network is the same code, narrow, with the attention at its smallest grid only: on two cores a cheap step
+that is repeated often learns more than a wide one (docs/log.md, 2026-11-23).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import (
+    AttnAddedKVProcessor,
+    AttnAddedKVProcessor2_0,
+    AttnProcessor,
+    AttnProcessor2_0,
+)
+from torch import Tensor
+
+from emu_models.text import TextFeatures
+
+MIDDLE_BLOCKS = {"full": "UNetMidBlock2DCrossAttn", "joint": "UNetMidBlock2DSimpleCrossAttn"}
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """widths: channels a level, finest first; attention: whether that level attends to itself and to the text.
+
+    middle: "full" for a transformer block at the smallest grid, "joint" for one attention over positions and text
+    together, which costs a small network a third less a step (docs/log.md, 2026-11-23).
+    """
+
+    widths: tuple[int, ...]
+    attention: tuple[bool, ...]
+    layers_per_level: int
+    middle: str = "full"
+    head_width: int = 64
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.attention):
+            raise ValueError(f"denoiser has {len(self.widths)} widths but {len(self.attention)} attention flags")
+        if self.middle not in MIDDLE_BLOCKS:
+            raise ValueError(f"denoiser middle is {self.middle!r}; it must be one of {', '.join(MIDDLE_BLOCKS)}")
+
+
+def build_denoiser(config: DenoiserConfig, latent_channels: int, text_width: int) -> UNet2DConditionModel:
+    """A U-Net for latents (B, latent_channels, h, w); h and w must be multiples of 2 ** (levels - 1)."""
+    down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention)
+    up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention))
+    denoiser = UNet2DConditionModel(
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=config.widths,
+        layers_per_block=config.layers_per_level,
+        cross_attention_dim=text_width,
+        attention_head_dim=config.head_width,
+        norm_num_groups=16,  # divides every width that is a multiple of 16
+        mid_block_type=MIDDLE_BLOCKS[config.middle],
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=text_width,
+    )
+    choose_attention(denoiser)
+    return denoiser
+
+
+def choose_attention(denoiser: UNet2DConditionModel) -> None:
+    """Plain matrix products on CPU, where they beat the fused kernel several times (field notes); the default on CUDA."""
+    if denoiser.device.type == "cpu":
+        plain = {AttnProcessor2_0: AttnProcessor, AttnAddedKVProcessor2_0: AttnAddedKVProcessor}
+        denoiser.set_attn_processor(
+            {n: plain.get(type(p), type(p))() for n, p in denoiser.attn_processors.items()}
+        )
+
+
+def denoise(denoiser: UNet2DConditionModel, z_BChw: Tensor, t_B: Tensor, text: TextFeatures) -> Tensor:
+    """The network's prediction, (B, C, h, w), for noisy latents at integer timesteps t_B (B,)."""
+    return denoiser(
+        z_BChw, t_B, text.tokens_BLD, class_labels=text.pooled_BD, encoder_attention_mask=text.mask_BL
+    ).sample
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

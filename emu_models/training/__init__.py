@@ -1,0 +1,1 @@
+"""How the networks learn: one loop that resumes exactly, and what it is made of."""

@@ -1,0 +1,108 @@
+"""How the autoencoder learns (Emu paper, sec. 3.1): reconstruction, KL and a late, gentle adversary."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from emu_models.autoencoder.losses import (
+    AutoencoderLossConfig,
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge_loss,
+)
+from emu_models.autoencoder.network import Autoencoder
+from emu_models.training.cache import to_tensor
+from emu_models.training.device import autocast, choose_device
+from emu_models.training.order import batch_indices, generator_for
+from emu_models.training.rows import Rows
+
+BETAS = (0.9, 0.99)  # chosen here: runs of hundreds of steps want a shorter memory than Adam's 0.999
+MAX_GRAD_NORM = 1.0  # chosen here
+
+
+@dataclass(frozen=True)
+class AutoencoderTrainingConfig:
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    losses: AutoencoderLossConfig
+    seed: int
+
+
+class AutoencoderLearner:
+    """Learns on pictures at full size and, every fourth step, at half or three quarters of it: the low-resolution
+    stages of pretraining read latents of such pictures."""
+
+    def __init__(self, network: Autoencoder, rows: Rows, config: AutoencoderTrainingConfig) -> None:
+        self.device = choose_device()
+        self.config = config
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.adversary = PatchDiscriminator().to(self.device)
+        self.trained, self.held = rows.trained, rows.held
+        self.modules = {"network": self.network, "adversary": self.adversary}
+        self.optimizers = {
+            "network": torch.optim.AdamW(self.network.parameters(), config.learning_rate, BETAS, weight_decay=1e-4),
+            "adversary": torch.optim.AdamW(self.adversary.parameters(), config.learning_rate, BETAS),
+        }
+
+    def batch_keys(self, step: int) -> list[str]:
+        return [self.trained.keys[i] for i in self._indices(step)]
+
+    def _indices(self, step: int) -> np.ndarray:
+        return batch_indices(step, self.config.batch_size, len(self.trained.keys), self.config.seed)
+
+    def _batch(self, step: int, generator: torch.Generator) -> torch.Tensor:
+        x = to_tensor(self.trained.images[self._indices(step)])
+        mirrored = torch.rand(len(x), generator=generator) < 0.5
+        x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        if step % 4 == 3:
+            factor = self.network.factor
+            side = x.shape[-1] * (2 if step % 8 == 3 else 3) // 4 // factor * factor
+            x = F.interpolate(x, size=(side, side), mode="area")
+        return x.to(self.device, memory_format=torch.channels_last)
+
+    def learn(self, step: int) -> dict[str, float]:
+        config, generator = self.config.losses, generator_for(self.config.seed, step)
+        x = self._batch(step, generator)
+        with autocast(self.device):
+            moments = self.network.encode(x)
+            noise = torch.randn(moments.mean.shape, generator=generator).to(self.device)
+            y = self.network.decode(moments.mean + noise * (0.5 * moments.logvar).exp())
+        reconstruction = (y.float() - x).abs().mean()
+        kl = moments.kl()
+        loss = reconstruction + config.kl_weight * kl / x[0].numel()
+        metrics = {"loss": reconstruction.item(), "kl": kl.item()}
+
+        progress = (step / self.config.num_steps - config.adversarial_start) / (1 - config.adversarial_start)
+        adversarial = config.adversarial_weight > 0 and progress >= 0
+        if adversarial:
+            self.adversary.requires_grad_(False)
+            fooled = -self.adversary(y.float()).mean()
+            weight = adaptive_weight(reconstruction, fooled, self.network.last_layer)
+            loss = loss + config.adversarial_weight * progress * weight * fooled
+            self.adversary.requires_grad_(True)
+            metrics["adversarial_weight"] = weight.item()
+        self._update("network", loss)
+        if adversarial:
+            loss_of_adversary = hinge_loss(self.adversary(x), self.adversary(y.detach().float()))
+            self._update("adversary", loss_of_adversary)
+            metrics["adversary_loss"] = loss_of_adversary.item()
+        return metrics
+
+    def _update(self, name: str, loss: torch.Tensor) -> None:
+        self.optimizers[name].zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.modules[name].parameters(), MAX_GRAD_NORM)
+        self.optimizers[name].step()
+
+    @torch.no_grad()
+    def validate(self, network: torch.nn.Module) -> dict[str, float]:
+        """val_loss: L1 on held-out pictures at full size, through the mean of the latent; val_psnr in dB."""
+        assert isinstance(network, Autoencoder)
+        x = to_tensor(self.held.images).to(self.device)
+        y = network.decode(network.encode(x).mean).clamp(-1, 1)
+        mse_B = ((y - x) / 2).square().flatten(1).mean(1)
+        psnr = (-10 * mse_B.log10()).mean().item()
+        return {"val_loss": (y - x).abs().mean().item(), "val_psnr": psnr}

@@ -1,0 +1,175 @@
+"""The training loop that every network here learns by: schedule, average, validate, checkpoint, stop, resume.
+
+Decisions: a step's rows and noise depend on (seed, step) alone (order.py), so that a killed run resumes bitwise on CPU;
+a checkpoint replaces the last one atomically; a NaN stops the run and names the batch; SIGINT saves and leaves.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from emu_models.training.checkpoint import load_state, save_state
+from emu_models.training.early_stopping import EarlyStopping
+from emu_models.training.ema import WeightAverage
+
+FINAL_LEARNING_RATE = 0.03  # share of the peak that the cosine ends at; chosen here, 2026-11-23
+MetricsSink = Callable[[int, dict[str, float]], None]
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, has saved its state and can be resumed."""
+
+
+class NotFinite(ValueError):
+    """The loss became NaN or infinite."""
+
+
+class Learner(Protocol):
+    """What the loop trains. `network` is averaged and validated; `modules` and `optimizers` are checkpointed."""
+
+    network: nn.Module
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    def learn(self, step: int) -> dict[str, float]:
+        """One optimiser step; returns its metrics, `loss` among them."""
+        ...
+
+    def batch_keys(self, step: int) -> list[str]:
+        """Keys of the rows of a step, for the message where it goes wrong."""
+        ...
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Metrics of `network` on held-out rows, `val_loss` among them; no randomness of its own."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """num_steps and the cadences are in optimiser steps; checkpoint_seconds is wall time between two saved states."""
+
+    num_steps: int
+    learning_rate: float
+    warmup_steps: int
+    ema_decay: float
+    validate_every: int
+    patience: int
+    checkpoint_seconds: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    num_steps: int
+    best_step: int
+    stopped_early: bool
+    metrics: dict[str, float]
+    seconds: float
+    resumed_from: int
+
+
+def learning_rate(step: int, config: LoopConfig) -> float:
+    """Linear warm-up, then a cosine down to FINAL_LEARNING_RATE of the peak (Loshchilov and Hutter, arXiv 1608.03983)."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
+    return config.learning_rate * warm * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
+
+
+def run_training(
+    learner: Learner,
+    config: LoopConfig,
+    folder: Path,
+    fingerprint: str,
+    description: str,
+    sink: MetricsSink = lambda step, metrics: None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> tuple[TrainingResult, nn.Module]:
+    """Trains to the end and returns the result with the averaged network at its best validation.
+
+    `folder` holds the state while training: state/ (last), best/ (weights of the best validation where patience is
+    set) and metrics.jsonl. Raises Interrupted after saving when `stop_requested`, NotFinite on a NaN loss.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    average = WeightAverage(learner.network, config.ema_decay)
+    stopping = EarlyStopping(config.patience)
+    modules = {**learner.modules, "averaged": average.averaged}
+    meta = load_state(folder / "state", fingerprint, modules, learner.optimizers)
+    start, seconds_before, metrics = 0, 0.0, {}
+    if meta is not None:
+        start, seconds_before, metrics = meta["step"], meta["seconds"], meta["metrics"]
+        stopping = EarlyStopping(**meta["stopping"])
+    log = _open_log(folder / "metrics.jsonl", start)
+    began = last_saved = time.monotonic()
+
+    def save(step: int) -> None:
+        seconds = seconds_before + time.monotonic() - began
+        state = {"step": step, "seconds": seconds, "metrics": metrics, "stopping": asdict(stopping)}
+        save_state(folder / "state", {"fingerprint": fingerprint, **state}, modules, learner.optimizers)
+
+    step = start
+    with log, tqdm(total=config.num_steps, initial=start, desc=description, unit="step", mininterval=1) as bar:
+        while step < config.num_steps and not stopping.should_stop:
+            for optimizer in learner.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, config)
+            learned = learner.learn(step)
+            if not math.isfinite(learned["loss"]):
+                keys = ", ".join(learner.batch_keys(step))
+                raise NotFinite(f"{description}: loss is {learned['loss']} at step {step}; its rows: {keys}")
+            average.update(learner.network, step)
+            step += 1
+            metrics.update(learned)
+            bar.update()
+            if step % config.validate_every == 0 or step == config.num_steps:
+                metrics.update(learner.validate(average.averaged))
+                if stopping.observe(step, metrics["val_loss"]) and config.patience:
+                    save_state(folder / "best", {"step": step}, {"averaged": average.averaged}, {})
+                _write_log(log, step, metrics)
+                sink(step, metrics)
+                bar.set_postfix(loss=f"{learned['loss']:.4f}", val=f"{metrics['val_loss']:.4f}", refresh=False)
+            if stop_requested():
+                save(step)
+                raise Interrupted(f"{description}: stopped after step {step} of {config.num_steps}; state saved")
+            if time.monotonic() - last_saved > config.checkpoint_seconds:
+                save(step)
+                last_saved = time.monotonic()
+    save(step)  # so that a crash while the result is being exported costs no training
+    best_step = stopping.best_step if config.patience else step
+    if config.patience and best_step != step:
+        load_weights(average.averaged, folder / "best")
+        metrics = {**metrics, "val_loss": stopping.best_loss}
+    seconds = seconds_before + time.monotonic() - began
+    result = TrainingResult(step, best_step, step < config.num_steps, metrics, seconds, start)
+    return result, average.averaged
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    module.load_state_dict(load_file(folder / "averaged.safetensors"))
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a training folder, one dict a validation, `step` among its entries."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _open_log(path: Path, start: int):
+    """The log with the lines up to step `start` kept: what came after the last saved state is trained again."""
+    kept = []
+    if start and path.is_file():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= start]
+    path.write_text("".join(line + "\n" for line in kept))
+    return path.open("a", buffering=1)
+
+
+def _write_log(log, step: int, metrics: dict[str, float]) -> None:
+    log.write(json.dumps({"step": step, **metrics}) + "\n")

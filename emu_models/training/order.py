@@ -1,0 +1,37 @@
+"""Which rows a step sees and which random numbers it draws: functions of (seed, step) alone.
+
+So a run that was killed at any step goes on as if it had not been, with no random state to save.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> np.ndarray:
+    """Row numbers, int64 (batch_size,), of `step`: passes over all rows, each in an order of its own, none dropped.
+
+    A batch may span the end of one pass and the start of the next. ValueError where there are no rows.
+    """
+    if num_rows < 1:
+        raise ValueError("there are no training rows; look at the funnel for the gate that rejected them all")
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    passes = positions // num_rows
+    orders = {p: np.random.default_rng([seed, int(p)]).permutation(num_rows) for p in np.unique(passes)}
+    return np.array([orders[p][i] for p, i in zip(passes, positions % num_rows, strict=True)])
+
+
+def generator_for(seed: int, step: int, purpose: int = 0) -> torch.Generator:
+    """A CPU generator for one step; `purpose` keeps draws of different kinds apart."""
+    entropy = np.random.SeedSequence([seed, purpose, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy >> 1))
+
+
+def held_out(keys: list[str], share: float, minimum: int) -> np.ndarray:
+    """True for the rows kept from training, bool (N,): chosen by a hash of the key, so stable as the corpus grows."""
+    rank = np.array([int.from_bytes(hashlib.sha256(k.encode()).digest()[:8], "big") for k in keys], np.uint64)
+    num = min(max(minimum, round(share * len(keys))), len(keys) // 2)
+    mask = np.zeros(len(keys), bool)
+    mask[np.argsort(rank, kind="stable")[:num]] = True
+    return mask

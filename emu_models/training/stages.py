@@ -1,0 +1,203 @@
+"""The trainings of the graph as functions: rows and a start in, a model folder out.
+
+They run in a child process of their own (emu_dagster.train_process) and know nothing of what launched them. A model
+folder is in diffusers' layout (config.json and safetensors) with meta.json, metrics.jsonl and preview.png beside.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from emu_data.files import atomic_dir, fingerprint
+from emu_models.autoencoder.network import Autoencoder
+from emu_models.denoiser import DenoiserConfig, build_denoiser, count_parameters
+from emu_models.diffusion.schedule import build_scheduler
+from emu_models.pipeline import EmuPipeline
+from emu_models.text import load_text_encoder
+from emu_models.training.autoencoder_learner import AutoencoderLearner, AutoencoderTrainingConfig
+from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
+from emu_models.training.denoiser_learner import DenoiserLearner, DenoiserTrainingConfig, LatentRows
+from emu_models.training.device import choose_device, half_precision_pays
+from emu_models.training.loop import (
+    LoopConfig,
+    MetricsSink,
+    TrainingResult,
+    read_log,
+    run_training,
+)
+from emu_models.training.rows import Rows, load_rows
+
+NUM_PREVIEW_SEEDS = 1
+NUM_MEASURED = 256  # pictures that the latents' statistics are taken on; chosen here
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every training needs: where its rows are, where its state and its result go, who listens.
+
+    rows: a parquet with columns key and caption; shards: the folder of WebDataset shards that holds their pictures.
+    """
+
+    name: str
+    shards: Path
+    rows: Path
+    resolution: int
+    out: Path
+    work: Path
+    cache: Path
+    loop: LoopConfig
+    sink: MetricsSink = lambda step, metrics: None
+    stop_requested: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class AutoencoderJob:
+    """start_from: a folder of a trained autoencoder to go on from, else `network` (arguments of Autoencoder) is built."""
+
+    network: dict[str, Any] | None
+    start_from: Path | None
+    training: AutoencoderTrainingConfig
+
+
+@dataclass(frozen=True)
+class DenoiserJob:
+    """start_from: a folder of a trained pipeline to go on from; else `denoiser` is built over `autoencoder`."""
+
+    autoencoder: Path | None
+    start_from: Path | None
+    denoiser: DenoiserConfig | None
+    text_encoder: str | None
+    num_text_tokens: int
+    training: DenoiserTrainingConfig
+    prompts: tuple[str, ...]
+    guidance_scale: float
+
+
+def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
+    """Trains an autoencoder and writes it to job.out. Resumes from job.work where the same job was interrupted."""
+    rows = load_rows(job.shards, pd.read_parquet(job.rows), job.resolution)
+    torch.manual_seed(job.loop.seed)
+    if spec.start_from is not None:
+        network = Autoencoder.from_pretrained(spec.start_from)
+    else:
+        network = Autoencoder(**(spec.network or {}))
+        if network.shortcut_in is not None:
+            network.start_from_principal_components(to_tensor(rows.trained.images))
+    learner = AutoencoderLearner(network, rows, spec.training)
+    identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, job.resolution])
+    result, averaged = run_training(
+        learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested
+    )
+    assert isinstance(averaged, Autoencoder)
+    averaged = averaged.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    averaged.measure_latents(to_tensor(rows.trained.images[:NUM_MEASURED]))
+    with atomic_dir(job.out) as folder:
+        averaged.save_pretrained(folder)
+        _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
+        _save_pairs(rows.held, averaged, folder / "preview.png")
+    return result
+
+
+def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
+    """Trains a denoiser (pretraining or tuning) and writes the whole pipeline to job.out."""
+    rows = load_rows(job.shards, pd.read_parquet(job.rows), job.resolution)
+    torch.manual_seed(job.loop.seed)
+    if spec.start_from is not None:
+        pipeline = load_pipeline(spec.start_from)
+        autoencoder, network, scheduler = pipeline.vae, pipeline.unet, pipeline.scheduler
+        tokenizer, text_model = pipeline.tokenizer, pipeline.text_encoder
+    else:
+        assert spec.autoencoder is not None and spec.denoiser is not None
+        autoencoder = Autoencoder.from_pretrained(spec.autoencoder)
+        tokenizer, text_model = load_text_encoder(spec.text_encoder)
+        network = build_denoiser(
+            spec.denoiser, autoencoder.config.latent_channels, text_model.config.hidden_size
+        )
+        scheduler = build_scheduler()
+    text, null = encode_captions(
+        rows.captions, tokenizer, text_model, spec.num_text_tokens, job.cache / "captions"
+    )
+    moments = encode_moments(autoencoder.eval(), rows.images, job.cache / "moments")
+    trained, held = (
+        LatentRows([rows.keys[i] for i in index], moments.select(index), text.select(index))
+        for index in (
+            torch.from_numpy(np.flatnonzero(~rows.is_held_out)),
+            torch.from_numpy(np.flatnonzero(rows.is_held_out)),
+        )
+    )
+    learner = DenoiserLearner(network.train(), autoencoder, scheduler, trained, held, null, spec.training)
+    identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, rows.captions, job.resolution])
+    result, averaged = run_training(
+        learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested
+    )
+    pipeline = EmuPipeline(
+        vae=autoencoder,
+        unet=averaged.cpu(),  # type: ignore[arg-type]
+        scheduler=scheduler,
+        text_encoder=text_model,
+        tokenizer=tokenizer,
+        resolution=job.resolution,
+        num_text_tokens=spec.num_text_tokens,
+    )
+    with atomic_dir(job.out) as folder:
+        pipeline.save_pretrained(folder)
+        _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
+        if spec.prompts:
+            pipeline.set_progress_bar_config(disable=True)
+            pictures = pipeline(
+                list(spec.prompts), list(range(len(spec.prompts))), guidance_scale=spec.guidance_scale
+            ).images
+            _save_grid([np.asarray(p) for p in pictures], 8, folder / "preview.png")
+    return result
+
+
+def load_pipeline(folder: Path) -> EmuPipeline:
+    """The pipeline saved in `folder`, on the device there is. ValueError where there is none."""
+    if not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(f"{folder} holds no pipeline (no model_index.json); materialise the asset that writes it")
+    pipeline = EmuPipeline.from_pretrained(folder, local_files_only=True)
+    return pipeline.to(choose_device())
+
+
+def _write_beside(
+    folder: Path, job: Job, result: TrainingResult, rows: Rows, num_parameters: int, spec: dict[str, Any]
+) -> None:
+    log = read_log(job.work)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    meta = {
+        "name": job.name,
+        "resolution": job.resolution,
+        "num_rows": len(rows.keys),
+        "num_held_out": int(rows.is_held_out.sum()),
+        "num_parameters": num_parameters,
+        "device": choose_device().type,
+        "half_precision": half_precision_pays(choose_device()),
+        "result": asdict(result),
+        "loop": asdict(job.loop),
+        "spec": spec,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2, default=str))
+
+
+@torch.no_grad()
+def _save_pairs(rows: Rows, autoencoder: Autoencoder, path: Path) -> None:
+    """Held-out pictures above, their reconstructions below, at 1:1."""
+    images = rows.images[:16]
+    x = to_tensor(images)
+    y = to_images(autoencoder.decode(autoencoder.encode(x).mean))
+    _save_grid([*images, *y], len(images), path)
+
+
+def _save_grid(images: list[np.ndarray], num_columns: int, path: Path) -> None:
+    lines = [
+        np.concatenate(images[i : i + num_columns], axis=1)
+        for i in range(0, len(images) - num_columns + 1, num_columns)
+    ]
+    Image.fromarray(np.concatenate(lines, axis=0)).save(path)
