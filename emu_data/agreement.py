@@ -1,8 +1,8 @@
 """Do raters agree: Krippendorff's alpha and Gwet's AC1 on votes.
 
-The paper reports no agreement. Kappa collapses when one decision is rare (1 to 10 % of keeps, as in the last stage of
-curation): alpha does too, in part, AC1 does not, so both are shown. One person agrees with the consensus on appeal 65
-to 78 % of the time; a low alpha is to be expected there.
+The paper reports no agreement. Kappa collapses when one decision is rare (1 to 10 % of keeps, as in the last
+stage of curation): alpha does too, in part, AC1 does not, so both are shown. One person agrees with the
+consensus on appeal 65 to 78 % of the time; a low alpha is to be expected there.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from emu_data.votes import Vote
 class Agreement:
     """Agreement of one round. Coefficients are at most 1 (full agreement), 0 at what chance gives.
 
-    `raw_agreement` is the share (0..1) of pairs of votes on one item that are equal. Coefficients are None where they
-    are undefined: fewer than two items that two raters saw, or (alpha) one decision only.
+    `raw_agreement` is the share (0..1) of pairs of votes on one item that are equal. Coefficients are None
+    where they are undefined: fewer than two items that two raters saw, or (alpha) one decision only.
     """
 
     num_items: int
@@ -36,7 +36,8 @@ class Agreement:
 def measure_agreement(votes: Sequence[Vote]) -> Agreement:
     """Agreement of the votes of one round: the last vote of each rater on each key, repeats left out.
 
-    Decisions are nominal. Items that only one rater saw do not count. Raises ValueError for votes of several rounds.
+    Decisions are nominal. Items that only one rater saw do not count. Raises ValueError for votes of several
+    rounds.
     """
     counted = [vote for vote in latest(votes) if not vote.is_repeat]
     rounds = {vote.round for vote in counted}

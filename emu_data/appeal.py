@@ -1,10 +1,11 @@
-"""Rubric judges of visual appeal for side-by-side reports (paper sec. 4: caption hidden, 5 annotators, A / B / tie).
+"""Rubric judges of visual appeal, side by side (paper sec. 4: caption hidden, 5 annotators, A / B / tie).
 
-They stand in for people and are labelled RUBRIC_LABEL. They are not the raters that chose the pictures (rubric.py):
-other criteria, taken from image-quality work where there is a source, and other seeds. All ramps and weights are
-ours (chosen here by trial on drawings and on noisy, blurred, blocky and dull copies of them: a clean picture must win
-over its damaged copy; measured figures: docs/log.md). Tonal richness in the one and shading in the other still reward
-the same thing by two measures, light on a body, since that is what the tuning is for.
+They stand in for people and are labelled RUBRIC_LABEL. They are not the raters that chose the pictures
+(rubric.py): other criteria, taken from image-quality work where there is a source, and other seeds. All
+ramps and weights are ours (chosen here by trial on drawings and on noisy, blurred, blocky and dull copies of
+them: a clean picture must win over its damaged copy; measured figures: docs/log.md). Tonal richness in the
+one and shading in the other still reward the same thing by two measures, light on a body, since that is what
+the tuning is for.
 """
 
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 @dataclass(frozen=True)
 class Plate:
-    """What the judges look at, for N pictures: rgb (N, 64, 64, 3) in 0..255, grey and its gradients (N, 64, 64),
-    and the CIELAB planes of the median-filtered picture (N, 64, 64, 3), in which single noisy pixels do not count."""
+    """What the judges look at, for N pictures: rgb (N, 64, 64, 3) in 0..255, grey and its gradients (N, 64,
+    64), and the CIELAB planes of the median-filtered picture (N, 64, 64, 3), in which single noisy pixels do
+    not count.
+    """
 
     rgb: np.ndarray
     grey: np.ndarray
@@ -64,15 +67,16 @@ def contrast(plate: Plate) -> np.ndarray:
 
 
 def sharpness(plate: Plate) -> np.ndarray:
-    """Log variance of the Laplacian (Pech-Pacheco et al. 2000) of the median-filtered luma, so that noise is not taken
-    for detail; 0 at 3.5, 1 at 7."""
+    """Log variance of the Laplacian (Pech-Pacheco et al. 2000) of the median-filtered luma, so that noise is
+    not taken for detail; 0 at 3.5, 1 at 7.
+    """
     grey = ndimage.median_filter(plate.grey, (1, 3, 3))
     variance = np.array([ndimage.laplace(one).var() for one in grey])
     return _ramp(np.log1p(variance), 3.5, 7)
 
 
 def tonal_richness(plate: Plate) -> np.ndarray:
-    """Entropy (nats) of the subject's colours in CIELAB cells of side 4, median-filtered; 0 at 1.5, 1 at 5.3."""
+    """Entropy (nats) of the subject's colours in CIELAB cells of side 4; 0 at 1.5, 1 at 5.3."""
     entropies = np.zeros(len(plate.calm_lab))
     for index, lab in enumerate(plate.calm_lab):
         subject = np.abs(lab - np.median(lab[[0, -1]].reshape(-1, 3), axis=0)).max(-1) > 6
@@ -84,8 +88,10 @@ def tonal_richness(plate: Plate) -> np.ndarray:
 
 
 def edge_coherence(plate: Plate) -> np.ndarray:
-    """Do neighbouring edges run the same way (contours) or at random (noise, rings): coherence of the structure
-    tensor (Bigun and Granlund 1987), sigma 1.5 px, mean over pixels by gradient; 0 at 0.5, 1 at 0.85."""
+    """Do neighbouring edges run the same way (contours) or at random (noise, rings): coherence of the
+    structure tensor (Bigun and Granlund 1987), sigma 1.5 px, mean over pixels by gradient; 0 at 0.5, 1 at
+    0.85.
+    """
     xx, yy, xy = (
         ndimage.gaussian_filter(product, (0, 1.5, 1.5))
         for product in (plate.slope_x**2, plate.slope_y**2, plate.slope_x * plate.slope_y)
@@ -96,21 +102,25 @@ def edge_coherence(plate: Plate) -> np.ndarray:
 
 
 def noiselessness(plate: Plate) -> np.ndarray:
-    """Response to the mask of Immerkaer 1996, "Fast noise variance estimation": its median over pixels, which edges do
-    not reach; 1 at 2 and under, 0 at 25."""
+    """Response to the mask of Immerkaer 1996, "Fast noise variance estimation": its median over pixels,
+    which edges do not reach; 1 at 2 and under, 0 at 25.
+    """
     mask = np.array([[[1, -2, 1], [-2, 4, -2], [1, -2, 1]]], np.float32)
     return _ramp(np.median(np.abs(ndimage.correlate(plate.grey, mask)), axis=(1, 2)), 25, 2)
 
 
 def calm(plate: Plate) -> np.ndarray:
-    """Is there room for the eye to rest: 30th percentile of the gradient's length; 1 at 1 and under, 0 at 7."""
-    slope = np.sqrt(sum(part.astype(np.float64) ** 2 for part in gradients(plate.rgb)).sum(-1))
+    """Is there room for the eye to rest: 30th percentile of the gradient's length; 1 up to 1, 0 at 7."""
+    along_y, along_x = gradients(plate.rgb)
+    slope = np.sqrt((along_y**2 + along_x**2).sum(-1))
     return _ramp(np.percentile(slope, 30, axis=(1, 2)), 7, 1)
 
 
 def seamlessness(plate: Plate) -> np.ndarray:
-    """No steps at the borders of 4 or 8 px blocks (in the manner of Wang, Bovik and Evan 2000): the largest mean step
-    over one phase of the grid against the mean over all phases; 1 at 1.8 (4 px) and 2.6 (8 px), 0 at 3 and 3.8."""
+    """No steps at the borders of 4 or 8 px blocks (in the manner of Wang, Bovik and Evan 2000): the largest
+    mean step over one phase of the grid against the mean over all phases; 1 at 1.8 (4 px) and 2.6 (8 px), 0
+    at 3 and 3.8.
+    """
     marks = np.ones(len(plate.grey))
     for axis in (1, 2):
         steps = np.moveaxis(np.abs(np.diff(plate.grey, axis=axis)), axis, 1)
@@ -158,7 +168,9 @@ def score_appeal(images: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class AppealPanel:
-    """`num_raters` judges (the paper has 5). Equal arguments give equal votes, whatever the order of the pairs."""
+    """`num_raters` judges (the paper has 5). Equal arguments give equal votes, whatever the order of the
+    pairs.
+    """
 
     num_raters: int = 5
     seed: int = 0
@@ -168,7 +180,9 @@ class AppealPanel:
             raise ValueError(f"num_raters is {self.num_raters}; a panel needs at least one judge")
 
     def rater_weights(self) -> np.ndarray:
-        """Weights of each judge, float (num_raters, 9), rows sum to 1: the written ones, each moved by the seed."""
+        """Weights of each judge, float (num_raters, 9), rows sum to 1: the written ones, each moved by the
+        seed.
+        """
         spread = np.array(
             [
                 [steady_normal(self.seed, "appeal", rater, name) for name in CRITERIA]
@@ -181,13 +195,14 @@ class AppealPanel:
     def vote(self, images_a: np.ndarray, images_b: np.ndarray, keys: Sequence[str], round: str) -> list[Vote]:
         """Every judge's vote on every pair, and a second one, sides swapped, on REPEAT_SHARE of them.
 
-        images_a, images_b: uint8 (N, H, W, 3), of models A and B for the same prompt and seed. keys: N different ids.
-        `Vote.score` is the judge's score of A less that of B. Raises ValueError for arrays or keys that do not fit.
+        images_a, images_b: uint8 (N, H, W, 3), of models A and B for the same prompt and seed. keys: N
+        different ids. `Vote.score` is the judge's score of A less that of B. Raises ValueError for arrays or
+        keys that do not fit.
         """
         if not len(images_a) == len(images_b) == len(keys) == len(set(keys)):
             raise ValueError(
-                f"{len(images_a)} pictures of A, {len(images_b)} of B, {len(set(keys))} different keys: they must be "
-                "as many"
+                f"{len(images_a)} pictures of A, {len(images_b)} of B, {len(set(keys))} different keys: they "
+                "must be as many"
             )
         if not len(keys):
             return []

@@ -1,7 +1,8 @@
 """How pairs of pictures are put before raters: which model stands left, and which pairs are shown twice.
 
-Paper sec. 4 compares side by side and says neither how sides were shuffled nor whether pairs were repeated; both are
-ours. The draws depend on seed, rater and pair alone, so the studio, the rubric panel and a second run agree on them.
+Paper sec. 4 compares side by side and says neither how sides were shuffled nor whether pairs were repeated;
+both are ours. The draws depend on seed, rater and pair alone, so the studio, the rubric panel and a second
+run agree on them.
 """
 
 import hashlib

@@ -1,19 +1,20 @@
 """The rubric panel: automatic raters with written criteria that choose pictures where no person is at hand.
 
-Stands in for the paper's annotators (sec. 3.3, items 5 and 6) and is labelled RUBRIC_LABEL wherever it was used. Its
-criteria take up what a photographer's guideline asks for and what pixels can answer: exposure, light that models
-the subject, colour, composition, an uncluttered ground. All of them, their weights and every constant here are ours
-(chosen here, tried on the demo's three drawings of 450 emoji; measured figures: docs/log.md); the paper's guideline
-is a text for people and has no numbers.
+Stands in for the paper's annotators (sec. 3.3, items 5 and 6) and is labelled RUBRIC_LABEL wherever it was
+used. Its criteria take up what a photographer's guideline asks for and what pixels can answer: exposure,
+light that models the subject, colour, composition, an uncluttered ground. All of them, their weights and
+every constant here are ours (chosen here, tried on the demo's three drawings of 450 emoji; measured figures:
+docs/log.md); the paper's guideline is a text for people and has no numbers.
 
-Pictures are judged at 64 px whatever their size, so that the same picture at another size gets nearly the same marks.
+Pictures are judged at 64 px whatever their size, so that the same picture at another size gets nearly the
+same marks.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -34,8 +35,8 @@ Stage = Literal["generalist", "specialist"]
 class Look:
     """What the criteria look at, for N pictures.
 
-    lab: (N, 64, 64, 3) CIELAB, L in 0..100. subject: (N, 64, 64) bool. inside: the subject less a rim of 2 px, where
-    outlines do not count as shading. ground_lab: (N, 3) median colour of the border.
+    lab: (N, 64, 64, 3) CIELAB, L in 0..100. subject: (N, 64, 64) bool. inside: the subject less a rim of 2
+    px, where outlines do not count as shading. ground_lab: (N, 3) median colour of the border.
     """
 
     lab: np.ndarray
@@ -84,16 +85,25 @@ def _ramp(value: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def gradients(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sobel gradients a pixel along y and x of (N, H, W, C) planes. (`ndimage.sobel` would also smooth over N and C.)"""
+    """Sobel gradients a pixel along y and x of (N, H, W, C) planes. (`ndimage.sobel` would also smooth over
+    N and C.)
+    """
     slope, smooth = np.array([-1.0, 0.0, 1.0]) / 2, np.array([1.0, 2.0, 1.0]) / 4
     along_y = ndimage.correlate1d(ndimage.correlate1d(planes, slope, axis=1), smooth, axis=2)
     along_x = ndimage.correlate1d(ndimage.correlate1d(planes, slope, axis=2), smooth, axis=1)
     return along_y, along_x
 
 
+def _mean_around(planes: np.ndarray) -> np.ndarray:
+    """Mean over 3 x 3 pixels of (N, H, W) or (N, H, W, C) planes."""
+    return ndimage.uniform_filter1d(ndimage.uniform_filter1d(planes, 3, axis=1), 3, axis=2)
+
+
 def tonal_range(look: Look) -> np.ndarray:
-    """Range of lightness in the subject, 5th to 95th percentile: 0 at 10, 1 at 60 of 100; crushed or burnt-out areas
-    over a tenth of the subject take away up to all of it (balanced exposure: not dim, flat or over-exposed)."""
+    """Range of lightness in the subject, 5th to 95th percentile: 0 at 10, 1 at 60 of 100; crushed or
+    burnt-out areas over a tenth of the subject take away up to all of it (balanced exposure: not dim, flat
+    or over-exposed).
+    """
     marks = np.zeros(len(look.lab))
     for index, (lightness, mask) in enumerate(zip(look.lab[..., 0], look.subject, strict=True)):
         if mask.any():
@@ -106,25 +116,24 @@ def tonal_range(look: Look) -> np.ndarray:
 def shading(look: Look) -> np.ndarray:
     """Of the painted surface inside the subject, outlines left out, the share that is shaded and not flat.
 
-    Shaded: the gradient is 0.4..8 CIELAB units a pixel and the neighbours change in the same direction (noise does
-    not). Flat: under 0.4. Light that models a body leaves little flat paint. The mark is the share shaded / (shaded +
-    flat), taken from 0.3 (0) to 0.9 (1); a tenth of the inside is added to the flat side, so that a subject that is
-    all outlines is not called shaded on a handful of pixels.
+    Shaded: the gradient is 0.4..8 CIELAB units a pixel and the neighbours change in the same direction
+    (noise does not). Flat: under 0.4. Light that models a body leaves little flat paint. The mark is the
+    share shaded / (shaded + flat), taken from 0.3 (0) to 0.9 (1); a tenth of the inside is added to the flat
+    side, so that a subject that is all outlines is not called shaded on a handful of pixels.
     """
     along_y, along_x = gradients(look.lab)
     strength = np.sqrt((along_x**2 + along_y**2).sum(-1))
-    mean_y, mean_x = (ndimage.uniform_filter(part, (0, 3, 3, 0)) for part in (along_y, along_x))
-    steadiness = np.sqrt((mean_x**2 + mean_y**2).sum(-1)) / np.maximum(
-        ndimage.uniform_filter(strength, (0, 3, 3)), 1e-6
-    )
+    mean_y, mean_x = (_mean_around(part) for part in (along_y, along_x))
+    steadiness = np.sqrt((mean_x**2 + mean_y**2).sum(-1)) / np.maximum(_mean_around(strength), 1e-6)
     shaded = _share((strength > 0.4) & (strength < 8.0) & (steadiness > 0.5), look.inside)
     flat = _share(strength <= 0.4, look.inside)
     return _ramp(shaded / (shaded + flat + 0.1), 0.3, 0.9)
 
 
 def colour(look: Look) -> np.ndarray:
-    """Vibrancy (mean chroma of the subject, 0 at 5, 1 at 45) times variety: one of 12 hues that fills more than 70 %
-    of the coloured part takes away up to half (vibrant; not one dominating colour)."""
+    """Vibrancy (mean chroma of the subject, 0 at 5, 1 at 45) times variety: one of 12 hues that fills more
+    than 70 % of the coloured part takes away up to half (vibrant; not one dominating colour).
+    """
     chroma = np.linalg.norm(look.lab[..., 1:], axis=-1)
     hue = np.floor((np.arctan2(look.lab[..., 2], look.lab[..., 1]) / (2 * np.pi) % 1.0) * 12).astype(int)
     marks = np.zeros(len(look.lab))
@@ -141,8 +150,8 @@ def colour(look: Look) -> np.ndarray:
 def placement(look: Look) -> np.ndarray:
     """Is the subject whole, of a good size and in the middle: the product of three marks.
 
-    Whole: touches no more than 2 % of the border. Size: 15 to 70 % of the picture, fading to 0 at 3 and 95 %. Middle:
-    the centre of mass within 6 % of the side of the picture's centre, fading to 0 at 25 %.
+    Whole: touches no more than 2 % of the border. Size: 15 to 70 % of the picture, fading to 0 at 3 and 95
+    %. Middle: the centre of mass within 6 % of the side of the picture's centre, fading to 0 at 25 %.
     """
     size = look.subject.mean((1, 2))
     rim = np.zeros(look.subject.shape[1:], bool)
@@ -165,11 +174,11 @@ def clean_ground(look: Look) -> np.ndarray:
     """
     distance = np.linalg.norm(look.lab - look.ground_lab[:, None, None], axis=-1)
     opened = ndimage.binary_opening(look.subject, np.ones((1, 2, 2), bool))
-    away = ~ndimage.binary_dilation(opened, np.ones((1, 5, 5), bool))
+    away = np.logical_not(ndimage.binary_dilation(opened, np.ones((1, 5, 5), bool)))
     restless = _share(distance > 2.0, away)
     marks = np.zeros(len(look.lab))
     for index, mask in enumerate(look.subject):
-        parts, num_parts = ndimage.label(mask, np.ones((3, 3)))
+        parts, num_parts = cast(tuple[np.ndarray, int], ndimage.label(mask, np.ones((3, 3))))
         if num_parts:
             largest = np.bincount(parts.ravel())[1:].max() / mask.sum()
             marks[index] = _ramp(restless[index], 0.10, 0.005) * (0.4 + 0.6 * _ramp(largest, 0.5, 1.0))
@@ -184,7 +193,8 @@ CRITERIA = {
     "clean ground": clean_ground,
 }
 
-# Written weights, in the order of CRITERIA. Specialists look for what lifts a picture above the good ones: light.
+# Written weights, in the order of CRITERIA. Specialists look for what lifts a picture above the good ones:
+# light.
 WEIGHTS: dict[Stage, tuple[float, ...]] = {
     "generalist": (0.20, 0.25, 0.20, 0.20, 0.15),
     "specialist": (0.12, 0.52, 0.12, 0.14, 0.10),
@@ -200,14 +210,18 @@ def score_criteria(images: np.ndarray) -> np.ndarray:
 
 
 def steady_normal(*parts: object) -> float:
-    """A standard normal number that depends on `parts` alone: the same for a rater and a picture in any order."""
+    """A standard normal number that depends on `parts` alone: the same for a rater and a picture in any
+    order.
+    """
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
     return NormalDist().inv_cdf((int.from_bytes(digest, "big") + 0.5) / 2**64)
 
 
 @dataclass(frozen=True)
 class CurationPanel:
-    """`num_raters` rubric raters of one stage. Equal arguments give equal votes, whatever the order of pictures."""
+    """`num_raters` rubric raters of one stage. Equal arguments give equal votes, whatever the order of
+    pictures.
+    """
 
     num_raters: int
     seed: int
@@ -220,7 +234,9 @@ class CurationPanel:
             raise ValueError(f"stage is {self.stage!r}; it must be one of {', '.join(WEIGHTS)}")
 
     def rater_weights(self) -> np.ndarray:
-        """Weights of each rater, float (num_raters, 5), rows sum to 1: the written ones, each moved by the seed."""
+        """Weights of each rater, float (num_raters, 5), rows sum to 1: the written ones, each moved by the
+        seed.
+        """
         spread = [
             [steady_normal(self.seed, self.stage, rater, name) for name in CRITERIA]
             for rater in range(self.num_raters)
@@ -231,9 +247,9 @@ class CurationPanel:
     def vote(self, images: np.ndarray, keys: Sequence[str], round: str, keep_share: float) -> list[Vote]:
         """Every rater's vote on every picture.
 
-        images: uint8 (N, H, W, 3). keys: N different keys. Each rater keeps the pictures whose score lies in the
-        upper `keep_share` (0..1) of the scores that it gave; drops name the criterion that cost most. Raises
-        ValueError for arrays, keys or shares that do not fit.
+        images: uint8 (N, H, W, 3). keys: N different keys. Each rater keeps the pictures whose score lies in
+        the upper `keep_share` (0..1) of the scores that it gave; drops name the criterion that cost most.
+        Raises ValueError for arrays, keys or shares that do not fit.
         """
         if len(keys) != len(images) or len(set(keys)) != len(keys):
             raise ValueError(f"{len(images)} pictures need as many different keys; got {len(set(keys))}")

@@ -1,7 +1,8 @@
 """From votes to a decision for each picture (paper sec. 3.3, items 5 and 6: generalists, then specialists).
 
-The paper gives no rule for how its annotators' votes were put together; these are ours. The same for people and for
-the rubric panel: what only a rubric has (a score) is used only to order pictures that the votes leave level.
+The paper gives no rule for how its annotators' votes were put together; these are ours. The same for people
+and for the rubric panel: what only a rubric has (a score) is used only to order pictures that the votes
+leave level.
 """
 
 from collections import Counter
@@ -26,10 +27,11 @@ def latest(votes: Sequence[Vote]) -> list[Vote]:
 def tally(votes: Sequence[Vote], rule: Rule = "majority") -> pd.DataFrame:
     """A row for each picture of one round, best first.
 
-    Columns: key, num_votes, num_keep, keep_share (0..1), mean_score (0..1, NaN for people), goes_on, reason (the
-    commonest reason among the drops, "" if none). `rule` "any": one keep is enough (recall); "majority": more keeps
-    than drops (precision). Order: goes_on, keep_share, mean_score, key; so it does not depend on the order of votes
-    of different raters. Raises ValueError for votes of several rounds or of a side-by-side round.
+    Columns: key, num_votes, num_keep, keep_share (0..1), mean_score (0..1, NaN for people), goes_on, reason
+    (the commonest reason among the drops, "" if none). `rule` "any": one keep is enough (recall);
+    "majority": more keeps than drops (precision). Order: goes_on, keep_share, mean_score, key; so it does
+    not depend on the order of votes of different raters. Raises ValueError for votes of several rounds or of
+    a side-by-side round.
     """
     counted = [vote for vote in latest(votes) if not vote.is_repeat]
     rounds = {vote.round for vote in counted}
@@ -72,6 +74,7 @@ def tally(votes: Sequence[Vote], rule: Rule = "majority") -> pd.DataFrame:
 def choose(table: pd.DataFrame, at_most: int | None = None) -> list[str]:
     """Keys of a `tally` that go on, best first, no more than `at_most` of them.
 
-    Fewer than `at_most` come back if the votes let fewer through: a stage of precision is not filled up with drops.
+    Fewer than `at_most` come back if the votes let fewer through: a stage of precision is not filled up with
+    drops.
     """
     return table.loc[table["goes_on"].astype(bool), "key"].tolist()[:at_most]

@@ -1,14 +1,15 @@
 """People's decisions as an append-only, hash-chained JSONL log (paper sec. 3.3, 3.4 and 4: the human steps).
 
-One format for choosing pictures (keep / drop) and for comparing them side by side (A / B / tie / both / neither),
-and the same for people and for the rubric panel that stands in for them; `rater_kind` tells the two apart for ever.
+One format for choosing pictures (keep / drop) and for comparing them side by side (A / B / tie / both /
+neither), and the same for people and for the rubric panel that stands in for them; `rater_kind` tells the
+two apart for ever.
 
-Each line of the log is `{"index", "previous", "vote", "hash"}`: `hash` is the SHA-256 of the other three, `previous`
-the hash of the line before. An edited, removed or reordered line breaks the chain. Lines cut from the end would leave
-a shorter but sound chain, so `LOG.head.json` beside the log holds the count and hash of what was acknowledged.
-The chain has no key: somebody who rewrites the log *and* its head can forge both, so reports print the head hash and
-`verify(expected_head=...)` checks a log against one that was printed. Nothing is changed in place: who corrects a
-decision votes again, and `tally.latest` keeps the last word.
+Each line of the log is `{"index", "previous", "vote", "hash"}`: `hash` is the SHA-256 of the other three,
+`previous` the hash of the line before. An edited, removed or reordered line breaks the chain. Lines cut from
+the end would leave a shorter but sound chain, so `LOG.head.json` beside the log holds the count and hash of
+what was acknowledged. The chain has no key: somebody who rewrites the log *and* its head can forge both, so
+reports print the head hash and `verify(expected_head=...)` checks a log against one that was printed.
+Nothing is changed in place: who corrects a decision votes again, and `tally.latest` keeps the last word.
 """
 
 import hashlib
@@ -42,10 +43,10 @@ class Vote:
     """One decision of one rater about one picture or one pair of pictures.
 
     `decision` names the models (A, B), never the sides; `side_order` says which of them stood on the left
-    ("AB": A on the left, "BA": B on the left, "" where there is only one picture). `key` is the picture's key or the
-    id of the pair. `score` is a rubric's own: 0..1 for a picture, A's less B's for a pair (None for people). `reason` says why a picture was dropped.
-    `seconds` is the time the rater took. `is_repeat` marks a pair shown again with the sides swapped.
-    `time` is UTC in ISO 8601; `VoteLog.append` fills it in.
+    ("AB": A on the left, "BA": B on the left, "" where there is only one picture). `key` is the picture's
+    key or the id of the pair. `score` is a rubric's own: 0..1 for a picture, A's less B's for a pair (None
+    for people). `reason` says why a picture was dropped. `seconds` is the time the rater took. `is_repeat`
+    marks a pair shown again with the sides swapped. `time` is UTC in ISO 8601; `VoteLog.append` fills it in.
     """
 
     round: str
@@ -117,7 +118,7 @@ def now_utc() -> str:
 
 
 class VoteLog:
-    """An append-only log of votes at `path` (JSONL). Safe for several processes at once, and after a crash."""
+    """An append-only log of votes at `path` (JSONL), safe for several processes at once and after a crash."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -127,8 +128,8 @@ class VoteLog:
     def append(self, votes: Iterable[Vote]) -> str:
         """Write the votes at the end of the log, flushed to disk, and return the new head hash.
 
-        Votes without a time get the present one. Raises TruncatedVoteLog if an earlier append was interrupted (call
-        `recover` first) and VoteLogError if acknowledged lines are missing from the end.
+        Votes without a time get the present one. Raises TruncatedVoteLog if an earlier append was
+        interrupted (call `recover` first) and VoteLogError if acknowledged lines are missing from the end.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
@@ -189,7 +190,7 @@ class VoteLog:
             return aside
 
     def _reading(self) -> AbstractContextManager[object]:
-        """The lock, so that nobody's half-written line is read; a log in a read-only folder has no writers."""
+        """The lock, so that no half-written line is read; a log in a read-only folder has no writers."""
         can_lock = self.path.exists() and os.access(self.path.parent, os.W_OK)
         return self._lock if can_lock else nullcontext()
 
@@ -229,8 +230,8 @@ class VoteLog:
                 ) from error
         if index < num_acknowledged:
             raise VoteLogError(
-                f"{self.path} ends after {index} votes but {num_acknowledged} were acknowledged: lines were removed "
-                "from the end. Restore the log from a copy; nothing was appended."
+                f"{self.path} ends after {index} votes but {num_acknowledged} were acknowledged: lines were "
+                "removed from the end. Restore the log from a copy; nothing was appended."
             )
         return index, previous
 
@@ -254,7 +255,8 @@ class VoteLog:
                 problems.append(f"{self.path}, line {index + 1}: the line was edited (its hash does not fit)")
             elif record["index"] != index or record["previous"] != previous:
                 problems.append(
-                    f"{self.path}, line {index + 1}: does not follow the line before (removed, inserted or reordered)"
+                    f"{self.path}, line {index + 1}: does not follow the line before (removed, inserted or "
+                    "reordered)"
                 )
             previous = line_hash
             hashes.append(line_hash)
@@ -275,8 +277,8 @@ class VoteLog:
         if len(hashes) < num_acknowledged:
             num_missing = num_acknowledged - len(hashes)
             return [
-                f"{self.path}: {num_missing} of {num_acknowledged} acknowledged votes are missing from the end; "
-                "restore the log from a copy"
+                f"{self.path}: {num_missing} of {num_acknowledged} acknowledged votes are missing from the "
+                "end; restore the log from a copy"
             ]
         if num_acknowledged and hashes[num_acknowledged - 1] != head:
             return [f"{self.path}: does not fit {self.head_path.name}; one of the two was replaced"]
@@ -285,8 +287,8 @@ class VoteLog:
 
 def _truncation_message(path: Path, num_bytes: int) -> str:
     return (
-        f"{path}: the last line is incomplete ({num_bytes} bytes; an append was interrupted). All votes before it are "
-        "intact. VoteLog(path).recover() sets the piece aside, then the log can be used again."
+        f"{path}: the last line is incomplete ({num_bytes} bytes; an append was interrupted). All votes "
+        "before it are intact. VoteLog(path).recover() sets the piece aside, then the log can be used again."
     )
 
 
@@ -312,7 +314,8 @@ def votes_to_frame(votes: Sequence[Vote]) -> pd.DataFrame:
 def export_parquet(log: VoteLog, path: Path) -> int:
     """Write the sound log's votes to a parquet file (all of them, in order); return their number.
 
-    The head hash goes into the file's schema metadata (`vote_log_head`). Raises VoteLogError for a damaged log.
+    The head hash goes into the file's schema metadata (`vote_log_head`). Raises VoteLogError for a damaged
+    log.
     """
     votes = log.read()
     text, number = pa.string(), pa.float64()

@@ -1,1 +1,3 @@
-"""How good the models are: reconstruction, faithfulness, preference, memorisation, and the prompts they are asked."""
+"""How good the models are: reconstruction, faithfulness, preference, memorisation, and the prompts they are
+asked.
+"""

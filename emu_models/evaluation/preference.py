@@ -1,9 +1,10 @@
 """Win, lose and tie rates of side-by-side votes, with the uncertainty that the paper leaves out (sec. 4).
 
-The paper reports win and lose rates in per cent, no intervals, no tests. Ours differ on purpose: the *prompt* is the
-unit. Votes on one prompt (several raters, several seeds) resemble each other, so a rate is the mean over prompts of
-the share of votes within the prompt, its interval a bootstrap over prompts, and the sign test counts prompts.
-Half-width to expect at a win rate of 68 %: 2.3 points at 1 600 prompts, 9 at 100, over 20 at 16.
+The paper reports win and lose rates in per cent, no intervals, no tests. Ours differ on purpose: the
+*prompt* is the unit. Votes on one prompt (several raters, several seeds) resemble each other, so a rate is
+the mean over prompts of the share of votes within the prompt, its interval a bootstrap over prompts, and the
+sign test counts prompts. Half-width to expect at a win rate of 68 %: 2.3 points at 1 600 prompts, 9 at 100,
+over 20 at 16.
 
 A votes table has a row for every vote: key (the pair), rater, decision ("A", "B", "tie", "both", "neither"),
 side_order ("AB": A on the left, "BA"), is_repeat. "both" and "neither" count as ties, as in the paper.
@@ -32,10 +33,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Preference:
-    """Verdict of one side-by-side round, model A against model B. Rates in per cent of votes, prompts weighted alike.
+    """Verdict of one side-by-side round, model A against model B. Rates in per cent of votes, prompts
+    weighted alike.
 
-    `decisions` has the rate of each decision as it was given. `num_prompts_won` counts prompts where A got more votes
-    than B. `sign_test_p`: two-sided, prompts that are level left out (1.0 if none is left).
+    `decisions` has the rate of each decision as it was given. `num_prompts_won` counts prompts where A got
+    more votes than B. `sign_test_p`: two-sided, prompts that are level left out (1.0 if none is left).
     """
 
     num_prompts: int
@@ -54,7 +56,9 @@ class Preference:
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How often the left picture was chosen among votes that chose one; p_value of "half the time", two-sided."""
+    """How often the left picture was chosen among votes that chose one; p_value of "half the time",
+    two-sided.
+    """
 
     num_choices: int
     left_share: float  # 0..1; NaN without choices
@@ -63,7 +67,9 @@ class PositionBias:
 
 @dataclass(frozen=True)
 class SelfConsistency:
-    """Pairs shown twice to one rater, sides swapped: the share with the same decision (NaN if there are none)."""
+    """Pairs shown twice to one rater, sides swapped: the share with the same decision (NaN if there are
+    none).
+    """
 
     num_repeats: int
     same_share: float  # 0..1
@@ -76,10 +82,12 @@ def summarise_preference(
     confidence: float = 0.95,
     num_resamples: int = 9999,
 ) -> Preference:
-    """Rates, intervals and the sign test of a round; repeats are left out, a rater's last vote on a pair counts.
+    """Rates, intervals and the sign test of a round; repeats are left out, a rater's last vote on a pair
+    counts.
 
-    `prompt_of` gives the prompt of each pair where a prompt has several pairs (seeds); without it each pair is its own
-    prompt. Raises ValueError for an empty table, missing columns, unknown decisions or pairs without a prompt.
+    `prompt_of` gives the prompt of each pair where a prompt has several pairs (seeds); without it each pair
+    is its own prompt. Raises ValueError for an empty table, missing columns, unknown decisions or pairs
+    without a prompt.
     """
     first = first_showings(votes)
     if first.empty:
@@ -106,7 +114,9 @@ def summarise_preference(
 
 
 def first_showings(votes: pd.DataFrame) -> pd.DataFrame:
-    """The table without repeats, and the last vote of each rater on each pair only; checks columns and decisions."""
+    """The table without repeats, and the last vote of each rater on each pair only; checks columns and
+    decisions.
+    """
     missing = [name for name in VOTE_COLUMNS if name not in votes.columns]
     if missing:
         raise ValueError(f"the votes table lacks {', '.join(missing)}; it needs {', '.join(VOTE_COLUMNS)}")
@@ -136,8 +146,9 @@ def bootstrap_mean(
 ) -> Interval:
     """Mean of (N,) values in 0..100 with a BCa bootstrap interval (Efron 1987, scipy.stats.bootstrap).
 
-    If all values are 0 or all are 100 every resample is the same and a bootstrap would claim certainty; then the
-    exact binomial bound of Clopper and Pearson 1934 for N out of N is given. One value alone says nothing: 0..100.
+    If all values are 0 or all are 100 every resample is the same and a bootstrap would claim certainty; then
+    the exact binomial bound of Clopper and Pearson 1934 for N out of N is given. One value alone says
+    nothing: 0..100.
     """
     mean = float(values.mean())
     if len(values) < 2:
@@ -169,9 +180,9 @@ def sign_test(num_won: int, num_lost: int) -> float:
 def position_bias(votes: pd.DataFrame) -> PositionBias:
     """Test whether raters lean to one side.
 
-    Sides are drawn for each rater and pair by a fair coin of their own, so without a bias each choice falls on the
-    left with probability a half independently of the others, whichever model is better: an exact binomial test on
-    single votes is valid here, although votes on one prompt resemble each other.
+    Sides are drawn for each rater and pair by a fair coin of their own, so without a bias each choice falls
+    on the left with probability a half independently of the others, whichever model is better: an exact
+    binomial test on single votes is valid here, although votes on one prompt resemble each other.
     """
     first = first_showings(votes)
     chosen = first.loc[first["decision"].isin(["A", "B"])]

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -145,7 +146,13 @@ def test_export_holds_the_votes_and_the_head(log: VoteLog, tmp_path: Path):
     [{"decision": "maybe"}, {"rater_kind": "robot"}, {"key": ""}, {"decision": "A"}, {"side_order": "left"}],
 )
 def test_a_vote_that_means_nothing_is_refused(changes: dict):
-    values = {"round": "r", "rater": "a", "rater_kind": "person", "key": "k", "decision": "keep"} | changes
+    values: dict[str, Any] = {
+        "round": "r",
+        "rater": "a",
+        "rater_kind": "person",
+        "key": "k",
+        "decision": "keep",
+    } | changes
     with pytest.raises(ValueError):
         Vote(**values)
 
