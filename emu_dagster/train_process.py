@@ -1,0 +1,107 @@
+"""The child process in which every training runs: `python -m emu_dagster.train_process`, started by an asset.
+
+It gets its jobs through Dagster Pipes as plain values, logs to the MLflow run of the asset that started it, and on an
+interrupt saves and leaves with the code STOPPED; started again, it goes on from there.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dagster_pipes import open_dagster_pipes
+
+from emu_dagster.stopping import STOPPED, save_on_signal
+
+
+def mlflow_sink(prefix: str) -> Callable[[int, dict[str, float]], None]:
+    """Logs metrics as PREFIX/name to the run in MLFLOW_RUN_ID; nowhere where there is none."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return lambda step, metrics: None
+    import time
+
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+
+    def sink(step: int, metrics: dict[str, float]) -> None:
+        now = int(time.time() * 1000)
+        values = [Metric(f"{prefix}/{name}", value, now, step) for name, value in metrics.items()]
+        client.log_batch(run_id, metrics=values)
+
+    return sink
+
+
+def run_job(given: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[str, Any]:
+    """Trains one job and returns what came of it, as plain values."""
+    from dataclasses import asdict
+
+    from emu_models.autoencoder.losses import AutoencoderLossConfig
+    from emu_models.denoiser import DenoiserConfig
+    from emu_models.training import stages
+    from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
+    from emu_models.training.denoiser_learner import DenoiserTrainingConfig
+    from emu_models.training.loop import LoopConfig
+
+    spec = dict(given["spec"])
+    paths = {name: Path(given[name]) for name in ("shards", "rows", "out", "work", "cache")}
+    job = stages.Job(
+        name=given["name"],
+        resolution=given["resolution"],
+        loop=LoopConfig(**given["loop"]),
+        sink=mlflow_sink(given["name"]),
+        stop_requested=stop_requested,
+        **paths,
+    )
+    start_from = Path(spec.pop("start_from")) if spec.get("start_from") else None
+    training = dict(spec.pop("training"))
+    if given["kind"] == "autoencoder":
+        training["losses"] = AutoencoderLossConfig(**training["losses"])
+        network = spec.pop("network", None)
+        result = stages.train_autoencoder(
+            job, stages.AutoencoderJob(network, start_from, AutoencoderTrainingConfig(**training))
+        )
+    else:
+        denoiser = spec.pop("denoiser", None)
+        autoencoder = spec.pop("autoencoder", None)
+        result = stages.train_denoiser(
+            job,
+            stages.DenoiserJob(
+                autoencoder=Path(autoencoder) if autoencoder else None,
+                start_from=start_from,
+                denoiser=DenoiserConfig(
+                    **{k: tuple(v) if isinstance(v, list) else v for k, v in denoiser.items()}
+                )
+                if denoiser
+                else None,
+                text_encoder=spec["text_encoder"],
+                num_text_tokens=spec["num_text_tokens"],
+                training=DenoiserTrainingConfig(**training),
+                prompts=tuple(spec["prompts"]),
+                guidance_scale=spec["guidance_scale"],
+            ),
+        )
+    return {"name": job.name, **asdict(result)}
+
+
+def main() -> int:
+    stop = save_on_signal()  # first, before the seconds that the imports take
+    with open_dagster_pipes() as pipes:
+        from emu_models.training.loop import Interrupted
+
+        try:
+            for job in pipes.extras["jobs"]:
+                if (Path(job["out"]) / "meta.json").is_file():
+                    continue  # finished before an interruption; a new materialisation has cleared the folder
+                pipes.report_custom_message(run_job(job, lambda: stop.requested))
+        except Interrupted as interrupted:
+            print(interrupted, file=sys.stderr)
+            return STOPPED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
