@@ -1,0 +1,31 @@
+"""Size and aspect ratio of the picture as it lies in the shard (Emu paper, section 3.3: values not given
+there).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from emu_data.records import Decoded
+from emu_data.signals import Columns, Measure, Signal
+
+
+@dataclass(frozen=True)
+class GeometrySignal(Signal):
+    """`min_side` in px, `aspect` = long side / short side (1 or more), `num_bytes` of the file."""
+
+    name: ClassVar = "geometry"
+    columns: ClassVar = {"min_side": "Int64", "aspect": "Float64", "num_bytes": "Int64"}
+
+    def load(self) -> Measure:
+        return measure_geometry
+
+
+def measure_geometry(batch: Sequence[Decoded]) -> Columns:
+    """Return the columns of GeometrySignal."""
+    sizes = [record.image.size for record in batch]
+    return {
+        "min_side": [min(size) for size in sizes],
+        "aspect": [max(size) / min(size) for size in sizes],
+        "num_bytes": [record.num_bytes for record in batch],
+    }
