@@ -1,0 +1,35 @@
+"""Where the project is, and which switches keep the libraries quiet and off the network.
+
+The Makefile exports the same switches; this is for whoever starts `emu`, `dagster` or `pytest` without make.
+"""
+
+import os
+from pathlib import Path
+
+# No model hub is asked (weights come as packages or by path) and nothing is reported to anybody.
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "DAGSTER_DISABLE_TELEMETRY": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MPLBACKEND": "Agg",
+}
+
+
+def project_root() -> Path:
+    """The directory with params.yaml, dvc.yaml and data/: EMU_ROOT, else the current directory."""
+    return Path(os.environ.get("EMU_ROOT") or ".").resolve()
+
+
+def set_defaults() -> None:
+    """Set what is not set yet: QUIET, EMU_ROOT and DAGSTER_HOME (absolute, as Dagster demands).
+
+    To be called before mlflow, transformers or a Dagster instance is used.
+    """
+    root = project_root()
+    for name, value in {**QUIET, "EMU_ROOT": str(root), "DAGSTER_HOME": str(root / "dagster_home")}.items():
+        os.environ.setdefault(name, value)

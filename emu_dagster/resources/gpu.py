@@ -1,0 +1,214 @@
+"""Training in a child process through Dagster Pipes, one training a device, nothing left behind.
+
+PipesSubprocessClient covers the messages but not the ends, so the process is started here inside Dagster's
+own `open_pipes_session`:
+- a lock file for each device, held by the child itself, because Dagster's pool frees its slot when a run
+  worker dies while the trainer runs on;
+- the child leads a session of its own, so that Ctrl-C in a terminal reaches it once, through us, and so that
+  its descendants are found and ended however it ended;
+- it gets SIGTERM when we die (`emu_dagster.stopping.save_on_signal`, called by the child): it saves and
+  exits.
+"""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+
+from emu_dagster.resources import INTERRUPTS
+from emu_dagster.stopping import PARENT_VARIABLE, STOPPED, die_with_parent
+
+# Dagster's Pipes warn about Dagster's own names (1.13.27).
+warnings.filterwarnings("ignore", module=r"dagster\._core\.pipes\.")
+
+POLL_SECONDS = 0.5  # chosen here: how often a waiting training looks whether the device is free
+
+
+class TrainingProcess(dg.ConfigurableResource):
+    """Runs a Python module that trains, in a child process that Dagster Pipes connects to the asset.
+
+    `save_seconds`: how long a child may take to save after an interrupt before it is killed. Longer than the
+    grace of `save_on_signal` (60 s), so that the child's own deadline comes first.
+    """
+
+    save_seconds: float = 75.0
+
+    def train(
+        self,
+        context: dg.AssetExecutionContext,
+        module: str,
+        config: Mapping[str, Any],
+        environment: Mapping[str, str] | None = None,
+        device: str = "auto",
+    ) -> list[Any]:
+        """Run `python -m module` to its end and return the custom messages that it reported, in order.
+
+        `config` (JSON values) is what the child reads as `pipes.extras`; `environment` is added to ours (see
+        `MlflowTracking.child_environment`). `device`: "auto", "cpu", "mps", "cuda" or "cuda:N"; waits while
+        another training holds it.
+
+        The asset must return a MaterializeResult: inside a Pipes session Dagster makes none by itself.
+        Raises dagster.Failure when the child ends badly, saying whether the same command resumes. An
+        interrupt is passed on to the child, which saves; then the Dagster run counts as canceled and the
+        interrupt goes on.
+        """
+        if multiprocessing.parent_process() is not None:
+            die_with_parent(signal.SIGINT)  # a step of a killed run worker must not train on
+        with (
+            hold_devices(context, device) as lock_files,
+            dg.open_pipes_session(
+                context=context,
+                context_injector=dg.PipesTempFileContextInjector(),
+                message_reader=dg.PipesTempFileMessageReader(),
+                extras=dict(config),
+            ) as session,
+        ):
+            process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                env={
+                    **os.environ,
+                    **(environment or {}),
+                    **session.get_bootstrap_env_vars(),
+                    PARENT_VARIABLE: str(os.getpid()),
+                },
+                pass_fds=lock_files,
+                start_new_session=True,
+            )
+            try:
+                code = process.wait()
+            except INTERRUPTS:
+                _cancel(context)
+                context.log.info("Interrupted: the training process is saving its state.")
+                self._stop(process)
+                raise
+            finally:
+                end_session(process)
+        if code:
+            raise dg.Failure(_describe(module, code))
+        return list(session.get_custom_messages())
+
+    def _stop(self, process: subprocess.Popen) -> None:
+        """Ask the child to save and wait, through further interrupts, until it is gone or too late."""
+        process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + self.save_seconds
+        while process.poll() is None and time.monotonic() < deadline:
+            with suppress(subprocess.TimeoutExpired, *INTERRUPTS):
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+
+
+def _cancel(context: dg.AssetExecutionContext) -> None:
+    """Mark the run as being canceled, as the UI does; without it Dagster calls Ctrl-C a failure.
+
+    Not when the interrupt came because our run worker died: that run is to be found dead, and tried again.
+    """
+    worker = multiprocessing.parent_process()
+    if worker is not None and os.getppid() != worker.pid:
+        return
+    run = context.instance.get_run_by_id(context.run.run_id)
+    if run is not None and run.status == dg.DagsterRunStatus.STARTED:
+        context.instance.report_run_canceling(run, "Interrupted.")
+
+
+def _describe(module: str, code: int) -> str:
+    resume = "What was saved is kept: the same command resumes from the last checkpoint."
+    if code == STOPPED:
+        return f"Training ({module}) was told to stop and saved its state. {resume}"
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (the system kills so when memory runs out)" if name == "SIGKILL" else ""
+        return f"The training process ({module}) was ended by {name}{hint}. {resume}"
+    return f"The training process ({module}) failed with code {code}; its own message is above. {resume}"
+
+
+def end_session(process: subprocess.Popen) -> None:
+    """Kill the child and whatever is left of its session: workers that it started and did not end."""
+    left: list[psutil.Process] = []
+    for candidate in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.Error, PermissionError):
+            if os.getsid(candidate.pid) == process.pid and candidate.pid != process.pid:
+                left.append(candidate)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    for orphan in left:
+        with suppress(psutil.Error):
+            orphan.terminate()
+    for orphan in psutil.wait_procs(left, timeout=3)[1]:
+        with suppress(psutil.Error):
+            orphan.kill()
+
+
+def find_devices(device: str) -> list[str]:
+    """Names of the devices that a training on `device` uses, found without importing torch (seconds, memory).
+
+    "auto" and "cuda" are every visible CUDA device; without one, "mps" on Apple silicon, else "cpu".
+    """
+    if device not in ("auto", "cuda"):
+        return [device.replace(":", "-")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = sorted(re.sub(r"\D", "", path.name) for path in Path("/dev").glob("nvidia[0-9]*"))
+    if visible is not None:
+        ids = [item.strip() for item in visible.split(",") if item.strip() not in ("", "-1")] if ids else []
+    if ids:
+        return [f"cuda-{item}" for item in sorted(ids)]
+    return ["mps" if sys.platform == "darwin" else "cpu"]
+
+
+@contextmanager
+def hold_devices(context: dg.AssetExecutionContext, device: str) -> Iterator[list[int]]:
+    """Wait for the devices and yield the descriptors of their lock files, to be passed on to the child.
+
+    The lock belongs to the open file, which we and the child share: it is free when both are gone, so a child
+    that outlives a killed parent still holds its device. The files are one set a user of a machine, whatever
+    the project.
+    """
+    folder = Path(tempfile.gettempdir()) / f"emu-devices-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    files: list[int] = []
+    try:
+        for name in find_devices(device):  # sorted: two trainings never wait for each other in a ring
+            descriptor = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            files.append(descriptor)
+            told = False
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not told:
+                        context.log.info(f"Waiting for {name}: {_read_holder(descriptor)} is training on it.")
+                        told = True
+                    time.sleep(POLL_SECONDS)
+            holder = {
+                "asset": context.asset_key.to_user_string(),
+                "pid": os.getpid(),
+                "run": context.run.run_id,
+            }
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        yield files
+    finally:
+        for descriptor in files:
+            os.close(descriptor)
+
+
+def _read_holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return f"{holder['asset']} of process {holder['pid']}"
+    except (ValueError, KeyError):
+        return "another process"

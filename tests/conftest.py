@@ -1,0 +1,36 @@
+"""What all tests share: quiet libraries off the network, skips for what a machine lacks, a project root."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from emu_dagster.environment import QUIET
+
+os.environ.update(QUIET)
+# A test that needs an instance, a project or a tracking server makes its own; never the user's.
+for name in ("DAGSTER_HOME", "EMU_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE"):
+    os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` without a CUDA device and `browser` without a Chromium."""
+    has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
+    has_browser = any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    for item in items:
+        if item.get_closest_marker("gpu") and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if item.get_closest_marker("browser") and not has_browser:
+            item.add_marker(pytest.mark.skip(reason="no Chromium: Debian's package `chromium`"))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project root with an absolute DAGSTER_HOME of its own; the environment variables name both."""
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    monkeypatch.setenv("EMU_ROOT", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    return tmp_path

@@ -1,0 +1,195 @@
+"""Training children: what they report, how they end, and that nothing stays behind. Real processes all."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+
+from emu_dagster.resources.gpu import TrainingProcess, find_devices
+
+# A child that "trains" until told to stop; what happened is left in files beside it.
+TRAINER = """
+import json, os, sys, time
+from pathlib import Path
+from emu_dagster.stopping import STOPPED, save_on_signal
+stop = save_on_signal()
+from dagster_pipes import open_dagster_pipes
+with open_dagster_pipes() as pipes:
+    folder, steps = Path(pipes.get_extra("folder")), pipes.get_extra("steps")
+    with (folder / "times").open("a") as times:
+        times.write(f"{time.time()} begin\\n")
+    (folder / "pid").write_text(str(os.getpid()))
+    for step in range(steps):
+        if stop.requested:
+            time.sleep(0.5)  # a save takes time
+            (folder / "saved").write_text(str(step))
+            sys.exit(STOPPED)
+        time.sleep(0.02)
+    with (folder / "times").open("a") as times:
+        times.write(f"{time.time()} end\\n")
+    pipes.report_custom_message({"loss": 0.5, "steps": steps, "run": os.environ.get("MLFLOW_RUN_ID")})
+"""
+# Dagster in a process of its own, as `emu` runs it.
+PARENT = """
+import sys
+import dagster as dg
+from emu_dagster.resources.gpu import TrainingProcess
+
+@dg.asset
+def network(context: dg.AssetExecutionContext, trainer: TrainingProcess) -> dg.MaterializeResult:
+    trainer.train(context, "trainer", {"folder": sys.argv[1], "steps": int(sys.argv[2])}, device="cpu")
+    return dg.MaterializeResult()
+
+if __name__ == "__main__":
+    instance = dg.DagsterInstance.get()
+    dg.materialize([network], instance=instance, resources={"trainer": TrainingProcess()})
+"""
+
+
+@pytest.fixture
+def folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project root whose modules `trainer` and `parent` can be run, with locks of its own."""
+    (project / "trainer.py").write_text(TRAINER)
+    (project / "parent.py").write_text(PARENT)
+    monkeypatch.setenv("PYTHONPATH", f"{project}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("TMPDIR", str(project))
+    monkeypatch.setattr("tempfile.tempdir", str(project))
+    return project
+
+
+def materialize(module: str, config: dict, environment: dict[str, str] | None = None) -> list:
+    """Run `module` as the child of an asset in this process; returns its messages or raises."""
+    messages: list = []
+
+    @dg.asset
+    def network(context: dg.AssetExecutionContext, trainer: TrainingProcess) -> dg.MaterializeResult:
+        messages.extend(trainer.train(context, module, config, environment, device="cpu"))
+        return dg.MaterializeResult()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        dg.materialize([network], instance=instance, resources={"trainer": TrainingProcess()})
+    return messages
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@contextmanager
+def parent_process(folder: Path, steps: int) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A Dagster process whose child trains already, and the child's pid."""
+    with subprocess.Popen([sys.executable, "parent.py", str(folder), str(steps)], cwd=folder) as parent:
+        try:
+            pid = folder / "pid"
+            wait_for(lambda: pid.exists() and pid.read_text())
+            yield parent, int(pid.read_text())
+        finally:
+            parent.kill()
+
+
+def test_messages_extras_and_environment_pass_between_asset_and_child(folder: Path) -> None:
+    config = {"folder": str(folder), "steps": 3}
+    messages = materialize("trainer", config, environment={"MLFLOW_RUN_ID": "abc"})
+    assert messages == [{"loss": 0.5, "steps": 3, "run": "abc"}]
+
+
+def test_killed_child_fails_the_asset_and_says_that_the_command_resumes(folder: Path) -> None:
+    (folder / "killed.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(dg.Failure, match=r"SIGKILL.*memory.*same command resumes"):
+        materialize("killed", {})
+
+
+def test_failing_child_fails_the_asset(folder: Path) -> None:
+    (folder / "failing.py").write_text("raise SystemExit(7)")
+    with pytest.raises(dg.Failure, match="code 7"):
+        materialize("failing", {})
+
+
+def test_workers_of_the_child_do_not_outlive_it(folder: Path) -> None:
+    (folder / "leaky.py").write_text(
+        "import subprocess, sys\n"
+        "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+        f"open({str(folder / 'worker')!r}, 'w').write(str(worker.pid))\n"
+    )
+    materialize("leaky", {})
+    worker = int((folder / "worker").read_text())
+    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
+
+
+def test_interrupt_lets_the_child_save_and_cancels_the_run(folder: Path) -> None:
+    with parent_process(folder, steps=10_000) as (parent, child):
+        parent.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        parent.send_signal(signal.SIGINT)  # an impatient user
+        assert parent.wait(timeout=120) != 0
+    assert int((folder / "saved").read_text()) > 0
+    assert not psutil.pid_exists(child)
+    with dg.DagsterInstance.get() as instance:
+        assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.CANCELED]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="parent-death signals are Linux's")
+def test_child_saves_and_ends_when_its_parent_is_killed(folder: Path) -> None:
+    with parent_process(folder, steps=10_000) as (parent, child):
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: not psutil.pid_exists(child))
+    assert int((folder / "saved").read_text()) >= 0
+
+
+def test_two_trainings_never_share_a_device(folder: Path) -> None:
+    command = [sys.executable, "parent.py", str(folder), "50"]
+    with ExitStack() as stack:
+        parents = []
+        for home in (
+            folder / "home_0",
+            folder / "home_1",
+        ):  # two installations that know nothing of each other
+            shutil.copytree(folder / "dagster_home", home)
+            environment = os.environ | {"DAGSTER_HOME": str(home)}
+            parent = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+            parents.append(stack.enter_context(parent))
+        logs = [parent.communicate(timeout=240)[1] for parent in parents]
+    events = sorted(line.split() for line in (folder / "times").read_text().splitlines())
+    assert [name for _, name in events] == ["begin", "end", "begin", "end"]
+    assert sum("Waiting for cpu: network of process" in log for log in logs) == 1
+
+
+def test_stop_request_bears_being_made_twice_and_has_a_deadline() -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "from emu_dagster.stopping import save_on_signal\n"
+        "stop = save_on_signal(grace_seconds=0.5)\n"
+        "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print(stop.requested, flush=True)\n"
+        "time.sleep(30)\n"  # hangs instead of saving
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("True", 130)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "expected"),
+    [(None, "cpu", ["cpu"]), (None, "cuda:1", ["cuda-1"]), ("", "auto", None), ("-1", "auto", None)],
+)
+def test_devices_are_named(
+    visible: str | None, device: str, expected: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    names = find_devices(device)
+    assert names == (expected or ["mps" if sys.platform == "darwin" else "cpu"])
