@@ -72,11 +72,12 @@ class Guard(Generic[Item]):
             results += self._map_batch(list(items[start : start + batch_size]))
         return results
 
-    def close(self) -> None:
-        """End the child, at once: it holds nothing that needs saving."""
+    def close(self, patience: float = 10.0) -> None:
+        """End the child: it leaves by itself when the pipe closes; after `patience` seconds it is killed."""
         if self._pipe is not None:
             self._pipe.close()
         if self._process is not None:
+            self._process.join(patience)
             self._process.kill()
             self._process.join()
         self._process = self._pipe = None
@@ -96,7 +97,7 @@ class Guard(Generic[Item]):
         try:
             pipe.send(batch)
             if not pipe.poll(self.base_timeout + self.record_timeout * len(batch)):
-                self.close()
+                self.close(patience=0)
                 return Failure(
                     "timeout", f"no answer in {self.base_timeout + self.record_timeout * len(batch):.0f} s"
                 )

@@ -146,8 +146,8 @@ def select(ledger: pd.DataFrame, num_images: int, min_share: float, max_share: f
     if not low.sum() <= num_images <= high.sum():
         raise ValueError(
             f"cannot take {num_images} of {counts.sum()} pictures in {len(counts)} concepts with shares "
-            f"{min_share} to {max_share}: between {low.sum()} and {high.sum()} are possible; change num_images "
-            "or the shares"
+            f"{min_share} to {max_share}: between {low.sum()} and {high.sum()} are possible; "
+            "change num_images or the shares"
         )
     quotas = _allocate(counts, low, high, num_images)
     chosen = []

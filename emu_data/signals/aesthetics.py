@@ -20,7 +20,7 @@ from emu_data.signals import Columns, Measure, Signal
 SIDE = 128  # px that the picture is brought to, so that sharpness compares across sizes
 
 # (mean, standard deviation) of the parts over the demo corpus; chosen here, 2026-11-23.
-NORMS = {"colourfulness": (60.0, 30.0), "contrast": (60.0, 20.0), "sharpness": (14.0, 6.0)}
+NORMS = {"colourfulness": (81.0, 33.0), "contrast": (58.0, 16.0), "sharpness": (6.1, 2.4)}
 
 
 @dataclass(frozen=True)
