@@ -60,7 +60,7 @@ class Policy(Section):
     max_aspect: float
     min_words: int
     min_characters: int
-    max_punsafe: Share
+    max_unsafe: Share
     max_text_area: Share
     min_alignment_rank: Share
 

@@ -25,7 +25,7 @@ def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> np.nd
 def generator_for(seed: int, step: int, purpose: int = 0) -> torch.Generator:
     """A CPU generator for one step; `purpose` keeps draws of different kinds apart."""
     entropy = np.random.SeedSequence([seed, purpose, step]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(entropy >> 1))
+    return torch.Generator().manual_seed(int(entropy) >> 1)
 
 
 def held_out(keys: list[str], share: float, minimum: int) -> np.ndarray:

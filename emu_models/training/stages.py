@@ -34,7 +34,6 @@ from emu_models.training.loop import (
 )
 from emu_models.training.rows import Rows, load_rows
 
-NUM_PREVIEW_SEEDS = 1
 NUM_MEASURED = 256  # pictures that the latents' statistics are taken on; chosen here
 
 
