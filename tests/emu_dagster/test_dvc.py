@@ -1,0 +1,146 @@
+"""What DVC records, with the real dvc program in a project that has no git."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from emu_dagster.resources.dvc import DvcError, DvcRecord, combine, hash_path
+
+STAGES = {
+    "raw": {"cmd": "python make.py raw", "params": ["raw"], "outs": [{"data/raw": {"persist": True}}]},
+    "model": {
+        "cmd": "python make.py model",
+        "deps": ["data/raw", "code"],
+        "params": ["model"],
+        "outs": [{"data/model": {"persist": True}}, {"data/card.json": {"persist": True, "cache": False}}],
+    },
+}
+# What an asset does, in small: write, or under `dvc repro` write and print the digest.
+MAKE = """
+import sys
+from pathlib import Path
+from emu_dagster.resources.dvc import DvcRecord
+stage = sys.argv[1]
+record = DvcRecord(root=".")
+before = record.snapshot(stage)
+for path in {"raw": ["data/raw/00000.tar"], "model": ["data/model/weights", "data/card.json"]}[stage]:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(stage + "'s new bytes")
+Path("digest-" + stage).write_text(record.record(stage, before))
+"""
+
+
+@pytest.fixture
+def record(project: Path) -> DvcRecord:
+    """A project with two stages, of which the first has written its output."""
+    record = DvcRecord(root=str(project))
+    record.run("init", "--no-scm")
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
+    (project / "params.yaml").write_text("raw: {seed: 1}\nmodel: {width: 64, depth: {down: 2}}\nother: 1\n")
+    (project / ".dvcignore").write_text("# comment\n__pycache__\n*.pyc\n")
+    (project / "make.py").write_text(MAKE)
+    write(project / "code" / "network.py", "width = 1")
+    write(project / "data" / "raw" / "00000.tar", "some bytes")
+    write(project / "data" / "raw" / "deep" / "Ünïcode name.parquet", "other bytes")
+    return record
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def make_both(record: DvcRecord) -> None:
+    record.record("raw", record.snapshot("raw"))
+    before = record.snapshot("model")
+    write(record.folder / "data" / "model" / "weights", "w")
+    write(record.folder / "data" / "card.json", "{}")
+    record.record("model", before)
+
+
+def test_digest_is_dvcs_own_and_status_is_clean(record: DvcRecord) -> None:
+    write(record.folder / "data" / "raw" / "__pycache__" / "x.pyc", "not hashed")
+    digest = record.record("raw", record.snapshot("raw"))
+    lock = yaml.safe_load((record.folder / "dvc.lock").read_text())
+    assert digest == lock["stages"]["raw"]["outs"][0]["md5"] == record.digest("raw")
+    assert digest.endswith(".dir") and len(digest) == 36
+    assert digest == hash_path(record.folder / "data" / "raw", ["__pycache__"])
+    assert "raw" not in record.status()
+
+
+def test_several_outs_have_one_digest(record: DvcRecord) -> None:
+    make_both(record)
+    lock = yaml.safe_load((record.folder / "dvc.lock").read_text())["stages"]["model"]
+    outs = {out["path"]: out["md5"] for out in lock["outs"]}
+    assert len(outs) == 2
+    assert record.digest("model") == combine(outs) == combine(dict(reversed(list(outs.items()))))
+    assert record.status() == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("params.yaml", "raw: {seed: 1}\nmodel: {width: 64, depth: {down: 3}}\n"),
+        ("code/network.py", "width = 2"),
+        ("data/raw/00000.tar", "changed by hand"),
+    ],
+)
+def test_change_during_the_work_is_refused(record: DvcRecord, path: str, text: str) -> None:
+    make_both(record)
+    lock = (record.folder / "dvc.lock").read_bytes()
+    before = record.snapshot("model")
+    write(record.folder / path, text)
+    write(record.folder / "data" / "model" / "weights", "made from what was before")
+    with pytest.raises(DvcError, match="changed while model was being made"):
+        record.record("model", before)
+    assert (record.folder / "dvc.lock").read_bytes() == lock
+
+
+def test_input_changed_by_hand_before_the_work_is_not_recorded(record: DvcRecord) -> None:
+    make_both(record)
+    lock = (record.folder / "dvc.lock").read_bytes()
+    write(record.folder / "data" / "raw" / "00000.tar", "changed by hand")
+    with pytest.raises(DvcError, match="data/raw is not what dvc.lock says"):
+        record.record("model", record.snapshot("model"))
+    assert (record.folder / "dvc.lock").read_bytes() == lock
+
+
+def test_change_of_other_params_is_nothing(record: DvcRecord) -> None:
+    make_both(record)
+    before = record.snapshot("model")
+    write(record.folder / "params.yaml", "raw: {seed: 1}\nmodel: {width: 64, depth: {down: 2}}\nother: 2\n")
+    assert record.record("model", before) == record.digest("model")
+
+
+def test_under_repro_the_commit_is_dvcs_and_the_digest_the_same(record: DvcRecord) -> None:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [record.find_program(), "repro"]
+    done = subprocess.run(command, cwd=record.folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for stage in STAGES:
+        assert (record.folder / f"digest-{stage}").read_text() == record.digest(stage)
+    assert record.status() == {}
+
+
+def test_push_to_a_local_remote(record: DvcRecord) -> None:
+    make_both(record)
+    record.run("remote", "add", "--default", "local", str(record.folder / "remote"))
+    assert "pushed" in record.push()
+    assert "up to date" in record.push("local")
+
+
+def test_missing_program_and_stage_are_said_clearly(record: DvcRecord) -> None:
+    with pytest.raises(DvcError, match="make env"):
+        DvcRecord(root=record.root, program="/nowhere/dvc").status()
+    with pytest.raises(DvcError, match="no stage tuned .* there are: model, raw"):
+        record.snapshot("tuned")
+    with pytest.raises(DvcError, match="never recorded"):
+        record.digest("raw")
+    with pytest.raises(DvcError, match=r"dvc commit -f raw failed \(\d+\): "):
+        (record.folder / "dvc.yaml").write_text("stages: {raw: {cmd: x, outz: []}}")
+        record.run("commit", "-f", "raw")
