@@ -1,10 +1,11 @@
-"""Where the project is, and which switches keep the libraries quiet and off the network.
+"""Which switches keep the libraries quiet and off the network, and where Dagster keeps its records.
 
 The Makefile exports the same switches; this is for whoever starts `emu`, `dagster` or `pytest` without make.
 """
 
 import os
-from pathlib import Path
+
+from emu_dagster.layout import project_root
 
 # No model hub is asked (weights come as packages or by path) and nothing is reported to anybody.
 QUIET = {
@@ -18,11 +19,6 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MPLBACKEND": "Agg",
 }
-
-
-def project_root() -> Path:
-    """The directory with params.yaml, dvc.yaml and data/: EMU_ROOT, else the current directory."""
-    return Path(os.environ.get("EMU_ROOT") or ".").resolve()
 
 
 def set_defaults() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import dagster as dg
 import yaml
 
-from emu_dagster.environment import project_root
+from emu_dagster.layout import project_root
 
 ALWAYS_IGNORED = (".dvc", ".git", ".hg")  # DVC's own defaults
 CHUNK = 1 << 20  # bytes read at a time
@@ -125,16 +125,12 @@ class DvcRecord(dg.ConfigurableResource):
                 temporary.write_bytes(earlier)
                 os.replace(temporary, lock)
             raise
-        return self.digest(stage)
+        return combine(self._outs(stage))
 
-    def digest(self, stage: str) -> str:
-        """The digest of `stage` in dvc.lock. Raises DvcError when it was never recorded."""
+    def digest_of(self, stage: str) -> str | None:
+        """The digest of `stage` in dvc.lock; None when it was never recorded."""
         outs = self._outs(stage)
-        if not outs:
-            raise DvcError(
-                f"{stage} is not in dvc.lock: it was never recorded; `emu demo` or `dvc repro` makes it"
-            )
-        return combine(outs)
+        return combine(outs) if outs else None
 
     def status(self) -> dict[str, Any]:
         """What differs from dvc.lock, as `dvc status --json` says it; empty when all is recorded."""

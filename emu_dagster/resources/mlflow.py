@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from emu_dagster.environment import project_root
+from emu_dagster.layout import project_root
 from emu_dagster.resources import INTERRUPTS
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "emu"
 # Tags of every run. DIGEST_TAG is for the caller: the md5 of what the asset wrote, known after DVC's record.
 RUN_TAG, ASSET_TAG, PARTITION_TAG = "dagster.run_id", "dagster.asset", "dagster.partition"
-PROFILE_TAG, DIGEST_TAG, PROCESS_TAG = "emu.profile", "dvc.md5", "emu.process"
+PROFILE_TAG, DIGEST_TAG, PROCESS_TAG = "emu.profile", "emu.md5", "emu.process"
 MAX_DIGEST = 36  # characters: MLflow's limit for a data set's digest, which md5 + ".dir" just fits
 PARAMS_A_CALL = 100  # MLflow's limit for one batch
 
