@@ -6,6 +6,8 @@ in Dagster and its digest in MLflow: the one key that all three hold.
 
 import hashlib
 import inspect
+import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +19,8 @@ import dagster as dg
 from PIL import Image
 
 import emu_dagster
-from emu_dagster.layout import Layout, project_root
+from emu_dagster.environment import project_root
+from emu_dagster.layout import Layout
 from emu_dagster.params import Params, Section, read_params
 from emu_dagster.pictures import inline_image
 from emu_dagster.resources.dvc import DvcRecord, Snapshot
@@ -77,6 +80,37 @@ class Record:
     @property
     def section(self) -> Section:
         return getattr(self.params, self.key)
+
+    def fresh_folder(self, out: Path) -> Path:
+        """`out`, without what an earlier run of another kind left in it.
+
+        Finished parts of an interrupted run of the same Dagster code version, params and inputs stay: the training
+        child skips them. What belongs to another is removed, so that it cannot be taken for a result of this run.
+        """
+        identity = fingerprint([self.context.assets_def.code_versions_by_key, self.before.__dict__])
+        mark = self.layout.cache / "training" / f"{self.key}.identity"
+        if not mark.is_file() or mark.read_text() != identity:
+            shutil.rmtree(out, ignore_errors=True)
+            for state in mark.parent.glob(f"{self.key}*"):
+                shutil.rmtree(state) if state.is_dir() else state.unlink()
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.write_text(identity)
+        return out
+
+    def trained(self, result: Mapping[str, Any]) -> dg.MaterializeResult:
+        """The result of an asset that trained one model: its last metrics, curve and preview."""
+        folder = self.layout.model(self.key)
+        meta = json.loads((folder / "meta.json").read_text())
+        numbers = {
+            **result["metrics"],
+            "num_steps": result["num_steps"],
+            "best_step": result["best_step"],
+            "seconds": result["seconds"],
+            "num_parameters": meta["num_parameters"],
+            "num_rows": meta["num_rows"],
+        }
+        pictures: dict[str, Path | Image.Image] = {"preview": folder / "preview.png"}
+        return self.result(numbers, pictures=pictures)
 
     def result(
         self,

@@ -15,7 +15,40 @@ from emu_dagster.params import (
     Variant,
 )
 
+MAX_ASPECT = 2.0  # long side / short side of a picture that the autoencoder trains on; chosen here
 CHECKPOINT_SECONDS = 20.0  # wall time between two saved states, about what a crash may cost; chosen here
+
+
+def write_training_rows(layout: Layout, resolution: int) -> Path:
+    """A parquet (key, caption) of the raw pictures that can be read and are as large as they are to be trained on."""
+    from emu_data.shards import read_all_rows
+
+    rows = read_all_rows(layout.raw)
+    sides = rows[["width", "height"]]
+    usable = (rows["status"] == "success") & (sides.min(axis=1) >= resolution)
+    usable &= sides.max(axis=1) <= MAX_ASPECT * sides.min(axis=1)
+    return _write_rows(layout, f"autoencoder_{resolution}", rows[usable])
+
+
+def write_gated_rows(layout: Layout, name: str, gates: list[str]) -> Path:
+    """A parquet (key, caption) of the raw pictures that failed none of `gates`. Those that only a quota turned away
+    are pretrained on: the paper, too, pretrains on far more than the 200 K."""
+    from emu_data.ledger import GATES, read_ledger
+
+    unknown = set(gates) - set(GATES)
+    if unknown:
+        raise ValueError(f"{name}.gates names {sorted(unknown)}; the gates are {', '.join(GATES)}")
+    ledger = read_ledger(layout.filtered / "ledger")
+    return _write_rows(layout, name, ledger[~ledger["first_failed_gate"].isin(gates)])
+
+
+def _write_rows(layout: Layout, name: str, rows: Any) -> Path:
+    from emu_data.files import write_parquet
+
+    path = layout.cache / "rows" / f"{name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_parquet(path, rows[["key", "caption"]].reset_index(drop=True))
+    return path
 
 
 def autoencoder_network(study: AutoencoderStudy, variant: Variant) -> dict[str, Any]:

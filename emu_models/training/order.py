@@ -29,9 +29,15 @@ def generator_for(seed: int, step: int, purpose: int = 0) -> torch.Generator:
 
 
 def held_out(keys: list[str], share: float, minimum: int) -> np.ndarray:
-    """True for the rows kept from training, bool (N,): chosen by a hash of the key, so stable as the corpus grows."""
-    rank = np.array([int.from_bytes(hashlib.sha256(k.encode()).digest()[:8], "big") for k in keys], np.uint64)
-    num = min(max(minimum, round(share * len(keys))), len(keys) // 2)
-    mask = np.zeros(len(keys), bool)
-    mask[np.argsort(rank, kind="stable")[:num]] = True
+    """True for the rows kept from training, bool (N,): those whose key hashes below `share`.
+
+    The hash is of the key alone, so a picture that one training holds out, every other training holds out too: what
+    the curated set holds out, pretraining has not seen. Where a small set has fewer than `minimum` such rows, the ones
+    that hash lowest are taken.
+    """
+    digests = [hashlib.sha256(key.encode()).digest()[:8] for key in keys]
+    unit = np.array([int.from_bytes(digest, "big") for digest in digests]) / 2.0**64
+    mask = unit < share
+    if mask.sum() < minimum:
+        mask[np.argsort(unit, kind="stable")[: min(minimum, len(keys) // 2)]] = True
     return mask

@@ -9,8 +9,8 @@ import pandas as pd
 from emu_data.shards import read_images
 from emu_models.training.order import held_out
 
-HELD_OUT_SHARE = 0.04  # of the rows, at least HELD_OUT_MINIMUM; chosen here
-HELD_OUT_MINIMUM = 8
+HELD_OUT_SHARE = 0.08  # of the rows, at least HELD_OUT_MINIMUM; chosen here
+HELD_OUT_MINIMUM = 4
 
 
 @dataclass(frozen=True)

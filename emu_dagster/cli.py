@@ -1,0 +1,128 @@
+"""The command `emu`. Each command is a few lines over the library; `emu --help` lists them."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emu_dagster.environment import project_root, set_defaults
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def demo(profile: Annotated[str, typer.Option(help="a file of profiles/, without .yaml")] = "emoji") -> None:
+    """Materialise the whole graph, resuming what was interrupted, and print a one-screen summary."""
+    from emu_dagster.driver import materialize_stale
+    from emu_dagster.summary import print_summary
+
+    use_profile(profile)
+    materialize_stale()
+    print_summary()
+
+
+@app.command()
+def materialize(
+    assets: Annotated[list[str] | None, typer.Argument(help="asset keys; none means all that are stale")] = None,
+) -> None:
+    """Materialise the named assets (every partition), or all that are missing or stale."""
+    from emu_dagster.driver import materialize_named, materialize_stale
+
+    if assets:
+        materialize_named(assets)
+    else:
+        materialize_stale()
+
+
+@app.command()
+def profile(name: Annotated[str, typer.Argument(help="a file of profiles/, without .yaml")]) -> None:
+    """Make a profile the project's params.yaml."""
+    use_profile(name)
+
+
+@app.command()
+def generate(
+    prompt: str,
+    num: Annotated[int, typer.Option(min=1, help="pictures")] = 4,
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder")] = "models:/emu@champion",
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("generated"),
+    steps: Annotated[int, typer.Option(min=1)] = 25,
+    guidance: float = 3.0,
+) -> None:
+    """Write pictures of a prompt with a registered model."""
+    from emu_dagster.registering import find_model
+    from emu_models.training.stages import load_pipeline
+
+    pipeline = load_pipeline(find_model(model))
+    images = pipeline([prompt] * num, [seed + i for i in range(num)], steps, guidance).images
+    out.mkdir(parents=True, exist_ok=True)
+    stem = "".join(c if c.isalnum() else "-" for c in prompt.lower()).strip("-")[:40]
+    for i, image in enumerate(images):
+        path = out / f"{stem}-{seed + i}.png"
+        image.save(path)
+        print(path)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, found and missing, and how to mend it."""
+    from emu_dagster.doctor import examine, print_findings
+
+    sys.exit(print_findings(examine()))
+
+
+@app.command()
+def up(
+    dagster_port: int = 3000,
+    mlflow_port: int = 5000,
+) -> None:
+    """Start Dagster's and MLflow's pages on 127.0.0.1; Ctrl-C stops both."""
+    from emu_dagster.pages import serve
+
+    sys.exit(serve(dagster_port, mlflow_port))
+
+
+@app.command()
+def push(remote: Annotated[str, typer.Option(help="name of a DVC remote; empty takes the default")] = "") -> None:
+    """Upload what is recorded to a DVC remote."""
+    from emu_dagster.resources.dvc import DvcRecord
+
+    print(DvcRecord().push(remote))
+
+
+def use_profile(name: str) -> None:
+    """Writes profiles/NAME.yaml to params.yaml. ValueError names the profiles where there is no such one."""
+    from emu_data.files import atomic_file
+
+    root = project_root()
+    source = root / "profiles" / f"{name}.yaml"
+    if not source.is_file():
+        known = ", ".join(sorted(p.stem for p in (root / "profiles").glob("*.yaml")))
+        raise ValueError(f"there is no profile {name!r}; there are: {known}")
+    target = root / "params.yaml"
+    if not target.is_file() or target.read_bytes() != source.read_bytes():
+        with atomic_file(target) as partial:
+            shutil.copyfile(source, partial)
+
+
+def main() -> None:
+    """Runs the command; an expected error is one line, not a traceback (EMU_DEBUG=1 shows it)."""
+    set_defaults()
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("emu: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("EMU_DEBUG"):
+            raise
+        print(f"emu: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Asset checks. The blocking ones keep what follows from being made of broken data; those on the reports are what the
+registry asks before it names a champion (they do not block: a challenger is registered too, with the reason).
+"""
+
+import dagster as dg
+
+from emu_dagster.defs.corpus import list_shard_groups
+from emu_dagster.environment import project_root
+from emu_dagster.layout import Layout
+from emu_dagster.params import Params, read_params
+
+
+def _project() -> tuple[Layout, Params]:
+    layout = Layout(project_root())
+    return layout, read_params(layout.root / "params.yaml")
+
+
+@dg.asset_check(asset="raw_corpus", blocking=True)
+def raw_rows_are_whole() -> dg.AssetCheckResult:
+    """Every shard has its parquet, no key appears twice, and something arrived."""
+    from emu_data.shards import read_all_rows
+
+    layout, params = _project()
+    rows = read_all_rows(layout.raw)
+    num_twice = int(rows["key"].duplicated().sum())
+    num_arrived = int((rows["status"] == "success").sum())
+    return dg.AssetCheckResult(
+        passed=num_twice == 0 and num_arrived > 0,
+        metadata={
+            "num_rows": len(rows),
+            "num_keys_twice": num_twice,
+            "num_arrived": num_arrived,
+            "num_shard_groups": len(list_shard_groups(layout, params)),
+        },
+    )
+
+
+@dg.asset_check(asset="filtered_corpus", blocking=True)
+def rows_are_conserved() -> dg.AssetCheckResult:
+    """Rows in = rows kept + rows dropped by reason, over the whole corpus."""
+    from emu_data.ledger import check_conserved, read_ledger
+    from emu_data.shards import read_all_rows
+
+    layout, _ = _project()
+    ledger, num_raw = read_ledger(layout.filtered / "ledger"), len(read_all_rows(layout.raw))
+    try:
+        check_conserved(ledger, num_raw)
+    except AssertionError as error:
+        return dg.AssetCheckResult(passed=False, description=str(error))
+    return dg.AssetCheckResult(passed=True, metadata={"num_rows": num_raw, "num_kept": int(ledger["kept"].sum())})
+
+
+@dg.asset_check(asset="curated_set", blocking=True)
+def votes_are_unaltered() -> dg.AssetCheckResult:
+    """The hash chain of the votes is whole, and every curated picture has a written caption."""
+    from emu_data.shards import read_manifest
+    from emu_data.votes import VoteLog
+
+    layout, _ = _project()
+    found = VoteLog(layout.curated / "votes.jsonl").verify()
+    manifest = read_manifest(layout.curated)
+    num_without = int((manifest["caption"].str.strip() == "").sum())
+    return dg.AssetCheckResult(
+        passed=not found.problems and num_without == 0 and len(manifest) > 0,
+        description="; ".join(found.problems),
+        metadata={"num_votes": found.num_votes, "num_images": len(manifest), "num_without_caption": num_without},
+    )
+
+
+def _check_verdict(name: str) -> dg.AssetCheckResult:
+    from emu_dagster.registering import judge_reports
+
+    layout, params = _project()
+    verdict = judge_reports(layout, params.registered_model)[name]
+    return dg.AssetCheckResult(
+        passed=verdict.passed, severity=dg.AssetCheckSeverity.WARN, description=verdict.reason
+    )
+
+
+@dg.asset_check(asset="appeal_report")
+def tuned_is_more_appealing() -> dg.AssetCheckResult:
+    """The tuned model wins more often than registered_model.min_appeal_win, with 95 % confidence."""
+    return _check_verdict("appeal_report")
+
+
+@dg.asset_check(asset="faithfulness_report")
+def tuned_is_no_less_faithful() -> dg.AssetCheckResult:
+    """The tuned model does not lose more often than registered_model.max_faithfulness_loss, with 95 % confidence."""
+    return _check_verdict("faithfulness_report")
+
+
+@dg.asset_check(asset="automatic_report")
+def tuned_is_no_copier() -> dg.AssetCheckResult:
+    """No more near-copies of curated pictures than registered_model.max_near_copies."""
+    return _check_verdict("automatic_report")

@@ -1,0 +1,141 @@
+"""From raw pictures to the few hundred thousand that pass every gate (Emu paper, sec. 3.3, items 1 to 4)."""
+
+import dagster as dg
+
+from emu_dagster.layout import Layout
+from emu_dagster.params import Params
+from emu_dagster.recording import Recorder, facts
+from emu_dagster.resources.gpu import TrainingProcess
+
+GROUP = "corpus"
+shard_groups = dg.DynamicPartitionsDefinition(name="shard_groups")
+
+
+def list_shard_groups(layout: Layout, params: Params) -> dict[str, list[str]]:
+    """Partition -> names of its shards: shards by number, `shards_per_group` a group, so that new ones join at the end."""
+    from emu_data.shards import list_shards
+
+    size = params.filter_ledger.shards_per_group
+    groups: dict[str, list[str]] = {}
+    for tar in list_shards(layout.raw):
+        groups.setdefault(f"{int(tar.stem) // size:05d}", []).append(tar.stem)
+    return groups
+
+
+@dg.asset(**facts("raw_corpus", GROUP, {"webdataset"}, [], ["emu_data/sources", "emu_data/shards.py"]))
+def raw_corpus(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.MaterializeResult:
+    """The image-text pairs as they came, in img2dataset's layout; never changed afterwards.
+
+    By default the demo corpus: drawings of common things in three styles from package registries, a written share of
+    them damaged on arrival.
+    """
+    from emu_dagster.corpora import read_corpus
+    from emu_dagster.pictures import contact_sheet
+    from emu_data.shards import read_all_rows, read_images
+
+    with recorder.open(context) as record:
+        read_corpus(record.params.raw_corpus, record.layout)
+        groups = list_shard_groups(record.layout, record.params)
+        context.instance.add_dynamic_partitions(str(shard_groups.name), list(groups))
+        rows = read_all_rows(record.layout.raw)
+        arrived = rows[rows["status"] == "success"]
+        shown = arrived.head(40)
+        sheet = contact_sheet(read_images(record.layout.raw, shown["key"].tolist(), 96), shown["caption"].tolist())
+        return record.result(
+            {"num_rows": len(rows), "num_images": len(arrived), "num_shard_groups": len(groups)},
+            pictures={"contact_sheet": sheet},
+        )
+
+
+@dg.asset(
+    **facts("alignment_model", GROUP, {"open_clip", "pytorch"}, ["raw_corpus"], ["emu_models/alignment.py"]),
+    pool="gpu",
+)
+def alignment_model(
+    context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
+) -> dg.MaterializeResult:
+    """Small open_clip models trained on the corpus itself, each scoring what it has not seen; and a judge for the
+    reports that filtering never uses. With `pretrained` in params.yaml, filtering uses those weights instead.
+    """
+    from emu_dagster.training_jobs import alignment_job
+
+    with recorder.open(context) as record:
+        job = alignment_job(record.layout, record.params.alignment_model)
+        messages = trainer.train(
+            context, "emu_dagster.train_process", {"jobs": [job]}, record.mlflow_environment
+        )
+        return record.result({k: v for m in messages for k, v in m.items() if isinstance(v, (int, float))})
+
+
+@dg.asset(
+    **facts(
+        "filter_ledger",
+        GROUP,
+        {"easyocr", "open_clip", "parquet"},
+        ["raw_corpus", "alignment_model"],
+        ["emu_data/signals", "emu_data/cascade.py", "emu_data/ledger.py", "emu_data/engine.py"],
+    ),
+    partitions_def=shard_groups,
+)
+def filter_ledger(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.MaterializeResult:
+    """A row for every raw image of a shard group: each signal's value and the first gate that failed."""
+    from emu_dagster.filtering import build_signals, row_policy
+    from emu_dagster.pictures import contact_sheet
+    from emu_data.cascade import measure_group, read_values
+    from emu_data.files import file_sha256, fingerprint
+    from emu_data.ledger import check_conserved, decide, funnel, write_ledger
+    from emu_data.shards import read_images, read_rows
+
+    with recorder.open(context) as record:
+        layout = record.layout
+        shards = list_shard_groups(layout, record.params)[context.partition_key]
+        signals = build_signals(layout, record.params)
+        measure_group(layout.raw, shards, signals, layout.signals)
+        ledger = decide(
+            read_values(layout.raw, shards, signals, layout.signals),
+            row_policy(record.params.filter_ledger.policy),
+        )
+        check_conserved(ledger, sum(len(read_rows(layout.raw / f"{s}.parquet")) for s in shards))
+        write_ledger(layout.ledger, ledger)
+        counts = funnel(ledger)
+        rejected = ledger[~ledger["kept"] & (ledger["first_failed_gate"] != "readable")].head(40)
+        pictures = {}
+        if len(rejected):
+            images = read_images(layout.raw, rejected["key"].tolist(), 96)
+            pictures["rejected"] = contact_sheet(images, rejected["first_failed_gate"].tolist())
+        return record.result(
+            {
+                "num_rows": len(ledger),
+                "num_kept": int(ledger["kept"].sum()),
+                **{f"num_dropped_{g}": n for g, n in zip(counts["gate"], counts["num_dropped"], strict=True)},
+            },
+            pictures=pictures,
+            data_version=fingerprint([file_sha256(layout.ledger / f"{s}.parquet") for s in shards]),
+        )
+
+
+@dg.asset(
+    **facts(
+        "filtered_corpus",
+        GROUP,
+        {"webdataset", "parquet"},
+        ["filter_ledger", "raw_corpus"],
+        ["emu_data/selection.py", "emu_data/ledger.py", "emu_dagster/reporting"],
+    )
+)
+def filtered_corpus(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.MaterializeResult:
+    """Exactly N pictures of those that passed: no near-twins, balanced over concepts. The paper's 200 K.
+
+    Its ledger has a row for every raw image again, with the two gates that need the whole corpus, and its report
+    shows the funnel with examples; where the damage is known, with each gate's precision and recall.
+    """
+    from emu_dagster.filtering import publish_filtered
+
+    with recorder.open(context) as record:
+        counts, quality, sheet = publish_filtered(record.layout, record.params)
+        return record.result(
+            counts,
+            pictures={"contact_sheet": sheet},
+            pages={"funnel_report": record.layout.report("filtered_corpus") / "index.html"},
+            tables={"gate_quality": quality} if quality else None,
+        )

@@ -1,0 +1,135 @@
+"""Generating the pictures that are judged, and the automatic report on them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from emu_dagster.layout import Layout
+from emu_dagster.params import Params
+from emu_dagster.pictures import contact_sheet
+from emu_data.captions import write_caption
+from emu_data.files import atomic_dir, write_parquet
+from emu_data.ledger import read_ledger
+from emu_data.shards import read_images, read_manifest
+
+MODELS = {"pretrained": "pretrained_full", "tuned": "quality_tuned"}
+BATCH = 32  # prompts at a time; fixed, since results move in the last bits with it
+SHEET_TILE = 96  # px
+
+
+def choose_prompts(layout: Layout, params: Params) -> pd.DataFrame:
+    """A row a prompt: key, prompt, caption (the subject's name in the corpus, "" where it is none), fixed, seed.
+
+    The fixed prompts come first; then names of subjects, in an order drawn by the seed. Prompts are written out like
+    the curated captions ("a red apple").
+    """
+    from emu_models.evaluation.prompts import common_prompts
+
+    section = params.evaluation_images
+    ledger = read_ledger(layout.filtered / "ledger")
+    captions = ledger.loc[ledger["first_failed_gate"].isin(["", "quota", "duplicate"]), "caption"]
+    names = sorted(set(captions))
+    wanted = common_prompts(captions, len(names))
+    rest = [name for name in wanted if name not in section.fixed_prompts]
+    order = np.random.default_rng(section.seed).permutation(len(rest))
+    chosen = [*section.fixed_prompts, *(rest[i] for i in order)][: section.num_prompts]
+    return pd.DataFrame(
+        {
+            "key": [f"{i:04d}" for i in range(len(chosen))],
+            "prompt": [write_caption(name) for name in chosen],
+            "caption": [name if name in names else "" for name in chosen],
+            "fixed": [name in section.fixed_prompts for name in chosen],
+            "seed": [section.seed + i for i in range(len(chosen))],
+        }
+    )
+
+
+def generate_pairs(layout: Layout, params: Params) -> tuple[dict[str, float], Image.Image, Image.Image]:
+    """Writes data/evaluation_images: prompts.parquet and a PNG a prompt and model; returns counts and two sheets."""
+    from emu_models.training.stages import load_pipeline
+
+    section, prompts = params.evaluation_images, choose_prompts(layout, params)
+    with atomic_dir(layout.evaluation) as folder:
+        with tqdm(total=len(MODELS) * len(prompts), desc="evaluation_images", unit="picture") as bar:
+            for model, asset in MODELS.items():
+                pipeline = load_pipeline(layout.model(asset))
+                pipeline.set_progress_bar_config(disable=True)
+                (folder / model).mkdir()
+                for start in range(0, len(prompts), BATCH):
+                    some = prompts.iloc[start : start + BATCH]
+                    images = pipeline(
+                        some["prompt"].tolist(),
+                        some["seed"].tolist(),
+                        section.num_inference_steps,
+                        section.guidance_scale,
+                    ).images
+                    for key, image in zip(some["key"], images, strict=True):
+                        image.save(folder / model / f"{key}.png")
+                    bar.update(len(some))
+        write_parquet(folder / "prompts.parquet", prompts)
+    fixed = prompts[prompts["fixed"]]
+    return (
+        {"num_prompts": len(prompts), "num_images": len(MODELS) * len(prompts)},
+        pair_sheet(layout.evaluation, fixed),
+        pair_sheet(layout.evaluation, prompts[~prompts["fixed"]].head(48)),
+    )
+
+
+def read_pictures(folder: Path, model: str, prompts: pd.DataFrame) -> np.ndarray:
+    """Pictures of one model, uint8 (N, H, W, 3), in the order of the prompts."""
+    return np.stack([np.asarray(Image.open(folder / model / f"{key}.png").convert("RGB")) for key in prompts["key"]])
+
+
+def pair_sheet(folder: Path, prompts: pd.DataFrame) -> Image.Image:
+    """Each prompt's pretrained picture with the tuned one beside it."""
+    both = [read_pictures(folder, model, prompts) for model in MODELS] if len(prompts) else []
+    pairs = [image for pair in zip(*both, strict=True) for image in pair]
+    labels = [text for prompt in prompts["prompt"] for text in (prompt, "tuned")]
+    return contact_sheet(np.stack(pairs), labels, columns=8, tile=SHEET_TILE) if pairs else Image.new("RGB", (1, 1))
+
+
+def report_automatically(layout: Layout, params: Params) -> dict[str, float]:
+    """Naming rates of real, pretrained and tuned pictures by a judge that filtering did not use; near-copies; a Fréchet
+    distance on the judge's features to the curated set."""
+    from emu_dagster.reporting.evaluation import AutomaticFindings, write_automatic_report
+    from emu_models.evaluation.faithfulness import measure_naming
+    from emu_models.evaluation.judge import load_judge
+    from emu_models.evaluation.memorisation import copy_share, find_nearest, nearest_among
+    from emu_models.evaluation.reconstruction import frechet_distance
+
+    seed = params.automatic_report.seed
+    judge = load_judge(layout.model("alignment_model") / "judge")
+    prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
+    named = prompts[prompts["caption"] != ""]
+    ledger = read_ledger(layout.filtered / "ledger")
+    real_rows = ledger[ledger["first_failed_gate"].isin(["", "quota"])].sort_values("key")
+    captions = sorted(set(real_rows["caption"]) | set(named["caption"]))
+    curated = read_manifest(layout.curated)
+    size = params.quality_tuned.resolution
+    curated_images = read_images(layout.curated, curated["key"].tolist(), size)
+    pictures = {model: read_pictures(layout.evaluation, model, prompts) for model in MODELS}
+
+    real = real_rows[real_rows["caption"].isin(set(named["caption"]))]
+    naming = {"real": measure_naming(judge, read_images(layout.raw, real["key"].tolist(), size), real["caption"].tolist(), captions, seed)}
+    embeddings, copies, distances = {}, {}, {}
+    curated_embeddings = judge.embed_images(curated_images)
+    for model, images in pictures.items():
+        mask = (prompts["caption"] != "").to_numpy()
+        naming[model] = measure_naming(judge, images[mask], named["caption"].tolist(), captions, seed)
+        embeddings[model] = judge.embed_images(images)
+        found = find_nearest(
+            embeddings[model], curated_embeddings, curated["key"].tolist(), images, curated_images
+        )
+        copies[model] = (found, copy_share(found, nearest_among(curated_embeddings, curated_images)))
+        distances[model] = frechet_distance(embeddings[model], curated_embeddings)
+    metrics: dict[str, float] = {}
+    for who, rates in naming.items():
+        metrics[f"named_top_1_{who}"] = rates.top_1.estimate
+        metrics[f"named_top_5_{who}"] = rates.top_5.estimate
+    for model in MODELS:
+        metrics[f"near_copy_share_{model}"] = copies[model][1]
+        metrics[f"frechet_to_curated_{model}"] = distances[model]
+    return metrics
