@@ -21,7 +21,7 @@ QUIET = {
 }
 
 
-def set_defaults() -> None:
+def prepare_environment() -> None:
     """Set what is not set yet: QUIET, EMU_ROOT and DAGSTER_HOME (absolute, as Dagster demands).
 
     To be called before mlflow, transformers or a Dagster instance is used.

