@@ -223,7 +223,7 @@ def create(venv: Path, lock: Path, project: bool) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description="Create an environment from a lock file.")
     parser.add_argument("venv", type=Path)
     parser.add_argument("lock", type=Path)
     parser.add_argument("--project", action="store_true", help="install this project too, editable")
