@@ -116,18 +116,20 @@ def tonal_range(look: Look) -> np.ndarray:
 def shading(look: Look) -> np.ndarray:
     """Of the painted surface inside the subject, outlines left out, the share that is shaded and not flat.
 
-    Shaded: the gradient is 0.4..8 CIELAB units a pixel and the neighbours change in the same direction
-    (noise does not). Flat: under 0.4. Light that models a body leaves little flat paint. The mark is the
-    share shaded / (shaded + flat), taken from 0.3 (0) to 0.9 (1); a tenth of the inside is added to the flat
-    side, so that a subject that is all outlines is not called shaded on a handful of pixels.
+    Shaded: the gradient is 0.4..8 CIELAB units a pixel and the neighbours change in the same direction.
+    Flat: it is under 0.4, or the neighbours change in other directions (noise on flat paint). Light that
+    models a body leaves little flat paint. The mark is the share shaded / (shaded + flat), taken from 0.3 (0)
+    to 0.85 (1); a tenth of the inside is added to the flat side, so that a subject that is all outlines is
+    not called shaded on a handful of pixels.
     """
     along_y, along_x = gradients(look.lab)
     strength = np.sqrt((along_x**2 + along_y**2).sum(-1))
     mean_y, mean_x = (_mean_around(part) for part in (along_y, along_x))
     steadiness = np.sqrt((mean_x**2 + mean_y**2).sum(-1)) / np.maximum(_mean_around(strength), 1e-6)
-    shaded = _share((strength > 0.4) & (strength < 8.0) & (steadiness > 0.5), look.inside)
-    flat = _share(strength <= 0.4, look.inside)
-    return _ramp(shaded / (shaded + flat + 0.1), 0.3, 0.9)
+    is_surface = strength < 8.0
+    is_shaded = is_surface & (strength > 0.4) & (steadiness > 0.5)
+    shaded, flat = _share(is_shaded, look.inside), _share(is_surface & ~is_shaded, look.inside)
+    return _ramp(shaded / (shaded + flat + 0.1), 0.3, 0.85)
 
 
 def colour(look: Look) -> np.ndarray:
@@ -169,7 +171,7 @@ def placement(look: Look) -> np.ndarray:
 def clean_ground(look: Look) -> np.ndarray:
     """Is the ground quiet, and the subject one thing: the product of two marks.
 
-    Quiet: at most 0.5 % of the ground next to nothing of the subject deviates (noise, JPEG rings), 0 at 10 %.
+    Quiet: at most 0.2 % of the ground away from the subject deviates (specks, noise), 0 at 4 %.
     One thing: the largest connected part holds all of the subject at 1; at half of it the mark is 0.4.
     """
     distance = np.linalg.norm(look.lab - look.ground_lab[:, None, None], axis=-1)
@@ -181,7 +183,7 @@ def clean_ground(look: Look) -> np.ndarray:
         parts, num_parts = cast(tuple[np.ndarray, int], ndimage.label(mask, np.ones((3, 3))))
         if num_parts:
             largest = np.bincount(parts.ravel())[1:].max() / mask.sum()
-            marks[index] = _ramp(restless[index], 0.10, 0.005) * (0.4 + 0.6 * _ramp(largest, 0.5, 1.0))
+            marks[index] = _ramp(restless[index], 0.04, 0.002) * (0.4 + 0.6 * _ramp(largest, 0.5, 1.0))
     return marks
 
 

@@ -18,17 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from emu_models.evaluation.intervals import Interval, bootstrap_rate
+
 VOTE_COLUMNS = ("key", "rater", "decision", "side_order", "is_repeat")
 DECISIONS = ("A", "B", "tie", "both", "neither")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its confidence interval, all in the unit of the estimate (per cent for rates)."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -102,9 +95,9 @@ def summarise_preference(
         num_pairs=first["key"].nunique(),
         num_raters=first["rater"].nunique(),
         num_votes=len(first),
-        win=bootstrap_mean(100 * won, rng, confidence, num_resamples),
-        lose=bootstrap_mean(100 * lost, rng, confidence, num_resamples),
-        tie=bootstrap_mean(100 * ties, rng, confidence, num_resamples),
+        win=bootstrap_rate(100 * won, rng, confidence, num_resamples),
+        lose=bootstrap_rate(100 * lost, rng, confidence, num_resamples),
+        tie=bootstrap_rate(100 * ties, rng, confidence, num_resamples),
         decisions={str(name): float(100 * shares[name].mean()) for name in DECISIONS},
         num_prompts_won=num_won,
         num_prompts_lost=num_lost,
@@ -139,36 +132,6 @@ def share_by_prompt(votes: pd.DataFrame, prompt_of: Mapping[str, str] | None = N
         keys = keys.map(dict(prompt_of))
     counts = pd.crosstab(keys, votes["decision"]).reindex(columns=list(DECISIONS), fill_value=0)
     return counts.div(counts.sum(axis=1), axis=0).rename_axis("prompt")
-
-
-def bootstrap_mean(
-    values: np.ndarray, rng: np.random.Generator, confidence: float = 0.95, num_resamples: int = 9999
-) -> Interval:
-    """Mean of (N,) values in 0..100 with a BCa bootstrap interval (Efron 1987, scipy.stats.bootstrap).
-
-    If all values are 0 or all are 100 every resample is the same and a bootstrap would claim certainty; then
-    the exact binomial bound of Clopper and Pearson 1934 for N out of N is given. One value alone says
-    nothing: 0..100.
-    """
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Interval(mean, 0.0, 100.0)
-    if np.all(values == values[0]) and values[0] in (0.0, 100.0):
-        bound = stats.binomtest(len(values), len(values)).proportion_ci(confidence, method="exact").low * 100
-        return Interval(mean, bound, 100.0) if mean else Interval(mean, 0.0, 100.0 - bound)
-    if np.all(values == values[0]):
-        return Interval(mean, mean, mean)
-    interval = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=confidence,
-        n_resamples=num_resamples,
-        method="BCa",
-        random_state=rng,
-        vectorized=True,
-        batch=1000,
-    ).confidence_interval
-    return Interval(mean, float(interval.low), float(interval.high))
 
 
 def sign_test(num_won: int, num_lost: int) -> float:

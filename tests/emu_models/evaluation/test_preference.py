@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from emu_models.evaluation.intervals import bootstrap_rate
 from emu_models.evaluation.preference import (
-    bootstrap_mean,
     position_bias,
     self_consistency,
     share_by_prompt,
@@ -70,7 +70,7 @@ def test_unanimity_is_no_certainty():
     assert found.win.estimate == 100 and found.win.low == pytest.approx(100 * 0.025 ** (1 / 16), abs=0.1)
     assert found.lose.high == pytest.approx(100 - found.win.low)
     alone = summarise_preference(make_votes({"p": "AAA"})).win
-    assert (alone.low, alone.high) == (0, 100)
+    assert alone.low < 5 and alone.high == 100
 
 
 @pytest.mark.parametrize("num_prompts", [16, 60])
@@ -81,7 +81,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(num_prompts: in
         # Clustered: a taste for each prompt (mean 0.6, wide), then five votes of that taste.
         taste = rng.beta(1.2, 0.8, size=num_prompts)
         values = 100 * rng.binomial(5, taste) / 5
-        interval = bootstrap_mean(values, rng, num_resamples=999)
+        interval = bootstrap_rate(values, rng, num_resamples=999)
         hits += interval.low <= truth <= interval.high
     # 95 % nominal; 3 binomial standard errors of 200 trials are 4.6 points, few prompts cost some more.
     assert 0.88 <= hits / num_trials <= 0.99

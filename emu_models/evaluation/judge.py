@@ -1,0 +1,82 @@
+"""The judge: an open_clip model that compares pictures with captions, and that filtering never used.
+
+The default is the small one that `emu_models.alignment` trains on the corpus under another seed (folder
+`judge/`); any open_clip model folder, or name of one, can take its place. Small judges know only the corpus
+they were trained on, so every rate from them is read against the rate for real pictures.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_SIZE = 64  # fixed: embedding bits change with the batch
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A loaded open_clip model. `name` says which one, for the reports."""
+
+    name: str
+    model: Any
+    transform: Callable[[Image.Image], "torch.Tensor"]
+    tokenize: Callable[[list[str]], "torch.Tensor"]
+
+    def embed_images(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (N, H, W, 3) to float32 (N, D), rows of length 1. Raises ValueError for other arrays."""
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"pictures must be uint8 (N, H, W, 3); got {images.dtype} {images.shape}")
+        import torch
+
+        batches = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
+        with torch.inference_mode():
+            parts = [
+                self.model.encode_image(
+                    torch.stack([self.transform(Image.fromarray(one)) for one in batch]), normalize=True
+                )
+                for batch in batches
+            ]
+        return torch.cat(parts).float().numpy()
+
+    def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
+        """N captions to float32 (N, D), rows of length 1."""
+        import torch
+
+        batches = [captions[start : start + BATCH_SIZE] for start in range(0, len(captions), BATCH_SIZE)]
+        with torch.inference_mode():
+            parts = [self.model.encode_text(self.tokenize(list(batch)), normalize=True) for batch in batches]
+        return torch.cat(parts).float().numpy()
+
+
+def load_judge(source: str | Path) -> Judge:
+    """Load a model folder in open_clip's layout (open_clip_config.json, open_clip_model.safetensors), or a
+    name that open_clip knows ("hf-hub:…" fetches it).
+
+    Raises ValueError if the folder is none, or the name unknown.
+    """
+    import open_clip
+
+    name = str(source)
+    if ":" not in name:
+        folder = Path(source)
+        missing = [
+            file
+            for file in ("open_clip_config.json", "open_clip_model.safetensors")
+            if not (folder / file).is_file()
+        ]
+        if missing:
+            raise ValueError(f"{folder} is no open_clip model folder: it lacks {' and '.join(missing)}")
+        name = f"local-dir:{folder}"
+    try:
+        model, _, transform = open_clip.create_model_and_transforms(name)
+    except (RuntimeError, OSError, KeyError) as error:
+        raise ValueError(f"open_clip cannot load {name}: {error}") from error
+    label = Path(source).name if name.startswith("local-dir:") else name
+    transform = cast(Callable[[Image.Image], "torch.Tensor"], transform)
+    return Judge(label, model.eval(), transform, open_clip.get_tokenizer(name))

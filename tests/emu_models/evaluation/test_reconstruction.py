@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from scipy import linalg
+
+from emu_models.evaluation.intervals import bootstrap_mean
+from emu_models.evaluation.reconstruction import (
+    Features,
+    frechet_distance,
+    frechet_interval,
+    measure_each,
+    measure_reconstruction,
+)
+
+MEANS = Features(
+    "mean colour of quarters", lambda images: images[:, ::16, ::16].reshape(len(images), -1) / 255.0
+)
+
+
+@pytest.fixture
+def pictures() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (12, 4, 4, 3))
+    return coarse.repeat(8, 1).repeat(8, 2).astype(np.uint8)
+
+
+def disturb(pictures: np.ndarray, sigma: float) -> np.ndarray:
+    noise = np.random.default_rng(1).normal(0, sigma, pictures.shape)
+    return np.clip(np.round(pictures + noise), 0, 255).astype(np.uint8)
+
+
+def test_a_perfect_reconstruction(pictures: np.ndarray):
+    found = measure_reconstruction(pictures, pictures, MEANS)
+    assert found.ssim.estimate == pytest.approx(1, abs=1e-4)
+    assert found.psnr.estimate == pytest.approx(58.92, abs=0.01)
+    assert found.frechet.estimate == pytest.approx(0, abs=1e-9)
+    assert found.frechet_features == "mean colour of quarters" and found.num_images == 12
+
+
+def test_more_damage_is_worse_on_every_measure(pictures: np.ndarray):
+    mild, strong = (measure_reconstruction(pictures, disturb(pictures, sigma), MEANS) for sigma in (5, 40))
+    assert mild.ssim.estimate > strong.ssim.estimate and mild.psnr.estimate > strong.psnr.estimate
+    assert mild.frechet.estimate < strong.frechet.estimate
+    for interval in (mild.ssim, mild.psnr, mild.frechet):
+        assert interval.low < interval.estimate < interval.high
+
+
+def test_psnr_by_hand(pictures: np.ndarray):
+    grey = np.full((3, 32, 32, 3), 100, np.uint8)
+    _, psnr = measure_each(grey, grey + 10)
+    assert psnr == pytest.approx([20 * np.log10(255 / 10)] * 3)
+
+
+def test_frechet_distance_is_the_textbook_formula():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6))
+    second = rng.normal(0.5, 2, size=(150, 6))
+    root = np.asarray(linalg.sqrtm(np.cov(first.T) @ np.cov(second.T))).real
+    expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(
+        np.cov(first.T) + np.cov(second.T) - 2 * root
+    )
+    assert frechet_distance(first, second) == pytest.approx(expected)
+    assert frechet_distance(second, first) == pytest.approx(expected)
+
+
+def test_frechet_distance_with_fewer_pictures_than_features():
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=(5, 40))
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(few, few + 1) == pytest.approx(40)
+    interval = frechet_interval(few, few + rng.normal(size=few.shape), rng)
+    assert 0 <= interval.low < interval.estimate < interval.high
+
+
+def test_what_does_not_fit_is_refused(pictures: np.ndarray):
+    with pytest.raises(ValueError, match="one shape"):
+        measure_reconstruction(pictures, pictures[:, :16], MEANS)
+    with pytest.raises(ValueError, match="at least 2"):
+        measure_reconstruction(pictures[:1], pictures[:1], MEANS)
+    with pytest.raises(ValueError, match="not finite"):
+        bootstrap_mean(np.array([1.0, np.inf]), np.random.default_rng(0))
