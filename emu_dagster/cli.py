@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from emu_dagster.environment import project_root, set_defaults
+from emu_dagster.environment import set_defaults
+from emu_dagster.layout import project_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

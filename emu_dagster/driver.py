@@ -13,8 +13,7 @@ import psutil
 
 from emu_dagster.definitions import defs
 from emu_dagster.defs.corpus import list_shard_groups, shard_groups
-from emu_dagster.environment import project_root
-from emu_dagster.layout import Layout
+from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import read_params
 from emu_dagster.staleness import StaleAsset, stale_assets
 

@@ -42,7 +42,9 @@ def build_signals(layout: Layout, params: Params) -> list[Signal]:
         SafetySignal(),
         PhashSignal(),
         AestheticsSignal(),
-        ConceptSignal(tuple(params.filtered_corpus.concepts.items())),
+        ConceptSignal(
+            tuple((name, text) for name, texts in params.filtered_corpus.concepts.items() for text in texts)
+        ),
         AlignmentSignal(model, distinct_captions(captions)),
         TextAreaSignal(),
     ]

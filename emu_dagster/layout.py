@@ -1,7 +1,13 @@
 """Where everything lies below the project's root (design: data on disk)."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def project_root() -> Path:
+    """The folder of params.yaml, dvc.yaml and data/: the variable EMU_ROOT, else the current folder."""
+    return Path(os.environ.get("EMU_ROOT") or Path.cwd()).resolve()
 
 
 @dataclass(frozen=True)

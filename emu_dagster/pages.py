@@ -10,8 +10,7 @@ import urllib.request
 
 import dagster as dg
 
-from emu_dagster.environment import project_root
-from emu_dagster.layout import Layout
+from emu_dagster.layout import Layout, project_root
 from emu_dagster.resources.mlflow import MlflowTracking
 
 START_SECONDS = 120  # for both pages to answer; chosen here

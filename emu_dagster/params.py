@@ -71,11 +71,11 @@ class FilterLedger(Section):
 
 
 class FilteredCorpus(Section):
-    """concepts: name -> description that captions are compared with (the signal `concept`), for the quotas."""
+    """concepts: name -> descriptions that captions are compared with (the signal `concept`), for the quotas."""
 
     num_images: Count
     max_hash_distance: Annotated[int, Field(ge=0, le=3)]
-    concepts: dict[str, str]
+    concepts: dict[str, list[str]]
     max_concept_share: Share
     seed: int
 

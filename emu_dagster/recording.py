@@ -19,8 +19,7 @@ import dagster as dg
 from PIL import Image
 
 import emu_dagster
-from emu_dagster.environment import project_root
-from emu_dagster.layout import Layout
+from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import Params, Section, read_params
 from emu_dagster.pictures import inline_image
 from emu_dagster.resources.dvc import DvcRecord, Snapshot
@@ -81,13 +80,17 @@ class Record:
     def section(self) -> Section:
         return getattr(self.params, self.key)
 
+    @property
+    def code_version(self) -> str:
+        return self.context.assets_def.code_versions_by_key[self.context.asset_key] or ""
+
     def fresh_folder(self, out: Path) -> Path:
         """`out`, without what an earlier run of another kind left in it.
 
         Finished parts of an interrupted run of the same Dagster code version, params and inputs stay: the training
         child skips them. What belongs to another is removed, so that it cannot be taken for a result of this run.
         """
-        identity = fingerprint([self.context.assets_def.code_versions_by_key, self.before.__dict__])
+        identity = fingerprint([self.code_version, dict(self.before.params), dict(self.before.deps)])
         mark = self.layout.cache / "training" / f"{self.key}.identity"
         if not mark.is_file() or mark.read_text() != identity:
             shutil.rmtree(out, ignore_errors=True)

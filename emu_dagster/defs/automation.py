@@ -3,8 +3,7 @@
 import dagster as dg
 
 from emu_dagster.defs.corpus import list_shard_groups, shard_groups
-from emu_dagster.environment import project_root
-from emu_dagster.layout import Layout
+from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import read_params
 
 DATA = dg.AssetSelection.groups("corpus", "curation")

@@ -5,8 +5,7 @@ registry asks before it names a champion (they do not block: a challenger is reg
 import dagster as dg
 
 from emu_dagster.defs.corpus import list_shard_groups
-from emu_dagster.environment import project_root
-from emu_dagster.layout import Layout
+from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import Params, read_params
 
 

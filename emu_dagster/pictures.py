@@ -1,0 +1,60 @@
+"""Pictures where people would rather look than read: labelled contact sheets, and sheets inside Dagster's pages."""
+
+import base64
+import io
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+GROUND = (128, 128, 128)  # neutral grey, so that neither white nor black borders mislead
+LABEL_HEIGHT = 14  # px
+MAX_INLINE_BYTES = 200_000  # of a picture inside an event of Dagster's log; chosen here
+
+
+def contact_sheet(images: np.ndarray, labels: Sequence[str], columns: int = 10, tile: int = 96) -> Image.Image:
+    """uint8 (N, H, W, 3) pictures with a label under each, as one picture on neutral grey."""
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} pictures but {len(labels)} labels")
+    columns = max(1, min(columns, len(images)))
+    num_rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (tile + 4) + 4, num_rows * (tile + LABEL_HEIGHT + 4) + 4), GROUND)
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        x, y = 4 + (i % columns) * (tile + 4), 4 + (i // columns) * (tile + LABEL_HEIGHT + 4)
+        sheet.paste(Image.fromarray(image).resize((tile, tile), Image.Resampling.LANCZOS), (x, y))
+        draw.text((x, y + tile + 1), _fit(label, tile), fill="white", font=_font())
+    return sheet
+
+
+def inline_image(picture: Path | Image.Image) -> dg.MarkdownMetadataValue:
+    """A picture as Markdown metadata: PNG, or JPEG at falling quality where that is over MAX_INLINE_BYTES."""
+    image = Image.open(picture).convert("RGB") if isinstance(picture, Path) else picture
+    data, kind = _encode(image, "PNG"), "png"
+    for quality in (90, 75, 50, 25):
+        if len(data) <= MAX_INLINE_BYTES:
+            break
+        data, kind = _encode(image, "JPEG", quality=quality), "jpeg"
+    return dg.MetadataValue.md(f"![picture](data:image/{kind};base64,{base64.b64encode(data).decode()})")
+
+
+def _encode(image: Image.Image, format: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@cache
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    from matplotlib.font_manager import findfont
+
+    return ImageFont.truetype(findfont("DejaVu Sans"), 10)
+
+
+def _fit(text: str, width: int) -> str:
+    while text and _font().getlength(text) > width:
+        text = text[:-1]
+    return text

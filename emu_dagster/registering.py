@@ -1,0 +1,131 @@
+"""MLflow's model registry: what is registered, with which lineage, and who becomes champion.
+
+A version points to the pipeline's folder as an artifact (safetensors in diffusers' layout) with a pyfunc "from code"
+that serves it. Aliases, not stages: `champion` goes to a version that passed every report, `challenger` to one that
+did not, with the reasons on the version's page.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emu_dagster.layout import Layout, project_root
+from emu_dagster.params import RegisteredModel
+from emu_dagster.resources.mlflow import MlflowTracking
+from emu_data.files import write_json
+from emu_data.rubric import RUBRIC_LABEL
+
+if TYPE_CHECKING:
+    from emu_dagster.recording import Record
+
+LINEAGE = ("raw_corpus", "filtered_corpus", "curated_set", "autoencoder", "pretrained_full", "quality_tuned")
+REPORTS = ("appeal_report", "faithfulness_report", "automatic_report")
+METRICS_FILE = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Version:
+    number: int
+    alias: str
+    verdict: str  # Markdown
+
+
+def judge_reports(layout: Layout, section: RegisteredModel) -> dict[str, Verdict]:
+    """What each report that exists says against the thresholds of params.yaml; rates among prompts that were decided."""
+    verdicts = {}
+    for name in REPORTS:
+        path = layout.report(name) / METRICS_FILE
+        if not path.is_file():
+            continue
+        found = json.loads(path.read_text())
+        if name == "appeal_report":
+            low = found["decided_win_low"]
+            passed = low > section.min_appeal_win
+            reason = (
+                f"appeal: tuned wins {found['win']:.1f} %, loses {found['lose']:.1f} %; of those decided at least "
+                f"{100 * low:.1f} % with 95 % confidence, asked for more than {100 * section.min_appeal_win:.0f} %"
+            )
+        elif name == "faithfulness_report":
+            low = 1 - found["decided_win_high"]
+            passed = low < section.max_faithfulness_loss
+            reason = (
+                f"faithfulness: tuned wins {found['win']:.1f} %, loses {found['lose']:.1f} %; of those decided it loses at "
+                f"least {100 * low:.1f} % with 95 % confidence, allowed is less than "
+                f"{100 * section.max_faithfulness_loss:.0f} %"
+            )
+        else:
+            share = found["near_copy_share_tuned"]
+            passed = share <= section.max_near_copies
+            reason = f"near-copies: {100 * share:.0f} % of the tuned pictures, at most {100 * section.max_near_copies:.0f} %"
+        verdicts[name] = Verdict(passed, reason)
+    return verdicts
+
+
+def register(record: "Record") -> Version:
+    """Registers data/models/quality_tuned as a new version, sets its alias and tags, writes data/registered_model.json."""
+    import mlflow
+
+    section = record.params.registered_model
+    verdicts = judge_reports(record.layout, section)
+    missing = [name for name in REPORTS if name not in verdicts]
+    passed = not missing and all(v.passed for v in verdicts.values())
+    reasons = [f"{'passed' if v.passed else 'FAILED'}: {v.reason}" for v in verdicts.values()]
+    reasons += [f"FAILED: {name} is missing" for name in missing]
+
+    model = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={"pipeline": str(record.layout.model("quality_tuned"))},
+        code_paths=[str(Path(__file__).parent.parent / "emu_models"), str(Path(__file__).parent.parent / "emu_data")],
+        pip_requirements=served_requirements(),
+        registered_model_name=section.name,
+    )
+    client, number = mlflow.MlflowClient(), str(model.registered_model_version)
+    alias = "champion" if passed else "challenger"
+    client.set_registered_model_alias(section.name, alias, number)
+    tags = {f"md5.{name}": record.dvc.digest_of(name) or "" for name in LINEAGE}
+    tags |= {"profile": record.params.profile, "toy_scale": str(record.params.toy).lower(), "judged_by": RUBRIC_LABEL}
+    for name, value in tags.items():
+        client.set_model_version_tag(section.name, number, name, value)
+    description = "\n\n".join([f"**{alias}**, judged by a {RUBRIC_LABEL}.", *reasons])
+    client.update_model_version(section.name, number, description)
+    write_json(
+        record.layout.registered,
+        {"name": section.name, "version": int(number), "alias": alias, "reasons": reasons, "tags": tags},
+    )
+    return Version(int(number), alias, description)
+
+
+def served_requirements() -> list[str]:
+    """Exact versions of what serving needs, as installed here."""
+    from importlib.metadata import version
+
+    names = ("diffusers", "mlflow", "pillow", "pydantic", "safetensors", "torch", "transformers")
+    return [f"{name}=={version(name)}" for name in names]
+
+
+def find_model(address: str) -> Path:
+    """The pipeline's folder of `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a folder on disk.
+
+    ValueError says what there is where the address leads nowhere.
+    """
+    if not address.startswith("models:/"):
+        path = Path(address)
+        return path if path.is_absolute() else (project_root() / path if not path.exists() else path)
+    import mlflow
+
+    MlflowTracking().connect()
+    try:
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=f"{address}/artifacts/pipeline")
+    except mlflow.MlflowException as error:
+        versions = mlflow.MlflowClient().search_model_versions()
+        known = ", ".join(f"models:/{v.name}/{v.version}" for v in versions) or "none; run `make demo` first"
+        raise ValueError(f"{address}: {error.message.splitlines()[0]} Registered: {known}") from None
+    return Path(folder)
