@@ -16,21 +16,24 @@ from irrCAC.raw import CAC
 from emu_data.tally import latest
 from emu_data.votes import Vote
 
+NAN = float("nan")
+
 
 @dataclass(frozen=True)
 class Agreement:
     """Agreement of one round. Coefficients are at most 1 (full agreement), 0 at what chance gives.
 
-    `raw_agreement` is the share (0..1) of pairs of votes on one item that are equal. Coefficients are None
-    where they are undefined: fewer than two items that two raters saw, or (alpha) one decision only.
+    `alpha` is Krippendorff's, `ac1` Gwet's; `raw` is the share (0..1) of pairs of votes on one item that are
+    equal. They are NaN where they are undefined: fewer than two items that two raters saw, or (alpha) one
+    decision only.
     """
 
     num_items: int
     num_raters: int
     num_votes: int
-    raw_agreement: float | None
-    krippendorff_alpha: float | None
-    gwet_ac1: float | None
+    raw: float
+    alpha: float
+    ac1: float
 
 
 def measure_agreement(votes: Sequence[Vote]) -> Agreement:
@@ -51,7 +54,7 @@ def measure_agreement(votes: Sequence[Vote]) -> Agreement:
     table = table.loc[table.notna().sum(axis=1) >= 2]
     num_votes = int(table.notna().to_numpy().sum())
     if table.empty:
-        return Agreement(0, 0, 0, None, None, None)
+        return Agreement(0, 0, 0, NAN, NAN, NAN)
     table = table.dropna(axis=1, how="all")
     decisions = sorted({vote.decision for vote in counted})
     counts = np.stack([(table == decision).sum(axis=1).to_numpy() for decision in decisions], axis=1)
@@ -59,9 +62,9 @@ def measure_agreement(votes: Sequence[Vote]) -> Agreement:
     raw = float(np.mean((counts * (counts - 1)).sum(axis=1) / (of_item * (of_item - 1))))
     has_contrast = int((counts.sum(axis=0) > 0).sum()) > 1
     if not has_contrast:  # every vote the same: full agreement, which alpha cannot tell from chance
-        return Agreement(len(table), table.shape[1], num_votes, raw, None, 1.0)
+        return Agreement(len(table), table.shape[1], num_votes, raw, NAN, 1.0)
     if len(table) < 2:
-        return Agreement(1, table.shape[1], num_votes, raw, None, None)
+        return Agreement(1, table.shape[1], num_votes, raw, NAN, NAN)
     alpha = krippendorff.alpha(value_counts=counts, level_of_measurement="nominal")
     ac1 = CAC(table.reset_index(drop=True)).gwet()["est"]["coefficient_value"]
     return Agreement(len(table), table.shape[1], num_votes, raw, float(alpha), float(ac1))

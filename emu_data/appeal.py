@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.color import rgb2lab
 
-from emu_data.pairs import draw_side_order, is_repeated, swap
+from emu_data.pairs import REPEAT_SHARE, draw_side_order, is_repeated, swap
 from emu_data.rubric import gradients, resize_all, steady_normal
 from emu_data.votes import Vote
 
@@ -174,6 +174,7 @@ class AppealPanel:
 
     num_raters: int = 5
     seed: int = 0
+    repeat_share: float = REPEAT_SHARE
 
     def __post_init__(self) -> None:
         if self.num_raters < 1:
@@ -193,7 +194,7 @@ class AppealPanel:
         return weights / weights.sum(axis=1, keepdims=True)
 
     def vote(self, images_a: np.ndarray, images_b: np.ndarray, keys: Sequence[str], round: str) -> list[Vote]:
-        """Every judge's vote on every pair, and a second one, sides swapped, on REPEAT_SHARE of them.
+        """Every judge's vote on every pair, and a second one, sides swapped, on `repeat_share` of them.
 
         images_a, images_b: uint8 (N, H, W, 3), of models A and B for the same prompt and seed. keys: N
         different ids. `Vote.score` is the judge's score of A less that of B. Raises ValueError for arrays or
@@ -215,7 +216,7 @@ class AppealPanel:
             for key, lead in zip(keys, difference @ weights, strict=True):
                 order = draw_side_order(self.seed, rater, key)
                 showings = [(order, False)]
-                if is_repeated(self.seed, rater, key):
+                if is_repeated(self.seed, rater, key, self.repeat_share):
                     showings.append((swap(order), True))
                 for side_order, is_repeat in showings:
                     seen = float(lead + NOISE * steady_normal(self.seed, rater, key, "noise", is_repeat))

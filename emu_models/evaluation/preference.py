@@ -30,7 +30,8 @@ class Preference:
     weighted alike.
 
     `decisions` has the rate of each decision as it was given. `num_prompts_won` counts prompts where A got
-    more votes than B. `sign_test_p`: two-sided, prompts that are level left out (1.0 if none is left).
+    more votes than B. Of the decided prompts, level ones left out, `decided_win` is the share that A won, and
+    `sign_test_p` the two-sided p of half (1.0 if none is decided).
     """
 
     num_prompts: int
@@ -44,6 +45,7 @@ class Preference:
     num_prompts_won: int
     num_prompts_lost: int
     num_prompts_level: int
+    decided_win: Interval
     sign_test_p: float
 
 
@@ -102,6 +104,7 @@ def summarise_preference(
         num_prompts_won=num_won,
         num_prompts_lost=num_lost,
         num_prompts_level=len(shares) - num_won - num_lost,
+        decided_win=decided_rate(num_won, num_lost, confidence),
         sign_test_p=sign_test(num_won, num_lost),
     )
 
@@ -132,6 +135,19 @@ def share_by_prompt(votes: pd.DataFrame, prompt_of: Mapping[str, str] | None = N
         keys = keys.map(dict(prompt_of))
     counts = pd.crosstab(keys, votes["decision"]).reindex(columns=list(DECISIONS), fill_value=0)
     return counts.div(counts.sum(axis=1), axis=0).rename_axis("prompt")
+
+
+def decided_rate(num_won: int, num_lost: int, confidence: float = 0.95) -> Interval:
+    """Per cent of the decided prompts that A won, with the exact interval of Clopper and Pearson 1934.
+
+    It lies above 50 exactly when the sign test rejects in A's favour. Without decided prompts: 50, from 0 to
+    100.
+    """
+    num_decided = num_won + num_lost
+    if not num_decided:
+        return Interval(50.0, 0.0, 100.0)
+    exact = stats.binomtest(num_won, num_decided).proportion_ci(confidence, method="exact")
+    return Interval(100 * num_won / num_decided, 100 * float(exact.low), 100 * float(exact.high))
 
 
 def sign_test(num_won: int, num_lost: int) -> float:

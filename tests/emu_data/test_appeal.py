@@ -49,6 +49,8 @@ def test_votes_carry_sides_repeats_and_their_kind():
     repeats = [vote for vote in votes if vote.is_repeat]
     assert len(votes) - len(repeats) == 5 * len(keys)
     assert len(repeats) / (5 * len(keys)) == pytest.approx(REPEAT_SHARE, abs=0.03)
+    none = AppealPanel(2, seed=3, repeat_share=0.0).vote(images, images, keys, "appeal")
+    assert len(none) == 2 * len(keys)
     first = {(vote.rater, vote.key): vote.side_order for vote in votes if not vote.is_repeat}
     assert all(vote.side_order == swap(first[(vote.rater, vote.key)]) for vote in repeats)
     share = np.mean([side == "AB" for side in first.values()])

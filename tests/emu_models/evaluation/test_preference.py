@@ -4,6 +4,7 @@ import pytest
 
 from emu_models.evaluation.intervals import bootstrap_rate
 from emu_models.evaluation.preference import (
+    decided_rate,
     position_bias,
     self_consistency,
     share_by_prompt,
@@ -85,6 +86,15 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(num_prompts: in
         hits += interval.low <= truth <= interval.high
     # 95 % nominal; 3 binomial standard errors of 200 trials are 4.6 points, few prompts cost some more.
     assert 0.88 <= hits / num_trials <= 0.99
+
+
+def test_the_decided_rate_lies_above_half_just_when_the_sign_test_rejects():
+    for won, lost in ((12, 4), (13, 3), (9, 7), (2, 14), (0, 0)):
+        rate = decided_rate(won, lost)
+        assert (rate.low > 50 or rate.high < 50) == (sign_test(won, lost) < 0.05)
+        assert rate.low <= rate.estimate <= rate.high
+    found = summarise_preference(make_votes({"p1": "AAA", "p2": "AAB", "p3": "BBB", "p4": "tt"}))
+    assert found.decided_win == decided_rate(2, 1)
 
 
 def test_sign_test_by_hand():
