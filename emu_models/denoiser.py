@@ -40,6 +40,10 @@ class DenoiserConfig:
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.attention):
             raise ValueError(f"denoiser has {len(self.widths)} widths but {len(self.attention)} attention flags")
+        if self.widths[-1] % self.head_width:
+            raise ValueError(
+                f"denoiser's last width {self.widths[-1]} must be a multiple of {self.head_width}: its middle attends"
+            )
         if self.middle not in MIDDLE_BLOCKS:
             raise ValueError(f"denoiser middle is {self.middle!r}; it must be one of {', '.join(MIDDLE_BLOCKS)}")
 
@@ -56,7 +60,10 @@ def build_denoiser(config: DenoiserConfig, latent_channels: int, text_width: int
         block_out_channels=config.widths,
         layers_per_block=config.layers_per_level,
         cross_attention_dim=text_width,
-        attention_head_dim=config.head_width,
+        # diffusers' name; in its joint block it is the width of a head, in the others the number of heads
+        attention_head_dim=config.head_width
+        if config.middle == "joint"
+        else tuple(max(1, width // config.head_width) for width in config.widths),
         norm_num_groups=16,  # divides every width that is a multiple of 16
         mid_block_type=MIDDLE_BLOCKS[config.middle],
         class_embed_type="projection",

@@ -195,8 +195,7 @@ def _save_pairs(rows: Rows, autoencoder: Autoencoder, path: Path) -> None:
 
 
 def _save_grid(images: list[np.ndarray], num_columns: int, path: Path) -> None:
-    lines = [
-        np.concatenate(images[i : i + num_columns], axis=1)
-        for i in range(0, len(images) - num_columns + 1, num_columns)
-    ]
+    blanks = [np.full_like(images[0], 255)] * (-len(images) % num_columns)
+    tiles = np.stack([*images, *blanks])
+    lines = [np.concatenate(list(line), axis=1) for line in tiles.reshape(-1, num_columns, *images[0].shape)]
     Image.fromarray(np.concatenate(lines, axis=0)).save(path)

@@ -1,0 +1,307 @@
+"""Properties of training: exact resumption, the objective's formulas, caches that cannot be stale, honest stops."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from emu_models.autoencoder.losses import AutoencoderLossConfig
+from emu_models.autoencoder.network import Autoencoder
+from emu_models.denoiser import DenoiserConfig
+from emu_models.diffusion.objective import MIN_SNR_GAMMA, draw_noise, velocity_loss
+from emu_models.diffusion.schedule import build_scheduler
+from emu_models.training import stages
+from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
+from emu_models.training.cache import encode_moments
+from emu_models.training.denoiser_learner import DenoiserTrainingConfig
+from emu_models.training.early_stopping import EarlyStopping
+from emu_models.training.ema import WeightAverage
+from emu_models.training.loop import Interrupted, LoopConfig, NotFinite, learning_rate, read_log, run_training
+from emu_models.training.order import batch_indices, generator_for, held_out
+from tests.shards import write_toy_shards
+
+LOOP = LoopConfig(
+    num_steps=6,
+    learning_rate=1e-3,
+    warmup_steps=2,
+    ema_decay=0.9,
+    validate_every=2,
+    patience=0,
+    checkpoint_seconds=1e9,
+    seed=0,
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[Path, Path]:
+    """A folder of shards with 24 toy pictures, and the parquet of its rows."""
+    folder = tmp_path_factory.mktemp("corpus")
+    return write_toy_shards(folder, num_images=24)
+
+
+def autoencoder_job(corpus, folder: Path, loop: LoopConfig = LOOP, **changes) -> tuple:
+    shards, rows = corpus
+    job = stages.Job("autoencoder", shards, rows, 32, folder / "out", folder / "work", folder / "cache", loop, **changes)
+    losses = AutoencoderLossConfig(1e-6, 0.1, 0.5)
+    network = {"latent_channels": 4, "widths": [16, 32], "fourier_bands": 1}
+    return job, stages.AutoencoderJob(
+        network, None, AutoencoderTrainingConfig(loop.num_steps, 4, loop.learning_rate, losses, 0)
+    )
+
+
+def denoiser_job(corpus, folder: Path, autoencoder: Path, loop: LoopConfig = LOOP, **changes) -> tuple:
+    shards, rows = corpus
+    job = stages.Job("denoiser", shards, rows, 32, folder / "out", folder / "work", folder / "cache", loop, **changes)
+    return job, stages.DenoiserJob(
+        autoencoder=autoencoder,
+        start_from=None,
+        denoiser=DenoiserConfig((32, 64), (False, False), 1, "joint"),
+        text_encoder=None,
+        num_text_tokens=8,
+        training=DenoiserTrainingConfig(loop.num_steps, 4, loop.learning_rate, 0.1, 0.2, 0),
+        prompts=("a red square", "a blue square"),
+        guidance_scale=2.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def autoencoder(corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("autoencoder")
+    stages.train_autoencoder(*autoencoder_job(corpus, folder))
+    return folder / "out"
+
+
+def stop_after(num_checks: int):
+    """A stop request that comes true at the given step."""
+    seen = {"count": 0}
+
+    def requested() -> bool:
+        seen["count"] += 1
+        return seen["count"] == num_checks
+
+    return requested
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = (folder).glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5])
+def test_an_interrupted_autoencoder_resumes_bitwise(corpus, autoencoder, tmp_path, stop_at):
+    """The adversary starts at step 3, so both sides of its start are interrupted."""
+    with pytest.raises(Interrupted):
+        stages.train_autoencoder(*autoencoder_job(corpus, tmp_path, stop_requested=stop_after(stop_at)))
+    assert not (tmp_path / "out").exists()
+    result = stages.train_autoencoder(*autoencoder_job(corpus, tmp_path))
+    assert result.resumed_from == stop_at
+    assert_same_weights(tmp_path / "out", autoencoder)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_an_interrupted_denoiser_resumes_bitwise(corpus, autoencoder, tmp_path, stop_at):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    stages.train_denoiser(*denoiser_job(corpus, whole, autoencoder))
+    with pytest.raises(Interrupted):
+        stages.train_denoiser(*denoiser_job(corpus, parts, autoencoder, stop_requested=stop_after(stop_at)))
+    stages.train_denoiser(*denoiser_job(corpus, parts, autoencoder))
+    assert_same_weights(parts / "out" / "unet", whole / "out" / "unet")
+    lines = [[json.loads(line) for line in (f / "out" / "metrics.jsonl").read_text().splitlines()] for f in (whole, parts)]
+    assert lines[0] == lines[1]
+
+
+def test_another_configuration_does_not_go_on_from_the_state(corpus, tmp_path):
+    with pytest.raises(Interrupted):
+        stages.train_autoencoder(*autoencoder_job(corpus, tmp_path, stop_requested=stop_after(3)))
+    result = stages.train_autoencoder(*autoencoder_job(corpus, tmp_path, replace(LOOP, learning_rate=2e-3)))
+    assert result.resumed_from == 0
+
+
+def test_a_pipeline_draws_the_same_picture_again(corpus, autoencoder, tmp_path):
+    stages.train_denoiser(*denoiser_job(corpus, tmp_path, autoencoder))
+    pipeline = stages.load_pipeline(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    first = pipeline(["a red square", "a blue square"], [1, 2], 3).images
+    again = stages.load_pipeline(tmp_path / "out")(["a red square"], [1], 3).images
+    assert first[0].size == (32, 32)
+    assert np.abs(np.asarray(first[0], int) - np.asarray(again[0], int)).max() <= 1
+    other = pipeline(["a red square"], [7], 3).images
+    assert np.asarray(other[0]).tobytes() != np.asarray(first[0]).tobytes()
+    with pytest.raises(ValueError, match="one seed a prompt"):
+        pipeline(["a"], [1, 2])
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert meta["result"]["num_steps"] == LOOP.num_steps
+    assert not list((tmp_path / "out").rglob("*.bin")) + list((tmp_path / "out").rglob("*.pkl"))
+
+
+def test_tuning_goes_on_from_a_pipeline(corpus, autoencoder, tmp_path):
+    stages.train_denoiser(*denoiser_job(corpus, tmp_path / "first", autoencoder))
+    job, spec = denoiser_job(corpus, tmp_path / "second", autoencoder, replace(LOOP, num_steps=2))
+    spec = replace(spec, autoencoder=None, denoiser=None, start_from=tmp_path / "first" / "out")
+    stages.train_denoiser(job, spec)
+    before, after = (weights(tmp_path / name / "out" / "unet") for name in ("first", "second"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert_same_weights(tmp_path / "first" / "out" / "vae", tmp_path / "second" / "out" / "vae")
+
+
+class Diverging:
+    """A learner whose loss is NaN at its third step."""
+
+    def __init__(self):
+        self.network = torch.nn.Linear(1, 1)
+        self.modules, self.optimizers = {"network": self.network}, {}
+
+    def learn(self, step):
+        return {"loss": float("nan") if step == 2 else 1.0}
+
+    def batch_keys(self, step):
+        return [f"key{step}"]
+
+    def validate(self, network):
+        return {"val_loss": 1.0}
+
+
+def test_a_nan_stops_and_names_the_rows(tmp_path):
+    with pytest.raises(NotFinite, match="step 2.*key2"):
+        run_training(Diverging(), LOOP, tmp_path, "x", "diverging")
+
+
+class Overfitting(Diverging):
+    """Its weight counts steps; its held-out loss is best at step 4."""
+
+    def learn(self, step):
+        with torch.no_grad():
+            self.network.weight.fill_(step + 1)
+        return {"loss": 1.0 / (step + 1)}
+
+    def validate(self, network):
+        self.seen = getattr(self, "seen", 0) + 1
+        return {"val_loss": abs(self.seen - 2) + 1.0}
+
+
+def test_early_stopping_goes_back_to_the_best_weights(tmp_path):
+    config = replace(LOOP, num_steps=100, patience=2, ema_decay=0.0)
+    result, network = run_training(Overfitting(), config, tmp_path, "x", "overfitting")
+    assert (result.best_step, result.num_steps, result.stopped_early) == (4, 8, True)
+    assert network.weight.item() == 4
+    assert [line["step"] for line in read_log(tmp_path)] == [2, 4, 6, 8]
+
+
+@given(losses=st.lists(st.floats(0, 10), min_size=1, max_size=20), patience=st.integers(1, 5))
+def test_early_stopping_waits_for_its_patience(losses, patience):
+    stopping = EarlyStopping(patience)
+    for step, loss in enumerate(losses):
+        stopping.observe(step, loss)
+        best = int(np.argmin(losses[: step + 1]))
+        assert stopping.best_step == best
+        assert stopping.should_stop == (step - best >= patience)
+        if stopping.should_stop:
+            break
+
+
+@given(num_rows=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 5))
+@settings(max_examples=30, deadline=None)
+def test_every_pass_sees_every_row_once(num_rows, batch_size, seed):
+    num_steps = -(-3 * num_rows // batch_size)
+    seen = np.concatenate([batch_indices(step, batch_size, num_rows, seed) for step in range(num_steps)])
+    for start in range(0, len(seen) - num_rows + 1, num_rows):
+        assert sorted(seen[start : start + num_rows]) == list(range(num_rows))
+
+
+def test_steps_and_purposes_draw_different_numbers():
+    draws = {torch.rand(1, generator=generator_for(0, s, p)).item() for s in range(20) for p in range(3)}
+    assert len(draws) == 60
+    assert torch.rand(1, generator=generator_for(1, 5)) == torch.rand(1, generator=generator_for(1, 5))
+
+
+def test_what_a_subset_holds_out_the_whole_holds_out_too():
+    keys = [f"{i:09d}" for i in range(400)]
+    whole = {key for key, held in zip(keys, held_out(keys, 0.1, 4), strict=True) if held}
+    subset = keys[::3]
+    part = {key for key, held in zip(subset, held_out(subset, 0.1, 4), strict=True) if held}
+    assert part == whole & set(subset)
+    assert 20 <= len(whole) <= 60
+
+
+def test_learning_rate_warms_up_and_falls():
+    config = replace(LOOP, num_steps=100, warmup_steps=10)
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert max(rates) <= config.learning_rate
+    assert rates[0] < rates[5] < rates[9] and rates[9] > rates[50] > rates[99] > 0
+
+
+def test_the_average_moves_towards_the_weights():
+    module = torch.nn.Linear(1, 1)
+    average = WeightAverage(module, 0.9)
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    before = average.averaged.weight.clone()
+    for step in range(200):
+        average.update(module, step)
+    assert torch.allclose(average.averaged.weight, module.weight, atol=1e-4)
+    assert not torch.allclose(before, module.weight)
+
+
+def test_offset_noise_is_one_draw_a_channel():
+    shape = torch.Size([64, 4, 16, 16])
+    plain = draw_noise(shape, 0.0, torch.Generator().manual_seed(0))
+    offset = draw_noise(shape, 0.5, torch.Generator().manual_seed(0))
+    difference = offset - plain
+    assert torch.allclose(difference, difference[:, :, :1, :1].expand_as(difference), atol=1e-5)
+    assert difference.std().item() == pytest.approx(0.5, rel=0.2)
+
+
+def test_velocity_loss_is_zero_at_the_true_velocity_and_weighted_as_min_snr_says():
+    generator = torch.Generator().manual_seed(0)
+    z0, noise = (torch.randn(3, 2, 4, 4, generator=generator) for _ in range(2))
+    a2 = torch.tensor([0.99, 0.5, 0.2])
+    scale = a2[:, None, None, None]
+    v = scale.sqrt() * noise - (1 - scale).sqrt() * z0
+    assert velocity_loss(v, z0, noise, a2).abs().max() < 1e-10
+    # ||v - v'||^2 = (SNR + 1) ||x0 - x0'||^2: an error in v weighs min(SNR, gamma) times its error in x0
+    noisy = scale.sqrt() * z0 + (1 - scale).sqrt() * noise
+    wrong = v + 0.1
+    x0 = scale.sqrt() * noisy - (1 - scale).sqrt() * wrong
+    snr = a2 / (1 - a2)
+    expected = snr.clamp(max=MIN_SNR_GAMMA) * (x0 - z0).square().flatten(1).mean(1)
+    assert torch.allclose(velocity_loss(wrong, z0, noise, a2), expected, rtol=1e-3)
+
+
+def test_the_scheduler_ends_in_pure_noise_and_undoes_a_known_velocity():
+    scheduler = build_scheduler()
+    assert scheduler.alphas_cumprod[-1] < 1e-6
+    scheduler.set_timesteps(10)
+    z0 = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    z = noise = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    for t in scheduler.timesteps:
+        a2 = scheduler.alphas_cumprod[t]
+        z = scheduler.step(a2.sqrt() * noise - (1 - a2).sqrt() * z0, t, z).prev_sample
+    assert torch.allclose(z, z0, atol=1e-3)
+
+
+def test_a_changed_encoder_or_row_is_another_cache_entry(tmp_path):
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(4, widths=(16, 32)).eval()
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    first = encode_moments(autoencoder, images, tmp_path)
+    assert torch.equal(encode_moments(autoencoder, images, tmp_path).mean, first.mean)
+    assert len(list(tmp_path.iterdir())) == 1
+    changed = images.copy()
+    changed[1, 0, 0, 0] ^= 255
+    assert not torch.equal(encode_moments(autoencoder, changed, tmp_path).mean, first.mean)
+    with torch.no_grad():
+        autoencoder.encoder[-1].bias.add_(1.0)  # type: ignore[union-attr]
+    assert torch.allclose(encode_moments(autoencoder, images, tmp_path).mean, first.mean + 1, atol=1e-4)

@@ -1,0 +1,35 @@
+"""Toy shards for tests: coloured squares with their names."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from emu_data.records import Sample, make_key
+from emu_data.shards import write_shard
+
+COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60), "yellow": (230, 210, 40)}
+
+
+def write_toy_shards(folder: Path, num_images: int, side: int = 48) -> tuple[Path, Path]:
+    """Writes one shard and a parquet of its keys and captions; returns both paths."""
+    rng = np.random.default_rng(0)
+    samples, rows = [], []
+    for i in range(num_images):
+        name, colour = list(COLOURS.items())[i % len(COLOURS)]
+        image = np.full((side, side, 3), 255, np.uint8)
+        x, y = rng.integers(4, side // 2, 2)
+        image[y : y + side // 3, x : x + side // 3] = colour
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        key, caption = make_key(0, i), f"{name} square"
+        samples.append(Sample(key, buffer.getvalue(), caption))
+        rows.append({"key": key, "caption": caption, "status": "success", "width": side, "height": side})
+    shards = folder / "shards"
+    shards.mkdir()
+    table = pd.DataFrame(rows)
+    write_shard(shards, 0, samples, table)
+    table[["key", "caption"]].to_parquet(folder / "rows.parquet")
+    return shards, folder / "rows.parquet"
