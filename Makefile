@@ -19,6 +19,7 @@ export DVC_NO_ANALYTICS = 1
 export GRADIO_ANALYTICS_ENABLED = False
 export MLFLOW_DISABLE_TELEMETRY = true
 export MPLBACKEND = Agg
+export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 ENV = .venv/.complete .venv-dvc/.complete
 

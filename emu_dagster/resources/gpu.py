@@ -14,7 +14,6 @@ import fcntl
 import json
 import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -155,14 +154,18 @@ def end_session(process: subprocess.Popen) -> None:
 def find_devices(device: str) -> list[str]:
     """Names of the devices that a training on `device` uses, found without importing torch (seconds, memory).
 
-    "auto" and "cuda" are every visible CUDA device; without one, "mps" on Apple silicon, else "cpu".
+    "auto" and "cuda" are every visible CUDA device; without one, "mps" on a Mac, else "cpu". "cuda:N" is the N-th
+    visible one, named as CUDA_VISIBLE_DEVICES names it.
     """
-    if device not in ("auto", "cuda"):
-        return [device.replace(":", "-")]
+    if device in ("cpu", "mps"):
+        return [device]
+    ids = sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    ids = sorted(re.sub(r"\D", "", path.name) for path in Path("/dev").glob("nvidia[0-9]*"))
     if visible is not None:
-        ids = [item.strip() for item in visible.split(",") if item.strip() not in ("", "-1")] if ids else []
+        ids = [item.strip() for item in visible.split(",") if item.strip() not in ("", "-1")]
+    if device.startswith("cuda:"):
+        index = int(device.removeprefix("cuda:"))
+        ids = ids[index : index + 1] or [str(index)]
     if ids:
         return [f"cuda-{item}" for item in sorted(ids)]
     return ["mps" if sys.platform == "darwin" else "cpu"]

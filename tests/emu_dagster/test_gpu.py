@@ -184,12 +184,17 @@ def test_stop_request_bears_being_made_twice_and_has_a_deadline() -> None:
 
 @pytest.mark.parametrize(
     ("visible", "device", "expected"),
-    [(None, "cpu", ["cpu"]), (None, "cuda:1", ["cuda-1"]), ("", "auto", None), ("-1", "auto", None)],
+    [
+        ("", "cpu", ["cpu"]),
+        ("", "auto", ["mps" if sys.platform == "darwin" else "cpu"]),
+        ("-1", "cuda", ["mps" if sys.platform == "darwin" else "cpu"]),
+        ("3,2", "auto", ["cuda-2", "cuda-3"]),
+        ("3,2", "cuda:0", ["cuda-3"]),
+        ("2", "cuda:0", ["cuda-2"]),
+    ],
 )
-def test_devices_are_named(
-    visible: str | None, device: str, expected: list[str] | None, monkeypatch: pytest.MonkeyPatch
+def test_devices_have_one_name_whoever_asks(
+    visible: str, device: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    names = find_devices(device)
-    assert names == (expected or ["mps" if sys.platform == "darwin" else "cpu"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert find_devices(device) == expected
