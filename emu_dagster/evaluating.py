@@ -10,8 +10,9 @@ from tqdm import tqdm
 from emu_dagster.layout import Layout
 from emu_dagster.params import Params
 from emu_dagster.pictures import contact_sheet
+from emu_dagster.registering import METRICS_FILE
 from emu_data.captions import write_caption
-from emu_data.files import atomic_dir, write_parquet
+from emu_data.files import atomic_dir, write_json, write_parquet
 from emu_data.ledger import read_ledger
 from emu_data.shards import read_images, read_manifest
 
@@ -113,7 +114,8 @@ def report_automatically(layout: Layout, params: Params) -> dict[str, float]:
     pictures = {model: read_pictures(layout.evaluation, model, prompts) for model in MODELS}
 
     real = real_rows[real_rows["caption"].isin(set(named["caption"]))]
-    naming = {"real": measure_naming(judge, read_images(layout.raw, real["key"].tolist(), size), real["caption"].tolist(), captions, seed)}
+    real_images = read_images(layout.raw, real["key"].tolist(), size)
+    naming = {"real": measure_naming(judge, real_images, real["caption"].tolist(), captions, seed)}
     embeddings, copies, distances = {}, {}, {}
     curated_embeddings = judge.embed_images(curated_images)
     for model, images in pictures.items():
@@ -125,6 +127,24 @@ def report_automatically(layout: Layout, params: Params) -> dict[str, float]:
         )
         copies[model] = (found, copy_share(found, nearest_among(curated_embeddings, curated_images)))
         distances[model] = frechet_distance(embeddings[model], curated_embeddings)
+    among = nearest_among(curated_embeddings, curated_images)
+    write_automatic_report(
+        layout.report("automatic_report"),
+        AutomaticFindings(
+            judge=judge.name,
+            naming=naming,
+            nearest={model: found for model, (found, _) in copies.items()},
+            copy_share={model: share for model, (_, share) in copies.items()},
+            among=among,
+            frechet=distances,
+            frechet_features="the judge's image embedding (not FID)",
+        ),
+        prompts,
+        pictures,
+        curated["key"].tolist(),
+        curated_images,
+        params,
+    )
     metrics: dict[str, float] = {}
     for who, rates in naming.items():
         metrics[f"named_top_1_{who}"] = rates.top_1.estimate
@@ -132,4 +152,5 @@ def report_automatically(layout: Layout, params: Params) -> dict[str, float]:
     for model in MODELS:
         metrics[f"near_copy_share_{model}"] = copies[model][1]
         metrics[f"frechet_to_curated_{model}"] = distances[model]
+    write_json(layout.report("automatic_report") / METRICS_FILE, metrics)
     return metrics

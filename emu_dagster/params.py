@@ -51,6 +51,7 @@ class AlignmentModel(Section):
     batch_size: Count
     learning_rate: float
     seed: int
+    judge_seed: int
 
 
 class Policy(Section):

@@ -46,14 +46,14 @@ def judge_reports(layout: Layout, section: RegisteredModel) -> dict[str, Verdict
             continue
         found = json.loads(path.read_text())
         if name == "appeal_report":
-            low = found["decided_win_low"]
+            low = found["decided_win_low"] / 100
             passed = low > section.min_appeal_win
             reason = (
                 f"appeal: tuned wins {found['win']:.1f} %, loses {found['lose']:.1f} %; of those decided at least "
                 f"{100 * low:.1f} % with 95 % confidence, asked for more than {100 * section.min_appeal_win:.0f} %"
             )
         elif name == "faithfulness_report":
-            low = 1 - found["decided_win_high"]
+            low = 1 - found["decided_win_high"] / 100
             passed = low < section.max_faithfulness_loss
             reason = (
                 f"faithfulness: tuned wins {found['win']:.1f} %, loses {found['lose']:.1f} %; of those decided it loses at "

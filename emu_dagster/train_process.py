@@ -35,8 +35,27 @@ def mlflow_sink(prefix: str) -> Callable[[int, dict[str, float]], None]:
     return sink
 
 
+def train_alignment_models(given: dict[str, Any]) -> dict[str, Any]:
+    """Trains the alignment models that are missing in given["out"]; a finished one is kept."""
+    import pandas as pd
+
+    from emu_data.shards import read_images
+    from emu_models.alignment import AlignmentConfig, assign_folds, train_alignment
+
+    table = pd.read_parquet(given["rows"])
+    config = AlignmentConfig(**given["config"])
+    images = read_images(Path(given["shards"]), table["key"].tolist(), config.image_size)
+    folds = assign_folds(table["caption"].tolist(), table["group"].tolist(), config.num_folds)
+    result = train_alignment(
+        images, table["caption"].tolist(), table["key"].tolist(), folds, config, Path(given["out"])
+    )
+    return {"num_images": len(table), **{f"loss_{name}": loss for name, loss in result.losses.items()}}
+
+
 def run_job(given: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[str, Any]:
     """Trains one job and returns what came of it, as plain values."""
+    if given["kind"] == "alignment":
+        return train_alignment_models(given)
     from dataclasses import asdict
 
     from emu_models.autoencoder.losses import AutoencoderLossConfig

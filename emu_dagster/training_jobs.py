@@ -1,10 +1,12 @@
 """Jobs for the training child, made from sections of params.yaml: plain values that go through Dagster Pipes."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from emu_dagster.layout import Layout
 from emu_dagster.params import (
+    AlignmentModel,
     AutoencoderSection,
     AutoencoderStudy,
     FirstPretraining,
@@ -17,6 +19,40 @@ from emu_dagster.params import (
 
 MAX_ASPECT = 2.0  # long side / short side of a picture that the autoencoder trains on; chosen here
 CHECKPOINT_SECONDS = 20.0  # wall time between two saved states, about what a crash may cost; chosen here
+
+
+def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
+    """A job that trains the alignment models on all pictures that can be read; copies share a fold."""
+    import imagehash
+    import pandas as pd
+
+    from emu_data.files import write_parquet
+    from emu_data.records import DecodeError, decode_rgb
+    from emu_data.selection import near_duplicate_groups
+    from emu_data.shards import list_shards, read_samples
+
+    found = []
+    for tar in list_shards(layout.raw):
+        for sample in read_samples(tar, on_error=lambda error: None):  # the ledger says why it is left out
+            try:
+                image = decode_rgb(sample.image)
+            except DecodeError:
+                continue
+            digest = hashlib.sha256(sample.image).hexdigest()
+            found.append((sample.key, sample.caption, digest, str(imagehash.phash(image))))
+    table = pd.DataFrame(found, columns=["key", "caption", "sha256", "phash"]).sort_values("key", ignore_index=True)
+    table["group"] = near_duplicate_groups(table["sha256"], table["phash"])
+    path = layout.cache / "rows" / "alignment_model.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_parquet(path, table[["key", "caption", "group"]])
+    return {
+        "kind": "alignment",
+        "name": "alignment_model",
+        "shards": str(layout.raw),
+        "rows": str(path),
+        "out": str(layout.model("alignment_model")),
+        "config": section.model_dump(exclude={"pretrained"}),
+    }
 
 
 def write_training_rows(layout: Layout, resolution: int) -> Path:

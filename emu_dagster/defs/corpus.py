@@ -64,7 +64,7 @@ def alignment_model(
         messages = trainer.train(
             context, "emu_dagster.train_process", {"jobs": [job]}, record.mlflow_environment
         )
-        return record.result({k: v for m in messages for k, v in m.items() if isinstance(v, (int, float))})
+        return record.result({name: value for message in messages for name, value in message.items()})
 
 
 @dg.asset(
