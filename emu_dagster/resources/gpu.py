@@ -154,8 +154,8 @@ def end_session(process: subprocess.Popen) -> None:
 def find_devices(device: str) -> list[str]:
     """Names of the devices that a training on `device` uses, found without importing torch (seconds, memory).
 
-    "auto" and "cuda" are every visible CUDA device; without one, "mps" on a Mac, else "cpu". "cuda:N" is the N-th
-    visible one, named as CUDA_VISIBLE_DEVICES names it.
+    "auto" and "cuda" are every visible CUDA device; without one, "mps" on a Mac, else "cpu". "cuda:N" is the
+    N-th visible one, named as CUDA_VISIBLE_DEVICES names it.
     """
     if device in ("cpu", "mps"):
         return [device]
