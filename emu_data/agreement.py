@@ -23,7 +23,7 @@ NAN = float("nan")
 class Agreement:
     """Agreement of one round. Coefficients are at most 1 (full agreement), 0 at what chance gives.
 
-    `alpha` is Krippendorff's, `ac1` Gwet's; `raw` is the share (0..1) of pairs of votes on one item that are
+    `raw_agreement` is the share (0..1) of pairs of votes on one item that are
     equal. They are NaN where they are undefined: fewer than two items that two raters saw, or (alpha) one
     decision only.
     """
@@ -31,9 +31,9 @@ class Agreement:
     num_items: int
     num_raters: int
     num_votes: int
-    raw: float
-    alpha: float
-    ac1: float
+    raw_agreement: float
+    krippendorff_alpha: float
+    gwet_ac1: float
 
 
 def measure_agreement(votes: Sequence[Vote]) -> Agreement:

@@ -1,4 +1,4 @@
-"""Real emoji for tests, from the demo's packages where a folder of them is at hand (EMU_PACKAGE_CACHE)."""
+"""Real emoji for tests, from the demo's packages: in EMU_PACKAGE_CACHE, or where `make demo` keeps them."""
 
 import io
 import json
@@ -22,9 +22,10 @@ GROUPS = ("Food & Drink", "Animals & Nature", "Smileys & Emotion", "Activities")
 @cache
 def load_emoji(size: int = 64, step: int = 5) -> dict[str, np.ndarray]:
     """uint8 (N, size, size, 3) of each drawing for every `step`-th subject; skips without packages."""
-    folder = Path(os.environ.get("EMU_PACKAGE_CACHE", "none"))
+    demo = Path(__file__).parents[2] / "data" / "cache" / "packages"
+    folder = Path(os.environ.get("EMU_PACKAGE_CACHE", demo))
     if not all((folder / file).is_file() for file, _ in PACKAGES.values()):
-        pytest.skip("EMU_PACKAGE_CACHE names no folder with the demo's packages")
+        pytest.skip("the packages of the demo are not here; EMU_PACKAGE_CACHE can name their folder")
     with tarfile.open(folder / PACKAGES["google"][0]) as archive:
         stream = archive.extractfile("package/emoji.json")
         assert stream is not None

@@ -23,8 +23,8 @@ def test_krippendorffs_coefficient_by_hand_for_two_raters():
     first, second = "0100000000", "1110010100"
     matrix = [["keep" if digit == "1" else "drop" for digit in row] for row in (first, second)]
     found = measure_agreement(make_round(matrix))
-    assert found.alpha == pytest.approx(0.095, abs=5e-4)
-    assert found.raw == pytest.approx(0.6)
+    assert found.krippendorff_alpha == pytest.approx(0.095, abs=5e-4)
+    assert found.raw_agreement == pytest.approx(0.6)
 
 
 def test_gwets_coefficient_by_hand_for_two_raters():
@@ -33,31 +33,31 @@ def test_gwets_coefficient_by_hand_for_two_raters():
     q = 4 / 40
     expected = (18 / 20 - 2 * q * (1 - q)) / (1 - 2 * q * (1 - q))
     found = measure_agreement(make_round(matrix))
-    assert found.ac1 == pytest.approx(expected, abs=1e-4)
+    assert found.gwet_ac1 == pytest.approx(expected, abs=1e-4)
     # Where one decision is rare, alpha collapses and AC1 does not.
-    assert found.alpha == pytest.approx(0.4583, abs=1e-4)
+    assert found.krippendorff_alpha == pytest.approx(0.4583, abs=1e-4)
 
 
 def test_chance_gives_alpha_near_zero_and_gaps_do_not_matter():
     rng = np.random.default_rng(0)
     matrix = rng.choice(["keep", "drop", ""], size=(4, 400), p=[0.4, 0.4, 0.2]).tolist()
     found = measure_agreement(make_round(matrix))
-    assert found.alpha == pytest.approx(0, abs=0.07)
+    assert found.krippendorff_alpha == pytest.approx(0, abs=0.07)
     assert found.num_raters == 4 and found.num_items < 400
 
 
 def test_undefined_coefficients_are_no_number():
     same = measure_agreement(make_round([["keep"] * 3] * 2))
-    assert isnan(same.alpha) and same.ac1 == 1.0 and same.raw == 1.0
+    assert isnan(same.krippendorff_alpha) and same.gwet_ac1 == 1.0 and same.raw_agreement == 1.0
     assert measure_agreement(make_round([["keep", "drop"]])).num_items == 0
-    assert isnan(measure_agreement([]).raw)
-    assert isnan(measure_agreement(make_round([["keep"], ["drop"]])).ac1)
+    assert isnan(measure_agreement([]).raw_agreement)
+    assert isnan(measure_agreement(make_round([["keep"], ["drop"]])).gwet_ac1)
 
 
 def test_the_last_word_counts_and_repeats_do_not():
     votes = make_round([["keep", "drop", "keep"], ["keep", "drop", "drop"]])
     votes.append(Vote("round", "r1", "person", "k2", "keep"))
     votes.append(Vote("round", "r1", "person", "k1", "keep", is_repeat=True))
-    assert measure_agreement(votes).alpha == 1.0
+    assert measure_agreement(votes).krippendorff_alpha == 1.0
     with pytest.raises(ValueError, match="several rounds"):
         measure_agreement([*votes, Vote("other", "r1", "person", "k1", "keep")])

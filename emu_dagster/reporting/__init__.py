@@ -1,0 +1,6 @@
+"""Static reports: data/reports/NAME/{index.html, report.json, pictures}, and the index that puts them
+together.
+
+A report's page shows what its report.json holds and nothing else, so the index is made from the json files
+alone. Pages need no script and no host: they can be mailed, archived, or opened from disk in ten years.
+"""

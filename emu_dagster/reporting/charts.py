@@ -1,0 +1,124 @@
+"""Charts: SVG that takes on the page's ink and font (so it is dark on light and light on dark), and pictures
+for Dagster's pages, where there is no style sheet.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+INK, SOFT = "#010203", "#040506"  # written out as CSS variables afterwards
+WIDTH = 4.2  # inches at 72 px: about the width of a phone, so that type keeps its size there
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: y may hold None where nothing was measured."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    is_soft: bool = False
+
+
+def line_chart(series: Sequence[Series], x_label: str, y_label: str, log_y: bool = False) -> str:
+    """SVG of a few lines with their names at their ends; no legend, no frame."""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": y_label, "font.size": 9}):
+        figure = Figure(figsize=(WIDTH, 2.5))
+        axes = figure.add_axes((0.13, 0.17, 0.70, 0.76))
+        ends = []
+        for one in series:
+            points = [(x, y) for x, y in zip(one.x, one.y, strict=True) if y is not None and math.isfinite(y)]
+            if not points:
+                continue
+            x, y = zip(*points, strict=True)
+            colour = SOFT if one.is_soft else INK
+            axes.plot(x, y, color=colour, linewidth=1.1 if one.is_soft else 1.6, solid_capstyle="round")
+            ends.append((x[-1], y[-1], one.name, colour))
+        if log_y:
+            axes.set_yscale("log")
+        _quieten(axes)
+        axes.set_xlabel(x_label, color=SOFT)
+        axes.set_title(y_label, color=SOFT, loc="left", fontsize=9)
+        for offset, (x, y, name, colour) in zip(_spread([e[1] for e in ends], axes), ends, strict=True):
+            axes.annotate(
+                name,
+                (x, y),
+                (5, offset),
+                textcoords="offset points",
+                color=colour,
+                va="center",
+                annotation_clip=False,
+            )
+        return _to_svg(figure)
+
+
+def interval_picture(rows: Sequence[tuple[str, Any]], x_label: str, title: str) -> Image.Image:
+    """A picture of intervals in per cent, one row each: (name, Interval or a bare number)."""
+    figure = Figure(figsize=(7, 0.9 + 0.36 * len(rows)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, (_, value) in enumerate(rows):
+        if isinstance(value, (int, float)):
+            axes.plot(value, place, "o", color="white", markeredgecolor="#777", markersize=7)
+            told = f"{value:.1f}"
+        else:
+            axes.plot(
+                [value.low, value.high], [place, place], color="#222", linewidth=2, solid_capstyle="round"
+            )
+            axes.plot(value.estimate, place, "o", color="#222", markersize=7)
+            told = f"{value.estimate:.1f} ({value.low:.1f}–{value.high:.1f})"
+        axes.annotate(told, (102, place), va="center", annotation_clip=False, fontsize=9)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.axvline(50, color="#ccc", linewidth=1, zorder=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(left=False)
+    axes.set_xlabel(x_label)
+    axes.set_title(title, loc="left", fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return Image.open(buffer).convert("RGB")
+
+
+def _quieten(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(SOFT)
+        axes.spines[side].set_linewidth(0.6)
+    axes.tick_params(colors=SOFT, width=0.6, length=3)
+    axes.minorticks_off()
+
+
+def _spread(values: Sequence[float], axes: Axes) -> list[float]:
+    """Offsets in points that keep the names at the lines' ends from lying over each other."""
+    if not values:
+        return []
+    axes.get_figure()
+    pixels = [float(axes.transData.transform((0, value))[1]) for value in values]
+    order = sorted(range(len(values)), key=lambda index: pixels[index])
+    placed: list[float] = []
+    offsets = [0.0] * len(values)
+    for index in order:
+        place = max(pixels[index], placed[-1] + 16 if placed else -math.inf)
+        placed.append(place)
+        offsets[index] = (place - pixels[index]) * 72 / 100
+    return offsets
+
+
+def _to_svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return svg.replace(INK, "var(--ink)").replace(SOFT, "var(--soft)")
