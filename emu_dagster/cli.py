@@ -3,12 +3,13 @@
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from emu_dagster.environment import set_defaults
+from emu_dagster.environment import prepare_environment
 from emu_dagster.layout import project_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -17,12 +18,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 @app.command()
 def demo(profile: Annotated[str, typer.Option(help="a file of profiles/, without .yaml")] = "emoji") -> None:
     """Materialise the whole graph, resuming what was interrupted, and print a one-screen summary."""
+    began = time.monotonic()
+    use_profile(profile)  # before the graph is loaded, whose code versions hold the params
     from emu_dagster.driver import materialize_stale
     from emu_dagster.summary import print_summary
 
-    use_profile(profile)
     materialize_stale()
-    print_summary()
+    print_summary(time.monotonic() - began)
 
 
 @app.command()
@@ -112,7 +114,7 @@ def use_profile(name: str) -> None:
 
 def main() -> None:
     """Runs the command; an expected error is one line, not a traceback (EMU_DEBUG=1 shows it)."""
-    set_defaults()
+    prepare_environment()
     try:
         app()
     except KeyboardInterrupt:

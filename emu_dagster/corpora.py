@@ -3,8 +3,6 @@
 from emu_dagster.layout import Layout
 from emu_dagster.params import RawCorpus
 from emu_data.sources.damage import DamageShares
-from emu_data.sources.folder import register_folder
-from emu_data.sources.img2dataset import register_shards
 from emu_data.sources.packages import DemoCorpusConfig, build_demo_corpus, read_subjects
 
 

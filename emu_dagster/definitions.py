@@ -13,13 +13,13 @@ from emu_dagster.defs import (
     quality_tuning,
     registry,
 )
-from emu_dagster.environment import set_defaults
+from emu_dagster.environment import prepare_environment
 from emu_dagster.recording import Recorder
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_dagster.resources.mlflow import MlflowTracking
 
-set_defaults()  # before any library that would wait for a network is imported by an asset
+prepare_environment()  # before any library that would wait for a network is imported by an asset
 
 ASSET_MODULES = [corpus, curation, autoencoder, pretraining, quality_tuning, evaluation, registry]
 
