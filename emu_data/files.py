@@ -1,7 +1,7 @@
 """Files written whole or not at all, and digests that stay the same.
 
-Every write goes to a temporary name in the same folder, reaches the disk, and is then renamed: a reader never sees
-half a file under its final name, whatever kills the writer (disk full, SIGKILL, power).
+Every write goes to a temporary name in the same folder, reaches the disk, and is then renamed: a reader never
+sees half a file under its final name, whatever kills the writer (disk full, SIGKILL, power).
 """
 
 import dataclasses
@@ -26,7 +26,9 @@ TEMPORARY_MARK = ".tmp-"
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on a clean exit rename it to `path`, on an exception remove it."""
+    """Yield a temporary path beside `path`; on a clean exit rename it to `path`, on an exception remove
+    it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}")
@@ -42,8 +44,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on a clean exit it takes the place of `path`.
 
-    A folder cannot be replaced in one step as a file can: what was at `path` is first renamed aside, and removed only
-    when the new one stands. On an exception the temporary folder is removed and `path` stays as it was.
+    A folder cannot be replaced in one step as a file can: what was at `path` is first renamed aside, and
+    removed only when the new one stands. On an exception the temporary folder is removed and `path` stays as
+    it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,9 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON with sorted keys, atomically; NaN and infinities are refused (they are not JSON)."""
+    """Write `value` as JSON with sorted keys, atomically; NaN and infinities are refused (they are not
+    JSON).
+    """
     text = json.dumps(_plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -96,8 +101,8 @@ def file_sha256(path: Path) -> str:
 def fingerprint(value: Any) -> str:
     """Return 16 hexadecimal digits that name `value`: equal configs give equal digits, in any process.
 
-    Takes what JSON can hold, and dataclasses, paths, sets and tuples of it. Raises ValueError for anything else,
-    since its text might hold an address or a time.
+    Takes what JSON can hold, and dataclasses, paths, sets and tuples of it. Raises ValueError for anything
+    else, since its text might hold an address or a time.
     """
     text = json.dumps(
         _plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False

@@ -44,7 +44,7 @@ class FilterPolicy:
     min_characters: int | None = 3
     max_unsafe: float | None = 0.5  # probability 0..1
     max_text_area: float | None = 0.05  # share of the picture 0..1
-    min_alignment_rank: float | None = 0.9  # share 0..1 of other captions that must fit less well
+    min_alignment_rank: float | None = 0.5  # share 0..1 of other captions that must fit less well
 
     @property
     def version(self) -> str:

@@ -1,7 +1,7 @@
 """One image-text pair, its key, its columns, and how its bytes become pixels.
 
-Columns are img2dataset's, so that corpora written by it are read as they are: `sha256` is of the bytes that arrived,
-`key` is five digits of shard and four of the row within it, failed rows have a row but no picture.
+Columns are img2dataset's, so that corpora written by it are read as they are: `sha256` is of the bytes that
+arrived, `key` is five digits of shard and four of the row within it, failed rows have a row but no picture.
 """
 
 import io
@@ -32,8 +32,8 @@ STATUS_FAILED = "failed_to_download"
 NUM_SHARD_DIGITS = 5
 NUM_INDEX_DIGITS = 4
 
-# A picture of more pixels than this is refused before it is decoded. Pillow warns of a bomb at 89 million; a 4k
-# photograph has 8, the largest of LAION-5B's that img2dataset keeps by default fewer than 50. Chosen here.
+# A picture of more pixels than this is refused before it is decoded. Pillow warns of a bomb at 89 million; a
+# 4k photograph has 8, the largest of LAION-5B's that img2dataset keeps by default fewer than 50. Chosen here.
 MAX_PIXELS = 64_000_000
 
 _EXTENSION_BY_FORMAT = {
@@ -108,10 +108,11 @@ def image_extension(data: bytes) -> str:
 
 
 def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode to 8-bit RGB: transparency laid on white, 16-bit grey scaled (Pillow's own conversion clips it to white),
-    CMYK and palettes converted, EXIF rotation applied.
+    """Decode to 8-bit RGB: transparency laid on white, 16-bit grey scaled (Pillow's own conversion clips it
+    to white), CMYK and palettes converted, EXIF rotation applied.
 
-    Raises DecodeError with `reason` too_large (more than `max_pixels`, told from the header), animated (more than one
+    Raises DecodeError with `reason` too_large (more than `max_pixels`, told from the header), animated (more
+    than one
     frame: which one the caption means is unknown), unsupported (floating point) or corrupt (anything else).
     """
     image = _open(data)

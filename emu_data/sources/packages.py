@@ -1,6 +1,7 @@
 """The demo corpus: drawings of the same subjects in three styles, out of npm packages, damaged like the web.
 
-Google's and Twitter's flat emoji and Microsoft's shaded 3D ones (the needles). Licences: emoji-datasource MIT (Noto images Apache-2.0, Twemoji CC-BY-4.0), Fluent emoji MIT.
+Google's and Twitter's flat emoji and Microsoft's shaded 3D ones (the needles). Licences: emoji-datasource MIT
+(Noto images Apache-2.0, Twemoji CC-BY-4.0), Fluent emoji MIT.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from emu_data.files import atomic_dir, fingerprint, write_json, write_parquet
+from emu_data.files import atomic_dir, write_parquet
 from emu_data.records import (
     RAW_COLUMNS,
     STATUS_FAILED,
@@ -27,20 +28,12 @@ from emu_data.records import (
     decode_rgb,
     make_key,
 )
-from emu_data.shards import list_shards, write_shard
-from emu_data.sources.damage import (
-    DUPLICATE_KINDS,
-    DamageShares,
-    copy_nearly,
-    crop_sliver,
-    draw_text,
-    encode_jpeg,
-    encode_png,
-    shrink,
-)
+from emu_data.shards import write_shard
+from emu_data.sources import check_target, write_origin
+from emu_data.sources.damage import DamageShares, Draft, damage_drafts
 from emu_data.sources.npm import Package, fetch_package
 
-CORPUS_FILE = "corpus.json"
+SOURCE = "packages"
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,9 @@ NAMES_PATH = "emoji.json"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is drawn: emoji.json's `short_name`, and a caption where emoji.json's own name is not what people say."""
+    """What is drawn: emoji.json's `short_name`, and a caption where emoji.json's own name is not what people
+    say.
+    """
 
     name: str
     concept: str
@@ -110,30 +105,13 @@ class CorpusStats:
     num_by_style: dict[str, int]
 
 
-@dataclass
-class _Draft:
-    """A row that has no key yet."""
-
-    url: str
-    caption: str
-    subject: Subject
-    style: str
-    picture: Image.Image
-    original_size: tuple[int, int]
-    data: bytes = b""
-    damage: str = ""
-    detail: str = ""
-    copy_of: int | None = None
-
-    def __post_init__(self) -> None:
-        self.true_caption = self.caption
-
-
 def read_subjects(
     concepts: Mapping[str, Sequence[str | Mapping[str, Any]]],
     num_per_concept: int | None = None,
 ) -> tuple[Subject, ...]:
-    """Return the subjects of params: concept -> list of short_names or {name, caption}; the first few of each."""
+    """Return the subjects of params: concept -> list of short_names or {name, caption}; the first few of
+    each.
+    """
     subjects = []
     for concept, entries in concepts.items():
         for entry in list(entries)[:num_per_concept]:
@@ -152,22 +130,22 @@ def build_demo_corpus(
     """Write the demo corpus as shards into `out`, and the truth about its damage to `damage_path`.
 
     Args:
-        out: replaced as a whole if it holds this corpus already; refused (ValueError) if it holds other shards.
-        damage_path: parquet, a row for every raw row: key, damage, detail, duplicate_of, concept, subject, style,
-            true_caption. Never read by a gate.
+        out: replaced as a whole if it holds this corpus already; refused (ValueError) if it holds other
+            shards.
+        damage_path: parquet, a row for every raw row: key, damage, detail, duplicate_of, concept, subject,
+            style, true_caption. Never read by a gate.
         cache: folder of package tarballs; what is missing is fetched by npm.
-    Raises PackageUnavailable where a package cannot be had, ValueError where a subject is not in the packages.
+    Raises PackageUnavailable where a package cannot be had, ValueError where a subject is not in the
+    packages.
     """
     unknown = sorted(set(config.styles) - STYLES.keys())
     if unknown or not config.styles or not config.subjects:
         raise ValueError(
             f"the demo corpus needs subjects, and styles out of {sorted(STYLES)}; unknown: {unknown}"
         )
-    _refuse_foreign_shards(out)
+    check_target(out, SOURCE)
     styles = [STYLES[name] for name in config.styles]
-    packages = {style.package.spec: style.package for style in styles} | {
-        NAMES_PACKAGE.spec: NAMES_PACKAGE
-    }
+    packages = {style.package.spec: style.package for style in styles} | {NAMES_PACKAGE.spec: NAMES_PACKAGE}
     bar = tqdm(
         packages.values(),
         desc="demo packages",
@@ -179,24 +157,16 @@ def build_demo_corpus(
 
     drafts = _read_drafts(config, styles, tarballs)
     rng = np.random.default_rng([config.seed, 1])
-    _damage(drafts, config.damage, rng)
+    damage_drafts(drafts, config.damage, rng)
     order = rng.permutation(len(drafts))
     place = {int(draft): position for position, draft in enumerate(order)}
-    keys = [
-        make_key(*divmod(place[i], config.samples_per_shard))
-        for i in range(len(drafts))
-    ]
+    keys = [make_key(*divmod(place[i], config.samples_per_shard)) for i in range(len(drafts))]
     rows, truth, samples = _tabulate(drafts, keys, rng)
 
     with atomic_dir(out) as folder:
-        write_json(
-            folder / CORPUS_FILE, {"source": "packages", "config": fingerprint(config)}
-        )
+        write_origin(folder, SOURCE, config)
         for shard in range(-(-len(rows) // config.samples_per_shard)):
-            part = rows.iloc[
-                shard * config.samples_per_shard : (shard + 1)
-                * config.samples_per_shard
-            ]
+            part = rows.iloc[shard * config.samples_per_shard : (shard + 1) * config.samples_per_shard]
             write_shard(
                 folder,
                 shard,
@@ -209,35 +179,16 @@ def build_demo_corpus(
         num_images=len(samples),
         num_shards=-(-len(rows) // config.samples_per_shard),
         num_subjects=len(config.subjects),
-        num_by_damage={
-            str(k): int(v)
-            for k, v in truth["damage"].value_counts().sort_index().items()
-        },
-        num_by_style={
-            str(k): int(v)
-            for k, v in truth["style"].value_counts().sort_index().items()
-        },
+        num_by_damage={str(k): int(v) for k, v in truth["damage"].value_counts().sort_index().items()},
+        num_by_style={str(k): int(v) for k, v in truth["style"].value_counts().sort_index().items()},
     )
-
-
-def _refuse_foreign_shards(out: Path) -> None:
-    marker = Path(out) / CORPUS_FILE
-    ours = (
-        marker.is_file() and json.loads(marker.read_text()).get("source") == "packages"
-    )
-    if list_shards(out) and not ours:
-        raise ValueError(
-            f"{out} holds shards of another corpus: give the demo corpus a folder of its own"
-        )
 
 
 def _read_members(tarball: Path, wanted: Iterable[str]) -> dict[str, bytes]:
     """Return the wanted files (paths inside the package) that are there."""
     names = set(wanted)
     found = {}
-    with tarfile.open(
-        tarball, "r|gz"
-    ) as tar:  # streamed: the tarballs hold thousands of files
+    with tarfile.open(tarball, "r|gz") as tar:  # streamed: the tarballs hold thousands of files
         for member in tar:
             name = member.name.partition("/")[2]  # npm puts everything under one folder
             if name in names and member.isfile():
@@ -249,18 +200,12 @@ def _read_members(tarball: Path, wanted: Iterable[str]) -> dict[str, bytes]:
 
 def _read_drafts(
     config: DemoCorpusConfig, styles: Sequence[Style], tarballs: Mapping[str, Path]
-) -> list[_Draft]:
-    listed = json.loads(
-        _read_members(tarballs[NAMES_PACKAGE.spec], [NAMES_PATH])[NAMES_PATH]
-    )
+) -> list[Draft]:
+    listed = json.loads(_read_members(tarballs[NAMES_PACKAGE.spec], [NAMES_PATH])[NAMES_PATH])
     by_name = {entry["short_name"]: entry for entry in listed}
-    missing = [
-        subject.name for subject in config.subjects if subject.name not in by_name
-    ]
+    missing = [subject.name for subject in config.subjects if subject.name not in by_name]
     if missing:
-        raise ValueError(
-            f"no such short_name in {NAMES_PACKAGE.spec}/{NAMES_PATH}: {missing}"
-        )
+        raise ValueError(f"no such short_name in {NAMES_PACKAGE.spec}/{NAMES_PATH}: {missing}")
     drafts = []
     for style in styles:
         # Packages differ in whether a name keeps the variation selector fe0f.
@@ -282,15 +227,14 @@ def _read_drafts(
             picture = decode_rgb(found[path])
             original_size = picture.size
             if picture.size != (config.size, config.size):
-                picture = picture.resize(
-                    (config.size, config.size), Image.Resampling.LANCZOS
-                )
+                picture = picture.resize((config.size, config.size), Image.Resampling.LANCZOS)
             caption = subject.caption or clean_name(by_name[subject.name]["name"])
             drafts.append(
-                _Draft(
+                Draft(
                     f"npm:{style.package.spec}/{path}",
                     caption,
-                    subject,
+                    subject.concept,
+                    subject.name,
                     style.name,
                     picture,
                     original_size,
@@ -304,71 +248,14 @@ def clean_name(name: str) -> str:
     return " ".join(name.lower().replace("_", " ").split())
 
 
-def _damage(
-    drafts: list[_Draft], shares: DamageShares, rng: np.random.Generator
-) -> None:
-    """Damage drafts in place by the written shares, and append the duplicates."""
-    num_pictures = len(drafts)
-    queue = iter(rng.permutation(num_pictures).tolist())
-
-    def take(share: float) -> list[_Draft]:
-        return [drafts[next(queue)] for _ in range(round(share * num_pictures))]
-
-    for draft in take(shares.text):
-        draft.picture, area = draw_text(draft.picture, rng)
-        draft.damage, draft.detail = "text", f"{area:.3f}"
-    captions = sorted({draft.caption for draft in drafts})
-    for draft in take(shares.caption):
-        others = [caption for caption in captions if caption != draft.caption]
-        draft.damage, draft.detail = "caption", others[rng.integers(len(others))]
-        draft.caption = draft.detail
-    for draft in take(shares.sliver):
-        draft.picture = crop_sliver(draft.picture, rng)
-        draft.damage, draft.original_size = "sliver", draft.picture.size
-        draft.detail = "x".join(map(str, draft.picture.size))
-    for draft in take(shares.shrink):
-        draft.picture = shrink(draft.picture, rng)
-        draft.damage, draft.original_size = "shrink", draft.picture.size
-        draft.detail = "x".join(map(str, draft.picture.size))
-    for draft in take(shares.unsafe):
-        draft.damage = "unsafe"
-    for draft in take(shares.failed):
-        draft.damage, draft.detail = "failed", "HTTP Error 404: Not Found"
-    for draft in drafts:
-        draft.data = encode_png(draft.picture)
-    for number, index in enumerate(
-        next(queue) for _ in range(round(shares.duplicate * num_pictures))
-    ):
-        source = drafts[index]
-        kind = DUPLICATE_KINDS[number % len(DUPLICATE_KINDS)]
-        copy = _Draft(
-            source.url,
-            source.caption,
-            source.subject,
-            source.style,
-            source.picture,
-            source.original_size,
-        )
-        copy.damage, copy.detail, copy.copy_of = "duplicate", kind, index
-        if kind == "exact":
-            copy.data = source.data
-        elif kind == "reencoded":
-            copy.data = encode_jpeg(source.picture, quality=85)
-        else:
-            copy.data = encode_png(copy_nearly(source.picture, kind, rng))
-        drafts.append(copy)
-
-
 def _tabulate(
-    drafts: list[_Draft], keys: list[str], rng: np.random.Generator
+    drafts: list[Draft], keys: list[str], rng: np.random.Generator
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Sample]]:
     """Return the rows of the parquets (in key order), the truth, and key -> sample."""
     rows, truth, samples = [], [], {}
     for key, draft in zip(keys, drafts, strict=True):
         failed = draft.damage == "failed"
-        width, height = (
-            (None, None) if failed else Image.open(io.BytesIO(draft.data)).size
-        )
+        width, height = (None, None) if failed else Image.open(io.BytesIO(draft.data)).size
         row: dict[str, Any] = {
             "url": draft.url,
             "caption": draft.caption,
@@ -383,11 +270,7 @@ def _tabulate(
             "sha256": None if failed else hashlib.sha256(draft.data).hexdigest(),
             # LAION's name for the probability of unsafe content; here drawn, with no detector behind it.
             "punsafe": round(
-                float(
-                    rng.uniform(0.9, 1.0)
-                    if draft.damage == "unsafe"
-                    else rng.beta(1, 12)
-                ),
+                float(rng.uniform(0.9, 1.0) if draft.damage == "unsafe" else rng.beta(1, 12)),
                 4,
             ),
             "likes": int(rng.lognormal(3.0, 1.5)),
@@ -400,8 +283,8 @@ def _tabulate(
                 "damage": draft.damage,
                 "detail": draft.detail,
                 "duplicate_of": "" if draft.copy_of is None else keys[draft.copy_of],
-                "concept": draft.subject.concept,
-                "subject": draft.subject.name,
+                "concept": draft.concept,
+                "subject": draft.subject,
                 "style": draft.style,
                 "true_caption": draft.true_caption,
             }
@@ -410,9 +293,7 @@ def _tabulate(
             samples[key] = Sample(key, draft.data, draft.caption, row)
     text = ["url", "caption", "key", "status", "error_message", "exif", "sha256"]
     counts = ["width", "height", "original_width", "original_height", "likes"]
-    frame = pd.DataFrame(rows).astype(
-        {**dict.fromkeys(text, "string"), **dict.fromkeys(counts, "Int64")}
-    )
+    frame = pd.DataFrame(rows).astype({**dict.fromkeys(text, "string"), **dict.fromkeys(counts, "Int64")})
     return (
         frame.sort_values("key", ignore_index=True),
         pd.DataFrame(truth).sort_values("key", ignore_index=True),
