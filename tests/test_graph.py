@@ -1,0 +1,138 @@
+"""The graph as a whole: what must be there, the parity of dvc.yaml with it, and that nobody changes it unseen."""
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from emu_dagster.layout import Layout
+from emu_dagster.params import Params, read_params
+
+TOP = Path(__file__).parent.parent
+SNAPSHOT = Path(__file__).parent / "graph.json"
+
+
+@pytest.fixture(scope="module")
+def defs() -> dg.Definitions:
+    """The definitions, loaded with the repository as the project."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMU_ROOT", str(TOP))
+        from emu_dagster.definitions import defs
+
+    return defs
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, dict]:
+    return yaml.safe_load((TOP / "dvc.yaml").read_text())["stages"]
+
+
+def describe(defs: dg.Definitions) -> dict[str, dict]:
+    """What a reviewer should see when it changes: every asset's deps, group, kinds, pool, checks and partitions."""
+    graph = defs.resolve_asset_graph()
+    described = {}
+    for key in sorted(graph.get_all_asset_keys()):
+        node = graph.get(key)
+        described[key.to_user_string()] = {
+            "deps": sorted(parent.to_user_string() for parent in node.parent_keys),
+            "group": node.group_name,
+            "kinds": sorted(node.kinds),
+            "owners": sorted(node.owners),
+            "pools": sorted(node.pools or []),
+            "is_partitioned": node.is_partitioned,
+            "checks": sorted(check.name for check in node.check_keys),
+        }
+    return described
+
+
+def test_the_graph_is_the_one_that_was_agreed(defs):
+    """A changed graph shows as a diff of graph.json: `python -m tests.test_graph` writes it anew."""
+    assert describe(defs) == json.loads(SNAPSHOT.read_text())
+
+
+def test_every_asset_says_what_it_is(defs):
+    graph = defs.resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.description and len(node.description) > 20, key
+        assert node.owners and node.group_name != "default" and node.kinds, key
+        assert node.code_version, key
+
+
+def test_each_asset_is_a_stage_and_a_section(defs, stages):
+    keys = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
+    sections = set(Params.model_fields) - {"profile", "toy"}
+    assert keys == set(stages) == sections
+
+
+def test_stages_write_what_the_assets_write(stages):
+    layout = Layout(TOP)
+    for name, stage in stages.items():
+        outs = [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]]
+        assert outs == [path.relative_to(TOP).as_posix() for path in layout.outs(name)], name
+        assert all(out[path]["persist"] for out, path in zip(stage["outs"], outs, strict=True)), name
+        assert stage["cmd"] == f"emu materialize {name}"
+        assert stage["params"] == [name]
+
+
+def test_stages_depend_on_what_the_assets_depend_on(defs, stages):
+    """Each dep of a stage is an out of a direct parent, and each parent gives at least one."""
+    writer = {}
+    for name, stage in stages.items():
+        for out in stage["outs"]:
+            writer[next(iter(out))] = name
+    graph = defs.resolve_asset_graph()
+    for name, stage in stages.items():
+        parents = {parent.to_user_string() for parent in graph.get(dg.AssetKey(name)).parent_keys}
+        assert {writer[dep] for dep in stage.get("deps", [])} == parents, name
+
+
+def test_trainings_share_the_gpu_pool(defs):
+    pools = {name for name, node in describe(defs).items() if node["pools"] == ["gpu"]}
+    assert pools >= {"alignment_model", "autoencoder", "pretrained_low", "pretrained_full", "quality_tuned"}
+
+
+def test_jobs_schedule_and_sensor_are_there_and_off(defs):
+    repository = defs.get_repository_def()
+    assert {"whole_graph", "data_half", "model_half"} <= set(repository.job_names)
+    (schedule,), (sensor,) = repository.schedule_defs, repository.sensor_defs
+    assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+    assert schedule.cron_schedule == "0 6 * * 1"
+    assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+
+
+@pytest.mark.parametrize("name", ["smoke", "emoji", "emoji-long", "paper"])
+def test_profiles_are_whole(name):
+    assert read_params(TOP / "profiles" / f"{name}.yaml").profile == name
+
+
+def test_the_default_params_are_the_demo():
+    assert (TOP / "params.yaml").read_bytes() == (TOP / "profiles" / "emoji.yaml").read_bytes()
+
+
+def test_what_the_paper_fixes_is_in_every_profile():
+    for path in (TOP / "profiles").glob("*.yaml"):
+        params = read_params(path)
+        assert (params.pretrained_low.noise_offset, params.pretrained_mid.noise_offset) == (0, 0), path
+        assert params.pretrained_full.noise_offset == 0.02, path
+        assert params.quality_tuned.noise_offset == 0.1, path
+        assert (params.appeal_report.num_raters, params.faithfulness_report.num_raters) == (5, 3), path
+        resolutions = [getattr(params, f"pretrained_{stage}").resolution for stage in ("low", "mid", "full")]
+        assert resolutions == sorted(set(resolutions)), path
+
+
+def test_wrong_params_are_named(tmp_path):
+    text = (TOP / "profiles" / "smoke.yaml").read_text().replace("noise_offset: 0.1", "noise_ofset: 0.1")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"quality_tuned\.noise_ofset"):
+        read_params(tmp_path / "params.yaml")
+    with pytest.raises(ValueError, match="emu profile"):
+        read_params(tmp_path / "nothing.yaml")
+
+
+if __name__ == "__main__":
+    from emu_dagster.definitions import defs as loaded
+
+    SNAPSHOT.write_text(json.dumps(describe(loaded), indent=2) + "\n")
