@@ -1,4 +1,6 @@
-"""Pictures where people would rather look than read: labelled contact sheets, and sheets inside Dagster's pages."""
+"""Pictures where people would rather look than read: labelled contact sheets, and sheets inside Dagster's
+pages.
+"""
 
 import base64
 import io
@@ -12,10 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 GROUND = (128, 128, 128)  # neutral grey, so that neither white nor black borders mislead
 LABEL_HEIGHT = 14  # px
-MAX_INLINE_BYTES = 200_000  # of a picture inside an event of Dagster's log; chosen here
+MAX_INLINE_BYTES = 200_000  # of the text that a picture becomes in an event of Dagster's log; chosen here
 
 
-def contact_sheet(images: np.ndarray, labels: Sequence[str], columns: int = 10, tile: int = 96) -> Image.Image:
+def contact_sheet(
+    images: np.ndarray, labels: Sequence[str], columns: int = 10, tile: int = 96
+) -> Image.Image:
     """uint8 (N, H, W, 3) pictures with a label under each, as one picture on neutral grey."""
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} pictures but {len(labels)} labels")
@@ -31,20 +35,24 @@ def contact_sheet(images: np.ndarray, labels: Sequence[str], columns: int = 10, 
 
 
 def inline_image(picture: Path | Image.Image) -> dg.MarkdownMetadataValue:
-    """A picture as Markdown metadata: PNG, or JPEG at falling quality where that is over MAX_INLINE_BYTES."""
-    image = Image.open(picture).convert("RGB") if isinstance(picture, Path) else picture
-    data, kind = _encode(image, "PNG"), "png"
-    for quality in (90, 75, 50, 25):
-        if len(data) <= MAX_INLINE_BYTES:
-            break
-        data, kind = _encode(image, "JPEG", quality=quality), "jpeg"
-    return dg.MetadataValue.md(f"![picture](data:image/{kind};base64,{base64.b64encode(data).decode()})")
+    """A picture as Markdown metadata of at most MAX_INLINE_BYTES: PNG, or where that is too large JPEG at
+    falling quality, then at half the size.
+    """
+    image = (Image.open(picture) if isinstance(picture, Path) else picture).convert("RGB")
+    text = _as_markdown(image, "png")
+    while len(text) > MAX_INLINE_BYTES:
+        for quality in (90, 75, 50):
+            text = _as_markdown(image, "jpeg", quality=quality)
+            if len(text) <= MAX_INLINE_BYTES:
+                break
+        image = image.reduce(2)
+    return dg.MetadataValue.md(text)
 
 
-def _encode(image: Image.Image, format: str, **options: int) -> bytes:
+def _as_markdown(image: Image.Image, kind: str, **options: int) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
+    image.save(buffer, kind, **options)
+    return f"![picture](data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()})"
 
 
 @cache
@@ -55,6 +63,8 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def _fit(text: str, width: int) -> str:
-    while text and _font().getlength(text) > width:
+    if _font().getlength(text) <= width:
+        return text
+    while text and _font().getlength(text + "…") > width:
         text = text[:-1]
-    return text
+    return text + "…"

@@ -73,7 +73,7 @@ def interval_picture(rows: Sequence[tuple[str, Any]], x_label: str, title: str) 
             axes.plot(
                 [value.low, value.high], [place, place], color="#222", linewidth=2, solid_capstyle="round"
             )
-            axes.plot(value.estimate, place, "o", color="#222", markersize=7)
+            axes.plot(value.estimate, place, "o", color="#222", markersize=7, clip_on=False)
             told = f"{value.estimate:.1f} ({value.low:.1f}–{value.high:.1f})"
         axes.annotate(told, (102, place), va="center", annotation_clip=False, fontsize=9)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
@@ -104,7 +104,6 @@ def _spread(values: Sequence[float], axes: Axes) -> list[float]:
     """Offsets in points that keep the names at the lines' ends from lying over each other."""
     if not values:
         return []
-    axes.get_figure()
     pixels = [float(axes.transData.transform((0, value))[1]) for value in values]
     order = sorted(range(len(values)), key=lambda index: pixels[index])
     placed: list[float] = []

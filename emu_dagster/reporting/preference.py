@@ -73,9 +73,9 @@ def write_preference_report(
 
 def picture_preference(axis: Axis, preference: "Preference") -> Image.Image:
     """The win and lose rates with intervals, and the paper's, for Dagster's pages."""
-    rows: list[tuple[str, Any]] = [("tuned wins, ours (toy)", preference.win)]
+    rows: list[tuple[str, Any]] = [("tuned wins, ours", preference.win)]
     rows += [(f"tuned wins, {figure['name']}", figure["win"]) for figure in PREFERENCE[axis]]
-    rows += [("tuned loses, ours (toy)", preference.lose)]
+    rows += [("tuned loses, ours", preference.lose)]
     rows += [(f"tuned loses, {figure['name']}", figure["lose"]) for figure in PREFERENCE[axis]]
     title = f"{axis}: {preference.num_prompts} prompts, {preference.num_raters} raters, 95 % intervals"
     return interval_picture(rows, "per cent of votes", title)
