@@ -258,6 +258,13 @@ def _read_groups(tar_path: Path) -> Iterator[tuple[str, dict[str, bytes], tuple[
                 file = tar.extractfile(member)
                 assert file is not None
                 parts[extension.lower()] = file.read()
+            # tarfile takes a file that is cut between two members for whole: a whole one ends in blocks of
+            # zeros.
+            assert tar.fileobj is not None
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                yield key, {}, ("truncated", "the tar has no end")
+                return
     except (tarfile.TarError, EOFError, OSError) as error:
         yield key, {}, ("truncated", f"{type(error).__name__}: {error}")
         return

@@ -110,6 +110,7 @@ def damage_drafts(drafts: list[Draft], shares: DamageShares, rng: np.random.Gene
         copy = Draft(
             source.url,
             source.caption,
+            source.concept,
             source.subject,
             source.style,
             source.picture,

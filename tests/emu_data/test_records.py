@@ -1,0 +1,91 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from emu_data.records import DecodeError, decode_rgb, image_extension, make_key, read_size
+
+
+def encode(image: Image.Image, format_name: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_name, **options)
+    return buffer.getvalue()
+
+
+def gradient(side: int = 32) -> np.ndarray:
+    return np.tile(np.linspace(0, 1, side), (side, 1))
+
+
+def test_16_bit_grey_keeps_its_tones() -> None:
+    data = encode(Image.fromarray((gradient() * 65535).astype(np.uint16)), "PNG")
+    decoded = np.asarray(decode_rgb(data))[..., 0]
+    assert np.abs(decoded - gradient() * 255).max() <= 1
+
+
+def test_transparent_pixels_become_white() -> None:
+    rgba = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    rgba.paste((255, 0, 0, 255), (0, 0, 4, 8))
+    for image in (rgba, rgba.quantize(4)):
+        decoded = np.asarray(decode_rgb(encode(image, "PNG")))
+        assert (decoded[:, 4:] == 255).all()
+        assert (decoded[:, :4] == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "RGB", "LA"])
+def test_every_usual_mode_becomes_rgb(mode: str) -> None:
+    format_name = "JPEG" if mode == "CMYK" else "PNG"
+    image = Image.fromarray((gradient() * 255).astype(np.uint8)).convert("RGB").convert(mode)
+    decoded = decode_rgb(encode(image, format_name))
+    assert decoded.mode == "RGB"
+    assert decoded.size == (32, 32)
+    assert np.asarray(decoded)[:, -1].mean() > np.asarray(decoded)[:, 0].mean()
+
+
+def test_rotation_by_exif_is_applied() -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # orientation: turn by a quarter
+    data = encode(Image.new("RGB", (20, 10)), "JPEG", exif=exif)
+    assert decode_rgb(data).size == (10, 20)
+
+
+def test_bad_pictures_have_a_reason() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    cases = {
+        "animated": encode(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "too_large": encode(Image.new("1", (4000, 4000)), "PNG"),
+        "unsupported": encode(Image.fromarray(gradient().astype(np.float32)), "TIFF"),
+        "corrupt": encode(noise, "JPEG")[:-500],
+    }
+    for reason, data in cases.items():
+        with pytest.raises(DecodeError) as caught:
+            decode_rgb(data, max_pixels=1_000_000)
+        assert caught.value.reason == reason
+    with pytest.raises(DecodeError, match="cannot identify"):
+        decode_rgb(b"<html>404</html>")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_damaged_bytes_decode_or_raise_our_error(data: st.DataObject) -> None:
+    format_name = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]))
+    good = encode(Image.fromarray((gradient(16) * 255).astype(np.uint8)).convert("RGB"), format_name)
+    cut = data.draw(st.integers(0, len(good)))
+    broken = bytearray(good[:cut])
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=4)):
+        if place < len(broken):
+            broken[place] = value
+    try:
+        assert decode_rgb(bytes(broken), max_pixels=1_000_000).mode == "RGB"
+    except DecodeError as error:
+        assert error.reason in {"corrupt", "too_large", "animated", "unsupported"}
+
+
+def test_header_alone_gives_size_and_extension() -> None:
+    data = encode(Image.new("RGB", (20, 10)), "JPEG")
+    assert read_size(data) == (20, 10)
+    assert image_extension(data) == "jpg"
+    assert make_key(12, 34) == "000120034"
