@@ -82,8 +82,8 @@ def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], 
     counts["concept_entropy_before_bits"] = concept_entropy(passed["concept"])
     counts["concept_entropy_after_bits"] = concept_entropy(columns["concept"])
     quality: pd.DataFrame | None = None
-    if layout.damage.is_file():
-        damage = pd.read_parquet(layout.damage)
+    damage = pd.read_parquet(layout.damage)
+    if len(damage):
         quality = gate_quality(ledger, damage)
         counts["alignment_auc"] = alignment_auc(ledger, damage)
         for row in quality.itertuples():
