@@ -81,10 +81,10 @@ def describe_trend(metrics: dict[str, float], params: Params) -> str:
     values = [metrics[f"psnr_{name}"] for _, name in plain]
     holds = all(a < b for a, b in zip(values, values[1:], strict=False))
     trend = "PSNR rises with every step in channels" if holds else "PSNR does not rise with every step in channels"
-    twin = {channels: name for channels, name in plain}
+    twin = dict(plain)
     signs = [
-        f"the Fourier transform changes it by {metrics[f'psnr_{name}'] - metrics[f'psnr_{twin[v.latent_channels]}']:+.2f} dB "
-        f"at {v.latent_channels} channels"
+        f"the Fourier transform changes it at {v.latent_channels} channels by "
+        f"{metrics[f'psnr_{name}'] - metrics[f'psnr_{twin[v.latent_channels]}']:+.2f} dB"
         for name, v in variants.items()
         if v.fourier_bands and v.latent_channels in twin
     ]

@@ -50,7 +50,9 @@ def profile(name: Annotated[str, typer.Argument(help="a file of profiles/, witho
 def generate(
     prompt: str,
     num: Annotated[int, typer.Option(min=1, help="pictures")] = 4,
-    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder")] = "models:/emu@champion",
+    model: Annotated[
+        str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
+    ] = "models:/emu@champion",
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("generated"),
     steps: Annotated[int, typer.Option(min=1)] = 25,

@@ -14,7 +14,7 @@ from emu_data.sources.packages import DemoCorpusConfig, build_demo_corpus, read_
 
 
 def read_corpus(section: RawCorpus, layout: Layout) -> None:
-    """Writes data/raw from the source; data/damage.parquet with the truth where the damage was ours, else without rows."""
+    """Writes data/raw from the source; data/damage.parquet with the truth where the damage was ours, else empty."""
     if section.source == "packages":
         if section.damage is None:
             raise ValueError("raw_corpus.damage is missing in params.yaml; the demo corpus needs its shares")

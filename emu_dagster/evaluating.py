@@ -122,9 +122,7 @@ def report_automatically(layout: Layout, params: Params) -> dict[str, float]:
         mask = (prompts["caption"] != "").to_numpy()
         naming[model] = measure_naming(judge, images[mask], named["caption"].tolist(), captions, seed)
         embeddings[model] = judge.embed_images(images)
-        found = find_nearest(
-            embeddings[model], curated_embeddings, curated["key"].tolist(), images, curated_images
-        )
+        found = find_nearest(embeddings[model], curated_embeddings, curated["key"].tolist(), images, curated_images)
         copies[model] = (found, copy_share(found, nearest_among(curated_embeddings, curated_images)))
         distances[model] = frechet_distance(embeddings[model], curated_embeddings)
     among = nearest_among(curated_embeddings, curated_images)

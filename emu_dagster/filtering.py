@@ -42,9 +42,7 @@ def build_signals(layout: Layout, params: Params) -> list[Signal]:
         SafetySignal(),
         PhashSignal(),
         AestheticsSignal(),
-        ConceptSignal(
-            tuple((name, text) for name, texts in params.filtered_corpus.concepts.items() for text in texts)
-        ),
+        ConceptSignal(tuple((name, text) for name, texts in params.filtered_corpus.concepts.items() for text in texts)),
         AlignmentSignal(model, distinct_captions(captions)),
         TextAreaSignal(),
     ]

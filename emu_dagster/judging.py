@@ -23,7 +23,6 @@ from emu_data.pairs import draw_side_order
 from emu_data.votes import Vote, VoteLog, export_parquet, votes_to_frame
 
 
-
 def report_appeal(layout: Layout, params: Params) -> tuple[dict[str, float], Image.Image]:
     """Holds the appeal round and writes data/reports/appeal_report."""
     section = params.appeal_report

@@ -18,7 +18,7 @@ STOP_SECONDS = 20  # for each to end after a signal
 
 
 def serve(dagster_port: int, mlflow_port: int) -> int:
-    """Runs `dagster dev` and `mlflow server` until Ctrl-C or SIGTERM; returns the exit code. ValueError on a busy port."""
+    """Runs `dagster dev` and `mlflow server` until Ctrl-C or SIGTERM; returns the exit code. ValueError: busy port."""
     for port in (dagster_port, mlflow_port):
         with contextlib.closing(socket.socket()) as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -37,9 +37,7 @@ def serve(dagster_port: int, mlflow_port: int) -> int:
         ],
     }
     # sessions of their own: Ctrl-C reaches them once, through us, and a group can be ended as one
-    processes = {
-        url: subprocess.Popen(command, cwd=root, start_new_session=True) for url, command in commands.items()
-    }
+    processes = {url: subprocess.Popen(command, cwd=root, start_new_session=True) for url, command in commands.items()}
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         _wait_until_up(processes)

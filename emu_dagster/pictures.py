@@ -17,9 +17,7 @@ LABEL_HEIGHT = 14  # px
 MAX_INLINE_BYTES = 200_000  # of the text that a picture becomes in an event of Dagster's log; chosen here
 
 
-def contact_sheet(
-    images: np.ndarray, labels: Sequence[str], columns: int = 10, tile: int = 96
-) -> Image.Image:
+def contact_sheet(images: np.ndarray, labels: Sequence[str], columns: int = 10, tile: int = 96) -> Image.Image:
     """uint8 (N, H, W, 3) pictures with a label under each, as one picture on neutral grey."""
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} pictures but {len(labels)} labels")

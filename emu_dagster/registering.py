@@ -38,7 +38,7 @@ class Version:
 
 
 def judge_reports(layout: Layout, section: RegisteredModel) -> dict[str, Verdict]:
-    """What each report that exists says against the thresholds of params.yaml; rates among prompts that were decided."""
+    """What each report that exists says against the thresholds of params.yaml; rates among decided prompts."""
     verdicts = {}
     for name in REPORTS:
         path = layout.report(name) / METRICS_FILE
@@ -56,20 +56,22 @@ def judge_reports(layout: Layout, section: RegisteredModel) -> dict[str, Verdict
             low = 1 - found["decided_win_high"] / 100
             passed = low < section.max_faithfulness_loss
             reason = (
-                f"faithfulness: tuned wins {found['win']:.1f} %, loses {found['lose']:.1f} %; of those decided it loses at "
-                f"least {100 * low:.1f} % with 95 % confidence, allowed is less than "
+                f"faithfulness: tuned wins {found['win']:.1f} %, loses {found['lose']:.1f} %; of those decided it "
+                f"loses at least {100 * low:.1f} % with 95 % confidence, allowed is less than "
                 f"{100 * section.max_faithfulness_loss:.0f} %"
             )
         else:
             share = found["near_copy_share_tuned"]
             passed = share <= section.max_near_copies
-            reason = f"near-copies: {100 * share:.0f} % of the tuned pictures, at most {100 * section.max_near_copies:.0f} %"
+            reason = (
+                f"near-copies: {100 * share:.0f} % of the tuned pictures, at most {100 * section.max_near_copies:.0f} %"
+            )
         verdicts[name] = Verdict(passed, reason)
     return verdicts
 
 
 def register(record: "Record") -> Version:
-    """Registers data/models/quality_tuned as a new version, sets its alias and tags, writes data/registered_model.json."""
+    """Registers data/models/quality_tuned as a new version, sets alias and tags, writes data/registered_model.json."""
     import mlflow
 
     section = record.params.registered_model

@@ -62,8 +62,7 @@ def print_summary(seconds: float | None = None) -> None:
 def summary_lines(found: Mapping[str, Mapping[str, Any]], registered: Mapping[str, Any]) -> dict[str, str]:
     """The summary's rows as text, from the assets' metadata."""
     raw, kept, wide, curated = (
-        found[name]
-        for name in ("raw_corpus", "filtered_corpus", "generalist_selection", "curated_set")
+        found[name] for name in ("raw_corpus", "filtered_corpus", "generalist_selection", "curated_set")
     )
     study = {n.removeprefix("psnr_"): v for n, v in found["autoencoder_study"].items() if n.startswith("psnr_")}
     appeal, faithful, auto = (found[f"{n}_report"] for n in ("appeal", "faithfulness", "automatic"))

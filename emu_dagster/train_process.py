@@ -91,9 +91,7 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[s
             stages.DenoiserJob(
                 autoencoder=Path(autoencoder) if autoencoder else None,
                 start_from=start_from,
-                denoiser=DenoiserConfig(
-                    **{k: tuple(v) if isinstance(v, list) else v for k, v in denoiser.items()}
-                )
+                denoiser=DenoiserConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in denoiser.items()})
                 if denoiser
                 else None,
                 text_encoder=spec["text_encoder"],

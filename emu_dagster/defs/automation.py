@@ -41,8 +41,7 @@ def new_raw_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     fresh = {group: shards for group, shards in groups.items() if set(shards) - seen}
     return dg.SensorResult(
         run_requests=[
-            dg.RunRequest(run_key=f"{group}:{'-'.join(shards)}", partition_key=group)
-            for group, shards in fresh.items()
+            dg.RunRequest(run_key=f"{group}:{'-'.join(shards)}", partition_key=group) for group, shards in fresh.items()
         ],
         dynamic_partitions_requests=[shard_groups.build_add_request(list(fresh))] if fresh else [],
         cursor=",".join(sorted(shard for shards in groups.values() for shard in shards)),

@@ -71,9 +71,7 @@ def _check_verdict(name: str) -> dg.AssetCheckResult:
 
     layout, params = _project()
     verdict = judge_reports(layout, params.registered_model)[name]
-    return dg.AssetCheckResult(
-        passed=verdict.passed, severity=dg.AssetCheckSeverity.WARN, description=verdict.reason
-    )
+    return dg.AssetCheckResult(passed=verdict.passed, severity=dg.AssetCheckSeverity.WARN, description=verdict.reason)
 
 
 @dg.asset_check(asset="appeal_report")

@@ -12,7 +12,7 @@ shard_groups = dg.DynamicPartitionsDefinition(name="shard_groups")
 
 
 def list_shard_groups(layout: Layout, params: Params) -> dict[str, list[str]]:
-    """Partition -> names of its shards: shards by number, `shards_per_group` a group, so that new ones join at the end."""
+    """Partition -> names of its shards, by number, `shards_per_group` a group, so that new ones join at the end."""
     from emu_data.shards import list_shards
 
     size = params.filter_ledger.shards_per_group
@@ -61,9 +61,7 @@ def alignment_model(
 
     with recorder.open(context) as record:
         job = alignment_job(record.layout, record.params.alignment_model)
-        messages = trainer.train(
-            context, "emu_dagster.train_process", {"jobs": [job]}, record.mlflow_environment
-        )
+        messages = trainer.train(context, "emu_dagster.train_process", {"jobs": [job]}, record.mlflow_environment)
         return record.result({name: value for message in messages for name, value in message.items()})
 
 

@@ -21,9 +21,7 @@ def generalist_selection(context: dg.AssetExecutionContext, recorder: Recorder) 
         return record.result(outcome.metrics, pictures={"kept": outcome.kept, "dropped": outcome.dropped})
 
 
-@dg.asset(
-    **facts("curated_set", GROUP, {"webdataset", "parquet"}, ["generalist_selection", "filtered_corpus"], CODE)
-)
+@dg.asset(**facts("curated_set", GROUP, {"webdataset", "parquet"}, ["generalist_selection", "filtered_corpus"], CODE))
 def curated_set(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.MaterializeResult:
     """Specialists keep the few that are exceptional, and each gets a written caption. The paper's 2 K."""
     from emu_dagster.voting import hold_specialist_round

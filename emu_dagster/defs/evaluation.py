@@ -1,4 +1,4 @@
-"""The proof: pictures of both models for the same prompts and seeds, and what judges say of them (Emu paper, sec. 4)."""
+"""The proof: pictures of both models for the same prompts and seeds, and what judges say (Emu paper, sec. 4)."""
 
 import dagster as dg
 
@@ -46,7 +46,13 @@ def automatic_report(context: dg.AssetExecutionContext, recorder: Recorder) -> d
 
 
 @dg.asset(
-    **facts("appeal_report", GROUP, {"pandas"}, ["evaluation_images"], [*REPORTING, "emu_data/appeal.py", "emu_dagster/judging.py"])
+    **facts(
+        "appeal_report",
+        GROUP,
+        {"pandas"},
+        ["evaluation_images"],
+        [*REPORTING, "emu_data/appeal.py", "emu_dagster/judging.py"],
+    )
 )
 def appeal_report(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.MaterializeResult:
     """Which picture is more appealing, caption hidden: five raters, A / B / tie."""

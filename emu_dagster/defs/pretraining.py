@@ -43,9 +43,7 @@ def pretrain(
         return record.trained(result)
 
 
-@dg.asset(
-    **facts("pretrained_low", GROUP, KINDS, ["autoencoder", "raw_corpus", "filtered_corpus"], CODE), pool="gpu"
-)
+@dg.asset(**facts("pretrained_low", GROUP, KINDS, ["autoencoder", "raw_corpus", "filtered_corpus"], CODE), pool="gpu")
 def pretrained_low(
     context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
 ) -> dg.MaterializeResult:

@@ -61,8 +61,8 @@ class ResidualBlock(nn.Module):
 class Autoencoder(ModelMixin, ConfigMixin):
     """Encoder, diagonal Gaussian, decoder. Saved as config.json and safetensors by diffusers' `save_pretrained`.
 
-    `latent_mean` and `latent_std` (C,) are measured on training latents and kept with the weights: the denoiser works on
-    (z - mean) / std, since un-normalised wide latents stall training (field notes: FID 130).
+    `latent_mean` and `latent_std` (C,) are measured on training latents and kept with the weights: the denoiser works
+    on (z - mean) / std, since un-normalised wide latents stall training (field notes: FID 130).
     """
 
     @register_to_config

@@ -1,6 +1,7 @@
 """The training objective: v-prediction, min-SNR weights, offset noise (Emu paper, sec. 3.2 and 3.4).
 
-Symbols: z0 clean latents, eps noise, z_t = alpha_t z0 + sigma_t eps, v = alpha_t eps - sigma_t z0, SNR = (alpha/sigma)^2.
+Symbols: z0 clean latents, eps noise, z_t = alpha_t z0 + sigma_t eps, v = alpha_t eps - sigma_t z0,
+SNR = (alpha / sigma)^2.
 """
 
 import torch
@@ -10,7 +11,7 @@ MIN_SNR_GAMMA = 5.0  # Hang et al., arXiv 2303.09556
 
 
 def draw_noise(shape: torch.Size, noise_offset: float, generator: torch.Generator) -> Tensor:
-    """eps + noise_offset * n, with n (B, C, 1, 1): one draw a channel, shared by all positions. On CPU, as its generator."""
+    """eps + noise_offset * n, n (B, C, 1, 1): one draw a channel, shared by all positions. On CPU, as the generator."""
     noise_BChw = torch.randn(shape, generator=generator)
     if noise_offset:
         noise_BChw = noise_BChw + noise_offset * torch.randn(*shape[:2], 1, 1, generator=generator)

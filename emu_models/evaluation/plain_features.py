@@ -11,7 +11,7 @@ GRID = 2  # cells a side; chosen here: few enough numbers for a covariance of a 
 
 
 def grid_statistics(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 3) -> (N, GRID * GRID * 7): a cell's mean and deviation of R, G, B and its mean gradient, in 0..1."""
+    """uint8 (N, H, W, 3) -> (N, GRID * GRID * 7): a cell's mean and deviation of R, G, B, its mean gradient; 0..1."""
     x = images.astype(np.float64) / 255
     gradient = np.hypot(*np.gradient(x.mean(-1), axis=(1, 2)))
     height, width = x.shape[1] // GRID, x.shape[2] // GRID

@@ -43,7 +43,7 @@ def _cached(folder: Path, key: str, compute: Callable[[], dict[str, Tensor]]) ->
 
 @torch.no_grad()
 def encode_moments(autoencoder: Autoencoder, images_NHWC: np.ndarray, folder: Path) -> Moments:
-    """Moments (N, C, h, w) of uint8 pictures (N, H, W, 3), on the CPU, from `folder` where they were computed before."""
+    """Moments (N, C, h, w) of uint8 pictures (N, H, W, 3), on the CPU, from `folder` where computed before."""
 
     def compute() -> dict[str, Tensor]:
         parts = [

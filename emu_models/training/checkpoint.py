@@ -1,9 +1,9 @@
 """Training state on disk: one folder, replaced atomically, readable without unpickling.
 
-    state/
-      meta.json            step, early-stopping state, fingerprint of the configuration
-      NAME.safetensors     weights of each module (the averaged ones too)
-      NAME.optimizer.pt    optimiser state; loaded with weights_only=True
+state/
+  meta.json            step, early-stopping state, fingerprint of the configuration
+  NAME.safetensors     weights of each module (the averaged ones too)
+  NAME.optimizer.pt    optimiser state; loaded with weights_only=True
 """
 
 import json

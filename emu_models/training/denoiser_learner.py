@@ -67,15 +67,12 @@ class DenoiserLearner:
     def batch_keys(self, step: int) -> list[str]:
         config = self.config
         return [
-            self.trained.keys[i]
-            for i in batch_indices(step, config.batch_size, len(self.trained.keys), config.seed)
+            self.trained.keys[i] for i in batch_indices(step, config.batch_size, len(self.trained.keys), config.seed)
         ]
 
     def learn(self, step: int) -> dict[str, float]:
         config, generator = self.config, generator_for(self.config.seed, step)
-        index = torch.from_numpy(
-            batch_indices(step, config.batch_size, len(self.trained.keys), config.seed)
-        )
+        index = torch.from_numpy(batch_indices(step, config.batch_size, len(self.trained.keys), config.seed))
         z0 = self._latents(self.trained.moments, index, generator)
         noise = draw_noise(z0.shape, config.noise_offset, generator)
         t_B = torch.randint(NUM_TIMESTEPS, (len(z0),), generator=generator)
@@ -102,9 +99,7 @@ class DenoiserLearner:
         assert isinstance(network, UNet2DConditionModel)
         with autocast(self.device):
             predicted = denoise(network, noisy.to(self.device), t_B.to(self.device), text)
-        loss_B = velocity_loss(
-            predicted.float(), z0.to(self.device), noise.to(self.device), a2_B.to(self.device)
-        )
+        loss_B = velocity_loss(predicted.float(), z0.to(self.device), noise.to(self.device), a2_B.to(self.device))
         return loss_B.mean()
 
     @torch.no_grad()
@@ -114,7 +109,5 @@ class DenoiserLearner:
         z0 = self._latents(self.held.moments, every, None)
         noise = draw_noise(z0.shape, 0.0, generator_for(VALIDATION_SEED, 0))
         text = self.held.text.to(self.device)
-        losses = [
-            self._loss(network, z0, noise, torch.full((len(z0),), t), text) for t in VALIDATION_TIMESTEPS
-        ]
+        losses = [self._loss(network, z0, noise, torch.full((len(z0),), t), text) for t in VALIDATION_TIMESTEPS]
         return {"val_loss": torch.stack(losses).mean().item()}

@@ -77,7 +77,7 @@ class TrainingResult:
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:
-    """Linear warm-up, then a cosine down to FINAL_LEARNING_RATE of the peak (Loshchilov and Hutter, arXiv 1608.03983)."""
+    """Linear warm-up, then a cosine to FINAL_LEARNING_RATE of the peak (Loshchilov and Hutter, arXiv 1608.03983)."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     cosine = 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
     return config.learning_rate * warm * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)

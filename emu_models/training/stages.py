@@ -58,7 +58,7 @@ class Job:
 
 @dataclass(frozen=True)
 class AutoencoderJob:
-    """start_from: a folder of a trained autoencoder to go on from, else `network` (arguments of Autoencoder) is built."""
+    """start_from: a trained autoencoder's folder to go on from, else `network` (arguments of Autoencoder) is built."""
 
     network: dict[str, Any] | None
     start_from: Path | None
@@ -91,9 +91,7 @@ def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
             network.start_from_principal_components(to_tensor(rows.trained.images))
     learner = AutoencoderLearner(network, rows, spec.training)
     identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, job.resolution])
-    result, averaged = run_training(
-        learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested
-    )
+    result, averaged = run_training(learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested)
     assert isinstance(averaged, Autoencoder)
     averaged = averaged.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     averaged.measure_latents(to_tensor(rows.trained.images[:NUM_MEASURED]))
@@ -116,13 +114,9 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
         assert spec.autoencoder is not None and spec.denoiser is not None
         autoencoder = Autoencoder.from_pretrained(spec.autoencoder)
         tokenizer, text_model = load_text_encoder(spec.text_encoder)
-        network = build_denoiser(
-            spec.denoiser, autoencoder.config.latent_channels, text_model.config.hidden_size
-        )
+        network = build_denoiser(spec.denoiser, autoencoder.config.latent_channels, text_model.config.hidden_size)
         scheduler = build_scheduler()
-    text, null = encode_captions(
-        rows.captions, tokenizer, text_model, spec.num_text_tokens, job.cache / "captions"
-    )
+    text, null = encode_captions(rows.captions, tokenizer, text_model, spec.num_text_tokens, job.cache / "captions")
     moments = encode_moments(autoencoder.eval(), rows.images, job.cache / "moments")
     trained, held = (
         LatentRows([rows.keys[i] for i in index], moments.select(index), text.select(index))
@@ -133,9 +127,7 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
     )
     learner = DenoiserLearner(network.train(), autoencoder, scheduler, trained, held, null, spec.training)
     identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, rows.captions, job.resolution])
-    result, averaged = run_training(
-        learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested
-    )
+    result, averaged = run_training(learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested)
     pipeline = EmuPipeline(
         vae=autoencoder,
         unet=averaged.cpu(),  # type: ignore[arg-type]

@@ -55,7 +55,8 @@ MlflowTracking().connect()
 client = mlflow.MlflowClient()
 run = client.get_run(event.metadata["mlflow_run"].value)
 print(run.data.tags["emu.md5"])
-(low,) = mlflow.search_runs(search_all_experiments=True, filter_string="tags.`dagster.asset` = 'pretrained_low'", output_format="list")
+runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+(low,) = [run for run in runs if run.data.tags.get("dagster.asset") == "pretrained_low"]
 print({i.dataset.name: i.dataset.digest for i in low.inputs.dataset_inputs}["autoencoder"])
 """
     printed = project.must("python", "-c", script).split()
@@ -135,7 +136,9 @@ def test_an_unreachable_registry_is_one_line(tmp_path):
     """npm is pointed at a port on this machine where nobody listens."""
     project = make_project(tmp_path / "project")
     shutil.rmtree(project.root / "data", ignore_errors=True)
-    done = project.run("emu", "demo", "--profile", "smoke", npm_config_registry="http://127.0.0.1:9", npm_config_fetch_retries="0")
+    done = project.run(
+        "emu", "demo", "--profile", "smoke", npm_config_registry="http://127.0.0.1:9", npm_config_fetch_retries="0"
+    )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("emu: raw_corpus:") and "emoji-datasource" in last
@@ -158,7 +161,11 @@ def test_a_killed_demo_goes_on(demo, tmp_path, victim):
     shutil.rmtree(project.root / "data/models/autoencoder")
     study = {p: p.stat().st_mtime_ns for p in (project.root / "data/models/autoencoder_study").rglob("*.safetensors")}
     process = subprocess.Popen(
-        ["emu", "demo", "--profile", "smoke"], cwd=project.root, env=project.environment, stderr=subprocess.PIPE, text=True
+        ["emu", "demo", "--profile", "smoke"],
+        cwd=project.root,
+        env=project.environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 90
     while (trainer := trainer_of(process)) is None:

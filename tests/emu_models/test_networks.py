@@ -117,7 +117,9 @@ def test_adaptive_weight_balances_the_gradients():
     x = torch.randn(4)
     reconstruction, adversarial = (last @ x).abs().mean(), 7 * (last @ x).square().mean()
     weight = adaptive_weight(reconstruction, adversarial, last)
-    lengths = [torch.autograd.grad(v, last, retain_graph=True)[0].norm() for v in (reconstruction, weight * adversarial)]
+    lengths = [
+        torch.autograd.grad(v, last, retain_graph=True)[0].norm() for v in (reconstruction, weight * adversarial)
+    ]
     assert lengths[0].item() == pytest.approx(lengths[1].item(), rel=1e-3)
 
 

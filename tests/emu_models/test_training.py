@@ -47,7 +47,9 @@ def corpus(tmp_path_factory) -> tuple[Path, Path]:
 
 def autoencoder_job(corpus, folder: Path, loop: LoopConfig = LOOP, **changes) -> tuple:
     shards, rows = corpus
-    job = stages.Job("autoencoder", shards, rows, 32, folder / "out", folder / "work", folder / "cache", loop, **changes)
+    job = stages.Job(
+        "autoencoder", shards, rows, 32, folder / "out", folder / "work", folder / "cache", loop, **changes
+    )
     losses = AutoencoderLossConfig(1e-6, 0.1, 0.5)
     network = {"latent_channels": 4, "widths": [16, 32], "fourier_bands": 1}
     return job, stages.AutoencoderJob(
@@ -119,7 +121,9 @@ def test_an_interrupted_denoiser_resumes_bitwise(corpus, autoencoder, tmp_path, 
         stages.train_denoiser(*denoiser_job(corpus, parts, autoencoder, stop_requested=stop_after(stop_at)))
     stages.train_denoiser(*denoiser_job(corpus, parts, autoencoder))
     assert_same_weights(parts / "out" / "unet", whole / "out" / "unet")
-    lines = [[json.loads(line) for line in (f / "out" / "metrics.jsonl").read_text().splitlines()] for f in (whole, parts)]
+    lines = [
+        [json.loads(line) for line in (f / "out" / "metrics.jsonl").read_text().splitlines()] for f in (whole, parts)
+    ]
     assert lines[0] == lines[1]
 
 
