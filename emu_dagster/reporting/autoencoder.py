@@ -70,8 +70,7 @@ def write_autoencoder_report(
         "variants": [
             {
                 "name": variant.name,
-                "label": f"{variant.latent_channels} channels"
-                + (" + Fourier" if variant.fourier_bands else ""),
+                "label": f"{variant.latent_channels} channels" + (" + Fourier" if variant.fourier_bands else ""),
                 "latent_channels": variant.latent_channels,
                 "fourier_bands": variant.fourier_bands,
                 "num_parameters": variant.num_parameters,

@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 INK, SOFT = "#010203", "#040506"  # written out as CSS variables afterwards
@@ -28,7 +29,7 @@ class Series:
     is_soft: bool = False
 
 
-def line_chart(series: Sequence[Series], x_label: str, y_label: str, log_y: bool = False) -> str:
+def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> str:
     """SVG of a few lines with their names at their ends; no legend, no frame."""
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": y_label, "font.size": 9}):
         figure = Figure(figsize=(WIDTH, 2.5))
@@ -41,9 +42,9 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, log_y: bool
             x, y = zip(*points, strict=True)
             colour = SOFT if one.is_soft else INK
             axes.plot(x, y, color=colour, linewidth=1.1 if one.is_soft else 1.6, solid_capstyle="round")
+            if len(points) == 1:
+                axes.plot(x, y, "o", color=colour, markersize=4)
             ends.append((x[-1], y[-1], one.name, colour))
-        if log_y:
-            axes.set_yscale("log")
         _quieten(axes)
         axes.set_xlabel(x_label, color=SOFT)
         axes.set_title(y_label, color=SOFT, loc="left", fontsize=9)
@@ -70,9 +71,7 @@ def interval_picture(rows: Sequence[tuple[str, Any]], x_label: str, title: str) 
             axes.plot(value, place, "o", color="white", markeredgecolor="#777", markersize=7)
             told = f"{value:.1f}"
         else:
-            axes.plot(
-                [value.low, value.high], [place, place], color="#222", linewidth=2, solid_capstyle="round"
-            )
+            axes.plot([value.low, value.high], [place, place], color="#222", linewidth=2, solid_capstyle="round")
             axes.plot(value.estimate, place, "o", color="#222", markersize=7, clip_on=False)
             told = f"{value.estimate:.1f} ({value.low:.1f}–{value.high:.1f})"
         axes.annotate(told, (102, place), va="center", annotation_clip=False, fontsize=9)
@@ -98,12 +97,14 @@ def _quieten(axes: Axes) -> None:
         axes.spines[side].set_linewidth(0.6)
     axes.tick_params(colors=SOFT, width=0.6, length=3)
     axes.minorticks_off()
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def _spread(values: Sequence[float], axes: Axes) -> list[float]:
     """Offsets in points that keep the names at the lines' ends from lying over each other."""
     if not values:
         return []
+    axes.get_ylim()  # until it is asked for, the limits do not take in the lines
     pixels = [float(axes.transData.transform((0, value))[1]) for value in values]
     order = sorted(range(len(values)), key=lambda index: pixels[index])
     placed: list[float] = []

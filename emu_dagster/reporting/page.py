@@ -16,8 +16,8 @@ from PIL import Image
 from emu_data.files import atomic_dir, atomic_file, write_json
 
 TOY_LABEL = "toy scale"
-# Of what report.json holds; raised when an entry is renamed or removed, so that the index leaves out a report that an
-# older version wrote until it is made again.
+# Of what report.json holds; raised when an entry is renamed or removed, so that the index leaves out a report
+# that an older version wrote until it is made again.
 SCHEMA = 1
 
 Picture = Image.Image | np.ndarray  # arrays are uint8 (H, W, 3)
@@ -34,8 +34,11 @@ class Run(Protocol):
 
 
 def describe_run(run: Run, *labels: str) -> dict[str, Any]:
-    """The entries that every report.json has: profile, and labels, "toy scale" first where it is one."""
+    """The entries that every report.json has: schema, profile, and labels, "toy scale" first where it is
+    one.
+    """
     return {
+        "schema": SCHEMA,
         "profile": run.profile,
         "is_toy": run.toy,
         "labels": [TOY_LABEL, *labels] if run.toy else [*labels],

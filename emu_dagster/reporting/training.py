@@ -40,9 +40,7 @@ def read_training_stage(folder: Path, title: str) -> TrainingStage:
     """
     meta_path, log_path, preview = (folder / name for name in ("meta.json", "metrics.jsonl", "preview.png"))
     if not meta_path.is_file() or not log_path.is_file():
-        raise ValueError(
-            f"{folder} holds no finished training (meta.json and metrics.jsonl); materialise its asset"
-        )
+        raise ValueError(f"{folder} holds no finished training (meta.json and metrics.jsonl); materialise its asset")
     meta = json.loads(meta_path.read_text())
     lines = [json.loads(line) for line in log_path.read_text().splitlines()]
     result = meta["result"]
@@ -67,9 +65,7 @@ def write_training_report(directory: Path, stages: Sequence[TrainingStage], run:
     pictures: dict[str, Picture] = {}
     shown = []
     for stage in stages:
-        entry = {
-            name: getattr(stage, name) for name in TrainingStage.__dataclass_fields__ if name != "preview"
-        }
+        entry = {name: getattr(stage, name) for name in TrainingStage.__dataclass_fields__ if name != "preview"}
         entry["preview"] = None
         if stage.preview is not None:
             pictures[f"preview-{stage.name}"] = stage.preview

@@ -86,9 +86,7 @@ def write_autoencoder(folder: Path, run: Run) -> dict[str, Any]:
 
 
 def write_training(folder: Path, run: Run) -> dict[str, Any]:
-    curves = pd.DataFrame(
-        {"step": [10, 20, 30], "loss": [1.0, 0.5, 0.4], "val_loss": [1.1, 0.6, float("nan")]}
-    )
+    curves = pd.DataFrame({"step": [10, 20, 30], "loss": [1.0, 0.5, 0.4], "val_loss": [1.1, 0.6, float("nan")]})
     stages = [
         TrainingStage(
             name,
@@ -254,6 +252,10 @@ def test_the_index_shows_sixteen_pairs_first_and_says_what_is_missing(tmp_path: 
     write_index(tmp_path, Run(), {"raw": 5})
     text = Links((tmp_path / "index.html").read_text(encoding="utf-8")).text
     assert "Not made yet: funnel, autoencoder, automatic, appeal, faithfulness" in text
+    old = json.loads((tmp_path / "training" / "report.json").read_text()) | {"schema": 0, "stages": [{}]}
+    (tmp_path / "training" / "report.json").write_text(json.dumps(old))
+    write_index(tmp_path, Run(), {"raw": 5})
+    assert "Not made yet: funnel, autoencoder, training" in (tmp_path / "index.html").read_text()
     write_index(tmp_path / "empty", Run(), {})
     assert (tmp_path / "empty" / "index.html").is_file()
 
@@ -332,11 +334,7 @@ def test_no_page_is_wider_than_the_window(reports: Path, width: int):
     from playwright.sync_api import sync_playwright
 
     browser_path = next(
-        (
-            found
-            for name in ("chromium", "chromium-browser", "google-chrome")
-            if (found := shutil.which(name))
-        ),
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
         None,
     )
     with sync_playwright() as playwright:
