@@ -63,7 +63,7 @@ def build_denoiser(config: DenoiserConfig, latent_channels: int, text_width: int
         # diffusers' name; in its joint block it is the width of a head, in the others the number of heads
         attention_head_dim=config.head_width
         if config.middle == "joint"
-        else tuple(max(1, width // config.head_width) for width in config.widths),
+        else tuple(max(1, width // config.head_width) for width in config.widths),  # type: ignore[arg-type]
         norm_num_groups=16,  # divides every width that is a multiple of 16
         mid_block_type=MIDDLE_BLOCKS[config.middle],
         class_embed_type="projection",

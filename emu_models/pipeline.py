@@ -1,6 +1,7 @@
 """EmuPipeline: text to pictures, saved and loaded like any diffusers pipeline."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
@@ -51,18 +52,20 @@ class EmuPipeline(DiffusionPipeline):
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed a prompt")
-        resolution = resolution or self.config.resolution
+        config: Any = self.config  # a dict that diffusers lets be read by attribute
+        resolution = resolution or config.resolution
         if resolution % self.vae.factor:
             raise ValueError(f"resolution {resolution} must be a multiple of {self.vae.factor}")
         side, channels = resolution // self.vae.factor, self.vae.config.latent_channels
         z = torch.cat(
             [torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         ).to(self.device)
-        text = encode_prompts(prompts, self.tokenizer, self.text_encoder, self.config.num_text_tokens)
-        null = encode_prompts([""], self.tokenizer, self.text_encoder, self.config.num_text_tokens)
+        text = encode_prompts(prompts, self.tokenizer, self.text_encoder, config.num_text_tokens)
+        null = encode_prompts([""], self.tokenizer, self.text_encoder, config.num_text_tokens)
         both = TextFeatures.cat([text, null.select(torch.zeros(len(prompts), dtype=torch.long))])
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
-        for t in self.progress_bar(self.scheduler.timesteps):
+        progress: Any = self.progress_bar(self.scheduler.timesteps)  # type: ignore[call-arg]
+        for t in progress:
             t_B = t.expand(len(both)).to(self.device)
             with_text, without = denoise(self.unet, torch.cat([z, z]), t_B, both).chunk(2)
             velocity = without + guidance_scale * (with_text - without)

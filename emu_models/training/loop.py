@@ -7,7 +7,7 @@ a checkpoint replaces the last one atomically; a NaN stops the run and names the
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,9 +35,14 @@ class NotFinite(ValueError):
 class Learner(Protocol):
     """What the loop trains. `network` is averaged and validated; `modules` and `optimizers` are checkpointed."""
 
-    network: nn.Module
-    modules: dict[str, nn.Module]
-    optimizers: dict[str, torch.optim.Optimizer]
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]: ...
 
     def learn(self, step: int) -> dict[str, float]:
         """One optimiser step; returns its metrics, `loss` among them."""

@@ -114,7 +114,8 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
         assert spec.autoencoder is not None and spec.denoiser is not None
         autoencoder = Autoencoder.from_pretrained(spec.autoencoder)
         tokenizer, text_model = load_text_encoder(spec.text_encoder)
-        network = build_denoiser(spec.denoiser, autoencoder.config.latent_channels, text_model.config.hidden_size)
+        channels = autoencoder.latent_mean.numel()
+        network = build_denoiser(spec.denoiser, channels, text_model.config.hidden_size)
         scheduler = build_scheduler()
     text, null = encode_captions(rows.captions, tokenizer, text_model, spec.num_text_tokens, job.cache / "captions")
     moments = encode_moments(autoencoder.eval(), rows.images, job.cache / "moments")

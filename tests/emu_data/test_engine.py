@@ -1,0 +1,116 @@
+"""A record that raises, crashes or hangs costs itself and nothing else."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from emu_data.engine import Failure, Guard, run_shards
+
+
+def make_squarer(log: str = "") -> Callable[[list[object]], list[object]]:
+    if log:
+        Path(log, str(os.getpid())).touch()
+
+    def square(batch: list[object]) -> list[object]:
+        for item in batch:
+            if item == "raise":
+                raise KeyError("of the record")
+            if item == "crash":
+                os.abort()
+            if item == "exit":
+                os._exit(3)
+            if item == "hang":
+                time.sleep(600)
+        return [item * item for item in batch if isinstance(item, int)]
+
+    return square
+
+
+def make_nothing() -> Callable[[list[object]], list[object]]:
+    raise ValueError("the weights are missing")
+
+
+def make_corpse() -> Callable[[list[object]], list[object]]:
+    os._exit(7)
+
+
+@pytest.mark.parametrize(
+    ("poison", "reason"), [("raise", "raised"), ("crash", "crashed"), ("exit", "crashed"), ("hang", "timeout")]
+)
+def test_poisoned_record_costs_itself(poison: str, reason: str) -> None:
+    items: list[object] = [1, 2, poison, 4, 5]
+    with Guard(make_squarer, base_timeout=2, record_timeout=0) as guard:
+        results = guard.map(items, batch_size=3)
+    assert results[:2] + results[3:] == [1, 4, 16, 25]
+    assert isinstance(results[2], Failure)
+    assert results[2].reason == reason
+
+
+def test_child_is_started_once_and_ends(tmp_path: Path) -> None:
+    with Guard(partial(make_squarer, str(tmp_path))) as guard:
+        assert guard.map(list(range(20)), batch_size=4) == [i * i for i in range(20)]
+    (pid,) = os.listdir(tmp_path)
+    assert not psutil.pid_exists(int(pid))
+
+
+def test_no_child_without_work(tmp_path: Path) -> None:
+    with Guard(partial(make_squarer, str(tmp_path))) as guard:
+        assert guard.map([], batch_size=4) == []
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("factory", "told"), [(make_nothing, "weights are missing"), (make_corpse, "exit code 7")])
+def test_wrong_set_up_ends_the_run(factory: Callable, told: str) -> None:
+    with pytest.raises(RuntimeError, match=told), Guard(factory) as guard:
+        guard.map([1], batch_size=1)
+
+
+def square_shard(shard: list[int], guard: Guard) -> list[object]:
+    if shard == [13]:
+        raise ValueError("shard 13")
+    return guard.map(shard, batch_size=2)
+
+
+def test_shards_come_back_in_order_for_any_number_of_workers(tmp_path: Path) -> None:
+    shards = [list(range(i, i + 3)) for i in range(5)]
+    for num_workers in (1, 2):
+        results = run_shards(square_shard, shards, make_squarer, num_workers=num_workers)
+        assert results == [[i * i for i in shard] for shard in shards]
+    with pytest.raises(ValueError, match="shard 13"):
+        run_shards(square_shard, [[1], [13], [2]], make_squarer, num_workers=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_hung_child_does_not_outlive_its_killed_parent(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from functools import partial\n"
+        "from emu_data.engine import Guard\n"
+        "from test_engine import make_squarer\n"
+        "if __name__ == '__main__':\n"
+        "    Guard(partial(make_squarer, sys.argv[2])).map(['hang'], batch_size=1)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    log = tmp_path / "log"
+    log.mkdir()
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen([sys.executable, script, Path(__file__).parent, log], env=env)
+    deadline = time.monotonic() + 60
+    while not os.listdir(log):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (pid,) = os.listdir(log)
+    time.sleep(0.3)  # the child has begun to hang
+    parent.kill()
+    parent.wait()
+    while psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
