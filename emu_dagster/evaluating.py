@@ -71,10 +71,9 @@ def generate_pairs(layout: Layout, params: Params) -> tuple[dict[str, float], Im
                         image.save(folder / model / f"{key}.png")
                     bar.update(len(some))
         write_parquet(folder / "prompts.parquet", prompts)
-    fixed = prompts[prompts["fixed"]]
     return (
         {"num_prompts": len(prompts), "num_images": len(MODELS) * len(prompts)},
-        pair_sheet(layout.evaluation, fixed),
+        fixed_prompts_sheet(layout),
         pair_sheet(layout.evaluation, prompts[~prompts["fixed"]].head(48)),
     )
 
@@ -90,6 +89,12 @@ def pair_sheet(folder: Path, prompts: pd.DataFrame) -> Image.Image:
     pairs = [image for pair in zip(*both, strict=True) for image in pair]
     labels = [text for prompt in prompts["prompt"] for text in (prompt, "tuned")]
     return contact_sheet(np.stack(pairs), labels, columns=8, tile=SHEET_TILE) if pairs else Image.new("RGB", (1, 1))
+
+
+def fixed_prompts_sheet(layout: Layout) -> Image.Image:
+    """The fixed prompts of data/evaluation_images, pretrained beside tuned."""
+    prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
+    return pair_sheet(layout.evaluation, prompts[prompts["fixed"]])
 
 
 def report_automatically(layout: Layout, params: Params) -> dict[str, float]:

@@ -57,12 +57,20 @@ def alignment_model(
     """Small open_clip models trained on the corpus itself, each scoring what it has not seen; and a judge for the
     reports that filtering never uses. With `pretrained` in params.yaml, filtering uses those weights instead.
     """
+    import pandas as pd
+
+    from emu_dagster.pictures import contact_sheet
     from emu_dagster.training_jobs import alignment_job
+    from emu_data.shards import read_images
 
     with recorder.open(context) as record:
         job = alignment_job(record.layout, record.params.alignment_model)
         messages = trainer.train(context, "emu_dagster.train_process", {"jobs": [job]}, record.mlflow_environment)
-        return record.result({name: value for message in messages for name, value in message.items()})
+        folds = pd.read_parquet(record.layout.model(record.key) / "folds.parquet").head(40)
+        images = read_images(record.layout.raw, folds["key"].tolist(), 96)
+        sheet = contact_sheet(images, [f"scored by fold_{fold}" for fold in folds["fold"]])
+        metrics = {name: value for message in messages for name, value in message.items()}
+        return record.result(metrics, pictures={"folds": sheet})
 
 
 @dg.asset(

@@ -38,11 +38,12 @@ def evaluation_images(context: dg.AssetExecutionContext, recorder: Recorder) -> 
 )
 def automatic_report(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.MaterializeResult:
     """What can be measured without a voter: does a held-out judge name the subject, is it a copy, how far from real."""
-    from emu_dagster.evaluating import report_automatically
+    from emu_dagster.evaluating import fixed_prompts_sheet, report_automatically
 
     with recorder.open(context) as record:
         metrics = report_automatically(record.layout, record.params)
-        return record.result(metrics, pages={"report": record.layout.report(record.key) / "index.html"})
+        pictures = {"fixed_prompts": fixed_prompts_sheet(record.layout)}
+        return record.result(metrics, pictures, pages={"report": record.layout.report(record.key) / "index.html"})
 
 
 @dg.asset(

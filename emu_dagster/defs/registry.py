@@ -18,11 +18,13 @@ def registered_model(context: dg.AssetExecutionContext, recorder: Recorder) -> d
     """A version of `emu` in MLflow with the lineage of its data; `champion` when the reports allow it, else
     `challenger` with the reason on its page.
     """
+    from emu_dagster.evaluating import fixed_prompts_sheet
     from emu_dagster.registering import register
 
     with recorder.open(context) as record:
         version = register(record)
         return record.result(
             {"version": version.number, "is_champion": float(version.alias == "champion")},
+            pictures={"fixed_prompts": fixed_prompts_sheet(record.layout)},
             tables={"verdict": version.verdict},
         )
