@@ -45,9 +45,7 @@ def measure_agreement(votes: Sequence[Vote]) -> Agreement:
     counted = [vote for vote in latest(votes) if not vote.is_repeat]
     rounds = {vote.round for vote in counted}
     if len(rounds) > 1:
-        raise ValueError(
-            f"votes of several rounds ({', '.join(sorted(rounds))}): measure one round at a time"
-        )
+        raise ValueError(f"votes of several rounds ({', '.join(sorted(rounds))}): measure one round at a time")
     rows = [(vote.key, vote.rater, vote.decision) for vote in counted]
     frame = pd.DataFrame(rows, columns=["key", "rater", "v"])
     table = frame.pivot(index="key", columns="rater", values="v")

@@ -155,9 +155,7 @@ CRITERIA = {
 
 WEIGHT_SPREAD = 0.25  # relative: how far one judge's taste lies from the written weights (log-normal sigma)
 NOISE = 0.015  # a judge's unsteadiness, on scores of 0..1, drawn anew each time a pair is shown
-TIE_MARGIN = (
-    0.02  # scores closer than about this are a tie; each judge has their own margin, 0.5 to 1.5 times this
-)
+TIE_MARGIN = 0.02  # scores closer than about this are a tie; each judge has their own margin, 0.5 to 1.5 times this
 
 
 def score_appeal(images: np.ndarray) -> np.ndarray:
@@ -185,10 +183,7 @@ class AppealPanel:
         seed.
         """
         spread = np.array(
-            [
-                [steady_normal(self.seed, "appeal", rater, name) for name in CRITERIA]
-                for rater in range(self.num_raters)
-            ]
+            [[steady_normal(self.seed, "appeal", rater, name) for name in CRITERIA] for rater in range(self.num_raters)]
         )
         weights = np.array([weight for _, weight in CRITERIA.values()]) * np.exp(WEIGHT_SPREAD * spread)
         return weights / weights.sum(axis=1, keepdims=True)

@@ -52,9 +52,7 @@ def resize_all(images: np.ndarray, size: int) -> np.ndarray:
     if images.shape[1:3] == (size, size):
         return images
     resized = [Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC) for one in images]
-    return (
-        np.stack([np.asarray(one) for one in resized]) if resized else np.zeros((0, size, size, 3), np.uint8)
-    )
+    return np.stack([np.asarray(one) for one in resized]) if resized else np.zeros((0, size, size, 3), np.uint8)
 
 
 def look_at(images: np.ndarray) -> Look:
@@ -161,9 +159,7 @@ def placement(look: Look) -> np.ndarray:
     touching = look.subject[:, rim].mean(1)
     axis = (np.arange(LOOK_SIZE) + 0.5) / LOOK_SIZE - 0.5
     mass = np.maximum(look.subject.sum((1, 2)), 1)
-    off = np.hypot(
-        (look.subject * axis[None, :, None]).sum((1, 2)) / mass, (look.subject * axis).sum((1, 2)) / mass
-    )
+    off = np.hypot((look.subject * axis[None, :, None]).sum((1, 2)) / mass, (look.subject * axis).sum((1, 2)) / mass)
     fit = np.minimum(_ramp(size, 0.03, 0.15), _ramp(size, 0.95, 0.70))
     return _ramp(touching, 0.30, 0.02) * fit * _ramp(off, 0.25, 0.06)
 
@@ -240,8 +236,7 @@ class CurationPanel:
         seed.
         """
         spread = [
-            [steady_normal(self.seed, self.stage, rater, name) for name in CRITERIA]
-            for rater in range(self.num_raters)
+            [steady_normal(self.seed, self.stage, rater, name) for name in CRITERIA] for rater in range(self.num_raters)
         ]
         weights = np.array(WEIGHTS[self.stage]) * np.exp(WEIGHT_SPREAD * np.array(spread))
         return weights / weights.sum(axis=1, keepdims=True)

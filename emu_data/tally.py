@@ -38,9 +38,7 @@ def tally(votes: Sequence[Vote], rule: Rule = "majority") -> pd.DataFrame:
     if len(rounds) > 1:
         raise ValueError(f"votes of several rounds ({', '.join(sorted(rounds))}): tally one round at a time")
     if any(vote.decision not in CURATION_DECISIONS for vote in counted):
-        raise ValueError(
-            "side-by-side votes have no keep or drop; use emu_models.evaluation.preference for them"
-        )
+        raise ValueError("side-by-side votes have no keep or drop; use emu_models.evaluation.preference for them")
     by_key: dict[str, list[Vote]] = {}
     for vote in counted:
         by_key.setdefault(vote.key, []).append(vote)

@@ -68,9 +68,7 @@ class Vote:
         if self.rater_kind not in ("person", "rubric"):
             raise ValueError(f'rater_kind is {self.rater_kind!r}; it must be "person" or "rubric"')
         if self.decision not in DECISIONS:
-            raise ValueError(
-                f"decision is {self.decision!r}; it must be one of {', '.join(sorted(DECISIONS))}"
-            )
+            raise ValueError(f"decision is {self.decision!r}; it must be one of {', '.join(sorted(DECISIONS))}")
         if self.side_order not in ("", "AB", "BA"):
             raise ValueError(f'side_order is {self.side_order!r}; it must be "", "AB" or "BA"')
         if self.decision not in CURATION_DECISIONS and not self.side_order:
@@ -103,9 +101,7 @@ class Verification:
 
 
 def _canonical(value: Any) -> bytes:
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _hash_line(index: int, previous: str, vote: dict[str, Any]) -> str:
@@ -140,9 +136,7 @@ class VoteLog:
                 record = asdict(vote)
                 record["time"] = record["time"] or stamp
                 line_hash = _hash_line(index, previous, record)
-                lines.append(
-                    _canonical({"index": index, "previous": previous, "vote": record, "hash": line_hash})
-                )
+                lines.append(_canonical({"index": index, "previous": previous, "vote": record, "hash": line_hash}))
                 index, previous = index + 1, line_hash
             if lines:
                 with open(self.path, "ab") as stream:
@@ -205,9 +199,7 @@ class VoteLog:
             record = json.loads(self.head_path.read_bytes())
             return int(record["num_votes"]), str(record["head"])
         except (ValueError, KeyError, TypeError) as error:
-            raise VoteLogError(
-                f"{self.head_path} is not readable ({error}); restore it with its log"
-            ) from error
+            raise VoteLogError(f"{self.head_path} is not readable ({error}); restore it with its log") from error
 
     def _end_of_chain(self) -> tuple[int, str]:
         """Index of the next line and hash of the last one, from the end of the file alone."""
@@ -225,9 +217,7 @@ class VoteLog:
                 record = json.loads(last)
                 index, previous = int(record["index"]) + 1, str(record["hash"])
             except (ValueError, KeyError, TypeError) as error:
-                raise VoteLogError(
-                    f"{self.path}: the last line is no vote ({error}); call verify()"
-                ) from error
+                raise VoteLogError(f"{self.path}: the last line is no vote ({error}); call verify()") from error
         if index < num_acknowledged:
             raise VoteLogError(
                 f"{self.path} ends after {index} votes but {num_acknowledged} were acknowledged: lines were "
@@ -255,8 +245,7 @@ class VoteLog:
                 problems.append(f"{self.path}, line {index + 1}: the line was edited (its hash does not fit)")
             elif record["index"] != index or record["previous"] != previous:
                 problems.append(
-                    f"{self.path}, line {index + 1}: does not follow the line before (removed, inserted or "
-                    "reordered)"
+                    f"{self.path}, line {index + 1}: does not follow the line before (removed, inserted or reordered)"
                 )
             previous = line_hash
             hashes.append(line_hash)

@@ -57,9 +57,7 @@ def view_crop(images: np.ndarray) -> np.ndarray:
     height, width = images.shape[1:3]
     rim_y, rim_x = (round(side * (1 - CROP_SHARE) / 2) for side in (height, width))
     box = (rim_x, rim_y, width - rim_x, height - rim_y)
-    resized = [
-        Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC, box=box) for one in images
-    ]
+    resized = [Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC, box=box) for one in images]
     return np.stack([np.asarray(one) for one in resized])
 
 
@@ -152,9 +150,7 @@ def judge_pairs(
             fits.append(own_fit)
             shows.append(better <= rater.top_share)
             threshold.append(np.quantile(fit, 1 - rater.top_share, axis=1))
-        decision = decide(
-            fits[0], fits[1], shows[0], shows[1], 0.5 * (threshold[0] + threshold[1]), rater.margin
-        )
+        decision = decide(fits[0], fits[1], shows[0], shows[1], 0.5 * (threshold[0] + threshold[1]), rater.margin)
         tables.append(
             pd.DataFrame(
                 {

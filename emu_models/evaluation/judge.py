@@ -66,9 +66,7 @@ def load_judge(source: str | Path) -> Judge:
     if ":" not in name:
         folder = Path(source)
         missing = [
-            file
-            for file in ("open_clip_config.json", "open_clip_model.safetensors")
-            if not (folder / file).is_file()
+            file for file in ("open_clip_config.json", "open_clip_model.safetensors") if not (folder / file).is_file()
         ]
         if missing:
             raise ValueError(f"{folder} is no open_clip model folder: it lacks {' and '.join(missing)}")

@@ -56,9 +56,7 @@ def nearest_among(training: np.ndarray, training_images: np.ndarray) -> pd.DataF
     yardstick.
     """
     if len(training) < 2 or len(training) != len(training_images):
-        raise ValueError(
-            f"{len(training)} embeddings for {len(training_images)} pictures; give at least 2 of each"
-        )
+        raise ValueError(f"{len(training)} embeddings for {len(training_images)} pictures; give at least 2 of each")
     similarity = _unit(training) @ _unit(training).T
     np.fill_diagonal(similarity, -np.inf)
     small = _shrink(training_images)

@@ -118,9 +118,7 @@ def first_showings(votes: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"the votes table lacks {', '.join(missing)}; it needs {', '.join(VOTE_COLUMNS)}")
     unknown = set(votes["decision"]) - set(DECISIONS)
     if unknown:
-        raise ValueError(
-            f"decisions {sorted(unknown)} are not of a side-by-side round ({', '.join(DECISIONS)})"
-        )
+        raise ValueError(f"decisions {sorted(unknown)} are not of a side-by-side round ({', '.join(DECISIONS)})")
     first = votes.loc[~votes["is_repeat"].astype(bool)]
     return first.drop_duplicates(["rater", "key"], keep="last")
 
@@ -168,9 +166,7 @@ def position_bias(votes: pd.DataFrame) -> PositionBias:
     if chosen.empty:
         return PositionBias(0, float("nan"), 1.0)
     num_left = int((chosen["decision"] == chosen["side_order"].str[0]).sum())
-    return PositionBias(
-        len(chosen), num_left / len(chosen), float(stats.binomtest(num_left, len(chosen), 0.5).pvalue)
-    )
+    return PositionBias(len(chosen), num_left / len(chosen), float(stats.binomtest(num_left, len(chosen), 0.5).pvalue))
 
 
 def self_consistency(votes: pd.DataFrame) -> SelfConsistency:

@@ -16,9 +16,7 @@ def decode(text: str) -> Image.Image:
 def test_a_sheet_holds_every_picture_in_order_and_writes_its_label():
     shades = np.arange(5, dtype=np.uint8) * 50
     images = np.broadcast_to(shades[:, None, None, None], (5, 20, 20, 3))
-    sheet = np.asarray(
-        contact_sheet(images, ["red apple", "", "", "", "a name that is far too long"], 3, tile=40)
-    )
+    sheet = np.asarray(contact_sheet(images, ["red apple", "", "", "", "a name that is far too long"], 3, tile=40))
     tops = [4 + row * sheet.shape[0] // 2 for row in (0, 1)]
     centres = [(tops[i // 3] + 20, 4 + (i % 3) * 44 + 20) for i in range(5)]
     assert [int(sheet[y, x, 0]) for y, x in centres] == shades.tolist()

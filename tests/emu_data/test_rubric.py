@@ -87,7 +87,7 @@ def test_arguments_that_do_not_fit_are_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 128])
 def test_of_real_emoji_mostly_the_shaded_ones_are_chosen(size: int):
-    emoji = load_emoji(size)
+    emoji = load_emoji(size, step=9)
     styles = list(emoji)
     images = np.concatenate([emoji[style] for style in styles])
     is_shaded = np.repeat([style == "3d" for style in styles], len(emoji["3d"]))

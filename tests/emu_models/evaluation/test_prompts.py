@@ -22,8 +22,7 @@ def test_common_prompts_come_by_count_then_name():
 def test_parti_prompts_with_stray_quotes_and_windows_line_ends(tmp_path: Path):
     path = tmp_path / "PartiPrompts.tsv"
     path.write_bytes(
-        "\ufeff".encode()
-        + (HEADER + 'a sign that says "NO\tAbstract\tBasic\tn1\n\nb\tArts\tBasic\n').encode()
+        "\ufeff".encode() + (HEADER + 'a sign that says "NO\tAbstract\tBasic\tn1\n\nb\tArts\tBasic\n').encode()
     )
     found = read_parti_prompts(path)
     assert [one.prompt for one in found] == ['a sign that says "NO', "b"]

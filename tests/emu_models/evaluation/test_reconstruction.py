@@ -11,9 +11,7 @@ from emu_models.evaluation.reconstruction import (
     measure_reconstruction,
 )
 
-MEANS = Features(
-    "mean colour of quarters", lambda images: images[:, ::16, ::16].reshape(len(images), -1) / 255.0
-)
+MEANS = Features("mean colour of quarters", lambda images: images[:, ::16, ::16].reshape(len(images), -1) / 255.0)
 
 
 @pytest.fixture
@@ -55,9 +53,7 @@ def test_frechet_distance_is_the_textbook_formula():
     first = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6))
     second = rng.normal(0.5, 2, size=(150, 6))
     root = np.asarray(linalg.sqrtm(np.cov(first.T) @ np.cov(second.T))).real
-    expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(
-        np.cov(first.T) + np.cov(second.T) - 2 * root
-    )
+    expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(np.cov(first.T) + np.cov(second.T) - 2 * root)
     assert frechet_distance(first, second) == pytest.approx(expected)
     assert frechet_distance(second, first) == pytest.approx(expected)
 
