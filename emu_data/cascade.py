@@ -43,21 +43,20 @@ def measure_group(
     cannot be loaded, or fails on more than half of a shard: that is a fault of the signal, not of the
     records.
     """
-    missing = [name for name in shard_names if _missing(name, signals, out_dir)]
-    function = partial(_measure_shard, Path(raw_dir), signals, Path(out_dir))
+    missing = {name: _missing(name, signals, out_dir) for name in shard_names}
+    waiting = [name for name, those in missing.items() if those]
+    needed = tuple(signal for signal in signals if any(signal in those for those in missing.values()))
     num_written = run_shards(
-        function,
-        missing,
-        partial(_load, tuple(signals)),
+        partial(_measure_shard, Path(raw_dir), signals, Path(out_dir)),
+        waiting,
+        partial(_load, needed),
         num_workers=num_workers,
-        progress="signals" if progress and missing else None,
+        progress="signals" if progress and waiting else None,
     )
     return sum(num_written)
 
 
-def read_values(
-    raw_dir: Path, shard_names: Sequence[str], signals: Sequence[Signal], out_dir: Path
-) -> pd.DataFrame:
+def read_values(raw_dir: Path, shard_names: Sequence[str], signals: Sequence[Signal], out_dir: Path) -> pd.DataFrame:
     """Return one row for every raw row of the shards, in key order: ROW_COLUMNS, `shard`, all signals'
     columns, `error`.
 
@@ -93,9 +92,7 @@ def _missing(shard: str, signals: Sequence[Signal], out_dir: Path) -> list[Signa
     return [signal for signal in signals if not _signal_file(out_dir, signal, shard).is_file()]
 
 
-def _measure_shard(
-    raw_dir: Path, signals: Sequence[Signal], out_dir: Path, shard: str, guard: Guard[Any]
-) -> int:
+def _measure_shard(raw_dir: Path, signals: Sequence[Signal], out_dir: Path, shard: str, guard: Guard[Any]) -> int:
     missing = _missing(shard, signals, out_dir)
     rows = read_rows(raw_dir / f"{shard}.parquet")
     expected = set(rows.loc[rows["status"] == STATUS_SUCCESS, "key"])
@@ -107,8 +104,7 @@ def _measure_shard(
     raised = [value for value in values.values() if isinstance(value, Failure) and value.reason == "raised"]
     if len(raised) > len(values) / 2:
         raise RuntimeError(
-            f"shard {shard}: {len(raised)} of {len(values)} records raised, so a signal is at fault: "
-            f"{raised[0].detail}"
+            f"shard {shard}: {len(raised)} of {len(values)} records raised, so a signal is at fault: {raised[0].detail}"
         )
     reasons = {error.key: f"{error.reason}: {error.detail}" for error in tar_errors}
     for signal in missing:
@@ -128,11 +124,8 @@ def _measure_shard(
 
 
 def _load(signals: tuple[Signal, ...]) -> Callable[[list[Any]], list[Any]]:
-    """In the child: return the function of batches of (signal names, sample); a signal is loaded when first
-    asked for.
-    """
-    by_name = {signal.name: signal for signal in signals}
-    loaded: dict[str, Any] = {}
+    """In the child: load the signals and return the function of batches of (signal names, sample)."""
+    loaded = {signal.name: signal.load() for signal in signals}
 
     def measure(batch: list[tuple[tuple[str, ...], Sample]]) -> list[dict[str, Any] | RecordError]:
         results: list[dict[str, Any] | RecordError] = []
@@ -148,8 +141,6 @@ def _load(signals: tuple[Signal, ...]) -> Callable[[list[Any]], list[Any]]:
             results.append({})
         good = [result for result in results if isinstance(result, dict)]
         for name in batch[0][0] if decoded else ():
-            if name not in loaded:
-                loaded[name] = by_name[name].load()
             for column, column_values in loaded[name](decoded).items():
                 assert len(column_values) == len(good), (name, column)
                 for result, value in zip(good, column_values, strict=True):

@@ -60,9 +60,7 @@ class AlignmentSignal(Signal):
         else:
             scorers, fold_of = [_Scorer(self.model, self.captions)], {}
         if not scorers:
-            raise ValueError(
-                f"{folder} has {FOLDS_FILE} but no fold_N folders: train the alignment model again"
-            )
+            raise ValueError(f"{folder} has {FOLDS_FILE} but no fold_N folders: train the alignment model again")
 
         def measure(batch: Sequence[Decoded]) -> Columns:
             values: dict[int, np.ndarray] = {}
@@ -98,9 +96,9 @@ class _Scorer:
         network, self.preprocess = made
         self.network = network.eval().to(self.device)
         self.tokenizer = open_clip.get_tokenizer(name)
-        self.captions = list(captions)
-        self.caption_TD = self._embed_texts(self.captions)
-        self.known = {caption: row for row, caption in enumerate(self.captions)}
+        distinct = sorted(captions)
+        self.caption_TD = self._embed_texts(distinct)
+        self.known = {caption: row for row, caption in enumerate(distinct)}
 
     def score(self, batch: Sequence[Decoded]) -> list[np.ndarray]:
         """Return [cosine, rank] for each record."""

@@ -110,11 +110,10 @@ def test_present_files_are_kept_and_new_ones_are_the_same_bytes(raw: Path, tmp_p
 
 def test_crash_costs_the_record_that_crashes(raw: Path, tmp_path: Path) -> None:
     signals = (GeometrySignal(), PoisonSignal())
-    measure_group(raw, names_of(raw), signals, tmp_path / "signals", progress=False, num_workers=2)
-    values = read_values(raw, names_of(raw), signals, tmp_path / "signals").set_index("key")
-    assert values["error"].str.contains("crashed").fillna(False).sum() == 2
-    assert values.loc[[make_key(0, 1), make_key(1, 1)], "brightness"].isna().all()
-    assert values["brightness"].notna().sum() == 6
+    measure_group(raw, ["00001"], signals, tmp_path / "signals", progress=False)
+    values = read_values(raw, ["00001"], signals, tmp_path / "signals").set_index("key")
+    assert list(values["error"].str.contains("crashed").fillna(False)) == [False, True, False, False]
+    assert list(values["brightness"].isna()) == [False, True, False, False]
 
 
 @pytest.mark.parametrize(("how", "told"), [("load", "no weights here"), ("always", "a signal is at fault: .*cannot")])
@@ -132,7 +131,7 @@ def test_truncated_tar_costs_its_tail(raw: Path, tmp_path: Path) -> None:
     measure_group(raw, ["00001"], SIGNALS, tmp_path / "signals", progress=False)
     values = read_values(raw, ["00001"], SIGNALS, tmp_path / "signals").set_index("key")
     assert list(values["error"].isna()) == [True, True, False, False]
-    assert "truncated" in values.loc[make_key(1, 2), "error"]
+    assert "truncated" in str(values.loc[make_key(1, 2), "error"])
 
 
 def test_values_need_their_files_and_unique_keys(raw: Path, tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""The alignment models learn which caption fits, out of fold, and go on where they were interrupted."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw
+
+from emu_data.records import Decoded
+from emu_data.signals.alignment import AlignmentSignal, distinct_captions
+from emu_models.alignment import AlignmentConfig, assign_folds, train_alignment
+
+CONFIG = AlignmentConfig(
+    num_folds=2, width=8, judge_width=16, embed_dim=32, text_width=32, num_steps=60, batch_size=32, learning_rate=4e-3
+)
+COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 60, 220), "black": (15, 15, 15)}
+SHAPES = ("ball", "box")
+
+
+def draw_pairs(num_each: int) -> tuple[np.ndarray, list[str]]:
+    """uint8 (N, 32, 32, 3) and captions: coloured balls and boxes on white, the last of each caption wrong."""
+    rng = np.random.default_rng(0)
+    images, captions = [], []
+    names = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    for index, name in enumerate(names):
+        _, colour, shape = name.split()
+        for copy in range(num_each):
+            image = Image.new("RGB", (32, 32), "white")
+            x, y, side = rng.integers(3, 8, 3)
+            draw = ImageDraw.Draw(image)
+            box = (x, y, x + 14 + side, y + 14 + side)
+            (draw.ellipse if shape == "ball" else draw.rectangle)(box, fill=COLOURS[colour])
+            images.append(np.asarray(image))
+            captions.append(names[(index + 3) % len(names)] if copy == num_each - 1 else name)
+    return np.stack(images), captions
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory):
+    images, captions = draw_pairs(8)
+    keys = [f"{i:09d}" for i in range(len(images))]
+    folds = assign_folds(captions, keys, CONFIG.num_folds)
+    folder = tmp_path_factory.mktemp("alignment")
+    result = train_alignment(images, captions, keys, folds, CONFIG, folder, progress=False)
+    return images, captions, keys, folds, folder, result
+
+
+def to_records(images: np.ndarray, captions: list[str], keys: list[str]) -> list[Decoded]:
+    rows = zip(images, captions, keys, strict=True)
+    return [Decoded(key, caption, {}, Image.fromarray(image), 0, "") for image, caption, key in rows]
+
+
+def test_copies_share_a_fold_and_captions_go_round() -> None:
+    captions = ["apple"] * 6 + ["pear"] * 6
+    groups = ["a0", "a0", "a1", "a2", "a3", "a4", "p0", "p1", "p2", "p3", "p4", "a0"]
+    folds = assign_folds(captions, groups, 3)
+    assert len({folds[i] for i, group in enumerate(groups) if group == "a0"}) == 1
+    for first in (0, 6):
+        assert set(folds[first : first + 6]) == {0, 1, 2}
+    order = np.random.default_rng(0).permutation(12)
+    again = assign_folds([captions[i] for i in order], [groups[i] for i in order], 3)
+    assert (again == folds[order]).all()
+
+
+def test_wrong_captions_score_below_right_ones_out_of_fold(trained) -> None:
+    images, captions, keys, _, folder, result = trained
+    values = AlignmentSignal(str(folder), distinct_captions(captions)).measure(to_records(images, captions, keys))
+    wrong = np.arange(len(keys)) % 8 == 7
+    for column in ("alignment", "alignment_rank"):
+        scores = np.array(values[column])
+        assert (scores[~wrong][:, None] > scores[wrong]).mean() > 0.9
+    assert all(0 <= rank <= 1 for rank in values["alignment_rank"])
+    assert set(result.losses) == {"fold_0", "fold_1", "judge"}
+
+
+def test_each_pair_is_scored_by_the_model_that_did_not_see_it(trained) -> None:
+    images, captions, keys, folds, folder, _ = trained
+    names = distinct_captions(captions)
+    records = to_records(images, captions, keys)
+    together = AlignmentSignal(str(folder), names).measure(records)["alignment"]
+    alone = [AlignmentSignal(str(folder / f"fold_{f}"), names).measure(records)["alignment"] for f in (0, 1)]
+    for index, fold in enumerate(folds):
+        assert together[index] == pytest.approx(alone[fold][index], abs=1e-5)
+    strangers = [dataclasses.replace(record, key="new") for record in records]
+    means = AlignmentSignal(str(folder), names).measure(strangers)["alignment"]
+    assert means == pytest.approx(np.mean(alone, axis=0).tolist(), abs=1e-5)
+    assert pd.read_parquet(folder / "folds.parquet")["key"].tolist() == keys
+
+
+def test_value_does_not_depend_on_the_neighbours(trained) -> None:
+    images, captions, keys, _, folder, _ = trained
+    measure = AlignmentSignal(str(folder), distinct_captions(captions)).load()
+    records = to_records(images, captions, keys)
+    together = measure(records)["alignment"]
+    assert [measure([record])["alignment"][0] for record in records[:5]] == pytest.approx(together[:5], abs=1e-5)
+
+
+def test_caption_that_the_corpus_does_not_have_is_ranked_too(trained) -> None:
+    images, captions, keys, _, folder, _ = trained
+    few = tuple(name for name in distinct_captions(captions) if name != captions[0])
+    value = AlignmentSignal(str(folder), few).measure(to_records(images[:1], captions[:1], keys[:1]))
+    whole = AlignmentSignal(str(folder), distinct_captions(captions))
+    expected = whole.measure(to_records(images[:1], captions[:1], keys[:1]))
+    assert value["alignment"] == pytest.approx(expected["alignment"], abs=1e-5)
+    assert value["alignment_rank"] == expected["alignment_rank"]
+
+
+def test_finished_models_are_kept_and_the_others_trained(trained, tmp_path: Path) -> None:
+    images, captions, keys, folds, folder, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert train_alignment(images, captions, keys, folds, CONFIG, folder, progress=False).losses == {}
+    bytes_before = (folder / "judge" / "open_clip_model.safetensors").read_bytes()
+    os.rename(folder / "judge", tmp_path / "judge")  # as if the training had been killed before it
+    again = train_alignment(images, captions, keys, folds, CONFIG, folder, progress=False)
+    assert set(again.losses) == {"judge"}
+    assert (folder / "judge" / "open_clip_model.safetensors").read_bytes() == bytes_before
+    assert {path for path, time in before.items() if path.stat().st_mtime_ns == time} == {
+        path for path in before if path.parent.name != "judge"
+    }
+    flipped = images[:, :, ::-1].copy()
+    brief = dataclasses.replace(CONFIG, num_steps=2)
+    out = tmp_path / "out"
+    assert len(train_alignment(images, captions, keys, folds, brief, out, progress=False).losses) == 3
+    assert len(train_alignment(flipped, captions, keys, folds, brief, out, progress=False).losses) == 3
+
+
+def test_version_of_the_signal_follows_the_weights(trained, tmp_path: Path) -> None:
+    _, captions, _, _, folder, _ = trained
+    names = distinct_captions(captions)
+    version = AlignmentSignal(str(folder), names).version
+    assert AlignmentSignal(str(folder), names[::-1]).version == version
+    assert AlignmentSignal(str(folder), names[1:]).version != version
+    os.symlink(folder / "fold_0", tmp_path / "elsewhere")
+    one = AlignmentSignal(str(tmp_path / "elsewhere"), names).version
+    assert one == AlignmentSignal(str(folder / "fold_0"), names).version
+    assert one != AlignmentSignal(str(folder / "fold_1"), names).version
+
+
+def test_many_captions_are_sampled_for_the_rank() -> None:
+    captions = [f"caption {i}" for i in range(5000)]
+    chosen = distinct_captions(captions)
+    assert len(chosen) == 4096
+    assert chosen == distinct_captions(captions[::-1] + captions)
+
+
+def test_wrong_input_is_refused(tmp_path: Path) -> None:
+    images, captions = draw_pairs(2)
+    keys = [f"{i}" for i in range(len(images))]
+    folds = np.zeros(len(images), np.int64)
+    with pytest.raises(ValueError, match="equally many"):
+        train_alignment(images[1:], captions, keys, folds, CONFIG, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="no picture to learn from"):
+        train_alignment(images, captions, keys, folds, CONFIG, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="uint8"):
+        train_alignment(images / 255, captions, keys, folds, CONFIG, tmp_path, progress=False)
