@@ -11,7 +11,6 @@ from emu_dagster.layout import Layout
 from emu_dagster.params import Params
 from emu_dagster.pictures import contact_sheet
 from emu_dagster.registering import METRICS_FILE
-from emu_data.captions import write_caption
 from emu_data.files import atomic_dir, write_json, write_parquet
 from emu_data.ledger import read_ledger
 from emu_data.shards import read_images, read_manifest
@@ -22,10 +21,9 @@ SHEET_TILE = 96  # px
 
 
 def choose_prompts(layout: Layout, params: Params) -> pd.DataFrame:
-    """A row a prompt: key, prompt, caption (the subject's name in the corpus, "" where it is none), fixed, seed.
+    """A row a prompt: key, prompt, caption (the prompt where the corpus has it as a caption, else ""), fixed, seed.
 
-    The fixed prompts come first; then names of subjects, in an order drawn by the seed. Prompts are written out like
-    the curated captions ("a red apple").
+    The fixed prompts come first; then captions of the corpus, in an order drawn by the seed.
     """
     from emu_models.evaluation.prompts import common_prompts
 
@@ -40,7 +38,7 @@ def choose_prompts(layout: Layout, params: Params) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "key": [f"{i:04d}" for i in range(len(chosen))],
-            "prompt": [write_caption(name) for name in chosen],
+            "prompt": chosen,
             "caption": [name if name in names else "" for name in chosen],
             "fixed": [name in section.fixed_prompts for name in chosen],
             "seed": [section.seed + i for i in range(len(chosen))],

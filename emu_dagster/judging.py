@@ -28,7 +28,9 @@ def report_appeal(layout: Layout, params: Params) -> tuple[dict[str, float], Ima
     section = params.appeal_report
     prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
     tuned, pretrained = (read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained"))
-    votes = AppealPanel(section.num_raters, section.seed).vote(tuned, pretrained, prompts["key"].tolist(), "appeal")
+    votes = AppealPanel(section.num_raters, section.seed, section.repeat_share).vote(
+        tuned, pretrained, prompts["key"].tolist(), "appeal"
+    )
     return _report(layout, params, "appeal_report", section, prompts, votes)
 
 
@@ -94,7 +96,7 @@ def _report(
         "decided_win_high": preference.decided_win.high,
         "sign_test_p": preference.sign_test_p,
         "left_share": bias.left_share,
-        "gwet_ac1": agreement.gwet_ac1 if agreement.gwet_ac1 is not None else float("nan"),
+        "gwet_ac1": agreement.gwet_ac1,
     }
     folder = layout.report(name)
     # the log is complete before the report that names its head is, and joins it in one piece

@@ -106,7 +106,7 @@ class Training(Section):
     warmup_steps: int
     ema_decay: float
     validate_every: Count
-    patience: Annotated[int, Field(ge=0)]
+    max_rise: Annotated[float, Field(ge=0)]
     seed: int
 
 
@@ -169,9 +169,14 @@ class AutomaticReport(Section):
 
 class PanelReport(Section):
     num_raters: Count
-    repeat_share: Share
     num_bootstrap: Count
     seed: int
+
+
+class AppealReport(PanelReport):
+    """repeat_share: of the pairs, shown again with sides swapped. (The faithfulness raters cannot waver.)"""
+
+    repeat_share: Share
 
 
 class RegisteredModel(Section):
@@ -200,7 +205,7 @@ class Params(Section):
     quality_tuned: QualityTuning
     evaluation_images: EvaluationImages
     automatic_report: AutomaticReport
-    appeal_report: PanelReport
+    appeal_report: AppealReport
     faithfulness_report: PanelReport
     registered_model: RegisteredModel
 

@@ -159,7 +159,7 @@ def _common(layout: Layout, name: str, shards: Path, rows: Path, out: Path, sect
             "warmup_steps",
             "ema_decay",
             "validate_every",
-            "patience",
+            "max_rise",
             "seed",
         )
     }

@@ -90,8 +90,8 @@ def _outcome(
         "num_shown": len(keys),
         "num_images": len(chosen),
         "num_votes": len(votes),
-        "krippendorff_alpha": agreement.krippendorff_alpha or float("nan"),
-        "gwet_ac1": agreement.gwet_ac1 or float("nan"),
+        "krippendorff_alpha": agreement.krippendorff_alpha,
+        "gwet_ac1": agreement.gwet_ac1,
     }
     kept_sheet = contact_sheet(images[[position[k] for k in chosen[:40]]], [""] * min(40, len(chosen)))
     worst = dropped[-40:]

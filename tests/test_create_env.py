@@ -61,9 +61,7 @@ def test_unreachable_registry_ends_in_one_line(tmp_path: Path) -> None:
     lock = tmp_path / "requirements-dvc.lock"
     lock.write_text(f"no-such-package==1.0 --hash=sha256:{'0' * 64}\n")
     settings = tmp_path / "pip.conf"
-    settings.write_text(
-        "[global]\nindex-url = http://127.0.0.1:9/simple\nretries = 0\n[install]\nuser = true\n"
-    )
+    settings.write_text("[global]\nindex-url = http://127.0.0.1:9/simple\nretries = 0\n[install]\nuser = true\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     done = subprocess.run(
         [sys.executable, SCRIPT, tmp_path / "venv", lock],

@@ -63,9 +63,7 @@ class DvcRecord(dg.ConfigurableResource):
         for candidate in [*candidates, *([] if self.program else ["dvc"])]:
             if found := shutil.which(candidate):
                 return found
-        raise DvcError(
-            f"no dvc at {' or '.join(candidates)}: `make env` installs it, `emu doctor` looks for it"
-        )
+        raise DvcError(f"no dvc at {' or '.join(candidates)}: `make env` installs it, `emu doctor` looks for it")
 
     def run(self, *arguments: str) -> str:
         """Run dvc in the project and return what it printed. Raises DvcError with DVC's own last line."""
@@ -74,9 +72,7 @@ class DvcRecord(dg.ConfigurableResource):
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         if done.returncode:
             lines = [line for line in (done.stderr or done.stdout).splitlines() if line.startswith("ERROR")]
-            reason = (lines or [(done.stderr or done.stdout).strip() or "no message"])[0].removeprefix(
-                "ERROR: "
-            )
+            reason = (lines or [(done.stderr or done.stdout).strip() or "no message"])[0].removeprefix("ERROR: ")
             raise DvcError(f"dvc {' '.join(arguments)} failed ({done.returncode}): {reason}")
         return done.stdout
 
@@ -114,9 +110,7 @@ class DvcRecord(dg.ConfigurableResource):
         committed = {dep["path"]: dep["md5"] for dep in self._lock()[stage].get("deps", [])}
         try:
             after = Snapshot(stage, before.params, committed, before.looks)
-            self._refuse_changes(
-                before, after, "is not what dvc.lock says, so {stage} was made from unrecorded bytes"
-            )
+            self._refuse_changes(before, after, "is not what dvc.lock says, so {stage} was made from unrecorded bytes")
         except DvcError:
             if earlier is None:
                 lock.unlink()
@@ -154,9 +148,7 @@ class DvcRecord(dg.ConfigurableResource):
         ]
         if changed:
             names = ", ".join(dict.fromkeys(changed))
-            raise DvcError(
-                f"{names} {what.format(stage=before.stage)}: its output is not recorded. Make it again"
-            )
+            raise DvcError(f"{names} {what.format(stage=before.stage)}: its output is not recorded. Make it again")
 
     def _stage(self, stage: str) -> dict[str, Any]:
         path = self.folder / "dvc.yaml"

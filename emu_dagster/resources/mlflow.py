@@ -90,9 +90,7 @@ class MlflowTracking(dg.ConfigurableResource):
 
         for name, digest in inputs.items():
             if len(digest) > MAX_DIGEST:
-                raise ValueError(
-                    f"digest of {name} is {len(digest)} characters, MLflow takes {MAX_DIGEST}: {digest}"
-                )
+                raise ValueError(f"digest of {name} is {len(digest)} characters, MLflow takes {MAX_DIGEST}: {digest}")
         experiment_id = self.connect()
         flat = flatten(params)
         identity = identify(context)

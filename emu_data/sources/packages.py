@@ -19,6 +19,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from emu_data.captions import write_caption
 from emu_data.files import atomic_dir, write_parquet
 from emu_data.records import (
     RAW_COLUMNS,
@@ -228,7 +229,7 @@ def _read_drafts(
             original_size = picture.size
             if picture.size != (config.size, config.size):
                 picture = picture.resize((config.size, config.size), Image.Resampling.LANCZOS)
-            caption = subject.caption or clean_name(by_name[subject.name]["name"])
+            caption = write_caption(subject.caption or clean_name(by_name[subject.name]["name"]))
             drafts.append(
                 Draft(
                     f"npm:{style.package.spec}/{path}",

@@ -66,7 +66,7 @@ class LoopConfig:
     warmup_steps: int
     ema_decay: float
     validate_every: int
-    patience: int
+    max_rise: float
     checkpoint_seconds: float
     seed: int
 
@@ -97,14 +97,14 @@ def run_training(
     sink: MetricsSink = lambda step, metrics: None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainingResult, nn.Module]:
-    """Trains to the end and returns the result with the averaged network at its best validation.
+    """Trains to the end, or to an early stop, and returns the result with the averaged network.
 
-    `folder` holds the state while training: state/ (last), best/ (weights of the best validation where patience is
-    set) and metrics.jsonl. Raises Interrupted after saving when `stop_requested`, NotFinite on a NaN loss.
+    `folder` holds the state while training: state/ and metrics.jsonl. Raises Interrupted after saving when
+    `stop_requested`, NotFinite on a NaN loss.
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = WeightAverage(learner.network, config.ema_decay)
-    stopping = EarlyStopping(config.patience)
+    stopping = EarlyStopping(config.max_rise)
     modules = {**learner.modules, "averaged": average.averaged}
     meta = load_state(folder / "state", fingerprint, modules, learner.optimizers)
     start, seconds_before, metrics = 0, 0.0, {}
@@ -135,8 +135,7 @@ def run_training(
             bar.update()
             if step % config.validate_every == 0 or step == config.num_steps:
                 metrics.update(learner.validate(average.averaged))
-                if stopping.observe(step, metrics["val_loss"]) and config.patience:
-                    save_state(folder / "best", {"step": step}, {"averaged": average.averaged}, {})
+                stopping.observe(step, metrics["val_loss"])
                 _write_log(log, step, metrics)
                 sink(step, metrics)
                 bar.set_postfix(loss=f"{learned['loss']:.4f}", val=f"{metrics['val_loss']:.4f}", refresh=False)
@@ -147,19 +146,9 @@ def run_training(
                 save(step)
                 last_saved = time.monotonic()
     save(step)  # so that a crash while the result is being exported costs no training
-    best_step = stopping.best_step if config.patience else step
-    if config.patience and best_step != step:
-        load_weights(average.averaged, folder / "best")
-        metrics = {**metrics, "val_loss": stopping.best_loss}
     seconds = seconds_before + time.monotonic() - began
-    result = TrainingResult(step, best_step, step < config.num_steps, metrics, seconds, start)
+    result = TrainingResult(step, stopping.best_step, step < config.num_steps, metrics, seconds, start)
     return result, average.averaged
-
-
-def load_weights(module: nn.Module, folder: Path) -> None:
-    from safetensors.torch import load_file
-
-    module.load_state_dict(load_file(folder / "averaged.safetensors"))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -59,9 +59,7 @@ def runs_of(tracking: MlflowTracking, asset: str) -> list[Any]:
     return mlflow.MlflowClient().search_runs([experiment], f"tags.`dagster.asset` = '{asset}'")
 
 
-def test_run_holds_params_inputs_tags_and_status(
-    tracking: MlflowTracking, instance: dg.DagsterInstance
-) -> None:
+def test_run_holds_params_inputs_tags_and_status(tracking: MlflowTracking, instance: dg.DagsterInstance) -> None:
     import mlflow
 
     def plain(run: Any) -> None:
@@ -134,10 +132,7 @@ def test_run_ends_as_the_work_ended(
 def test_child_process_logs_to_the_same_run(tracking: MlflowTracking, instance: dg.DagsterInstance) -> None:
     import mlflow
 
-    code = (
-        "import os, mlflow\n"
-        "mlflow.MlflowClient().log_metric(os.environ['MLFLOW_RUN_ID'], 'loss', 0.5, step=1)\n"
-    )
+    code = "import os, mlflow\nmlflow.MlflowClient().log_metric(os.environ['MLFLOW_RUN_ID'], 'loss', 0.5, step=1)\n"
 
     def parent(run: Any) -> None:
         environment = tracking.child_environment(run)

@@ -44,9 +44,7 @@ class Toy:
         return [(item.key.to_user_string(), item.partition, item.reason) for item in found]
 
     def make(self, instance: dg.DagsterInstance, key: str, partition: str | None, code: str = "1") -> None:
-        assets = [
-            asset for asset in self.definitions(code).assets or [] if isinstance(asset, dg.AssetsDefinition)
-        ]
+        assets = [asset for asset in self.definitions(code).assets or [] if isinstance(asset, dg.AssetsDefinition)]
         dg.materialize(assets, selection=[key], instance=instance, partition_key=partition)
 
 

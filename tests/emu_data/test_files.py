@@ -42,9 +42,7 @@ def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_fingerprint_follows_values_not_objects(tmp_path: Path) -> None:
     assert fingerprint(Config()) == fingerprint({"names": ["a"], "size": 3})
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    assert (
-        len({fingerprint(value) for value in (Config(), Config(size=4), Config(names=()), 3, "3", 3.5)}) == 6
-    )
+    assert len({fingerprint(value) for value in (Config(), Config(size=4), Config(names=()), 3, "3", 3.5)}) == 6
     with pytest.raises(ValueError, match="object"):
         fingerprint(object())
 

@@ -32,7 +32,7 @@ LOOP = LoopConfig(
     warmup_steps=2,
     ema_decay=0.9,
     validate_every=2,
-    patience=0,
+    max_rise=0.0,
     checkpoint_seconds=1e9,
     seed=0,
 )
@@ -193,27 +193,31 @@ class Overfitting(Diverging):
 
     def validate(self, network):
         self.seen = getattr(self, "seen", 0) + 1
-        return {"val_loss": abs(self.seen - 2) + 1.0}
+        return {"val_loss": [2.0, 1.0, 2.4, 2.6, 9.0][self.seen - 1]}
 
 
-def test_early_stopping_goes_back_to_the_best_weights(tmp_path):
-    config = replace(LOOP, num_steps=100, patience=2, ema_decay=0.0)
+def test_early_stopping_keeps_the_weights_of_that_moment(tmp_path):
+    config = replace(LOOP, num_steps=100, max_rise=1.5, ema_decay=0.0)
     result, network = run_training(Overfitting(), config, tmp_path, "x", "overfitting")
     assert (result.best_step, result.num_steps, result.stopped_early) == (4, 8, True)
-    assert network.weight.item() == 4
+    assert network.weight.item() == 8
     assert [line["step"] for line in read_log(tmp_path)] == [2, 4, 6, 8]
 
 
-@given(losses=st.lists(st.floats(0, 10), min_size=1, max_size=20), patience=st.integers(1, 5))
-def test_early_stopping_waits_for_its_patience(losses, patience):
-    stopping = EarlyStopping(patience)
+@given(losses=st.lists(st.floats(0.1, 10), min_size=1, max_size=20), max_rise=st.floats(0.01, 2))
+def test_early_stopping_stops_at_the_first_loss_that_rose_too_far(losses, max_rise):
+    stopping = EarlyStopping(max_rise)
     for step, loss in enumerate(losses):
         stopping.observe(step, loss)
-        best = int(np.argmin(losses[: step + 1]))
-        assert stopping.best_step == best
-        assert stopping.should_stop == (step - best >= patience)
-        if stopping.should_stop:
-            break
+        assert stopping.best_step == int(np.argmin(losses[: step + 1]))
+        assert stopping.should_stop == (loss > min(losses[: step + 1]) * (1 + max_rise))
+
+
+def test_no_rise_is_too_far_where_it_is_zero():
+    stopping = EarlyStopping(0.0)
+    for step, loss in enumerate([1.0, 100.0]):
+        stopping.observe(step, loss)
+    assert not stopping.should_stop
 
 
 @given(num_rows=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 5))
