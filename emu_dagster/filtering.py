@@ -84,8 +84,8 @@ def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], 
     if len(damage):
         quality = gate_quality(ledger, damage)
         counts["alignment_auc"] = alignment_auc(ledger, damage)
-        for row in quality.itertuples():
-            counts[f"precision_{row.gate}"], counts[f"recall_{row.gate}"] = row.precision, row.recall
+        for row in quality.to_dict(orient="records"):
+            counts[f"precision_{row['gate']}"], counts[f"recall_{row['gate']}"] = row["precision"], row["recall"]
     write_funnel_report(
         layout.report("filtered_corpus"), funnel(ledger), _examples(layout, ledger), quality, counts, params
     )

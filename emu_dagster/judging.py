@@ -58,14 +58,14 @@ def report_faithfulness(layout: Layout, params: Params) -> tuple[dict[str, float
     votes = [
         Vote(
             round="faithfulness",
-            rater=row.rater,
+            rater=row["rater"],
             rater_kind="rubric",
-            key=row.key,
-            decision=row.decision,
-            score=float(row.score_a - row.score_b),
-            side_order=draw_side_order(section.seed, row.rater, row.key),
+            key=row["key"],
+            decision=row["decision"],
+            score=row["score_a"] - row["score_b"],
+            side_order=draw_side_order(section.seed, row["rater"], row["key"]),
         )
-        for row in decisions.itertuples()
+        for row in decisions.to_dict(orient="records")
     ]
     return _report(layout, params, "faithfulness_report", section, prompts, votes)
 

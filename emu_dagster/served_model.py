@@ -5,6 +5,7 @@ import io
 
 import mlflow
 import pydantic
+from mlflow.pyfunc.model import PythonModelContext
 
 
 class Request(pydantic.BaseModel):
@@ -17,7 +18,7 @@ class Request(pydantic.BaseModel):
 
 
 class ServedPipeline(mlflow.pyfunc.PythonModel):
-    def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
+    def load_context(self, context: PythonModelContext) -> None:
         from emu_models.training.stages import load_pipeline
 
         self.pipeline = load_pipeline(context.artifacts["pipeline"])

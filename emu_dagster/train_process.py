@@ -91,9 +91,7 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[s
             stages.DenoiserJob(
                 autoencoder=Path(autoencoder) if autoencoder else None,
                 start_from=start_from,
-                denoiser=DenoiserConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in denoiser.items()})
-                if denoiser
-                else None,
+                denoiser=DenoiserConfig(**denoiser) if denoiser else None,
                 text_encoder=spec["text_encoder"],
                 num_text_tokens=spec["num_text_tokens"],
                 training=DenoiserTrainingConfig(**training),

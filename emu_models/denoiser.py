@@ -38,6 +38,8 @@ class DenoiserConfig:
     head_width: int = 64
 
     def __post_init__(self) -> None:
+        for name in ("widths", "attention"):  # lists where they come from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.widths) != len(self.attention):
             raise ValueError(f"denoiser has {len(self.widths)} widths but {len(self.attention)} attention flags")
         if self.widths[-1] % self.head_width:

@@ -25,10 +25,12 @@ def pretrain(
     context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess, previous: str | None
 ) -> dg.MaterializeResult:
     """One stage: the rows that passed the section's gates, from the previous stage's weights."""
+    from emu_dagster.params import Pretraining
     from emu_dagster.training_jobs import denoiser_job, write_gated_rows
 
     with recorder.open(context) as record:
         layout, section = record.layout, record.section
+        assert isinstance(section, Pretraining)
         record.fresh_folder(layout.model(record.key))
         job = denoiser_job(
             layout,
