@@ -12,7 +12,7 @@ import dagster as dg
 import psutil
 
 from emu_dagster.definitions import defs
-from emu_dagster.defs.corpus import list_shard_groups, shard_groups
+from emu_dagster.defs.corpus import register_shard_groups
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import read_params
 from emu_dagster.staleness import StaleAsset, stale_assets
@@ -92,8 +92,7 @@ def _stale(instance: dg.DagsterInstance) -> list[StaleAsset]:
         return all(path.exists() for path in layout.outs(key.to_user_string()))
 
     if layout.raw.is_dir():  # shards that were there before Dagster was
-        groups = list_shard_groups(layout, read_params(layout.root / "params.yaml"))
-        instance.add_dynamic_partitions(str(shard_groups.name), list(groups))
+        register_shard_groups(instance, layout, read_params(layout.root / "params.yaml"))
     return stale_assets(defs, instance, exists)
 
 
@@ -101,9 +100,7 @@ def _partitions(key: str, instance: dg.DagsterInstance) -> list[str | None]:
     if key != "filter_ledger":
         return [None]
     layout = Layout(project_root())
-    groups = list_shard_groups(layout, read_params(layout.root / "params.yaml"))
-    instance.add_dynamic_partitions(str(shard_groups.name), list(groups))
-    return list(groups)
+    return list(register_shard_groups(instance, layout, read_params(layout.root / "params.yaml")))
 
 
 def _describe(key: str, result: dg.ExecuteInProcessResult) -> str:

@@ -22,6 +22,16 @@ def list_shard_groups(layout: Layout, params: Params) -> dict[str, list[str]]:
     return groups
 
 
+def register_shard_groups(instance: dg.DagsterInstance, layout: Layout, params: Params) -> list[str]:
+    """Makes Dagster's partitions those of data/raw, and returns them; groups of an earlier corpus go."""
+    groups = list(list_shard_groups(layout, params))
+    name = str(shard_groups.name)
+    for gone in set(instance.get_dynamic_partitions(name)) - set(groups):
+        instance.delete_dynamic_partition(name, gone)
+    instance.add_dynamic_partitions(name, groups)
+    return groups
+
+
 @dg.asset(**facts("raw_corpus", GROUP, {"webdataset"}, [], ["emu_data/sources", "emu_data/shards.py"]))
 def raw_corpus(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.MaterializeResult:
     """The image-text pairs as they came, in img2dataset's layout; never changed afterwards.
@@ -35,8 +45,7 @@ def raw_corpus(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.Mate
 
     with recorder.open(context) as record:
         read_corpus(record.params.raw_corpus, record.layout)
-        groups = list_shard_groups(record.layout, record.params)
-        context.instance.add_dynamic_partitions(str(shard_groups.name), list(groups))
+        groups = register_shard_groups(context.instance, record.layout, record.params)
         rows = read_all_rows(record.layout.raw)
         arrived = rows[rows["status"] == "success"]
         shown = arrived.head(40)
@@ -103,6 +112,9 @@ def filter_ledger(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.M
         )
         check_conserved(ledger, sum(len(read_rows(layout.raw / f"{s}.parquet")) for s in shards))
         write_ledger(layout.ledger, ledger)
+        for file in layout.ledger.glob("*.parquet"):  # rows of an earlier corpus would be counted with this one's
+            if not (layout.raw / f"{file.stem}.tar").is_file():
+                file.unlink()
         counts = funnel(ledger)
         rejected = ledger[~ledger["kept"] & (ledger["first_failed_gate"] != "readable")].head(40)
         pictures = {}
