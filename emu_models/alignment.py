@@ -234,7 +234,7 @@ def _model_config(config: AlignmentConfig, width: int, context_length: int) -> d
 
 
 def _save(network: Any, config: AlignmentConfig, width: int, folder: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
     open_clip_config = {
@@ -244,7 +244,8 @@ def _save(network: Any, config: AlignmentConfig, width: int, folder: Path) -> No
     write_json(folder / "open_clip_config.json", open_clip_config)
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     state["token_embedding.weight"] = state["token_embedding.weight"].half()
-    save_file(state, folder / "open_clip_model.safetensors")
+    # Not save_file, which makes files that only their owner may read.
+    (folder / "open_clip_model.safetensors").write_bytes(save(state))
 
 
 def _choose_captions(
