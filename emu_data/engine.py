@@ -98,9 +98,7 @@ class Guard(Generic[Item]):
             pipe.send(batch)
             if not pipe.poll(self.base_timeout + self.record_timeout * len(batch)):
                 self.close(patience=0)
-                return Failure(
-                    "timeout", f"no answer in {self.base_timeout + self.record_timeout * len(batch):.0f} s"
-                )
+                return Failure("timeout", f"no answer in {self.base_timeout + self.record_timeout * len(batch):.0f} s")
             return pipe.recv()
         except (EOFError, ConnectionError):
             assert self._process is not None
@@ -121,9 +119,7 @@ class Guard(Generic[Item]):
         process.start()
         theirs.close()
         try:
-            problem = (
-                self._pipe.recv() if self._pipe.poll(START_TIMEOUT) else f"not ready in {START_TIMEOUT:.0f} s"
-            )
+            problem = self._pipe.recv() if self._pipe.poll(START_TIMEOUT) else f"not ready in {START_TIMEOUT:.0f} s"
         except EOFError:
             process.join(10)
             problem = f"it ended with exit code {process.exitcode}"

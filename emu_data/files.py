@@ -85,9 +85,7 @@ def write_parquet(path: Path, frame: pd.DataFrame) -> None:
 
     Settings are fixed here, and pandas' own metadata (its version, the index) is left out.
     """
-    table = pa.Table.from_pandas(frame.reset_index(drop=True), preserve_index=False).replace_schema_metadata(
-        None
-    )
+    table = pa.Table.from_pandas(frame.reset_index(drop=True), preserve_index=False).replace_schema_metadata(None)
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", compression_level=3, version="2.6")
 
@@ -104,9 +102,7 @@ def fingerprint(value: Any) -> str:
     Takes what JSON can hold, and dataclasses, paths, sets and tuples of it. Raises ValueError for anything
     else, since its text might hold an address or a time.
     """
-    text = json.dumps(
-        _plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
@@ -125,9 +121,7 @@ def _plain(value: Any) -> Any:
         return value.as_posix()
     if isinstance(value, np.generic):
         return value.item()
-    raise ValueError(
-        f"cannot write a {type(value).__name__} as JSON: turn it into numbers, text, lists or dicts first"
-    )
+    raise ValueError(f"cannot write a {type(value).__name__} as JSON: turn it into numbers, text, lists or dicts first")
 
 
 def _flush_to_disk(file: Path) -> None:

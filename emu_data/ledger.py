@@ -114,9 +114,7 @@ def gate_quality(ledger: pd.DataFrame, damage: pd.DataFrame) -> pd.DataFrame:
     row and the one kept in its place (`duplicate_of`) come of the same picture, whichever of them was the
     copy. `quota` has no truth.
     """
-    merged = ledger.merge(
-        damage[["key", "damage", "duplicate_of"]], on="key", suffixes=("", "_true"), how="left"
-    )
+    merged = ledger.merge(damage[["key", "damage"]], on="key", how="left")
     origin = _origins(damage)
     reached = pd.Series(True, index=merged.index)
     rows = []
@@ -125,10 +123,8 @@ def gate_quality(ledger: pd.DataFrame, damage: pd.DataFrame) -> pd.DataFrame:
         if gate == "duplicate":
             group = merged["key"].map(origin)
             num_damaged = int(reached.sum() - group[reached].nunique())
-            twin = (
-                merged["duplicate_of"] if "duplicate_of_true" in merged else pd.Series("", index=merged.index)
-            )
-            num_right = int((dropped & (twin.map(origin) == group)).sum())
+            twins = merged.loc[dropped, "duplicate_of"] if dropped.any() else merged.loc[dropped, "key"]
+            num_right = int((twins.map(origin) == group[dropped]).sum())
         else:
             guilty = merged["damage"].map(GATE_OF_DAMAGE.get) == gate
             num_damaged, num_right = int((reached & guilty).sum()), int((dropped & guilty).sum())
@@ -137,9 +133,7 @@ def gate_quality(ledger: pd.DataFrame, damage: pd.DataFrame) -> pd.DataFrame:
         recall = num_right / num_damaged if num_damaged else float("nan")
         rows.append((gate, num_damaged, num_dropped, num_right, precision, recall))
         reached &= ~dropped
-    return pd.DataFrame(
-        rows, columns=["gate", "num_damaged", "num_dropped", "num_right", "precision", "recall"]
-    )
+    return pd.DataFrame(rows, columns=["gate", "num_damaged", "num_dropped", "num_right", "precision", "recall"])
 
 
 def alignment_auc(ledger: pd.DataFrame, damage: pd.DataFrame, column: str = "alignment_rank") -> float:

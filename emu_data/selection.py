@@ -74,9 +74,7 @@ def drop_duplicates(ledger: pd.DataFrame, max_distance: int) -> pd.DataFrame:
     ledger["duplicate_of"] = pd.Series("", index=ledger.index, dtype="string")
     columns = [c for c in ("min_side", "alignment_rank", "num_bytes") if c in ledger.columns]
     kept = ledger[ledger["kept"]]
-    order = kept.sort_values(
-        [*columns, "key"], ascending=[*[False] * len(columns), True], kind="stable"
-    ).index
+    order = kept.sort_values([*columns, "key"], ascending=[*[False] * len(columns), True], kind="stable").index
     by_digest: dict[str, int] = {}
     by_band: dict[tuple[int, int], list[int]] = {}
     # Of the bytes that arrived, else (a corpus without them) of those in the shard.

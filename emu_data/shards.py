@@ -54,9 +54,7 @@ def write_shard(directory: Path, index: int, samples: Iterable[Sample], rows: pd
     keys = list(rows["key"])
     known = set(keys)
     if len(known) != len(keys):
-        raise ValueError(
-            f"shard {shard_name(index)}: keys appear twice in the rows; give each image its own key"
-        )
+        raise ValueError(f"shard {shard_name(index)}: keys appear twice in the rows; give each image its own key")
     seen: set[str] = set()
     with atomic_file(tar_path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:

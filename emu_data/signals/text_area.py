@@ -90,9 +90,7 @@ class TextAreaSignal(Signal):
         import cv2
         from easyocr.craft_utils import getDetBoxes
 
-        boxes, _, _ = getDetBoxes(
-            maps[..., 0], maps[..., 1], self.text_threshold, LINK_THRESHOLD, LOW_TEXT, False
-        )
+        boxes, _, _ = getDetBoxes(maps[..., 0], maps[..., 1], self.text_threshold, LINK_THRESHOLD, LOW_TEXT, False)
         width, height = (max(1, round(side / HEATMAP_STRIDE)) for side in size)
         mask = np.zeros((height, width), np.uint8)
         num_boxes = 0

@@ -27,9 +27,7 @@ def register_shards(source: Path, out: Path, copy: bool = False) -> int:
     check_target(out, SOURCE)
     tars = list_shards(source)
     if not tars:
-        raise ValueError(
-            f"{source} holds no shards (NNNNN.tar with NNNNN.parquet, as img2dataset writes them)"
-        )
+        raise ValueError(f"{source} holds no shards (NNNNN.tar with NNNNN.parquet, as img2dataset writes them)")
     for tar in tars:
         parquet = tar.with_suffix(".parquet")
         if not parquet.is_file():

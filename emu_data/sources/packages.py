@@ -141,9 +141,7 @@ def build_demo_corpus(
     """
     unknown = sorted(set(config.styles) - STYLES.keys())
     if unknown or not config.styles or not config.subjects:
-        raise ValueError(
-            f"the demo corpus needs subjects, and styles out of {sorted(STYLES)}; unknown: {unknown}"
-        )
+        raise ValueError(f"the demo corpus needs subjects, and styles out of {sorted(STYLES)}; unknown: {unknown}")
     check_target(out, SOURCE)
     styles = [STYLES[name] for name in config.styles]
     packages = {style.package.spec: style.package for style in styles} | {NAMES_PACKAGE.spec: NAMES_PACKAGE}
@@ -199,9 +197,7 @@ def _read_members(tarball: Path, wanted: Iterable[str]) -> dict[str, bytes]:
     return found
 
 
-def _read_drafts(
-    config: DemoCorpusConfig, styles: Sequence[Style], tarballs: Mapping[str, Path]
-) -> list[Draft]:
+def _read_drafts(config: DemoCorpusConfig, styles: Sequence[Style], tarballs: Mapping[str, Path]) -> list[Draft]:
     listed = json.loads(_read_members(tarballs[NAMES_PACKAGE.spec], [NAMES_PATH])[NAMES_PATH])
     by_name = {entry["short_name"]: entry for entry in listed}
     missing = [subject.name for subject in config.subjects if subject.name not in by_name]
