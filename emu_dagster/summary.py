@@ -22,11 +22,10 @@ TRAININGS = {
     "pretrained_full": "Pretraining, full resolution",
     "quality_tuned": "Quality-tuning",
 }
-COMMANDS = (
+COMMANDS = [
     ("make up", "Dagster's and MLflow's pages, with the graph, the runs and the registry"),
-    ('emu generate "a red apple" --num 4', "pictures from the champion"),
-    ("emu doctor", "what is installed, found and missing"),
-)
+    (".venv/bin/emu doctor", "what is installed, found and missing"),
+]
 
 
 def latest_metadata(instance: dg.DagsterInstance, key: str) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def print_summary(seconds: float | None = None) -> None:
     instance = dg.DagsterInstance.get()
     found = {key.to_user_string(): latest_metadata(instance, key.to_user_string()) for key in _asset_keys()}
     registered = json.loads(layout.registered.read_text())
-    write_index_page(layout, params, found)
+    write_index_page(layout, params, found, registered)
 
     table = Table(title=f"emu, profile {params.profile}" + (" (a toy scale)" if params.toy else ""), show_header=False)
     table.add_column(style="bold")
@@ -55,7 +54,7 @@ def print_summary(seconds: float | None = None) -> None:
         table.add_row("this command", str(timedelta(seconds=round(seconds))))
     table.add_row("reports", str(layout.index.relative_to(layout.root)))
     table.add_row("pages", "make up (Dagster and MLflow), then Ctrl-C")
-    table.add_row("try it", 'emu generate "a red apple" --num 4')
+    table.add_row("try it", generate_command(registered))
     Console().print(table)
 
 
@@ -85,13 +84,21 @@ def summary_lines(found: Mapping[str, Mapping[str, Any]], registered: Mapping[st
     }
 
 
+def generate_command(registered: Mapping[str, Any]) -> str:
+    """What to type for pictures of the version that was registered last."""
+    model = "" if registered["alias"] == "champion" else f" --model models:/{registered['name']}@{registered['alias']}"
+    return f'.venv/bin/emu generate "a red apple" --num 4{model}'
+
+
 def _asset_keys() -> list[dg.AssetKey]:
     from emu_dagster.definitions import defs
 
     return list(defs.resolve_asset_graph().get_all_asset_keys())
 
 
-def write_index_page(layout: Layout, params: Params, found: Mapping[str, Mapping[str, Any]]) -> None:
+def write_index_page(
+    layout: Layout, params: Params, found: Mapping[str, Mapping[str, Any]], registered: Mapping[str, Any]
+) -> None:
     """Writes the report of the trainings and data/reports/index.html over all reports."""
     from emu_dagster.reporting.index import write_index
     from emu_dagster.reporting.training import read_training_stage, write_training_report
@@ -110,5 +117,5 @@ def write_index_page(layout: Layout, params: Params, found: Mapping[str, Mapping
         {name: int(size) for name, size in sizes.items() if size is not None},
         sum(stage.seconds for stage in stages),
         f"{os.cpu_count()} CPU cores, {platform.machine()}; seconds are those of the trainings",
-        COMMANDS,
+        [*COMMANDS, (generate_command(registered), "pictures from the registered model")],
     )
