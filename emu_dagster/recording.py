@@ -87,8 +87,8 @@ class Record:
     def fresh_folder(self, out: Path) -> Path:
         """`out`, without what an earlier run of another kind left in it.
 
-        Finished parts of an interrupted run of the same Dagster code version, params and inputs stay: the training
-        child skips them. What belongs to another is removed, so that it cannot be taken for a result of this run.
+        Finished parts of a run of the same code version, params and inputs stay and are not trained again (the result
+        would be the same). What belongs to another is removed, so that it cannot be taken for a result of this run.
         """
         identity = fingerprint([self.code_version, dict(self.before.params), dict(self.before.deps)])
         mark = self.layout.cache / "training" / f"{self.key}.identity"

@@ -4,6 +4,7 @@ It gets its jobs through Dagster Pipes as plain values, logs to the MLflow run o
 interrupt saves and leaves with the code STOPPED; started again, it goes on from there.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -109,9 +110,12 @@ def main() -> int:
 
         try:
             for job in pipes.extras["jobs"]:
-                if (Path(job["out"]) / "meta.json").is_file():
-                    continue  # finished before an interruption; a new materialisation has cleared the folder
-                pipes.report_custom_message(run_job(job, lambda: stop.requested))
+                meta = Path(job["out"]) / "meta.json"
+                if meta.is_file():  # finished before an interruption: Record.fresh_folder clears what is another run's
+                    result = {"name": job["name"], **json.loads(meta.read_text())["result"]}
+                else:
+                    result = run_job(job, lambda: stop.requested)
+                pipes.report_custom_message(result)
         except Interrupted as interrupted:
             print(interrupted, file=sys.stderr)
             return STOPPED
