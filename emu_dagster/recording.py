@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from emu_dagster.params import Params, Section, read_params
 from emu_dagster.pictures import inline_image
 from emu_dagster.resources.dvc import DvcRecord, Snapshot
 from emu_dagster.resources.mlflow import MlflowTracking
+from emu_dagster.training_jobs import training_states
 from emu_data.files import fingerprint
 
 OWNERS = ["team:emu"]
@@ -74,7 +75,6 @@ class Record:
     before: Snapshot
     mlflow_environment: dict[str, str]
     run_id: str
-    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def section(self) -> Section:
@@ -91,12 +91,12 @@ class Record:
         would be the same). What belongs to another is removed, so that it cannot be taken for a result of this run.
         """
         identity = fingerprint([self.code_version, dict(self.before.params), dict(self.before.deps)])
-        mark = self.layout.cache / "training" / f"{self.key}.identity"
+        states = training_states(self.layout, self.key)
+        mark = states / "identity"
         if not mark.is_file() or mark.read_text() != identity:
             shutil.rmtree(out, ignore_errors=True)
-            for state in mark.parent.glob(f"{self.key}*"):
-                shutil.rmtree(state) if state.is_dir() else state.unlink()
-            mark.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(states, ignore_errors=True)
+            states.mkdir(parents=True)
             mark.write_text(identity)
         return out
 

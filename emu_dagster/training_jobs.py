@@ -21,6 +21,11 @@ MAX_ASPECT = 2.0  # long side / short side of a picture that the autoencoder tra
 CHECKPOINT_SECONDS = 20.0  # wall time between two saved states, about what a crash may cost; chosen here
 
 
+def training_states(layout: Layout, asset: str) -> Path:
+    """The folder of the states of an asset's unfinished trainings."""
+    return layout.cache / "training" / asset
+
+
 def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
     """A job that trains the alignment models on all pictures that can be read; copies share a fold."""
     import imagehash
@@ -101,6 +106,7 @@ def autoencoder_network(study: AutoencoderStudy, variant: Variant) -> dict[str, 
 
 def autoencoder_job(
     layout: Layout,
+    asset: str,
     name: str,
     rows: Path,
     out: Path,
@@ -111,7 +117,7 @@ def autoencoder_job(
     """A job that trains one autoencoder on raw pictures: from `network`, or on from the folder `start_from`."""
     training = {**_batches(section), "losses": section.losses.model_dump()}
     spec = {"network": network, "start_from": str(start_from) if start_from else None, "training": training}
-    return {"kind": "autoencoder", "spec": spec, **_common(layout, name, layout.raw, rows, out, section)}
+    return {"kind": "autoencoder", "spec": spec, **_common(layout, asset, name, layout.raw, rows, out, section)}
 
 
 def denoiser_job(
@@ -142,7 +148,7 @@ def denoiser_job(
     return {
         "kind": "denoiser",
         "spec": spec,
-        **_common(layout, name, shards, rows, layout.model(name), section),
+        **_common(layout, name, name, shards, rows, layout.model(name), section),
     }
 
 
@@ -150,7 +156,9 @@ def _batches(section: Training) -> dict[str, Any]:
     return {name: getattr(section, name) for name in ("num_steps", "batch_size", "learning_rate", "seed")}
 
 
-def _common(layout: Layout, name: str, shards: Path, rows: Path, out: Path, section: Training) -> dict[str, Any]:
+def _common(
+    layout: Layout, asset: str, name: str, shards: Path, rows: Path, out: Path, section: Training
+) -> dict[str, Any]:
     loop = {
         name: getattr(section, name)
         for name in (
@@ -169,7 +177,7 @@ def _common(layout: Layout, name: str, shards: Path, rows: Path, out: Path, sect
         "rows": str(rows),
         "resolution": section.resolution,
         "out": str(out),
-        "work": str(layout.cache / "training" / name),
+        "work": str(training_states(layout, asset) / name),
         "cache": str(layout.cache / "encoded"),
         "loop": {**loop, "checkpoint_seconds": CHECKPOINT_SECONDS},
     }

@@ -60,6 +60,7 @@ def autoencoder(
         job = autoencoder_job(
             layout,
             record.key,
+            record.key,
             write_training_rows(layout, section.resolution),
             record.fresh_folder(layout.model(record.key)),
             section,
