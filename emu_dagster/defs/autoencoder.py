@@ -32,7 +32,14 @@ def autoencoder_study(
         out = record.fresh_folder(layout.model(record.key))
         jobs = [
             autoencoder_job(
-                layout, f"{record.key}_{name}", rows, out / name, section, autoencoder_network(section, variant), None
+                layout,
+                record.key,
+                f"{record.key}_{name}",
+                rows,
+                out / name,
+                section,
+                autoencoder_network(section, variant),
+                None,
             )
             for name, variant in section.variants.items()
         ]
