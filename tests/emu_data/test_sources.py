@@ -120,7 +120,7 @@ def test_damage_is_what_the_truth_says(corpus: Path) -> None:
         assert source in of[""]
         assert (samples[key].image == samples[source].image) == (kind == "exact")
     assert "the last one" in set(rows["caption"])
-    assert "thing number 3" in set(rows["caption"])
+    assert "a thing number 3" in set(rows["caption"])
 
 
 def test_clean_pictures_lie_on_white_at_full_size(corpus: Path) -> None:
