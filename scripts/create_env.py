@@ -101,9 +101,7 @@ def explain(log: str) -> str:
 
 def pip_settings(python: Path) -> dict[str, str]:
     """The environment for pip: the user's, less all of pip's settings but KEPT."""
-    listed = subprocess.run(
-        [str(python), "-m", "pip", "config", "list"], capture_output=True, text=True
-    ).stdout
+    listed = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     found = dict(re.findall(r"^(\S+?)=(.*)$", listed, flags=re.M))
     for section in ("global", "install", ":env:"):  # pip's order: the later wins
@@ -147,9 +145,7 @@ def run_pip(python: Path, arguments: list[str], log_path: Path, label: str, tota
                     state["collected"] += 1
                     state["text"] = f"fetching {state['collected']} of {total} packages ({match[1]})"
                 elif "Retrying (Retry" in line:
-                    state["text"] = (
-                        f"{state['text'].split(', the')[0]}, the registry does not answer, trying again"
-                    )
+                    state["text"] = f"{state['text'].split(', the')[0]}, the registry does not answer, trying again"
                 elif line.startswith("Installing collected packages"):
                     state["unpacking"] = True
             code = process.wait()
@@ -167,9 +163,7 @@ def run_pip(python: Path, arguments: list[str], log_path: Path, label: str, tota
 def create(venv: Path, lock: Path, project: bool) -> None:
     """Make `venv` hold what `lock` says, and the project (editable) when asked. Raises InstallError."""
     if sys.version_info[:2] != (3, 11):
-        raise InstallError(
-            f"Python 3.11 is needed and this is {sys.version.split()[0]}: make env PYTHON=python3.11"
-        )
+        raise InstallError(f"Python 3.11 is needed and this is {sys.version.split()[0]}: make env PYTHON=python3.11")
     stamp, log_path, python = venv / STAMP, venv / LOG, venv / "bin" / "python"
     label = f"environment {venv.name}"
     began = time.monotonic()
@@ -181,9 +175,7 @@ def create(venv: Path, lock: Path, project: bool) -> None:
             if free < needed:
                 raise InstallError(f"{free:.1f} GB free where {venv} will be, {needed} GB needed")
             say(f"{label}: creating")
-            made = subprocess.run(
-                [sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True
-            )
+            made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True)
             if made.returncode:
                 lines = (made.stderr + made.stdout).strip().splitlines()
                 hint = "install Debian's python3.11-venv" if "ensurepip" in " ".join(lines) else lines[-1]
