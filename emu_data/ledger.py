@@ -52,6 +52,40 @@ class FilterPolicy:
         return fingerprint(self)
 
 
+@dataclass(frozen=True)
+class Limit:
+    """One comparison of a gate: a measured column against a field of FilterPolicy, which has the gate's threshold."""
+
+    gate: str
+    column: str
+    field: str
+    is_minimum: bool  # the value must be at least the threshold; else at most
+
+    def is_broken(self, values: pd.DataFrame, policy: FilterPolicy) -> pd.Series:
+        """Whether each row is beyond the threshold; False where the value is missing or the threshold is None.
+
+        Raises ValueError where the whole column is missing.
+        """
+        threshold = getattr(policy, self.field)
+        if threshold is None:
+            return pd.Series(False, index=values.index)
+        if self.column not in values.columns:
+            raise ValueError(f"gate {self.gate} needs the column {self.column!r}: measure it, or set its limit to null")
+        beyond = values[self.column] < threshold if self.is_minimum else values[self.column] > threshold
+        return beyond.fillna(False).astype(bool)
+
+
+LIMITS = (
+    Limit("geometry", "min_side", "min_side", True),
+    Limit("geometry", "aspect", "max_aspect", False),
+    Limit("caption", "num_words", "min_words", True),
+    Limit("caption", "num_characters", "min_characters", True),
+    Limit("safety", "unsafe", "max_unsafe", False),
+    Limit("text_area", "text_area", "max_text_area", False),
+    Limit("alignment", "alignment_rank", "min_alignment_rank", True),
+)
+
+
 def decide(values: pd.DataFrame, policy: FilterPolicy) -> pd.DataFrame:
     """Return `values` (cascade.read_values) with `kept` (bool) and `first_failed_gate` ("" where kept).
 
@@ -61,23 +95,9 @@ def decide(values: pd.DataFrame, policy: FilterPolicy) -> pd.DataFrame:
     """
     readable = (values["status"] == STATUS_SUCCESS) & values["error"].isna()
     failed = {"readable": ~readable.fillna(False).astype(bool)}
-    limits: list[tuple[str, str, float | None, bool]] = [  # gate, column, limit, is the limit a minimum
-        ("geometry", "min_side", policy.min_side, True),
-        ("geometry", "aspect", policy.max_aspect, False),
-        ("caption", "num_words", policy.min_words, True),
-        ("caption", "num_characters", policy.min_characters, True),
-        ("safety", "unsafe", policy.max_unsafe, False),
-        ("text_area", "text_area", policy.max_text_area, False),
-        ("alignment", "alignment_rank", policy.min_alignment_rank, True),
-    ]
-    for gate, column, limit, is_minimum in limits:
-        failed.setdefault(gate, pd.Series(False, index=values.index))
-        if limit is None:
-            continue
-        if column not in values.columns:
-            raise ValueError(f"gate {gate} needs the column {column!r}: measure it, or set its limit to null")
-        beyond = values[column] < limit if is_minimum else values[column] > limit
-        failed[gate] |= beyond.fillna(False).astype(bool)
+    for limit in LIMITS:
+        failed.setdefault(limit.gate, pd.Series(False, index=values.index))
+        failed[limit.gate] |= limit.is_broken(values, policy)
     first = pd.Series("", index=values.index, dtype="string")
     for gate in reversed(ROW_GATES):
         first = first.mask(failed[gate], gate)
