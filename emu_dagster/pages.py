@@ -11,6 +11,7 @@ import urllib.request
 import dagster as dg
 
 from emu_dagster.layout import Layout, project_root
+from emu_dagster.resources.gpu import end_session
 from emu_dagster.resources.mlflow import MlflowTracking
 
 START_SECONDS = 120  # for both pages to answer; chosen here
@@ -38,7 +39,8 @@ def serve(dagster_port: int, mlflow_port: int) -> int:
     }
     # sessions of their own: Ctrl-C reaches them once, through us, and a group can be ended as one
     processes = {url: subprocess.Popen(command, cwd=root, start_new_session=True) for url, command in commands.items()}
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job would ignore Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     try:
         _wait_until_up(processes)
         dagster_url, mlflow_url = processes
@@ -57,10 +59,9 @@ def serve(dagster_port: int, mlflow_port: int) -> int:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGINT)
         for process in processes.values():
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            end_session(process)  # workers of the servers that outlived them
 
 
 def _wait_until_up(processes: dict[str, subprocess.Popen]) -> None:

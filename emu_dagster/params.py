@@ -224,7 +224,7 @@ def read_params(path: Path) -> Params:
 @cache
 def _read(path: Path, _modified: int) -> Params:
     try:
-        return Params.model_validate(yaml.safe_load(path.read_text()))
+        return Params.model_validate(yaml.load(path.read_bytes(), yaml.CSafeLoader))
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name} is not YAML: {error}") from None
     except ValidationError as error:

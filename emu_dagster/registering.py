@@ -125,7 +125,8 @@ def find_model(address: str) -> Path:
 
     MlflowTracking().connect()
     try:
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=f"{address}/artifacts/pipeline")
+        artifacts = mlflow.models.get_model_info(address).flavors["python_function"]["artifacts"]
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=f"{address}/{artifacts['pipeline']['path']}")
     except mlflow.MlflowException as error:
         versions = mlflow.MlflowClient().search_model_versions()
         known = ", ".join(f"models:/{v.name}/{v.version}" for v in versions) or "none; run `make demo` first"

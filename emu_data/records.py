@@ -112,17 +112,16 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     to white), CMYK and palettes converted, EXIF rotation applied.
 
     Raises DecodeError with `reason` too_large (more than `max_pixels`, told from the header), animated (more
-    than one
-    frame: which one the caption means is unknown), unsupported (floating point) or corrupt (anything else).
+    than one frame: which one the caption means is unknown), unsupported (floating point) or corrupt (all else).
     """
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:
         raise DecodeError("too_large", f"{width} x {height} pixels, more than {max_pixels}")
-    num_frames = getattr(image, "n_frames", 1)
-    if num_frames > 1:
-        raise DecodeError("animated", f"{num_frames} frames")
     try:
+        num_frames = getattr(image, "n_frames", 1)
+        if num_frames > 1:
+            raise DecodeError("animated", f"{num_frames} frames")
         image.load()
         image = ImageOps.exif_transpose(image)
         return _to_rgb(image)

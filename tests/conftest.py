@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from emu_dagster.environment import QUIET
 
 os.environ.update(QUIET)
+# A shell's background job ignores SIGINT, and so would all that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A test that needs an instance, a project or a tracking server makes its own; never the user's.
 for name in ("DAGSTER_HOME", "EMU_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE"):
     os.environ.pop(name, None)

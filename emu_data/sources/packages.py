@@ -145,14 +145,9 @@ def build_demo_corpus(
     check_target(out, SOURCE)
     styles = [STYLES[name] for name in config.styles]
     packages = {style.package.spec: style.package for style in styles} | {NAMES_PACKAGE.spec: NAMES_PACKAGE}
-    bar = tqdm(
-        packages.values(),
-        desc="demo packages",
-        unit="package",
-        disable=not progress,
-        file=sys.stderr,
-    )
-    tarballs = {package.spec: fetch_package(package, cache) for package in bar}
+    bar = {"desc": "demo packages", "unit": "package", "disable": not progress, "file": sys.stderr}
+    with tqdm(packages.values(), **bar) as waiting:  # closed before an error is told
+        tarballs = {package.spec: fetch_package(package, cache) for package in waiting}
 
     drafts = _read_drafts(config, styles, tarballs)
     rng = np.random.default_rng([config.seed, 1])

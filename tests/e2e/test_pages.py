@@ -69,7 +69,8 @@ def browser():
 @pytest.mark.browser
 def test_dagster_shows_the_graph(pages, browser):
     page = browser.new_page()
-    page.goto(f"{pages[0]}/asset-groups", timeout=60_000)
+    groups = ",".join(f"global@global:{group}" for group in ("corpus", "quality_tuning", "registry"))
+    page.goto(f"{pages[0]}/asset-groups?expanded={groups}", timeout=60_000)  # groups are closed at first
     for name in ("raw_corpus", "quality_tuned", "registered_model"):
         page.get_by_text(name, exact=True).first.wait_for(timeout=60_000, state="attached")
 
@@ -85,7 +86,9 @@ def test_the_index_is_whole(demo, browser, width):
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.goto(index.as_uri())
     assert not errors
-    broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
+    page.evaluate("[...document.images].forEach(i => i.loading = 'eager')")  # those further down wait to be seen
+    page.wait_for_function("[...document.images].every(i => i.complete)")
+    broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
     assert not broken
     assert page.evaluate("document.images.length") >= 32
     assert page.evaluate("document.documentElement.scrollWidth") <= width
