@@ -1,1 +1,1 @@
-"""Tests: properties of the packages, and the whole graph from outside. A package, since a wheel brings another `tests`."""
+"""Properties of the packages, and the whole graph from outside. A package: a wheel brings another `tests`."""
