@@ -1,8 +1,7 @@
-"""Real emoji for tests, from the demo's packages: in EMU_PACKAGE_CACHE, or where `make demo` keeps them."""
+"""Real emoji for tests, from the demo's packages: where `make demo` keeps them, fetched if they are not there."""
 
 import io
 import json
-import os
 import tarfile
 from functools import cache
 from pathlib import Path
@@ -11,22 +10,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-PACKAGES = {
-    "google": ("emoji-datasource-google-16.0.0.tgz", "package/img/google/64/"),
-    "twitter": ("emoji-datasource-twitter-16.0.0.tgz", "package/img/twitter/64/"),
-    "3d": ("lobehub-fluent-emoji-3d-1.1.0.tgz", "package/assets/"),
+from emu_data.sources.npm import PackageUnavailable, fetch_package
+from emu_data.sources.packages import STYLES
+
+PREFIXES = {  # name in tests -> style of the demo and its folder in the package
+    "google": ("google", "package/img/google/64/"),
+    "twitter": ("twitter", "package/img/twitter/64/"),
+    "3d": ("fluent3d", "package/assets/"),
 }
+CACHE = Path(__file__).parents[2] / "data" / "cache" / "packages"
 GROUPS = ("Food & Drink", "Animals & Nature", "Smileys & Emotion", "Activities")
 
 
 @cache
 def load_emoji(size: int = 64, step: int = 5) -> dict[str, np.ndarray]:
-    """uint8 (N, size, size, 3) of each drawing for every `step`-th subject; skips without packages."""
-    demo = Path(__file__).parents[2] / "data" / "cache" / "packages"
-    folder = Path(os.environ.get("EMU_PACKAGE_CACHE", demo))
-    if not all((folder / file).is_file() for file, _ in PACKAGES.values()):
-        pytest.skip("the packages of the demo are not here; EMU_PACKAGE_CACHE can name their folder")
-    with tarfile.open(folder / PACKAGES["google"][0]) as archive:
+    """uint8 (N, size, size, 3) of each drawing for every `step`-th subject; skips where they cannot be had."""
+    try:
+        tarballs = {name: fetch_package(STYLES[style].package, CACHE) for name, (style, _) in PREFIXES.items()}
+    except PackageUnavailable as error:
+        pytest.skip(str(error))
+    with tarfile.open(tarballs["google"]) as archive:
         stream = archive.extractfile("package/emoji.json")
         assert stream is not None
         names = [
@@ -34,7 +37,7 @@ def load_emoji(size: int = 64, step: int = 5) -> dict[str, np.ndarray]:
             for entry in json.load(stream)
             if entry["category"] in GROUPS and entry["has_img_google"] and entry["has_img_twitter"]
         ][::step]
-    found = {style: _load(folder / file, prefix, names, size) for style, (file, prefix) in PACKAGES.items()}
+    found = {name: _load(tarballs[name], prefix, names, size) for name, (_, prefix) in PREFIXES.items()}
     common = sorted(set.intersection(*(set(pictures) for pictures in found.values())))
     assert len(common) > 50
     return {style: np.stack([pictures[name] for name in common]) for style, pictures in found.items()}
