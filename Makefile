@@ -22,6 +22,7 @@ export MPLBACKEND = Agg
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 ENV = .venv/.complete .venv-dvc/.complete
+MAKEFLAGS += --jobs=2 # the two environments side by side; nothing else has two prerequisites
 
 .PHONY: help env demo test check up repro push lock bench clean
 .DEFAULT_GOAL := help
