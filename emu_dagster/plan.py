@@ -39,9 +39,7 @@ def print_plan(params: Params, cluster: "Cluster", num_pairs: int, console: Cons
     stages, data = [], []
     for name in STAGES:
         section: Pretraining | QualityTuning = getattr(params, name)
-        stages.append(
-            plan_stage(networks, cluster, name, section.resolution, section.num_steps, section.batch_size)
-        )
+        stages.append(plan_stage(networks, cluster, name, section.resolution, section.num_steps, section.batch_size))
         num_rows = params.curated_set.num_images if name == "quality_tuned" else num_pairs
         data.append(plan_data(networks, stages[-1], num_rows))
     title = f"profile {params.profile}, {cluster.num_gpus} x {cluster.gpu.name}, {cluster.strategy}"
@@ -164,7 +162,6 @@ def assumptions(cluster: "Cluster", num_pairs: int) -> list[str]:
         "evaluation, no storage or traffic is paid for",
         f"data sheet (NVIDIA): {cluster.gpu.flops / TFLOP:.0f} dense bf16 TFLOP/s, {cluster.gpu.memory / GB:.0f} GB",
         f"given: {num_pairs:,} pictures to pretrain on{paper}",
-        "profile: steps, batches and the denoiser's widths, on which the paper is silent except for tuning's batch of 64 "
-        "and at most 15 000 steps",
-        "measured without data: parameters, FLOPs (a multiplication and an addition are 2) and activations (bf16 autocast)",
+        "profile: steps, batches and the denoiser's widths; the paper has tuning's batch of 64 and at most 15 000 steps",
+        "measured: parameters, FLOPs (a multiplication and an addition are 2), activations under bf16 autocast",
     ]

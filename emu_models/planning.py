@@ -1,8 +1,9 @@
 """What a training costs, before it is run: parameters, FLOPs, memory, days and dollars.
 
-All of it is measured on tensors without data, on any machine, in seconds. FLOPs are counted by torch's FlopCounterMode on
-the meta device: a multiplication and an addition are two, element-wise work is not counted. Activations are the bytes
-that autograd keeps of a forward pass, under the training's own bf16 autocast, on fake tensors of a CUDA device.
+All of it is measured on tensors without data, on any machine, in seconds. FLOPs are counted by torch's FlopCounterMode
+on the meta device: a multiplication and an addition are two, element-wise work is not counted. Activations are the bytes
+that autograd keeps of a forward pass, under the training's own bf16 autocast, on fake tensors of a CUDA device. How
+weights lie over GPUs is emu_models.training.distributed's: whole blocks are gathered in fp32.
 What cannot be measured that way is a field of Cluster and assumed by whoever fills it in.
 """
 
@@ -86,6 +87,11 @@ class Cluster:
     def num_sharing(self, num_gpus: int) -> int:
         """GPUs among which one copy of the states is divided, where num_gpus train."""
         return {"ddp": 1, "fsdp": num_gpus, "hsdp": min(num_gpus, self.gpus_per_node)}[self.strategy]
+
+    def divides(self, batch_size: int, num_gpus: int) -> bool:
+        """Whether each of num_gpus takes as many samples; hsdp over several nodes needs whole ones."""
+        whole_nodes = num_gpus <= self.gpus_per_node or num_gpus % self.gpus_per_node == 0
+        return batch_size % num_gpus == 0 and (self.strategy != "hsdp" or whole_nodes)
 
     def days(self, flops: float, num_gpus: int) -> float:
         return flops / (num_gpus * self.gpu.flops * self.utilisation) / 86400
@@ -197,8 +203,10 @@ def measure_text(networks: Networks) -> tuple[TextCost, ...]:
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention as CUDA's memory-efficient kernel does it, which keeps no matrix of positions by positions. Fake tensors
-    would take the plain one, since which kernel serves is asked of the GPU."""
+    """Attention as CUDA's memory-efficient kernel does it, which keeps no matrix of positions by positions.
+
+    Fake tensors would take the plain one, since which kernel serves is asked of the GPU.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is not F.scaled_dot_product_attention:
@@ -264,7 +272,8 @@ def _kept_bytes(denoiser: UNet2DConditionModel, inputs: tuple[torch.Tensor, torc
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a GPU. gathered: weights of the block at work and of the next, fetched from the others that share them."""
+    """Bytes a GPU. gathered: whole weights of the block at work and of the next, and the gradient of one, where states
+    are shared. fixed, activations: see Activations."""
 
     weights: float
     gradients: float
@@ -289,14 +298,23 @@ def count_denoiser(networks: Networks) -> tuple[int, int]:
 
 
 def memory_per_gpu(
-    networks: Networks, resolution: int, micro_batch: int, checkpointing: bool, num_sharing: int
+    networks: Networks,
+    resolution: int,
+    micro_batch: int,
+    checkpointing: bool,
+    num_sharing: int,
+    accumulates: bool = False,
 ) -> Memory:
-    """fp32 weights, gradients, AdamW's two moments and the average, divided among num_sharing; activations are not."""
+    """fp32 weights, gradients, AdamW's two moments and the average, divided among num_sharing; activations are not.
+
+    accumulates: gradients of several micro-batches are added up before they are exchanged, so each GPU has them whole.
+    """
     num_parameters, largest_block = count_denoiser(networks)
     kept = measure_activations(networks, resolution, checkpointing)
     share = FP32 * num_parameters / num_sharing
-    gathered = 2 * FP32 * largest_block if num_sharing > 1 else 0
-    return Memory(share, share, 2 * share, share, gathered, kept.fixed, micro_batch * kept.per_sample)
+    gathered = 3 * FP32 * largest_block if num_sharing > 1 else 0
+    gradients = FP32 * num_parameters if accumulates else share
+    return Memory(share, gradients, 2 * share, share, gathered, kept.fixed, micro_batch * kept.per_sample)
 
 
 @dataclass(frozen=True)
@@ -327,13 +345,14 @@ def plan_stage(
     networks: Networks, cluster: Cluster, name: str, resolution: int, num_steps: int, batch_size: int
 ) -> StagePlan:
     """The largest micro-batch that fits, without checkpointing where one sample fits. ValueError where none does."""
-    num_gpus = max(n for n in range(1, min(cluster.num_gpus, batch_size) + 1) if batch_size % n == 0)
+    num_gpus = max(n for n in range(1, min(cluster.num_gpus, batch_size) + 1) if cluster.divides(batch_size, n))
     per_gpu, sharing = batch_size // num_gpus, cluster.num_sharing(num_gpus)
     sample = count_flops(networks, resolution)
     usable = cluster.gpu.memory * (1 - cluster.reserve)
     for checkpointing in (False, True):
         for micro_batch in (m for m in range(per_gpu, 0, -1) if per_gpu % m == 0):
-            memory = memory_per_gpu(networks, resolution, micro_batch, checkpointing, sharing)
+            accumulates = micro_batch < per_gpu
+            memory = memory_per_gpu(networks, resolution, micro_batch, checkpointing, sharing, accumulates)
             if memory.total > usable:
                 continue
             flops = batch_size * (sample.step + checkpointing * sample.forward)

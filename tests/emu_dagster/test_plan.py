@@ -30,6 +30,7 @@ def test_the_papers_denoiser_has_its_parameters_and_latents():
     assert [config.hidden_size for config, _ in networks.text] == [768, 4096]
 
 
+@pytest.mark.slow
 def test_the_papers_step_is_counted_at_full_resolution():
     """Four times the pixels are four times the convolutions and more than four times the attention."""
     networks = plan_networks(read_params(PROFILES / "paper.yaml"))

@@ -1,4 +1,4 @@
-"""Two text encoders together: tiny random ones of CLIP's and T5's kind, made and saved here as their tools save them."""
+"""Two text encoders together: tiny random ones of CLIP's and T5's kind, made and saved here."""
 
 from pathlib import Path
 
