@@ -1,4 +1,4 @@
-"""What `emu plan` prints: a profile's denoiser trainings on a named cluster. The measuring is emu_models.planning."""
+"""What `emu plan` prints: a profile's denoiser trainings on a named cluster, planned by emu_models.planning."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,8 @@ from emu_dagster.params import Params, Pretraining, QualityTuning
 from emu_dagster.training_jobs import autoencoder_network
 
 if TYPE_CHECKING:
-    from emu_models.planning import Cluster, DataPlan, Networks, StagePlan
+    from emu_models.measuring import Networks
+    from emu_models.planning import Cluster, DataPlan, StagePlan
 
 STAGES = ("pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned")
 BITS_PER_PIXEL = 2.0  # of a stored JPEG; assumed
@@ -23,7 +24,7 @@ GB, TFLOP = 1e9, 1e12
 def plan_networks(params: Params) -> "Networks":
     """The networks that a profile trains and reads."""
     from emu_models.denoiser import DenoiserConfig
-    from emu_models.planning import Networks, describe_text
+    from emu_models.measuring import Networks, describe_text
 
     study, first = params.autoencoder_study, params.pretrained_low
     return Networks(
@@ -56,12 +57,12 @@ def print_plan(params: Params, cluster: "Cluster", num_pairs: int, console: Cons
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
     return table
 
 
 def _networks_table(params: Params, networks: "Networks") -> Table:
-    from emu_models.planning import count_denoiser, measure_text
+    from emu_models.measuring import count_denoiser, measure_text
 
     latent = networks.latents(1, params.pretrained_full.resolution)
     table = _table("Networks", "", "parameters", "takes")

@@ -7,21 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from emu_models import planning
 from emu_models.denoiser import DenoiserConfig, count_parameters, denoise
-from emu_models.planning import (
-    Cluster,
+from emu_models.measuring import (
     Networks,
     count_denoiser,
     count_flops,
     describe_text,
-    find_gpu,
     measure_activations,
     measure_text,
-    memory_per_gpu,
-    plan_data,
-    plan_stage,
 )
+from emu_models.planning import Cluster, find_gpu, memory_per_gpu, plan_data, plan_stage
 
 AUTOENCODER = {"latent_channels": 4, "fold": 4, "widths": [16, 32], "fourier_bands": 0}  # f8
 
@@ -201,4 +196,3 @@ def test_what_is_unknown_or_impossible_is_refused(cluster):
         replace(cluster, strategy="zero")
     with pytest.raises(ValueError, match="of their peak"):
         replace(cluster, utilisation=0.0)
-    assert set(planning.GPUS) == {"A100", "H100", "H200"}
