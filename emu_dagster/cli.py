@@ -73,6 +73,25 @@ def generate(
 
 
 @app.command()
+def plan(
+    profile: Annotated[str, typer.Option(help="a file of profiles/, without .yaml")] = "paper",
+    gpu: Annotated[str, typer.Option(help="A100, H100 or H200")] = "H100",
+    num_gpus: Annotated[int, typer.Option(min=1)] = 256,
+    mfu: Annotated[float, typer.Option(help="share of the peak that training reaches; assumed")] = 0.4,
+    price: Annotated[float, typer.Option(help="dollars an hour of one GPU; assumed")] = 2.5,
+    strategy: Annotated[str, typer.Option(help="how states are held: ddp, fsdp or hsdp")] = "hsdp",
+    pairs: Annotated[int, typer.Option(min=1, help="pictures to pretrain on; the paper's number")] = 1_100_000_000,
+) -> None:
+    """Say what the trainings of a profile take: parameters, FLOPs, memory, shards, days and dollars. Runs nothing."""
+    from emu_dagster.params import read_params
+    from emu_dagster.plan import print_plan
+    from emu_models.planning import Cluster, find_gpu
+
+    params = read_params(find_profile(profile))
+    print_plan(params, Cluster(find_gpu(gpu), num_gpus, mfu, price, strategy), pairs)
+
+
+@app.command()
 def doctor() -> None:
     """Say what is installed, found and missing, and how to mend it."""
     from emu_dagster.doctor import examine, print_findings
@@ -99,16 +118,21 @@ def push(remote: Annotated[str, typer.Option(help="name of a DVC remote; empty t
     print(DvcRecord().push(remote))
 
 
+def find_profile(name: str) -> Path:
+    """profiles/NAME.yaml. ValueError names the profiles where there is no such one."""
+    folder = project_root() / "profiles"
+    if not (folder / f"{name}.yaml").is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise ValueError(f"there is no profile {name!r}; there are: {known}")
+    return folder / f"{name}.yaml"
+
+
 def use_profile(name: str) -> None:
-    """Writes profiles/NAME.yaml to params.yaml. ValueError names the profiles where there is no such one."""
+    """Writes profiles/NAME.yaml to params.yaml."""
     from emu_data.files import atomic_file
 
-    root = project_root()
-    source = root / "profiles" / f"{name}.yaml"
-    if not source.is_file():
-        known = ", ".join(sorted(p.stem for p in (root / "profiles").glob("*.yaml")))
-        raise ValueError(f"there is no profile {name!r}; there are: {known}")
-    target = root / "params.yaml"
+    source = find_profile(name)
+    target = project_root() / "params.yaml"
     if not target.is_file() or target.read_bytes() != source.read_bytes():
         with atomic_file(target) as partial:
             shutil.copyfile(source, partial)

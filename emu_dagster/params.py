@@ -132,6 +132,7 @@ class Denoiser(Section):
     attention: list[bool]
     layers_per_level: Count
     middle: Literal["full", "joint"]
+    cross_attention_width: Count | None = None
 
 
 class Pretraining(Training):
@@ -141,8 +142,10 @@ class Pretraining(Training):
 
 
 class FirstPretraining(Pretraining):
+    """text_encoder: a folder or a hub name, or a list of two; null takes the packaged MiniLM."""
+
     denoiser: Denoiser
-    text_encoder: str | None = None
+    text_encoder: str | list[str] | None = None
     num_text_tokens: Count
 
 

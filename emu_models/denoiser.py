@@ -1,7 +1,9 @@
 """The text-conditioned latent U-Net (Emu paper, sec. 3.1): diffusers' UNet2DConditionModel, sized by a config.
 
-The paper: 2.8 B parameters, CLIP ViT-L and T5-XXL together, 16-channel latents, one stage at 1024 px; fusion is open.
-Ours: token features by cross attention, the pooled text vector added to the timestep embedding (as SDXL does).
+The paper: 2.8 B parameters by wider channels and more residual blocks in each stage, CLIP ViT-L and T5-XXL together,
+16-channel latents, one stage at 1024 px; it gives no widths and no fusion. Ours: token features by cross attention,
+the pooled text vector added to the timestep embedding (as SDXL does). The 2.8 B are in profiles/paper.yaml; `emu plan`
+says what they cost.
 The demo's network is the same code, narrow, with the attention at its smallest grid only: on two cores a cheap step
 that is repeated often learns more than a wide one (docs/log.md, 2026-11-23).
 """
@@ -29,12 +31,14 @@ class DenoiserConfig:
 
     middle: "full" for a transformer block at the smallest grid, "joint" for one attention over positions and text
     together, which costs a small network a third less a step (docs/log.md, 2026-11-23).
+    cross_attention_width: what token features are projected to before any attention; None leaves them as they are.
     """
 
     widths: tuple[int, ...]
     attention: tuple[bool, ...]
     layers_per_level: int
     middle: str = "full"
+    cross_attention_width: int | None = None
     head_width: int = 64
 
     def __post_init__(self) -> None:
@@ -50,8 +54,14 @@ class DenoiserConfig:
             raise ValueError(f"denoiser middle is {self.middle!r}; it must be one of {', '.join(MIDDLE_BLOCKS)}")
 
 
-def build_denoiser(config: DenoiserConfig, latent_channels: int, text_width: int) -> UNet2DConditionModel:
-    """A U-Net for latents (B, latent_channels, h, w); h and w must be multiples of 2 ** (levels - 1)."""
+def build_denoiser(
+    config: DenoiserConfig, latent_channels: int, token_width: int, pooled_width: int | None = None
+) -> UNet2DConditionModel:
+    """A U-Net for latents (B, latent_channels, h, w); h and w must be multiples of 2 ** (levels - 1).
+
+    token_width, pooled_width: channels of TextFeatures' tokens_BLD and pooled_BD; the second is the first's by default.
+    """
+    projected = config.cross_attention_width
     down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention)
     up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention))
     denoiser = UNet2DConditionModel(
@@ -61,7 +71,9 @@ def build_denoiser(config: DenoiserConfig, latent_channels: int, text_width: int
         up_block_types=up,
         block_out_channels=config.widths,
         layers_per_block=config.layers_per_level,
-        cross_attention_dim=text_width,
+        cross_attention_dim=projected or token_width,
+        encoder_hid_dim=token_width if projected else None,
+        encoder_hid_dim_type="text_proj" if projected else None,
         # diffusers' name; in its joint block it is the width of a head, in the others the number of heads
         attention_head_dim=config.head_width
         if config.middle == "joint"
@@ -69,7 +81,7 @@ def build_denoiser(config: DenoiserConfig, latent_channels: int, text_width: int
         norm_num_groups=16,  # divides every width that is a multiple of 16
         mid_block_type=MIDDLE_BLOCKS[config.middle],
         class_embed_type="projection",
-        projection_class_embeddings_input_dim=text_width,
+        projection_class_embeddings_input_dim=pooled_width or token_width,
     )
     choose_attention(denoiser)
     return denoiser

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emu_models.autoencoder.network import Autoencoder
 from emu_models.denoiser import choose_attention, denoise
-from emu_models.text import TextFeatures, encode_prompts
+from emu_models.text import TextEncoders, TextFeatures, encode_prompts
 from emu_models.training.cache import to_images
 
 
@@ -21,7 +21,10 @@ class EmuOutput(BaseOutput):
 
 
 class EmuPipeline(DiffusionPipeline):
-    """Components: vae (Autoencoder), unet, scheduler, text_encoder, tokenizer. `resolution` in pixels a side."""
+    """Components: vae (Autoencoder), unet, scheduler, text_encoder, tokenizer and, where there are two encoders,
+    text_encoder_2, tokenizer_2. `resolution` in pixels a side."""
+
+    _optional_components = ["text_encoder_2", "tokenizer_2"]
 
     def __init__(
         self,
@@ -30,13 +33,22 @@ class EmuPipeline(DiffusionPipeline):
         scheduler: DDIMScheduler,
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        text_encoder_2: PreTrainedModel | None = None,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
         resolution: int = 64,
         num_text_tokens: int = 16,
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
         self.register_to_config(resolution=resolution, num_text_tokens=num_text_tokens)
         choose_attention(unet)
+
+    @property
+    def text_encoders(self) -> TextEncoders:
+        if self.text_encoder_2 is None:
+            return TextEncoders((self.tokenizer,), (self.text_encoder,))
+        return TextEncoders((self.tokenizer, self.tokenizer_2), (self.text_encoder, self.text_encoder_2))
 
     @torch.no_grad()
     def __call__(
@@ -60,8 +72,8 @@ class EmuPipeline(DiffusionPipeline):
         z = torch.cat(
             [torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         ).to(self.device)
-        text = encode_prompts(prompts, self.tokenizer, self.text_encoder, config.num_text_tokens)
-        null = encode_prompts([""], self.tokenizer, self.text_encoder, config.num_text_tokens)
+        text = encode_prompts(prompts, self.text_encoders, config.num_text_tokens)
+        null = encode_prompts([""], self.text_encoders, config.num_text_tokens)
         both = TextFeatures.cat([text, null.select(torch.zeros(len(prompts), dtype=torch.long))])
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         progress: Any = self.progress_bar(self.scheduler.timesteps)  # type: ignore[call-arg]

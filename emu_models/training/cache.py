@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emu_data.files import atomic_file
 from emu_models.autoencoder.network import Autoencoder, Moments
-from emu_models.text import TextFeatures, encode_prompts
+from emu_models.text import TextEncoders, TextFeatures, encode_prompts
 
 ENCODE_BATCH = 64  # pictures or captions at a time; fixed, since bytes change with the batch
 
@@ -27,7 +26,7 @@ def hash_weights(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy knows no bf16
     return digest.hexdigest()
 
 
@@ -63,11 +62,7 @@ def encode_moments(autoencoder: Autoencoder, images_NHWC: np.ndarray, folder: Pa
 
 
 def encode_captions(
-    captions: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    num_tokens: int,
-    folder: Path,
+    captions: list[str], encoders: TextEncoders, num_tokens: int, folder: Path
 ) -> tuple[TextFeatures, TextFeatures]:
     """Features of the captions (N rows) and of the empty prompt (1 row), from `folder` where computed before."""
 
@@ -75,13 +70,13 @@ def encode_captions(
         texts = [*captions, ""]
         features = TextFeatures.cat(
             [
-                encode_prompts(texts[i : i + ENCODE_BATCH], tokenizer, model, num_tokens)
+                encode_prompts(texts[i : i + ENCODE_BATCH], encoders, num_tokens)
                 for i in range(0, len(texts), ENCODE_BATCH)
             ]
         )
         return {"tokens": features.tokens_BLD, "mask": features.mask_BL, "pooled": features.pooled_BD}
 
-    digest = hashlib.sha256(hash_weights(model).encode())
+    digest = hashlib.sha256("".join(hash_weights(model) for model in encoders.models).encode())
     digest.update(repr((num_tokens, captions)).encode())
     tensors = _cached(folder, digest.hexdigest(), compute)
     features = TextFeatures(tensors["tokens"], tensors["mask"], tensors["pooled"])

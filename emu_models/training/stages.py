@@ -20,7 +20,7 @@ from emu_models.autoencoder.network import Autoencoder
 from emu_models.denoiser import DenoiserConfig, build_denoiser, count_parameters
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.pipeline import EmuPipeline
-from emu_models.text import load_text_encoder
+from emu_models.text import load_text_encoders
 from emu_models.training.autoencoder_learner import AutoencoderLearner, AutoencoderTrainingConfig
 from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
 from emu_models.training.denoiser_learner import DenoiserLearner, DenoiserTrainingConfig, LatentRows
@@ -72,7 +72,7 @@ class DenoiserJob:
     autoencoder: Path | None
     start_from: Path | None
     denoiser: DenoiserConfig | None
-    text_encoder: str | None
+    text_encoder: str | list[str] | None
     num_text_tokens: int
     training: DenoiserTrainingConfig
     prompts: tuple[str, ...]
@@ -109,15 +109,15 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
     if spec.start_from is not None:
         pipeline = load_pipeline(spec.start_from)
         autoencoder, network, scheduler = pipeline.vae, pipeline.unet, pipeline.scheduler
-        tokenizer, text_model = pipeline.tokenizer, pipeline.text_encoder
+        encoders = pipeline.text_encoders
     else:
         assert spec.autoencoder is not None and spec.denoiser is not None
         autoencoder = Autoencoder.from_pretrained(spec.autoencoder)
-        tokenizer, text_model = load_text_encoder(spec.text_encoder)
+        encoders = load_text_encoders(spec.text_encoder)
         channels = autoencoder.latent_mean.numel()
-        network = build_denoiser(spec.denoiser, channels, text_model.config.hidden_size)
+        network = build_denoiser(spec.denoiser, channels, encoders.token_width, encoders.pooled_width)
         scheduler = build_scheduler()
-    text, null = encode_captions(rows.captions, tokenizer, text_model, spec.num_text_tokens, job.cache / "captions")
+    text, null = encode_captions(rows.captions, encoders, spec.num_text_tokens, job.cache / "captions")
     moments = encode_moments(autoencoder.eval(), rows.images, job.cache / "moments")
     trained, held = (
         LatentRows([rows.keys[i] for i in index], moments.select(index), text.select(index))
@@ -133,8 +133,7 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
         vae=autoencoder,
         unet=averaged.cpu(),  # type: ignore[arg-type]
         scheduler=scheduler,
-        text_encoder=text_model,
-        tokenizer=tokenizer,
+        **encoders.components(),
         resolution=job.resolution,
         num_text_tokens=spec.num_text_tokens,
     )

@@ -10,7 +10,7 @@ from emu_models.autoencoder.fourier import FourierFeatures
 from emu_models.autoencoder.losses import PatchDiscriminator, adaptive_weight, hinge_loss
 from emu_models.autoencoder.network import Autoencoder, Moments, ResidualBlock
 from emu_models.denoiser import DenoiserConfig, build_denoiser, denoise
-from emu_models.text import TextFeatures, encode_prompts, load_text_encoder
+from emu_models.text import TextFeatures, encode_prompts, load_text_encoders
 
 
 def small_autoencoder(**changes) -> Autoencoder:
@@ -129,8 +129,7 @@ def test_discriminator_gives_a_logit_a_patch():
 
 @pytest.fixture(scope="module")
 def text() -> TextFeatures:
-    tokenizer, model = load_text_encoder()
-    return encode_prompts(["a red apple", "a blue car", ""], tokenizer, model, 8)
+    return encode_prompts(["a red apple", "a blue car", ""], load_text_encoders(), 8)
 
 
 def test_text_features_have_a_zero_null_condition(text):
@@ -166,11 +165,6 @@ def test_unknown_middle_and_unequal_levels_are_refused():
         DenoiserConfig((32, 64), (False,), 1)
     with pytest.raises(ValueError, match="multiple of 64"):
         DenoiserConfig((32, 32), (False, False), 1)
-
-
-def test_missing_text_weights_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no config.json"):
-        load_text_encoder(str(tmp_path / "nothing"))
 
 
 def test_pixels_survive_the_way_there_and_back():

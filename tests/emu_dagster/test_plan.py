@@ -1,0 +1,65 @@
+"""`emu plan`: what it prints for a profile, seen from outside."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from emu_dagster.params import read_params
+from emu_dagster.plan import STAGES, plan_networks, print_plan
+from emu_models.measuring import count_denoiser, count_flops
+from emu_models.planning import Cluster, find_gpu
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+
+
+def printed(profile: str, **changes) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    cluster = Cluster(find_gpu("H100"), **{"num_gpus": 16, "utilisation": 0.4, "dollars_per_gpu_hour": 2.5, **changes})
+    print_plan(read_params(PROFILES / f"{profile}.yaml"), cluster, 1000, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_papers_denoiser_has_its_parameters_and_latents():
+    """2.8 B, 16 channels, 1024 px in one stage; CLIP ViT-L and T5-XXL."""
+    networks = plan_networks(read_params(PROFILES / "paper.yaml"))
+    num_parameters, _ = count_denoiser(networks)
+    assert num_parameters == pytest.approx(2.8e9, rel=0.02)
+    assert tuple(networks.latents(1, 1024)) == (1, 16, 128, 128)
+    assert [config.hidden_size for config, _ in networks.text] == [768, 4096]
+
+
+@pytest.mark.slow
+def test_the_papers_step_is_counted_at_full_resolution():
+    """Four times the pixels are four times the convolutions and more than four times the attention."""
+    networks = plan_networks(read_params(PROFILES / "paper.yaml"))
+    mid, full = (count_flops(networks, resolution) for resolution in (512, 1024))
+    assert 4 < full.forward / mid.forward < 6
+    assert 2.9 < full.step / full.forward < 3
+
+
+def test_every_stage_is_printed_and_every_assumption_labelled():
+    text = printed("smoke")
+    for name in STAGES:
+        assert text.count(name) == 2, name  # as a stage and as data
+    assumed = [line for line in text.splitlines() if line.startswith("assumed:")]
+    for words in ("40% of the peak", "2.5 dollars an hour", "8 GPUs a node", "bits a pixel"):
+        assert any(words in line for line in assumed), words
+    assert "given: 1,000 pictures" in text
+
+
+def test_assumptions_follow_the_options():
+    text = printed("smoke", utilisation=0.25, dollars_per_gpu_hour=1.1, strategy="ddp")
+    assert "25% of the peak" in text
+    assert "1.1 dollars an hour" in text
+    assert "16 x H100 SXM 80 GB, ddp" in text
+
+
+@pytest.mark.slow
+def test_the_papers_whole_plan_fits_the_named_gpus():
+    text = printed("paper", num_gpus=256)
+    assert "all stages: " in text
+    assert text.count(" yes ") >= 6  # every strategy fits, with and without recomputation
+    assert "2,790,877,392" in text
