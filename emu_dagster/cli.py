@@ -72,6 +72,22 @@ def generate(
         print(path)
 
 
+@app.command(name="funnel")
+def show_funnel(
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="another threshold; may be repeated")
+    ] = None,
+    examples: Annotated[str | None, typer.Option(metavar="GATE", help="list some rows that it turned away")] = None,
+) -> None:
+    """Show where the raw pictures went; with --set under other thresholds, in seconds, without a model."""
+    from emu_dagster import redeciding
+    from emu_dagster.layout import Layout
+    from emu_dagster.params import read_params
+
+    layout = Layout(project_root())
+    redeciding.show_funnel(layout, read_params(layout.root / "params.yaml"), change or [], examples)
+
+
 @app.command()
 def plan(
     profile: Annotated[str, typer.Option(help="a file of profiles/, without .yaml")] = "paper",

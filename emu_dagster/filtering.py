@@ -1,22 +1,12 @@
 """Signals and policies from params.yaml, and the publishing of the filtered corpus with its report."""
 
-import numpy as np
-import pandas as pd
 from PIL import Image
 
 from emu_dagster.layout import Layout
-from emu_dagster.params import Params, Policy
+from emu_dagster.params import FilteredCorpus, Params, Policy
 from emu_dagster.pictures import contact_sheet
 from emu_data.files import atomic_dir
-from emu_data.ledger import (
-    FilterPolicy,
-    alignment_auc,
-    check_conserved,
-    funnel,
-    gate_quality,
-    read_ledger,
-    write_ledger,
-)
+from emu_data.ledger import FilterPolicy, ledger_columns, open_ledger
 from emu_data.selection import SelectionPolicy, concept_entropy, final_ledger
 from emu_data.shards import read_all_rows, read_images, write_subset
 from emu_data.signals import Signal
@@ -30,6 +20,9 @@ from emu_data.signals.safety import SafetySignal
 from emu_data.signals.text_area import TextAreaSignal
 
 SAMPLES_PER_SHARD = 1000  # of the filtered and the curated shards; chosen here
+# Columns of the ledger that the manifest does without: write_subset brings the first two, the rest is the same in every
+# row that was kept, or in the shards' own parquets.
+NOT_IN_MANIFEST = ("caption", "shard", "url", "status", "error_message", "sha256")
 
 
 def build_signals(layout: Layout, params: Params) -> list[Signal]:
@@ -52,54 +45,47 @@ def row_policy(policy: Policy) -> FilterPolicy:
     return FilterPolicy(**policy.model_dump())
 
 
+def selection_policy(section: FilteredCorpus) -> SelectionPolicy:
+    return SelectionPolicy(
+        max_distance=section.max_hash_distance,
+        keep_best_by=tuple(section.keep_best_by),
+        num_images=section.num_images,
+        min_share=section.min_concept_share,
+        max_share=section.max_concept_share,
+        order_by=section.order_by,
+        seed=section.seed,
+    )
+
+
 def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], str, Image.Image]:
     """Applies the gates that need the whole corpus, writes data/filtered and the funnel report.
 
     Returns counts, the gates' precision and recall as Markdown ("" where no damage is known), a contact sheet.
     """
-    from emu_dagster.reporting.funnel import write_funnel_report
+    from emu_dagster.reporting.funnel import read_findings, write_funnel_report
 
-    section = params.filtered_corpus
-    policy = SelectionPolicy(
-        max_distance=section.max_hash_distance,
-        num_images=section.num_images,
-        max_share=section.max_concept_share,
-        seed=section.seed,
-    )
-    decided = read_ledger(layout.ledger)
-    ledger = final_ledger(decided, policy)
-    check_conserved(ledger, len(decided))
-    keys = ledger.loc[ledger["kept"], "key"].tolist()
-    columns = ledger[ledger["kept"]].drop(columns=["caption", "shard", "url", "status", "error_message", "sha256"])
     with atomic_dir(layout.filtered) as folder:
-        write_subset(layout.raw, folder, keys, SAMPLES_PER_SHARD, columns=columns)
-        write_ledger(folder / "ledger", ledger)
+        ledger = folder / "ledger"
+        decision = final_ledger(layout.ledger, ledger, selection_policy(params.filtered_corpus))
+        with open_ledger(ledger) as con:
+            left_out = (*NOT_IN_MANIFEST, *(f'"{c}"' for c in ("unmeasured",) if c in ledger_columns(con)))
+            # The kept rows alone, num_images of them, whatever the size of the corpus.
+            kept = con.sql(f"SELECT * EXCLUDE ({', '.join(left_out)}) FROM ledger WHERE kept ORDER BY key").df()
+            write_subset(layout.raw, folder, kept["key"].tolist(), SAMPLES_PER_SHARD, columns=kept)
+            findings = read_findings(con, layout, decision.counts)
 
-    counts: dict[str, float] = {"num_rows": len(ledger), "num_images": len(keys)}
-    passed = decided[decided["kept"]]
-    counts["concept_entropy_before_bits"] = concept_entropy(passed["concept"])
-    counts["concept_entropy_after_bits"] = concept_entropy(columns["concept"])
-    quality: pd.DataFrame | None = None
-    damage = pd.read_parquet(layout.damage)
-    if len(damage):
-        quality = gate_quality(ledger, damage)
-        counts["alignment_auc"] = alignment_auc(ledger, damage)
+    counts: dict[str, float] = {
+        "num_rows": sum(decision.counts.values()),
+        "num_images": decision.counts[""],
+        "concept_entropy_before_bits": concept_entropy(decision.concepts_before),
+        "concept_entropy_after_bits": concept_entropy(decision.concepts_after),
+    }
+    quality = findings.quality
+    if quality is not None:
+        counts["alignment_auc"] = findings.alignment_auc
         for row in quality.to_dict(orient="records"):
             counts[f"precision_{row['gate']}"], counts[f"recall_{row['gate']}"] = row["precision"], row["recall"]
-    write_funnel_report(
-        layout.report("filtered_corpus"), funnel(ledger), _examples(layout, ledger), quality, counts, params
-    )
-    sheet = contact_sheet(read_images(layout.filtered, keys[:40], 96), columns["concept"].tolist()[:40])
+    write_funnel_report(layout.report("filtered_corpus"), findings, counts, params)
+    shown = kept.head(40)
+    sheet = contact_sheet(read_images(layout.filtered, shown["key"].tolist(), 96), shown["concept"].tolist())
     return counts, quality.round(3).to_markdown(index=False) if quality is not None else "", sheet
-
-
-def _examples(layout: Layout, ledger: pd.DataFrame, num_each: int = 8) -> dict[str, list[tuple[np.ndarray, str]]]:
-    """Gate -> pictures that it dropped, with their captions."""
-    examples = {}
-    for gate, rows in ledger[~ledger["kept"]].groupby("first_failed_gate"):
-        if gate == "readable":
-            continue
-        some = rows.head(num_each)
-        images = read_images(layout.raw, some["key"].tolist(), 96)
-        examples[str(gate)] = list(zip(images, some["caption"].tolist(), strict=True))
-    return examples

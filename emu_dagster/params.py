@@ -72,12 +72,19 @@ class FilterLedger(Section):
 
 
 class FilteredCorpus(Section):
-    """concepts: name -> descriptions that captions are compared with (the signal `concept`), for the quotas."""
+    """concepts: name -> descriptions that captions are compared with (the signal `concept`), for the quotas.
+
+    keep_best_by: columns by which the best of a cluster of near-twins is chosen; order_by: the column of which a
+    concept's largest values are taken (see emu_data.selection.SelectionPolicy).
+    """
 
     num_images: Count
     max_hash_distance: Annotated[int, Field(ge=0, le=3)]
     concepts: dict[str, list[str]]
     max_concept_share: Share
+    min_concept_share: Share = 0.0
+    keep_best_by: list[str] = ["min_side", "alignment_rank", "num_bytes"]
+    order_by: str | None = None
     seed: int
 
 

@@ -28,13 +28,13 @@ def training_states(layout: Layout, asset: str) -> Path:
 
 def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
     """A job that trains the alignment models on all pictures that can be read; copies share a fold."""
-    import imagehash
     import pandas as pd
 
     from emu_data.files import write_parquet
+    from emu_data.near_twins import near_duplicate_groups
     from emu_data.records import DecodeError, decode_rgb
-    from emu_data.selection import near_duplicate_groups
     from emu_data.shards import list_shards, read_samples
+    from emu_data.signals.phash import perceptual_hash, thumbnail
 
     found = []
     for tar in list_shards(layout.raw):
@@ -44,9 +44,11 @@ def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
             except DecodeError:
                 continue
             digest = hashlib.sha256(sample.image).hexdigest()
-            found.append((sample.key, sample.caption, digest, str(imagehash.phash(image))))
-    table = pd.DataFrame(found, columns=["key", "caption", "sha256", "phash"]).sort_values("key", ignore_index=True)
-    table["group"] = near_duplicate_groups(table["sha256"], table["phash"])
+            found.append((sample.key, sample.caption, digest, perceptual_hash(image), thumbnail(image)))
+    table = pd.DataFrame(found, columns=["key", "caption", "sha256", "phash", "thumbnail"]).sort_values(
+        "key", ignore_index=True
+    )
+    table["group"] = near_duplicate_groups(table)
     path = layout.cache / "rows" / "alignment_model.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(path, table[["key", "caption", "group"]])

@@ -1,33 +1,36 @@
 """A row for every raw picture: every value that was measured, and the first gate that it failed.
 
 The Emu paper gives the kinds of filter (section 3.3) and no threshold; all thresholds here are chosen here
-and are the policy's, so that a ledger is decided again in seconds, with no model. Gates of this module look
-at one row; the gates that compare rows (duplicate, quota) are in selection.py.
+and are the policy's, so that a ledger is decided again in seconds, with no model. LIMITS is the one place that says
+which value is held against which threshold; `gate_sql` makes it an expression of DuckDB, for a group of shards in
+memory (`decide`) and for a corpus on disk (`open_ledger`) alike. Gates of this module look at one row; the gates that
+compare rows (duplicate, quota) are in selection.py.
 """
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
+import pyarrow as pa
 
 from emu_data.files import fingerprint, write_parquet
 from emu_data.records import STATUS_SUCCESS
 
-ROW_GATES = ("readable", "geometry", "caption", "safety", "text_area", "alignment")
-GLOBAL_GATES = ("duplicate", "quota")
-GATES = ROW_GATES + GLOBAL_GATES
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
-# Which gate answers which kind of damage of the demo corpus (sources/damage.py).
-GATE_OF_DAMAGE = {
-    "failed": "readable",
-    "sliver": "geometry",
-    "shrink": "geometry",
-    "unsafe": "safety",
-    "text": "text_area",
-    "caption": "alignment",
-    "duplicate": "duplicate",
-}
+ROW_GATES = ("readable", "geometry", "caption", "safety", "text_area", "alignment")
+# Not a gate's verdict: nothing failed, but a signal that a gate wants was not measured, since an earlier policy had
+# already turned the row away. A re-decision says how many rows would have to be measured.
+UNMEASURED = "unmeasured"
+GLOBAL_GATES = ("duplicate", "quota")
+GATES = (*ROW_GATES, UNMEASURED, *GLOBAL_GATES)
+
+MEMORY_LIMIT = "2GB"  # of DuckDB, which spills to disk beyond it; chosen here
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,20 @@ class FilterPolicy:
 
 @dataclass(frozen=True)
 class Limit:
-    """One comparison of a gate: a measured column against a field of FilterPolicy, which has the gate's threshold."""
+    """One comparison of a gate: a measured column against a field of FilterPolicy, which has the gate's threshold.
+
+    signal: who measures the column; by default the signal that is named as the gate.
+    """
 
     gate: str
     column: str
     field: str
     is_minimum: bool  # the value must be at least the threshold; else at most
+    signal: str | None = None
 
-    def is_broken(self, values: pd.DataFrame, policy: FilterPolicy) -> pd.Series:
-        """Whether each row is beyond the threshold; False where the value is missing or the threshold is None.
-
-        Raises ValueError where the whole column is missing.
-        """
-        threshold = getattr(policy, self.field)
-        if threshold is None:
-            return pd.Series(False, index=values.index)
-        if self.column not in values.columns:
-            raise ValueError(f"gate {self.gate} needs the column {self.column!r}: measure it, or set its limit to null")
-        beyond = values[self.column] < threshold if self.is_minimum else values[self.column] > threshold
-        return beyond.fillna(False).astype(bool)
+    def broken_sql(self, policy: FilterPolicy) -> str:
+        """SQL that is true where a row is beyond the threshold, null where its value is missing."""
+        return f'"{self.column}" {"<" if self.is_minimum else ">"} {getattr(policy, self.field)!r}'
 
 
 LIMITS = (
@@ -86,88 +84,113 @@ LIMITS = (
 )
 
 
-def decide(values: pd.DataFrame, policy: FilterPolicy) -> pd.DataFrame:
-    """Return `values` (cascade.read_values) with `kept` (bool) and `first_failed_gate` ("" where kept).
+def gate_sql(policy: FilterPolicy, columns: Collection[str]) -> str:
+    """Return the SQL expression of the first gate that a row fails, "" where none, over a ledger with these columns.
 
-    A value that is missing in a row that could be read passes its gate: that is so for `unsafe` alone, where
-    the corpus brought none. Raises ValueError where a gate's column is missing altogether: measure it or
-    switch it off.
+    A value that is missing although it was measured passes its gate: that is so for `unsafe`, where the corpus
+    brought none. A row that fails no gate but was not measured by a signal that a gate in force asks (`unmeasured`
+    names those) is "unmeasured". Raises ValueError where a gate's column is missing altogether.
     """
-    readable = (values["status"] == STATUS_SUCCESS) & values["error"].isna()
-    failed = {"readable": ~readable.fillna(False).astype(bool)}
-    for limit in LIMITS:
-        failed.setdefault(limit.gate, pd.Series(False, index=values.index))
-        failed[limit.gate] |= limit.is_broken(values, policy)
-    first = pd.Series("", index=values.index, dtype="string")
-    for gate in reversed(ROW_GATES):
-        first = first.mask(failed[gate], gate)
+    limits = [limit for limit in LIMITS if getattr(policy, limit.field) is not None]
+    for limit in limits:
+        if limit.column not in columns:
+            raise ValueError(
+                f"gate {limit.gate} needs the column {limit.column!r}: measure it, or set {limit.field} to null"
+            )
+    cases = [f"WHEN status IS DISTINCT FROM '{STATUS_SUCCESS}' OR error IS NOT NULL THEN 'readable'"]
+    for gate in ROW_GATES[1:]:
+        broken = " OR ".join(limit.broken_sql(policy) for limit in limits if limit.gate == gate)
+        cases += [f"WHEN {broken} THEN '{gate}'"] if broken else []
+    if "unmeasured" in columns:
+        signals = sorted({limit.signal or limit.gate for limit in limits})
+        cases.append(
+            f"WHEN coalesce(unmeasured, '') <> '' AND list_has_any(string_split(unmeasured, ','), {signals}) "
+            f"THEN '{UNMEASURED}'"
+        )
+    return f"CASE {' '.join(cases)} ELSE '' END"
+
+
+def decide(values: pd.DataFrame, policy: FilterPolicy) -> pd.DataFrame:
+    """Return `values` (cascade.read_values) with `kept` (bool) and `first_failed_gate` ("" where kept); see
+    `gate_sql`.
+    """
+    import duckdb
+
+    expression = gate_sql(policy, values.columns)
+    columns = {"status", "error", "unmeasured", *(limit.column for limit in LIMITS)} & set(values.columns)
+    with duckdb.connect() as con:
+        con.execute("SET threads = 1")  # a group of shards is small, and its rows must stay in order
+        con.register("ledger", pa.Table.from_pandas(values[sorted(columns)], preserve_index=False))
+        first = con.execute(f"SELECT {expression} AS gate FROM ledger").df()["gate"]
+    first = first.astype("string").set_axis(values.index)
     return values.assign(kept=first == "", first_failed_gate=first).astype({"kept": bool})
 
 
-def check_conserved(ledger: pd.DataFrame, num_raw: int) -> None:
-    """Assert that rows in = rows kept + rows dropped by reason, each key once, and every reason a gate's
-    name.
+@contextmanager
+def open_ledger(
+    directory: Path, memory_limit: str = MEMORY_LIMIT, num_threads: int | None = None
+) -> Iterator["DuckDBPyConnection"]:
+    """Yield a DuckDB connection with the view `ledger` over the shards' parquets of a folder.
+
+    Nothing is read before it is asked for; what does not fit `memory_limit` is spilled to a temporary folder, so that
+    memory does not grow with the corpus. Raises ValueError where there is no ledger.
     """
-    dropped = ledger.loc[~ledger["kept"], "first_failed_gate"].value_counts()
-    assert not ledger["key"].duplicated().any(), "a key has two rows"
-    assert set(dropped.index) <= set(GATES), f"unknown reasons {sorted(set(dropped.index) - set(GATES))}"
-    assert (ledger.loc[ledger["kept"], "first_failed_gate"] == "").all(), "a kept row has a reason"
-    assert len(ledger) == num_raw == int(ledger["kept"].sum()) + int(dropped.sum()), (len(ledger), num_raw)
+    import duckdb
+
+    directory = Path(directory)
+    if not any(directory.glob("*.parquet")):
+        raise ValueError(f"{directory} holds no ledger: run the filters first")
+    with tempfile.TemporaryDirectory(prefix="emu-ledger-") as temporary:
+        options = {"memory_limit": memory_limit, "temp_directory": temporary, "preserve_insertion_order": False}
+        options |= {} if num_threads is None else {"threads": num_threads}
+        with duckdb.connect(":memory:", config=options) as con:
+            files = str(directory / "*.parquet").replace("'", "''")
+            con.execute(f"CREATE VIEW ledger AS SELECT * FROM read_parquet('{files}', union_by_name = true)")
+            yield con
 
 
-def funnel(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a gate, in order: gate, num_in, num_dropped, num_out."""
-    counts = ledger["first_failed_gate"].value_counts()
-    rows, num_in = [], len(ledger)
+def ledger_columns(con: "DuckDBPyConnection") -> list[str]:
+    """Return the names of the columns of the view `ledger`."""
+    return [str(row[0]) for row in con.execute("DESCRIBE ledger").fetchall()]
+
+
+def count_gates(con: "DuckDBPyConnection", expression: str = "first_failed_gate") -> dict[str, int]:
+    """Return gate -> number of rows of the view `ledger`, "" being the kept; `expression`: see `gate_sql`."""
+    rows = con.execute(f"SELECT {expression} AS gate, count(*) FROM ledger GROUP BY gate ORDER BY gate").fetchall()
+    return {str(gate): int(num) for gate, num in rows}
+
+
+def check_conserved(ledger: pd.DataFrame | Path, num_raw: int) -> None:
+    """Assert that rows in = rows kept + rows dropped by reason, each key once, and every reason a gate's name.
+
+    ledger: of a group of shards in memory, or the folder of a whole corpus's.
+    """
+    import duckdb
+
+    with open_ledger(ledger) if isinstance(ledger, Path) else duckdb.connect() as con:
+        if isinstance(ledger, pd.DataFrame):
+            con.register("ledger", pa.Table.from_pandas(ledger[["key", "kept", "first_failed_gate"]]))
+        found = con.execute("""
+            SELECT count(*), (SELECT count(*) FROM (SELECT key FROM ledger GROUP BY key)),
+                count(*) FILTER (kept <> (first_failed_gate = '')) FROM ledger
+        """).fetchone()
+        assert found is not None
+        num_rows, num_keys, num_odd = found
+        gates = count_gates(con)
+    assert num_keys == num_rows, "a key has two rows"
+    assert gates.keys() <= {"", *GATES}, f"unknown reasons {sorted(gates.keys() - {'', *GATES})}"
+    assert num_odd == 0, f"{num_odd} rows are kept with a reason, or dropped without one"
+    assert num_rows == num_raw, f"{num_rows} rows of {num_raw}"
+
+
+def funnel(counts: Mapping[str, int]) -> pd.DataFrame:
+    """Return one row a gate, in order: gate, num_in, num_dropped, num_out; counts as `count_gates` gives them."""
+    rows, num_in = [], sum(counts.values())
     for gate in GATES:
-        num_dropped = int(counts.get(gate, 0))
+        num_dropped = counts.get(gate, 0)
         rows.append((gate, num_in, num_dropped, num_in - num_dropped))
         num_in -= num_dropped
     return pd.DataFrame(rows, columns=["gate", "num_in", "num_dropped", "num_out"])
-
-
-def gate_quality(ledger: pd.DataFrame, damage: pd.DataFrame) -> pd.DataFrame:
-    """Compare what the gates dropped with what is known to be damaged (the demo's damage.parquet).
-
-    A gate is judged on the rows that reached it. Columns: gate, num_damaged (rows that it should drop),
-    num_dropped, num_right, precision and recall (0..1, NaN of nothing). A duplicate drop is right when the
-    row and the one kept in its place (`duplicate_of`) come of the same picture, whichever of them was the
-    copy. `quota` has no truth.
-    """
-    merged = ledger.merge(damage[["key", "damage"]], on="key", how="left")
-    origin = _origins(damage)
-    reached = pd.Series(True, index=merged.index)
-    rows = []
-    for gate in GATES[:-1]:
-        dropped = reached & (merged["first_failed_gate"] == gate)
-        if gate == "duplicate":
-            group = merged["key"].map(origin)
-            num_damaged = int(reached.sum() - group[reached].nunique())
-            twins = merged.loc[dropped, "duplicate_of"] if dropped.any() else merged.loc[dropped, "key"]
-            num_right = int((twins.map(origin) == group[dropped]).sum())
-        else:
-            guilty = merged["damage"].map(GATE_OF_DAMAGE.get) == gate
-            num_damaged, num_right = int((reached & guilty).sum()), int((dropped & guilty).sum())
-        num_dropped = int(dropped.sum())
-        precision = num_right / num_dropped if num_dropped else float("nan")
-        recall = num_right / num_damaged if num_damaged else float("nan")
-        rows.append((gate, num_damaged, num_dropped, num_right, precision, recall))
-        reached &= ~dropped
-    return pd.DataFrame(rows, columns=["gate", "num_damaged", "num_dropped", "num_right", "precision", "recall"])
-
-
-def alignment_auc(ledger: pd.DataFrame, damage: pd.DataFrame, column: str = "alignment_rank") -> float:
-    """Return the chance (0..1) that a swapped caption scores below a right one, over all rows with a score.
-
-    NaN where there is no swapped caption, or nothing else.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    merged = ledger.merge(damage[["key", "damage"]], on="key").dropna(subset=[column])
-    swapped = merged["damage"] == "caption"
-    if swapped.all() or not swapped.any():
-        return float("nan")
-    return float(roc_auc_score(swapped, -merged[column].astype(float)))
 
 
 def write_ledger(directory: Path, ledger: pd.DataFrame) -> None:
@@ -183,8 +206,3 @@ def read_ledger(directory: Path) -> pd.DataFrame:
         raise ValueError(f"{directory} holds no ledger: run the filters first")
     table = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
     return table.sort_values("key", kind="stable", ignore_index=True)
-
-
-def _origins(damage: pd.DataFrame) -> Mapping[str, str]:
-    """Return key -> key of the picture that it is a copy of, itself where it is none."""
-    return {key: source or key for key, source in zip(damage["key"], damage["duplicate_of"], strict=True)}

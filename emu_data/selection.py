@@ -1,22 +1,27 @@
 """The gates that compare pictures: near-twins once, then exactly N under concept quotas.
 
-Emu paper, section 3.3: balancing over visual concepts by a classifier, quotas not given. Everything here is
-the same whatever the order of the rows: ties end at the key.
+Emu paper, section 3.3: balancing over visual concepts by a classifier, quotas not given. Everything here is the same
+whatever the order of the rows and the number of threads: every order ends at the key. DuckDB does the work over the
+ledger's parquets and spills to disk, so that memory does not grow with the corpus.
 """
 
-import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from emu_data.ledger import check_conserved
+from emu_data.files import write_parquet
+from emu_data.ledger import check_conserved, count_gates, ledger_columns, open_ledger
+from emu_data.near_twins import MAX_DISTANCE, cluster_near_twins
 
-# 64 bits in 4 bands of 16: two hashes that differ in at most 3 bits agree in at least one band (pigeonhole).
-NUM_BANDS = 4
-BAND_BITS = 16
-MAX_DISTANCE = NUM_BANDS - 1
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+KEEP_BEST_BY = ("min_side", "alignment_rank", "num_bytes")
 
 
 @dataclass(frozen=True)
@@ -25,16 +30,21 @@ class SelectionPolicy:
 
     Args:
         max_distance: bits (0..3) by which the perceptual hashes of near-twins may differ.
+        keep_best_by: columns by which the best of a cluster of near-twins is chosen, the larger the better, the
+            first that differs decides; then the smaller key.
         num_images: how many to keep, exactly; None keeps all that are no duplicates, with no quotas.
-        min_share, max_share: 0..1 of `num_images` that a concept must have (as far as it has as many), may
-            have.
-        seed: which of a concept's pictures are taken.
+        min_share, max_share: 0..1 of `num_images` that a concept must have (as far as it has as many), may have.
+        order_by: the column of which a concept's largest values are taken (popularity, aesthetics); None, and
+            ties: a seeded hash of the key.
+        seed: of that hash.
     """
 
-    max_distance: int = 3
+    max_distance: int = MAX_DISTANCE
+    keep_best_by: tuple[str, ...] = KEEP_BEST_BY
     num_images: int | None = None
     min_share: float = 0.0
     max_share: float = 1.0
+    order_by: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,136 +54,160 @@ class SelectionPolicy:
             raise ValueError(f"0 <= min_share <= max_share <= 1, not {self.min_share} and {self.max_share}")
 
 
-def final_ledger(decided: pd.DataFrame, policy: SelectionPolicy) -> pd.DataFrame:
-    """Return the whole corpus's ledger after the global gates, in key order.
+@dataclass(frozen=True)
+class Decision:
+    """counts: gate -> rows, "" the kept; concepts_*: concept -> rows that passed the row gates, that were kept.
 
-    Args:
-        decided: all shards' rows after ledger.decide.
-    The column `duplicate_of` names the picture that was kept in a duplicate's place. Rows are conserved
-    (asserted).
+    The tables `passed` (key, shard, concept, …), `duplicates` (key, shard, duplicate_of) and `over` (key, shard; beyond
+    the quota) of the connection have the rows.
     """
-    ledger = drop_duplicates(decided, policy.max_distance)
+
+    counts: Mapping[str, int]
+    concepts_before: Mapping[str, int]
+    concepts_after: Mapping[str, int]
+
+
+def final_ledger(source: Path, out: Path, policy: SelectionPolicy, num_threads: int | None = None) -> Decision:
+    """Write the corpus's ledger after the global gates to `out`, a parquet a shard; rows are conserved (asserted).
+
+    source: the row gates' ledger. New columns: `cluster`, the smallest key of the near-twins that a row belongs to,
+    null where it has none (whatever the thresholds: of all that can be read); `duplicate_of`, the picture that was
+    kept in a duplicate's place.
+    """
+    with open_ledger(source, num_threads=num_threads) as con:
+        create_clusters(con, policy.max_distance)
+        decision = decide_corpus(con, "first_failed_gate", policy)
+        con.execute("""
+            CREATE TEMP TABLE changes AS
+            SELECT l.key, l.shard, c.cluster, d.duplicate_of,
+                CASE WHEN d.key IS NOT NULL THEN 'duplicate' WHEN o.key IS NOT NULL THEN 'quota' END AS gate
+            FROM ledger l LEFT JOIN clusters c USING (key)
+            LEFT JOIN duplicates d USING (key) LEFT JOIN over o USING (key)
+            WHERE coalesce(c.key, d.key, o.key) IS NOT NULL
+            ORDER BY l.shard, l.key
+        """)
+        for file in sorted(Path(source).glob("*.parquet")):
+            # Sorted by shard, so that DuckDB skips the blocks of the others.
+            changes = con.execute("SELECT * FROM changes WHERE shard = ?", [file.stem]).df().set_index("key")
+            write_parquet(Path(out) / file.name, _with_changes(pd.read_parquet(file), changes))
+    check_conserved(Path(out), sum(decision.counts.values()))
+    return decision
+
+
+def create_clusters(con: "DuckDBPyConnection", max_distance: int) -> None:
+    """Create the table `clusters` (key, cluster) of the view `ledger`: near-twins among all that can be read."""
+    # The digest is of the bytes that arrived, else (a corpus without them) of those in the shard.
+    con.execute("""
+        CREATE OR REPLACE TEMP VIEW pictures AS
+        SELECT key, coalesce(sha256, stored_sha256) AS digest, phash, thumbnail FROM ledger
+    """)
+    cluster_near_twins(con, "pictures", max_distance)
+
+
+def decide_corpus(con: "DuckDBPyConnection", gate: str, policy: SelectionPolicy) -> Decision:
+    """Apply the global gates to the rows of the view `ledger` that `gate` (SQL: see ledger.gate_sql) lets through.
+
+    Needs the column `cluster` in the ledger, or the table `clusters`. Raises ValueError where a column of the policy
+    is missing, or the quotas are impossible.
+    """
+    columns = ledger_columns(con)
+    needed = {*policy.keep_best_by, *([policy.order_by] if policy.order_by else [])}
+    if unknown := sorted(needed - set(columns)):
+        raise ValueError(f"the ledger has no column {', '.join(unknown)}, by which the selection is to be ordered")
+    has_clusters = con.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'clusters'").fetchone()
+    twins = "ledger LEFT JOIN clusters USING (key)" if has_clusters else "ledger"
+    cluster = "clusters.cluster" if has_clusters else "cluster"
+    counts = count_gates(con, gate)
+    con.execute(f"""
+        CREATE OR REPLACE TEMP TABLE passed AS
+        SELECT key, shard, coalesce(concept, '') AS concept, {cluster} AS cluster
+            {"".join(f', "{name}"' for name in sorted(needed))}
+        FROM {twins} WHERE ({gate}) = ''
+    """)
+    best = "".join(f'"{name}" DESC NULLS LAST, ' for name in policy.keep_best_by)
+    con.execute(f"""
+        CREATE OR REPLACE TEMP TABLE duplicates AS
+        SELECT key, shard, concept, first_value(key) OVER w AS duplicate_of FROM passed WHERE cluster IS NOT NULL
+        WINDOW w AS (PARTITION BY cluster ORDER BY {best}key) QUALIFY row_number() OVER w > 1
+    """)
+    before = _concepts(con, "passed")
+    less = _concepts(con, "duplicates")
+    unique = {name: n - less.get(name, 0) for name, n in before.items() if n > less.get(name, 0)}
+    quotas = unique
     if policy.num_images is not None:
-        chosen = set(select(ledger, policy.num_images, policy.min_share, policy.max_share, policy.seed))
-        over = ledger["kept"] & ~ledger["key"].isin(chosen)
-        ledger.loc[over, "first_failed_gate"] = "quota"
-        ledger.loc[over, "kept"] = False
-    check_conserved(ledger, len(decided))
-    return ledger
+        quotas = share_out(unique, policy.num_images, policy.min_share, policy.max_share)
+    _create_over(con, quotas, policy)
+    counts["duplicate"] = sum(less.values())
+    counts["quota"] = sum(unique.values()) - sum(quotas.values())
+    counts[""] = sum(quotas.values())
+    return Decision(counts, before, {name: n for name, n in quotas.items() if n})
 
 
-def drop_duplicates(ledger: pd.DataFrame, max_distance: int) -> pd.DataFrame:
-    """Drop every kept row whose bytes, or whose perceptual hash within `max_distance` bits, a better kept row
-    has.
+def share_out(counts: Mapping[str, int], num_images: int, min_share: float, max_share: float) -> dict[str, int]:
+    """Return how many of each concept's `counts` to take, `num_images` in all.
 
-    Better is: the larger shorter side, then the higher alignment rank, then more bytes, then the smaller key.
-    Rows are compared with the survivors only, so that a chain of look-alikes does not pull down unlike
-    pictures.
+    Shares follow the corpus's own, as far as the quotas let them: a concept gets lambda times its count, held between
+    its minimum and maximum, with the one lambda that makes the sum right. Raises ValueError where the quotas or the
+    number of pictures make `num_images` impossible.
     """
-    ledger = ledger.sort_values("key", kind="stable", ignore_index=True)
-    ledger["duplicate_of"] = pd.Series("", index=ledger.index, dtype="string")
-    columns = [c for c in ("min_side", "alignment_rank", "num_bytes") if c in ledger.columns]
-    kept = ledger[ledger["kept"]]
-    order = kept.sort_values([*columns, "key"], ascending=[*[False] * len(columns), True], kind="stable").index
-    by_digest: dict[str, int] = {}
-    by_band: dict[tuple[int, int], list[int]] = {}
-    # Of the bytes that arrived, else (a corpus without them) of those in the shard.
-    digests = kept["sha256"].fillna(kept["stored_sha256"])
-    hashes = {row: int(value, 16) for row, value in kept["phash"].items()}
-    drops: dict[int, int] = {}
-    for row in order:
-        digest, value = digests[row], hashes[row]
-        twin = by_digest.get(digest)
-        if twin is None:
-            near = [other for band in _bands(value) for other in by_band.get(band, ())]
-            twin = next((o for o in near if (hashes[o] ^ value).bit_count() <= max_distance), None)
-        if twin is not None:
-            drops[row] = twin
-            continue
-        by_digest[digest] = row
-        for band in _bands(value):
-            by_band.setdefault(band, []).append(row)
-    rows = list(drops)
-    ledger.loc[rows, "kept"] = False
-    ledger.loc[rows, "first_failed_gate"] = "duplicate"
-    ledger.loc[rows, "duplicate_of"] = ledger.loc[list(drops.values()), "key"].to_numpy()
-    return ledger
-
-
-def near_duplicate_groups(sha256: pd.Series, phash: pd.Series, max_distance: int = MAX_DISTANCE) -> pd.Series:
-    """Return a group name for each picture: equal for equal bytes and, through any chain, for near hashes.
-
-    For folds: pictures of one group must not be on both sides. (A chain may join too much; that is the safe
-    side.)
-    """
-    parent = list(range(len(phash)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    digests, values = [str(d) for d in sha256], [int(value, 16) for value in phash]
-    first: dict[object, list[int]] = {}
-    for i, value in enumerate(values):
-        for bucket in (digests[i], *_bands(value)):
-            for j in first.setdefault(bucket, []):
-                if digests[i] == digests[j] or (value ^ values[j]).bit_count() <= max_distance:
-                    parent[max(root(i), root(j))] = min(root(i), root(j))
-            first[bucket].append(i)
-    roots = [root(i) for i in range(len(phash))]
-    names: dict[int, str] = {}  # the smallest digest of a group: the same in any order of the rows
-    for i, digest in zip(roots, digests, strict=True):
-        names[i] = min(digest, names.get(i, digest))
-    return pd.Series([names[i] for i in roots], index=phash.index, dtype="string")
-
-
-def select(ledger: pd.DataFrame, num_images: int, min_share: float, max_share: float, seed: int) -> list[str]:
-    """Return exactly `num_images` keys of the kept rows, sorted, under quotas a concept (the column
-    `concept`).
-
-    Shares follow the corpus's own, as far as the quotas let them: a concept gets lambda times its count, held
-    between its minimum and maximum, with the one lambda that makes the sum right. Within a concept a seeded
-    hash of the key decides. Raises ValueError where the quotas or the number of pictures make `num_images`
-    impossible.
-    """
-    kept = ledger[ledger["kept"]]
-    keys = kept.groupby(kept["concept"].fillna(""), sort=True)["key"].apply(list)
-    counts = np.array([len(group) for group in keys])
-    high = np.minimum(counts, math.floor(max_share * num_images + 1e-9))
+    names = sorted(counts)
+    sizes = np.array([counts[name] for name in names], np.int64)
+    high = np.minimum(sizes, math.floor(max_share * num_images + 1e-9))
     low = np.minimum(high, math.ceil(min_share * num_images - 1e-9))
     if not low.sum() <= num_images <= high.sum():
         raise ValueError(
-            f"cannot take {num_images} of {counts.sum()} pictures in {len(counts)} concepts with shares "
+            f"cannot take {num_images} of {sizes.sum()} pictures in {len(sizes)} concepts with shares "
             f"{min_share} to {max_share}: between {low.sum()} and {high.sum()} are possible; "
             "change num_images or the shares"
         )
-    quotas = _allocate(counts, low, high, num_images)
-    chosen = []
-    for group, quota in zip(keys, quotas, strict=True):
-        chosen += sorted(group, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())[:quota]
-    assert len(chosen) == num_images, (len(chosen), num_images)
-    return sorted(chosen)
+    return dict(zip(names, _allocate(sizes, low, high, num_images).tolist(), strict=True))
 
 
-def concept_entropy(concepts: pd.Series) -> float:
-    """Return the entropy of a column of concepts in bits; log2 of the number of concepts where all are
-    equal.
-    """
-    shares = concepts.value_counts(normalize=True).to_numpy(float)
-    return float(-(shares * np.log2(shares)).sum())
+def concept_entropy(counts: Mapping[str, int]) -> float:
+    """Return the entropy of concepts in bits; log2 of the number of concepts where all are equal."""
+    shares = np.array([n for n in counts.values() if n], float)
+    shares /= shares.sum()
+    return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
-def _bands(value: int) -> list[tuple[int, int]]:
-    mask = (1 << BAND_BITS) - 1
-    return [(band, (value >> (band * BAND_BITS)) & mask) for band in range(NUM_BANDS)]
+def _create_over(con: "DuckDBPyConnection", quotas: Mapping[str, int], policy: SelectionPolicy) -> None:
+    """Create the table `over` of the unique pictures beyond their concept's quota."""
+    import pyarrow as pa
+
+    names = pa.array(list(quotas), pa.string())
+    con.register("quotas", pa.table({"concept": names, "quota": pa.array(quotas.values(), pa.int64())}))
+    order = f'"{policy.order_by}" DESC NULLS LAST, ' if policy.order_by else ""
+    con.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE over AS
+        SELECT key, shard FROM passed ANTI JOIN duplicates USING (key) JOIN quotas USING (concept)
+        QUALIFY row_number() OVER (PARTITION BY concept ORDER BY {order}md5_number(? || key), key) > quota
+    """,
+        [f"{policy.seed}:"],
+    )
+    con.unregister("quotas")
+
+
+def _concepts(con: "DuckDBPyConnection", table: str) -> dict[str, int]:
+    rows = con.execute(f"SELECT concept, count(*) FROM {table} GROUP BY concept ORDER BY concept").fetchall()
+    return {str(name): int(num) for name, num in rows}
+
+
+def _with_changes(rows: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
+    """Return a shard's rows, in key order, with what the global gates changed."""
+    rows = rows.sort_values("key", kind="stable", ignore_index=True)
+    found = changes.reindex(rows["key"])
+    gate = found["gate"].astype("string").to_numpy()
+    dropped = pd.notna(gate)
+    rows.loc[dropped, "first_failed_gate"] = gate[dropped]
+    rows["kept"] = rows["kept"] & ~dropped
+    rows["cluster"] = found["cluster"].astype("string").to_numpy()
+    rows["duplicate_of"] = found["duplicate_of"].astype("string").fillna("").to_numpy()
+    return rows.astype({"cluster": "string", "duplicate_of": "string"})
 
 
 def _allocate(counts: np.ndarray, low: np.ndarray, high: np.ndarray, total: int) -> np.ndarray:
-    """Return whole quotas between `low` and `high` that add up to `total`, near to proportional to
-    `counts`.
-    """
+    """Return whole quotas between `low` and `high` that add up to `total`, near to proportional to `counts`."""
     under, over = 0.0, 1.0
     for _ in range(60):  # halves of 1: below any count's resolution
         middle = (under + over) / 2

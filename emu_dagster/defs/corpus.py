@@ -115,7 +115,7 @@ def filter_ledger(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.M
         for file in layout.ledger.glob("*.parquet"):  # rows of an earlier corpus would be counted with this one's
             if not (layout.raw / f"{file.stem}.tar").is_file():
                 file.unlink()
-        counts = funnel(ledger)
+        counts = funnel(ledger["first_failed_gate"].value_counts().to_dict())
         rejected = ledger[~ledger["kept"] & (ledger["first_failed_gate"] != "readable")].head(40)
         pictures = {}
         if len(rejected):
@@ -138,7 +138,14 @@ def filter_ledger(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.M
         GROUP,
         {"webdataset", "parquet"},
         ["filter_ledger", "raw_corpus"],
-        ["emu_data/selection.py", "emu_data/ledger.py", "emu_dagster/reporting"],
+        [
+            "emu_data/selection.py",
+            "emu_data/near_twins.py",
+            "emu_data/gate_quality.py",
+            "emu_data/ledger.py",
+            "emu_dagster/filtering.py",
+            "emu_dagster/reporting",
+        ],
     )
 )
 def filtered_corpus(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.MaterializeResult:

@@ -1,70 +1,174 @@
-"""The funnel report: where every raw picture went, with examples that each gate turned away (paper sec.
-3.3).
-"""
+"""The funnel report: where every raw picture went, with examples that each gate turned away (paper sec. 3.3)."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from emu_dagster.layout import Layout
 from emu_dagster.reporting.page import Picture, Run, describe_run, write_report
+from emu_data.gate_quality import AUC_GOAL, GATE_GOAL, alignment_auc, gate_quality
+from emu_data.ledger import UNMEASURED, funnel
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 # What each gate asks, in words; the thresholds are the policy's.
 QUESTIONS = {
     "readable": "Did it arrive, and can it be decoded?",
     "geometry": "Is it large enough, and no sliver?",
     "caption": "Is there a caption that says something?",
-    "safety": "Is it safe, by the corpus's own score?",
+    "safety": "Is it safe?",
     "text_area": "Is it free of text laid over it?",
     "alignment": "Does the caption fit the picture?",
+    UNMEASURED: "Has everything been measured that these gates ask? (No verdict: an earlier policy had said no.)",
     "duplicate": "Is it the only one of its kind?",
     "quota": "Is there room for one more of its concept?",
 }
+NUM_EXAMPLES = 8  # a gate
+NUM_REASONS = 10  # of unreadable rows that are named; the rest is counted together
+THUMBNAIL = 96  # px
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a ledger says, for the page.
+
+    counts: gate -> rows, "" the kept. reasons: why rows are not readable, with counts. examples: gate -> rejected
+    pictures, uint8 (H, W, 3), with their captions. quality, alignment_auc: against the known damage, None and NaN
+    where none is known. plan: the steps of the cascade as it ran, each a row of names and values; sources: what
+    measured a signal, in words.
+    """
+
+    counts: Mapping[str, int]
+    reasons: Sequence[tuple[str, int]] = ()
+    examples: Mapping[str, Sequence[tuple[np.ndarray, str]]] = field(default_factory=dict)
+    quality: pd.DataFrame | None = None
+    alignment_auc: float = float("nan")
+    plan: Sequence[Mapping[str, Any]] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_findings(
+    con: "DuckDBPyConnection", layout: Layout, counts: Mapping[str, int], ledger: str = "ledger"
+) -> Findings:
+    """Read a finished ledger, or a re-decided one: `ledger` is a table or view of the connection."""
+    has_truth = layout.damage.is_file() and len(pd.read_parquet(layout.damage, columns=["key"])) > 0
+    plan, sources = read_plan(layout.signals)
+    return Findings(
+        counts,
+        unreadable_reasons(con, ledger),
+        read_examples(con, layout, ledger),
+        gate_quality(con, layout.damage, ledger) if has_truth else None,
+        alignment_auc(con, layout.damage) if has_truth else float("nan"),
+        plan,
+        sources,
+    )
+
+
+def unreadable_reasons(con: "DuckDBPyConnection", ledger: str = "ledger") -> list[tuple[str, int]]:
+    """Return why rows are not readable, commonest first: the download's message, or the decoder's word for it."""
+    rows = con.execute(f"""
+        SELECT CASE WHEN error IS NULL THEN concat_ws(': ', status, error_message)
+            ELSE split_part(error, ': ', 2) END AS reason, count(*) AS num
+        FROM {ledger} WHERE first_failed_gate = 'readable' GROUP BY reason ORDER BY num DESC, reason
+    """).fetchall()
+    named = [(str(reason), int(num)) for reason, num in rows[:NUM_REASONS]]
+    rest = sum(int(num) for _, num in rows[NUM_REASONS:])
+    return [*named, ("other reasons", rest)] if rest else named
+
+
+def example_rows(con: "DuckDBPyConnection", ledger: str = "ledger", num_each: int = NUM_EXAMPLES) -> pd.DataFrame:
+    """Return the first few rows of each gate in key order: gate, key, caption, told (why it cannot be read)."""
+    # min(key, n) keeps `num_each` a group: memory does not grow with the rows.
+    return con.execute(f"""
+        WITH groups AS (SELECT first_failed_gate AS gate, min(key, {num_each}) AS keys
+            FROM {ledger} WHERE first_failed_gate <> '' GROUP BY gate),
+        some AS (SELECT gate, unnest(keys) AS key FROM groups)
+        SELECT gate, key, caption, coalesce(error, error_message, '') AS told
+        FROM some JOIN ledger USING (key) ORDER BY gate, key
+    """).df()
+
+
+def read_examples(con: "DuckDBPyConnection", layout: Layout, ledger: str) -> dict[str, list[tuple[np.ndarray, str]]]:
+    """Return gate -> pictures that it dropped, with their captions."""
+    from emu_data.shards import read_images
+
+    examples = {}
+    rows = example_rows(con, ledger)
+    for name, some in rows[rows["gate"] != "readable"].groupby("gate"):
+        images = read_images(layout.raw, some["key"].tolist(), THUMBNAIL)
+        examples[str(name)] = list(zip(images, some["caption"].fillna("").tolist(), strict=True))
+    return examples
+
+
+def read_plan(signals: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the cascade's steps and what measured each signal, from the newest signals/plan*.json ([] where none).
+
+    Its entries `steps` (a list of objects) and `sources` (names to words) are shown as they are.
+    """
+    plans = sorted(signals.glob("plan*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    if not plans:
+        return [], {}
+    plan = json.loads(plans[-1].read_text(encoding="utf-8"))
+    return list(plan.get("steps", [])), {str(k): str(v) for k, v in plan.get("sources", {}).items()}
 
 
 def write_funnel_report(
     directory: Path,
-    funnel: pd.DataFrame,
-    examples: Mapping[str, Sequence[tuple[np.ndarray, str]]],
-    quality: pd.DataFrame | None,
-    counts: Mapping[str, float],
+    findings: Findings,
+    figures: Mapping[str, float],
     run: Run,
+    before: Mapping[str, int] | None = None,
+    changes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the page and return what its report.json holds.
 
-    funnel: a row a gate, columns gate, num_in, num_dropped, num_out. examples: gate -> rejected pictures,
-    uint8 (H, W, 3), with their captions. quality: a row a gate, columns gate, num_damaged, num_dropped,
-    num_right, precision, recall; None where no damage is known. counts: further figures (alignment_auc,
-    concept_entropy_before_bits, …).
+    figures: further numbers (concept_entropy_before_bits, …). before, changes: where this is a re-decision of another
+    ledger, its counts and what was changed, in words.
     """
     pictures: dict[str, Picture] = {}
     shown: dict[str, list[dict[str, str]]] = {}
-    for gate, rejects in examples.items():
+    for gate, rejects in findings.examples.items():
         shown[gate] = []
         for number, (picture, caption) in enumerate(rejects):
             name = f"pictures/{gate}-{number:02d}"
             pictures[name] = picture
             shown[gate].append({"file": f"{name}.png", "caption": caption or ""})
+    quality = findings.quality
     by_gate = {} if quality is None else quality.set_index("gate").to_dict(orient="index")
-    num_raw = int(funnel["num_in"].iloc[0])
+    table = funnel(findings.counts)
+    table = table[(table["gate"] != UNMEASURED) | (table["num_dropped"] > 0)]
     gates = [
         {
             **row,
             "question": QUESTIONS.get(str(row["gate"]), ""),
             "examples": shown.get(str(row["gate"]), []),
             "quality": by_gate.get(str(row["gate"])),
+            "num_dropped_before": None if before is None else before.get(str(row["gate"]), 0),
         }
-        for row in funnel.to_dict(orient="records")
+        for row in table.to_dict(orient="records")
     ]
     data = {
-        "kind": "funnel",
+        "kind": "funnel" if before is None else "redecision",  # the index shows the funnel of what was written
         **describe_run(run),
-        "num_raw": num_raw,
-        "num_kept": int(funnel["num_out"].iloc[-1]),
+        "num_raw": int(table["num_in"].iloc[0]),
+        "num_kept": int(table["num_out"].iloc[-1]),
+        "num_kept_before": None if before is None else before.get("", 0),
+        "changes": list(changes),
         "gates": gates,
+        "reasons": [{"reason": reason, "num": num} for reason, num in findings.reasons],
         "has_truth": quality is not None,
-        "counts": dict(counts),
+        "goals": {"gate": GATE_GOAL, "auc": AUC_GOAL},
+        "auc_missed_by": max(0.0, AUC_GOAL - findings.alignment_auc)
+        if findings.alignment_auc == findings.alignment_auc
+        else None,
+        "plan": [dict(step) for step in findings.plan],
+        "sources": dict(findings.sources),
+        "counts": dict(figures),
     }
     return write_report(directory, "funnel", data, pictures)

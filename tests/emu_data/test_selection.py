@@ -1,156 +1,193 @@
 """Near-twins once, exactly N, under quotas, the same in any order of the rows."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from emu_data.selection import (
-    SelectionPolicy,
-    concept_entropy,
-    drop_duplicates,
-    final_ledger,
-    near_duplicate_groups,
-    select,
-)
+from emu_data.ledger import FilterPolicy, gate_sql, ledger_columns, open_ledger, read_ledger, write_ledger
+from emu_data.selection import SelectionPolicy, concept_entropy, decide_corpus, final_ledger, share_out
 
 
 def make_ledger(num: int, seed: int = 0, num_concepts: int = 3) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     hashes = [int.from_bytes(rng.bytes(8), "big") for _ in range(num)]
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "key": [f"{i:09d}" for i in range(num)],
+            "shard": [f"{i // 20:05d}" for i in range(num)],
+            "status": "success",
+            "error": pd.NA,
             "sha256": [f"{i:064d}" for i in range(num)],
             "stored_sha256": [f"{i:064d}" for i in range(num)],
             "phash": [f"{value:016x}" for value in hashes],
+            "thumbnail": "80" * 48,
             "min_side": 128,
             "alignment_rank": rng.uniform(0.5, 1, num).round(3),
             "num_bytes": rng.integers(1000, 9000, num),
+            "likes": rng.integers(0, 50, num),
             "concept": [f"concept {i}" for i in np.sort(rng.integers(0, num_concepts, num))],
             "kept": True,
             "first_failed_gate": "",
         }
     )
+    text = ["key", "shard", "status", "error", "sha256", "stored_sha256", "concept", "first_failed_gate"]
+    return frame.astype(dict.fromkeys(text, "string"))
+
+
+def finish(folder: Path, ledger: pd.DataFrame, policy: SelectionPolicy, num_threads: int = 2) -> pd.DataFrame:
+    """The ledger after the global gates, by way of the disk."""
+    write_ledger(folder / "in", ledger)
+    final_ledger(folder / "in", folder / "out", policy, num_threads)
+    return read_ledger(folder / "out")
 
 
 def flip(phash: str, *bits: int) -> str:
     return f"{int(phash, 16) ^ sum(1 << bit for bit in bits):016x}"
 
 
-def shuffle(ledger: pd.DataFrame, seed: int = 1) -> pd.DataFrame:
-    return ledger.sample(frac=1, random_state=seed)
+def drop(ledger: pd.DataFrame, rows: list[int], gate: str) -> None:
+    ledger.loc[rows, "kept"] = False
+    ledger.loc[rows, "first_failed_gate"] = gate
 
 
-@given(st.sets(st.integers(0, 63), max_size=5), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
-def test_every_twin_within_the_distance_is_found(bits: set[int], max_distance: int) -> None:
-    ledger = make_ledger(20)
-    ledger.loc[7, "phash"] = flip(str(ledger.loc[3, "phash"]), *bits)
-    dropped = drop_duplicates(ledger, max_distance)
-    assert (~dropped["kept"]).sum() == (len(bits) <= max_distance)
-
-
-def test_the_best_of_a_cluster_stays() -> None:
+def test_the_best_of_a_cluster_stays(tmp_path: Path) -> None:
     ledger = make_ledger(9)
     ledger.loc[[1, 4, 6], "phash"] = str(ledger.loc[1, "phash"])
     ledger.loc[6, "alignment_rank"] = 2.0  # better aligned, but
     ledger.loc[4, "min_side"] = 256  # larger
     ledger.loc[[2, 8], "sha256"] = "same bytes"
-    ledger.loc[[2, 8], ["alignment_rank", "num_bytes"]] = [0.7, 5000]  # a tie, to the smaller key
-    for rows in (ledger, shuffle(ledger)):
-        result = drop_duplicates(rows, 3).set_index("key")
-        twins = result.loc[~result["kept"], "duplicate_of"].to_dict()
-        assert twins == {"000000001": "000000004", "000000006": "000000004", "000000008": "000000002"}
-        assert set(result.loc[~result["kept"], "first_failed_gate"]) == {"duplicate"}
+    ledger.loc[[2, 8], "alignment_rank"] = 0.7
+    ledger.loc[[2, 8], "num_bytes"] = 5000  # a tie, to the smaller key
+    result = finish(tmp_path / "a", ledger, SelectionPolicy()).set_index("key")
+    twins = result.loc[~result["kept"], "duplicate_of"].to_dict()
+    assert twins == {"000000001": "000000004", "000000006": "000000004", "000000008": "000000002"}
+    assert set(result.loc[~result["kept"], "first_failed_gate"]) == {"duplicate"}
+    assert result["cluster"].dropna().to_dict() == {
+        **dict.fromkeys(["000000001", "000000004", "000000006"], "000000001"),
+        **dict.fromkeys(["000000002", "000000008"], "000000002"),
+    }
+    by_rank = finish(tmp_path / "b", ledger, SelectionPolicy(keep_best_by=("alignment_rank",)))
+    assert by_rank.set_index("key").loc["000000004", "duplicate_of"] == "000000006"
+    with pytest.raises(ValueError, match="no column beauty"):
+        finish(tmp_path / "c", ledger, SelectionPolicy(keep_best_by=("beauty",)))
 
 
-def test_chain_of_look_alikes_does_not_pull_down_unlike_pictures() -> None:
-    ledger = make_ledger(3)
-    first = str(ledger.loc[0, "phash"])
-    ledger["phash"] = [first, flip(first, 0, 20, 40), flip(first, 0, 20, 40, 5, 25, 45)]
-    ledger["alignment_rank"] = [0.9, 0.8, 0.7]
-    assert list(drop_duplicates(ledger, 3)["kept"]) == [True, False, True]
-    groups = near_duplicate_groups(ledger["sha256"], ledger["phash"])
-    assert groups.nunique() == 1  # for folds the chain counts
-
-
-def test_rows_without_a_digest_are_not_all_the_same() -> None:
-    ledger = make_ledger(4).assign(sha256=pd.Series([pd.NA] * 4, dtype="string"))
-    assert drop_duplicates(ledger, 3)["kept"].all()
-
-
-def test_dropped_rows_take_no_part() -> None:
+def test_dropped_rows_belong_to_a_cluster_but_take_no_part(tmp_path: Path) -> None:
     ledger = make_ledger(4)
     ledger["phash"] = str(ledger.loc[0, "phash"])
-    ledger.loc[:1, ["kept", "first_failed_gate"]] = [False, "safety"]
-    result = drop_duplicates(ledger, 3)
+    drop(ledger, [0, 1], "safety")
+    result = finish(tmp_path, ledger, SelectionPolicy())
     assert list(result["first_failed_gate"]).count("safety") == 2
-    assert result["kept"].sum() == 1
+    assert result["kept"].sum() == 1 and not result["kept"][:2].any()
+    assert set(result["cluster"]) == {"000000000"}
 
 
 @given(
-    num=st.integers(1, 80),
-    num_images=st.integers(1, 60),
-    num_concepts=st.integers(1, 6),
-    shares=st.tuples(st.floats(0, 0.4), st.floats(0.2, 1)),
+    num=st.integers(1, 60),
+    twins=st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), max_size=12),
+    share=st.floats(0.1, 1),
     seed=st.integers(0, 3),
+    order_by=st.sampled_from([None, "likes"]),
 )
-@settings(max_examples=150, deadline=None)
-def test_exactly_n_under_quotas_in_any_order(num, num_images, num_concepts, shares, seed) -> None:
+@settings(max_examples=10, deadline=None)
+def test_exactly_n_twins_once_and_the_same_bytes_in_any_order(
+    tmp_path_factory, num, twins, share, seed, order_by
+) -> None:
+    ledger = make_ledger(num, seed)
+    for one, other in twins:
+        ledger.loc[other % num, "phash"] = flip(str(ledger.loc[one % num, "phash"]), one % 64)
+    folder = tmp_path_factory.mktemp("order")
+    unique = finish(folder / "all", ledger, SelectionPolicy())
+    assert unique.loc[unique["kept"], "cluster"].dropna().is_unique
+    dropped = unique[~unique["kept"]].merge(unique, left_on="duplicate_of", right_on="key", suffixes=("", "_kept"))
+    assert dropped["kept_kept"].all() and (dropped["cluster"] == dropped["cluster_kept"]).all()
+    num_images = max(1, int(share * unique["kept"].sum()))
+    policy = SelectionPolicy(num_images=num_images, seed=seed, order_by=order_by)
+    first = finish(folder / "first", ledger, policy, num_threads=1)
+    assert first["kept"].sum() == num_images and len(first) == num
+    shuffled = ledger.sample(frac=1, random_state=seed)
+    finish(folder / "second", shuffled, policy, num_threads=3)
+    files = sorted(file.name for file in (folder / "first" / "out").iterdir())
+    assert files == sorted(file.name for file in (folder / "second" / "out").iterdir())
+    for file in files:
+        assert (folder / "first" / "out" / file).read_bytes() == (folder / "second" / "out" / file).read_bytes()
+    if order_by:  # of a concept, none that was left has more likes than one that was taken
+        for _, some in first[first["first_failed_gate"].isin(["", "quota"])].groupby("concept"):
+            taken, left = some.loc[some["kept"], "likes"], some.loc[~some["kept"], "likes"]
+            assert not len(taken) or not len(left) or taken.min() >= left.max()
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    num_images=st.integers(1, 60),
+    shares=st.tuples(st.floats(0, 0.4), st.floats(0.2, 1)),
+)
+@settings(max_examples=200, deadline=None)
+def test_quotas_add_up_and_are_respected(counts, num_images, shares) -> None:
     low, high = shares
     assume(low <= high)
-    ledger = make_ledger(num, seed, num_concepts)
+    named = {f"concept {i}": n for i, n in enumerate(counts)}
     try:
-        keys = select(ledger, num_images, low, high, seed)
+        quotas = share_out(named, num_images, low, high)
     except ValueError as error:
         assert "are possible" in str(error)
         return
-    assert len(keys) == len(set(keys)) == num_images
-    assert keys == select(shuffle(ledger), num_images, low, high, seed)
-    counts = ledger["concept"].value_counts()
-    taken = ledger[ledger["key"].isin(keys)]["concept"].value_counts().reindex(counts.index, fill_value=0)
-    assert (taken <= np.floor(high * num_images + 1e-9)).all()
-    wanted = np.minimum(counts, np.ceil(low * num_images - 1e-9))
-    assert (taken >= np.minimum(wanted, np.floor(high * num_images + 1e-9))).all()
+    assert sum(quotas.values()) == num_images
+    assert quotas == share_out(dict(reversed(named.items())), num_images, low, high)
+    for name, count in named.items():
+        most = min(count, np.floor(high * num_images + 1e-9))
+        assert min(most, np.ceil(low * num_images - 1e-9)) <= quotas[name] <= most
 
 
-def test_shares_follow_the_corpus_where_quotas_allow() -> None:
+def test_shares_follow_the_corpus_where_quotas_allow(tmp_path: Path) -> None:
     ledger = make_ledger(100).assign(concept=["a"] * 60 + ["b"] * 30 + ["c"] * 10)
-    for high, expected in ((1.0, [30, 15, 5]), (0.4, [20, 20, 10])):
-        keys = select(ledger, 50, 0.0, high, 0)
-        taken = ledger[ledger["key"].isin(keys)]["concept"].value_counts()
-        assert [taken["a"], taken["b"]] == expected[:2]
-        assert (
-            concept_entropy(ledger.loc[ledger["key"].isin(keys), "concept"])
-            >= concept_entropy(ledger["concept"]) - 0.01
-        )
+    for high, expected in ((1.0, {"a": 30, "b": 15, "c": 5}), (0.4, {"a": 20, "b": 20, "c": 10})):
+        policy = SelectionPolicy(num_images=50, max_share=high)
+        result = finish(tmp_path / str(high), ledger, policy)
+        assert result.loc[result["kept"], "concept"].value_counts().to_dict() == expected
+        assert concept_entropy(expected) >= concept_entropy({"a": 60, "b": 30, "c": 10}) - 0.01
 
 
 def test_what_cannot_be_had_is_told_with_numbers() -> None:
-    ledger = make_ledger(10).assign(concept=["a"] * 9 + ["b"])
     with pytest.raises(ValueError, match="between 0 and 5 are possible"):
-        select(ledger, 8, 0.0, 0.5, 0)
+        share_out({"a": 9, "b": 1}, 8, 0.0, 0.5)
     with pytest.raises(ValueError, match="cannot take 11 of 10"):
-        select(ledger, 11, 0.0, 1.0, 0)
+        share_out({"a": 9, "b": 1}, 11, 0.0, 1.0)
 
 
-def test_seed_changes_the_choice_only() -> None:
+def test_seed_changes_the_choice_only(tmp_path: Path) -> None:
     ledger = make_ledger(60)
-    assert select(ledger, 20, 0, 1, 0) == select(ledger, 20, 0, 1, 0)
-    assert select(ledger, 20, 0, 1, 0) != select(ledger, 20, 0, 1, 1)
+    chosen = [
+        set(frame.loc[frame["kept"], "key"])
+        for n, seed in enumerate((0, 0, 1))
+        for frame in [finish(tmp_path / str(n), ledger, SelectionPolicy(num_images=20, seed=seed))]
+    ]
+    assert chosen[0] == chosen[1] != chosen[2] and len(chosen[2]) == 20
 
 
-def test_final_ledger_has_all_rows_with_their_reason() -> None:
+def test_final_ledger_has_all_rows_with_their_reason_and_decides_again_alike(tmp_path: Path) -> None:
     ledger = make_ledger(30)
     ledger.loc[5, "phash"] = str(ledger.loc[6, "phash"])
-    ledger.loc[:2, ["kept", "first_failed_gate"]] = [False, "text_area"]
-    final = final_ledger(ledger, SelectionPolicy(num_images=20, max_share=0.6))
-    assert final["first_failed_gate"].value_counts().to_dict() == {"": 20, "text_area": 3, "duplicate": 1, "quota": 6}
-    pd.testing.assert_frame_equal(final, final_ledger(shuffle(ledger), SelectionPolicy(num_images=20, max_share=0.6)))
-    everything = final_ledger(ledger, SelectionPolicy())
-    assert everything["kept"].sum() == 26
+    drop(ledger, [0, 1, 2], "alignment")
+    ledger.loc[:2, "alignment_rank"] = 0.1
+    policy = SelectionPolicy(num_images=20, max_share=0.6)
+    final = finish(tmp_path, ledger, policy)
+    counts = final["first_failed_gate"].value_counts().to_dict()
+    assert counts == {"": 20, "alignment": 3, "duplicate": 1, "quota": 6}
+    assert finish(tmp_path / "all", ledger, SelectionPolicy())["kept"].sum() == 26
+    # From the finished ledger, whose clusters are stored: the same, and other thresholds mean other rows.
+    off = dict.fromkeys(vars(FilterPolicy()))
+    with open_ledger(tmp_path / "out") as con:
+        columns = ledger_columns(con)
+        same = decide_corpus(con, gate_sql(FilterPolicy(**{**off, "min_alignment_rank": 0.5}), columns), policy)
+        assert same.counts == counts
+        assert sum(same.concepts_before.values()) == 27 and sum(same.concepts_after.values()) == 20
+        loose = decide_corpus(con, gate_sql(FilterPolicy(**off), columns), policy)
+        assert loose.counts == {"": 20, "duplicate": 1, "quota": 9}
 
 
 @pytest.mark.parametrize("wrong", [{"max_distance": 4}, {"min_share": 0.5, "max_share": 0.2}])
@@ -160,5 +197,5 @@ def test_impossible_policies_are_refused(wrong: dict) -> None:
 
 
 def test_concept_entropy() -> None:
-    assert concept_entropy(pd.Series(list("abcd"))) == pytest.approx(2)
-    assert concept_entropy(pd.Series(list("aaaa"))) == 0
+    assert concept_entropy(dict.fromkeys("abcd", 3)) == pytest.approx(2)
+    assert concept_entropy({"a": 4, "b": 0}) == 0

@@ -1,0 +1,97 @@
+"""How good the gates are, where it is known what was damaged on arrival (the demo's data/damage.parquet).
+
+Never read by a gate; the funnel report shows it beside the goals.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+from duckdb import DuckDBPyConnection
+
+from emu_data.ledger import GLOBAL_GATES, ROW_GATES
+
+# Which gate answers which kind of damage of the demo corpus (sources/damage.py).
+GATE_OF_DAMAGE = {
+    "failed": "readable",
+    "sliver": "geometry",
+    "shrink": "geometry",
+    "unsafe": "safety",
+    "text": "text_area",
+    "caption": "alignment",
+    "duplicate": "duplicate",
+}
+GATE_GOAL = 0.95  # precision and recall, of GATES_WITH_GOAL; issue 3
+GATES_WITH_GOAL = ("geometry", "text_area", "duplicate")
+AUC_GOAL = 0.90  # of the alignment gate on swapped captions; issue 3
+
+
+def gate_quality(con: DuckDBPyConnection, damage: Path, ledger: str = "ledger") -> pd.DataFrame:
+    """Compare what the gates dropped (`ledger`: a table or view) with what is known to be damaged (a parquet).
+
+    A gate is judged on the rows that reached it. Columns: gate, num_damaged (rows that it should drop),
+    num_dropped, num_right, precision and recall (0..1, NaN of nothing), missed_by (how far the lower of the two is
+    below its goal, 0 where it is not, NaN where there is no goal). A duplicate drop is right when the row and the one
+    kept in its place (`duplicate_of`) come of the same picture, whichever of them was the copy; of the pictures that
+    reached the gate more than once all but one should go, so that a copy whose original fell at an earlier gate is no
+    miss. `quota` has no truth.
+    """
+    con.execute(f"""
+        CREATE OR REPLACE TEMP VIEW truth AS
+        SELECT key, damage, CASE WHEN coalesce(duplicate_of, '') = '' THEN key ELSE duplicate_of END AS origin
+        FROM read_parquet('{damage}')
+    """)
+    counts = con.execute(f"""
+        SELECT first_failed_gate AS gate, coalesce(damage, '') AS damage, count(*)
+        FROM {ledger} LEFT JOIN truth USING (key) GROUP BY ALL
+    """).fetchall()
+    duplicates = con.execute(f"""
+        SELECT count(*) - count(DISTINCT t.origin) AS num_damaged,
+            count(*) FILTER (first_failed_gate = 'duplicate') AS num_dropped,
+            count(*) FILTER (first_failed_gate = 'duplicate' AND k.origin = t.origin) AS num_right
+        FROM {ledger} l JOIN truth t USING (key) LEFT JOIN truth k ON k.key = l.duplicate_of
+        WHERE first_failed_gate IN ('', {", ".join(map(repr, GLOBAL_GATES))})
+    """).fetchone()
+    assert duplicates is not None
+    rows = []
+    for place, gate in enumerate(ROW_GATES):
+        past = set(ROW_GATES[:place])
+        num_damaged = sum(n for where, kind, n in counts if where not in past and GATE_OF_DAMAGE.get(kind) == gate)
+        num_dropped = sum(n for where, _, n in counts if where == gate)
+        num_right = sum(n for where, kind, n in counts if where == gate and GATE_OF_DAMAGE.get(kind) == gate)
+        rows.append(_row(gate, num_damaged, num_dropped, num_right))
+    return pd.DataFrame([*rows, _row("duplicate", *duplicates)])
+
+
+def alignment_auc(con: DuckDBPyConnection, damage: Path, column: str = "alignment_rank") -> float:
+    """Return the chance (0..1) that a swapped caption scores below a right one, over all rows with a score.
+
+    By ranks (Mann and Whitney's U), ties counting half. NaN where there is no swapped caption, or nothing else.
+    """
+    found = con.execute(f"""
+        WITH scored AS (SELECT damage = 'caption' AS swapped, {column} AS score
+            FROM ledger JOIN read_parquet('{damage}') USING (key) WHERE {column} IS NOT NULL),
+        ranked AS (SELECT swapped, rank() OVER w + (count(*) OVER (PARTITION BY score) - 1) / 2 AS place
+            FROM scored WINDOW w AS (ORDER BY score))
+        SELECT count(*) FILTER (swapped), count(*) FILTER (NOT swapped), sum(place) FILTER (NOT swapped) FROM ranked
+    """).fetchone()
+    assert found is not None
+    num_swapped, num_right, places = found
+    if not num_swapped or not num_right:
+        return float("nan")
+    return float((places - num_right * (num_right + 1) / 2) / (num_swapped * num_right))
+
+
+def _row(gate: str, num_damaged: int, num_dropped: int, num_right: int) -> dict[str, object]:
+    precision = num_right / num_dropped if num_dropped else float("nan")
+    recall = num_right / num_damaged if num_damaged else float("nan")
+    known = [value for value in (precision, recall) if value == value]
+    has_goal = gate in GATES_WITH_GOAL and known
+    return {
+        "gate": gate,
+        "num_damaged": num_damaged,
+        "num_dropped": num_dropped,
+        "num_right": num_right,
+        "precision": precision,
+        "recall": recall,
+        "missed_by": max(0.0, GATE_GOAL - min(known)) if has_goal else float("nan"),
+    }
