@@ -166,7 +166,7 @@ def _create_redecided(con: "DuckDBPyConnection", expression: str) -> str:
     """Create the view `redecided`: the ledger under decide_corpus's decision. Returns its name."""
     con.execute(f"""
         CREATE OR REPLACE TEMP VIEW redecided AS
-        SELECT l.* EXCLUDE (first_failed_gate, kept, duplicate_of), coalesce(d.duplicate_of, '') AS duplicate_of,
+        SELECT l.* EXCLUDE (gate, first_failed_gate, kept, duplicate_of), coalesce(d.duplicate_of, '') AS duplicate_of,
             CASE WHEN d.key IS NOT NULL THEN 'duplicate' WHEN o.key IS NOT NULL THEN 'quota' ELSE l.gate END
             AS first_failed_gate
         FROM (SELECT *, {expression} AS gate FROM ledger) l

@@ -86,11 +86,11 @@ def example_rows(con: "DuckDBPyConnection", ledger: str = "ledger", num_each: in
     """Return the first few rows of each gate in key order: gate, key, caption, told (why it cannot be read)."""
     # min(key, n) keeps `num_each` a group: memory does not grow with the rows.
     return con.execute(f"""
-        WITH groups AS (SELECT first_failed_gate AS gate, min(key, {num_each}) AS keys
-            FROM {ledger} WHERE first_failed_gate <> '' GROUP BY gate),
-        some AS (SELECT gate, unnest(keys) AS key FROM groups)
+        WITH firsts AS (SELECT first_failed_gate AS gate, min(key, {num_each}) AS keys
+            FROM {ledger} WHERE first_failed_gate <> '' GROUP BY first_failed_gate),
+        picked AS (SELECT gate, unnest(keys) AS key FROM firsts)
         SELECT gate, key, caption, coalesce(error, error_message, '') AS told
-        FROM some JOIN ledger USING (key) ORDER BY gate, key
+        FROM picked JOIN ledger USING (key) ORDER BY gate, key
     """).df()
 
 
@@ -169,6 +169,6 @@ def write_funnel_report(
         else None,
         "plan": [dict(step) for step in findings.plan],
         "sources": dict(findings.sources),
-        "counts": dict(figures),
+        "counts": {"alignment_auc": findings.alignment_auc, **figures},
     }
     return write_report(directory, "funnel", data, pictures)

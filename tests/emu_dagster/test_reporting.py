@@ -14,7 +14,7 @@ from PIL import Image
 
 from emu_dagster.reporting.autoencoder import VariantFindings, find_detail, write_autoencoder_report
 from emu_dagster.reporting.evaluation import AutomaticFindings, save_pairs, write_automatic_report
-from emu_dagster.reporting.funnel import write_funnel_report
+from emu_dagster.reporting.funnel import Findings, write_funnel_report
 from emu_dagster.reporting.index import write_index
 from emu_dagster.reporting.page import format_count, format_duration, format_number, format_p_value, to_json
 from emu_dagster.reporting.preference import Axis, picture_preference, write_preference_report
@@ -50,28 +50,27 @@ PROMPTS = pd.DataFrame(
 )
 
 
-def write_funnel(folder: Path, run: Run) -> dict[str, Any]:
-    funnel = pd.DataFrame(
-        {
-            "gate": ["readable", "text_area", "alignment", "quota"],
-            "num_in": [1234, 1200, 1100, 1000],
-            "num_dropped": [34, 100, 100, 0],
-            "num_out": [1200, 1100, 1000, 1000],
-        }
-    )
+def write_funnel(folder: Path, run: Run, **options: Any) -> dict[str, Any]:
+    nan = float("nan")
     quality = pd.DataFrame(
-        {
-            "gate": ["text_area", "alignment"],
-            "num_damaged": [110, 90],
-            "num_dropped": [100, 100],
-            "num_right": [95, 0],
-            "precision": [0.95, float("nan")],
-            "recall": [0.86, 0.0],
-        }
+        [
+            ("text_area", 110, 100, 95, 0.95, 0.86, 0.09),
+            ("alignment", 90, 100, 0, nan, 0.0, nan),
+            ("duplicate", 10, 10, 10, 1.0, 1.0, 0.0),
+        ],
+        columns=["gate", "num_damaged", "num_dropped", "num_right", "precision", "recall", "missed_by"],
     )
-    examples = {gate: [(one, EVIL) for one in make_pictures(3)] for gate in ("text_area", "alignment")}
-    counts = {"alignment_auc": 0.91, "concept_entropy_before_bits": 2.0, "concept_entropy_after_bits": 2.5}
-    return write_funnel_report(folder, funnel, examples, quality, counts, run)
+    findings = Findings(
+        counts={"readable": 34, "text_area": 100, "alignment": 100, "": 1000},
+        reasons=[("HTTP Error 404 " + EVIL, 30), ("corrupt", 4)],
+        examples={gate: [(one, EVIL) for one in make_pictures(3)] for gate in ("text_area", "alignment")},
+        quality=quality,
+        alignment_auc=0.87,
+        plan=[{"signal": "geometry", "milliseconds": 0.123456, "pass_rate": 0.9}, {"signal": "text_area"}],
+        sources={"safety": "the corpus's own column punsafe"},
+    )
+    entropy = {"concept_entropy_before_bits": 2.0, "concept_entropy_after_bits": 2.5}
+    return write_funnel_report(folder, findings, entropy, run, **options)
 
 
 def write_autoencoder(folder: Path, run: Run) -> dict[str, Any]:
@@ -219,7 +218,22 @@ def test_report_json_is_strict_json_and_says_what_the_page_says(reports: Path):
         data = json.loads(path.read_text(), parse_constant=refuse)
         assert data["profile"] == "test" and data["labels"][0] == "toy scale"
     funnel = json.loads((reports / "filtered_corpus" / "report.json").read_text())
-    assert funnel["gates"][2]["quality"]["precision"] is None and funnel["num_kept"] == 1000
+    by_gate = {gate["gate"]: gate for gate in funnel["gates"]}
+    assert by_gate["alignment"]["quality"]["precision"] is None and funnel["num_kept"] == 1000
+    assert funnel["num_raw"] == 1234 and "unmeasured" not in by_gate
+
+
+def test_the_funnel_says_by_how_much_a_goal_is_missed_and_shows_how_it_was_measured(tmp_path: Path, reports: Path):
+    text = Links((reports / "filtered_corpus" / "index.html").read_text(encoding="utf-8")).text
+    for told in ("goal 0.90, missed by 0.030", "0.090", "met", "corrupt", "pass rate", "0.1235", "column punsafe"):
+        assert told in text, told
+    assert "Before and after" not in text
+    data = write_funnel(
+        tmp_path, Run(), before={"": 1100, "text_area": 0, "readable": 134}, changes=["max_text_area 1 -> 0.03"]
+    )
+    assert data["kind"] == "redecision"  # so that the index goes on showing the funnel of what was written
+    text = Links((tmp_path / "index.html").read_text(encoding="utf-8")).text
+    assert "max_text_area 1 -> 0.03" in text and "The ledger keeps 1\u202f100" in text and "−100" in text
 
 
 def test_toy_scale_and_the_panel_are_labelled_where_they_are_true(tmp_path: Path, reports: Path):
