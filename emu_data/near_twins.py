@@ -3,7 +3,7 @@
 All pairs of a corpus cannot be compared. Two hashes that differ in at most 3 of 64 bits agree in at least one of 4
 bands of 16 bits, and, of the 48 bits left, in at least one of 4 bands of 12 (the pigeonhole twice: Manku, Jain and
 Das Sarma, "Detecting near-duplicates for web crawling", 2007). So hashes are joined on 16 keys of 28 bits. With the 4
-keys of 16 bits alone a billion hashes would have 3e13 candidates; with these they have 3e10.
+keys of 16 bits alone 1.1 billion hashes would have 4e13 candidates; with these they have 4e10.
 
 Everything is done by DuckDB, which spills to disk; only the confirmed pairs are in memory. What is equal is collapsed
 first, so that a picture that comes a million times is one row.
