@@ -113,6 +113,7 @@ def measure_join(num_hashes: int) -> tuple[float, int]:
     import numpy as np
     import pyarrow as pa
 
+    from emu_data.ledger import MEMORY_LIMIT
     from emu_data.near_twins import cluster_near_twins
 
     rng = np.random.default_rng(0)
@@ -125,15 +126,16 @@ def measure_join(num_hashes: int) -> tuple[float, int]:
     keys = [f"{i:010d}" for i in range(num_hashes)]
     rows = pa.table({"key": keys, "digest": keys, "phash": [f"{value:016x}" for value in hashes.tolist()]})
     rows = rows.append_column("thumbnail", pa.array(["80" * 48] * num_hashes))
-    with tempfile.TemporaryDirectory(prefix="emu-estimate-") as temporary:
-        config = {"memory_limit": "2GB", "temp_directory": temporary}
-        with duckdb.connect(config=config) as con:
-            con.register("given", rows)
-            con.execute("CREATE TABLE pictures AS SELECT * FROM given")
-            began = time.perf_counter()
-            cluster_near_twins(con, "pictures")
-            seconds = time.perf_counter() - began
-            found = con.execute("SELECT count(*) FROM clusters").fetchone()
+    with (
+        tempfile.TemporaryDirectory(prefix="emu-estimate-") as temporary,
+        duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": temporary}) as con,
+    ):
+        con.register("given", rows)
+        con.execute("CREATE TABLE pictures AS SELECT * FROM given")
+        began = time.perf_counter()
+        cluster_near_twins(con, "pictures")
+        seconds = time.perf_counter() - began
+        found = con.execute("SELECT count(*) FROM clusters").fetchone()
     assert found is not None
     return seconds, max(0, 2 * num_twins - int(found[0]))
 

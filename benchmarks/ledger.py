@@ -20,6 +20,7 @@ from pathlib import Path
 GOAL_SECONDS = 10.0
 ROWS_PER_SHARD = 100_000
 NUM_CONCEPTS = 50
+SHARE_KEPT = 50  # one row of so many
 SEED = 7
 
 
@@ -63,7 +64,7 @@ def policies(num_rows: int):
         max_text_area=0.03,
         min_alignment_rank=0.4,
     )
-    return filters, SelectionPolicy(num_images=num_rows // 50, max_share=0.05, seed=SEED)
+    return filters, SelectionPolicy(num_images=num_rows // SHARE_KEPT, max_share=0.05, seed=SEED)
 
 
 def with_duckdb(folder: Path, num_rows: int) -> dict[str, int]:
@@ -101,7 +102,7 @@ def with_pandas(folder: Path, num_rows: int) -> dict[str, int]:
     twin = passed["cluster"].notna() & passed.duplicated("cluster")
     gate[passed.index[twin]] = "duplicate"
     unique = passed[~twin]
-    quotas = share_out(unique["concept"].value_counts().to_dict(), selection.num_images, 0.0, selection.max_share)
+    quotas = share_out(unique["concept"].value_counts().to_dict(), num_rows // SHARE_KEPT, 0.0, selection.max_share)
     order = pd.util.hash_pandas_object(unique["key"], index=False, hash_key=f"{SEED:016d}").sort_values().index
     place = unique.loc[order].groupby("concept").cumcount()
     over = place >= unique.loc[order, "concept"].map(quotas)

@@ -1,5 +1,7 @@
 """From raw pictures to the few hundred thousand that pass every gate (Emu paper, sec. 3.3, items 1 to 4)."""
 
+from collections import Counter
+
 import dagster as dg
 
 from emu_dagster.layout import Layout
@@ -115,7 +117,7 @@ def filter_ledger(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.M
         for file in layout.ledger.glob("*.parquet"):  # rows of an earlier corpus would be counted with this one's
             if not (layout.raw / f"{file.stem}.tar").is_file():
                 file.unlink()
-        counts = funnel(ledger["first_failed_gate"].value_counts().to_dict())
+        counts = funnel(Counter(ledger["first_failed_gate"]))
         rejected = ledger[~ledger["kept"] & (ledger["first_failed_gate"] != "readable")].head(40)
         pictures = {}
         if len(rejected):

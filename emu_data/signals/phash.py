@@ -54,7 +54,7 @@ def perceptual_hash(image: Image.Image) -> str:
     from scipy.fft import dctn
 
     grey = np.asarray(image.convert("L").resize((DCT_SIDE, DCT_SIDE), Image.Resampling.LANCZOS), np.float64)
-    low = dctn(grey)[:HASH_SIDE, :HASH_SIDE].ravel()[1:]
+    low = np.asarray(dctn(grey))[:HASH_SIDE, :HASH_SIDE].ravel()[1:]
     # A flat picture has no frequencies but its noise: waves of less than about half a grey level are nothing.
     bits = low > max(OFF_ZERO * np.abs(low).mean(), DCT_SIDE**2)
     return np.packbits(np.concatenate([[False], bits])).tobytes().hex()

@@ -56,7 +56,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     )
     values.loc[:7, "text_area"] = np.nan
     values.loc[59, ["status", "error_message"]] = ["failed_to_download", "HTTP Error 404"]
-    values.loc[20, "phash"] = values.loc[21, "phash"]
+    values.loc[20, "phash"] = str(values.loc[21, "phash"])
     text = ["key", "shard", "caption", "status", "error_message", "error", "unmeasured", "concept"]
     values = values.astype({**dict.fromkeys(text, "string"), "text_area": "Float64"})
     write_ledger(layout.ledger, decide(values, row_policy(params.filter_ledger.policy)))

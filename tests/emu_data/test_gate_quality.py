@@ -1,6 +1,7 @@
 """Precision and recall of the gates against known damage."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from emu_data.gate_quality import alignment_auc, gate_quality
 from emu_data.ledger import open_ledger
 
 
-def measure(folder: Path, ledger: pd.DataFrame, damage: pd.DataFrame) -> tuple[dict[str, dict], float]:
+def measure(folder: Path, ledger: pd.DataFrame, damage: pd.DataFrame) -> tuple[dict[Any, Any], float]:
     ledger = ledger.assign(key=[f"{i:03d}" for i in ledger.index])
     write_parquet(folder / "ledger" / "00000.parquet", ledger)
     write_parquet(folder / "damage.parquet", damage.assign(key=ledger["key"]))
