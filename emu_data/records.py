@@ -28,6 +28,8 @@ RAW_COLUMNS = (
 )
 STATUS_SUCCESS = "success"
 STATUS_FAILED = "failed_to_download"
+STATUS_QUARANTINED = "quarantined"  # turned away when the corpus was registered; error_message is "reason: detail"
+STATUS_UNLISTED = "unlisted"  # found in a tar when it was measured, with no row of its own in the parquet
 
 NUM_SHARD_DIGITS = 5
 NUM_INDEX_DIGITS = 4
@@ -59,7 +61,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class RecordError:
-    """What could not be read: the key where one is known (else ""), a short reason, and the detail."""
+    """What could not be read: the key (bodies.TAR_KEY for a whole tar), a short reason, and the detail."""
 
     key: str
     reason: str

@@ -2,13 +2,16 @@
 for every image including the failed ones, `NNNNN_stats.json`; and `manifest.parquet` in folders that we
 select ourselves.
 
+The pictures may also lie elsewhere. Then `NNNNN.ref` stands in the tar's place and says where, in JSON: `{"tar":
+ADDRESS}`, or `{"files": BASE}` for loose pictures named by the column `url` and captioned by the column `caption`;
+`options` are fsspec's (addresses.py). A shard is given by the path of any of its files: only the number counts.
+
 Tars are written without times, owners or random order: the same samples give the same bytes. Nothing is ever
 extracted to disk by a member's name.
 """
 
 import io
 import json
-import posixpath
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,20 +21,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from PIL import Image
 
+from emu_data.bodies import read_body
 from emu_data.files import atomic_file, write_json, write_parquet
-from emu_data.records import (
-    IMAGE_EXTENSIONS,
-    NUM_SHARD_DIGITS,
-    RecordError,
-    Sample,
-    decode_rgb,
-    image_extension,
-)
+from emu_data.quarantine import rebuild_rows
+from emu_data.records import NUM_SHARD_DIGITS, RecordError, Sample, decode_rgb, image_extension
 
 MANIFEST_NAME = "manifest.parquet"
-_SHARD_NAME = re.compile(rf"\d{{{NUM_SHARD_DIGITS},}}\.tar")
+SHARD_NUMBER = re.compile(rf"\d{{{NUM_SHARD_DIGITS},}}")
 
 
 def shard_name(index: int) -> str:
@@ -44,7 +43,8 @@ def write_shard(directory: Path, index: int, samples: Iterable[Sample], rows: pd
 
     Args:
         samples: the pictures, each written under its key.
-        rows: the parquet's rows, one for every image that was asked for, the failed ones too.
+        rows: the parquet's rows, one for every image that was asked for, the failed ones too. They are written after
+            the samples: an iterator of samples may fill in what it learns.
     Raises ValueError where a sample has no row, or a key appears twice.
 
     The tar is renamed last: a shard whose tar is there is complete.
@@ -62,7 +62,7 @@ def write_shard(directory: Path, index: int, samples: Iterable[Sample], rows: pd
                 if sample.key not in known or sample.key in seen:
                     raise ValueError(f"shard {shard_name(index)}: sample {sample.key} has no row of its own")
                 seen.add(sample.key)
-                meta = json.dumps(sample.meta, sort_keys=True, ensure_ascii=False)
+                meta = json.dumps(sample.meta, sort_keys=True, ensure_ascii=False, default=str)  # dates, decimals
                 _add(tar, f"{sample.key}.{image_extension(sample.image)}", sample.image)
                 _add(tar, f"{sample.key}.txt", sample.caption.encode("utf-8"))
                 _add(tar, f"{sample.key}.json", meta.encode("utf-8"))
@@ -74,87 +74,71 @@ def write_shard(directory: Path, index: int, samples: Iterable[Sample], rows: pd
 
 
 def list_shards(directory: Path) -> list[Path]:
-    """Return the tars of a folder in name order; unfinished ones (temporary names) are not among them."""
-    return sorted(path for path in Path(directory).glob("*.tar") if _SHARD_NAME.fullmatch(path.name))
+    """Return the tars and refs of a folder in name order, one a shard; temporary names are not among them."""
+    found = {path.stem: path for suffix in ("ref", "tar") for path in Path(directory).glob(f"*.{suffix}")}
+    return [path for stem, path in sorted(found.items()) if SHARD_NUMBER.fullmatch(stem)]
 
 
-def read_samples(tar_path: Path, on_error: Callable[[RecordError], None] | None = None) -> Iterator[Sample]:
-    """Yield a shard's samples in the tar's order; pictures are not decoded.
+def read_samples(path: Path, on_error: Callable[[RecordError], None] | None = None) -> Iterator[Sample]:
+    """Yield a shard's samples, a tar's in its order; pictures are not decoded.
 
-    What cannot be read goes to `on_error` and the rest is still yielded; without `on_error` it raises
-    ValueError. A truncated tar keeps its good prefix: the first missing sample is reported with reason
-    `truncated`.
+    What cannot be read goes to `on_error` and the rest is still yielded; without `on_error` it raises ValueError. A
+    truncated tar keeps its good prefix; the damage is told for each row whose sample it cost, or, where it cost none,
+    for the tar itself (bodies.TAR_KEY). Raises OSError where a store or server fails in a way that
+    may pass (time-outs, broken connections): that is no fault of the records.
     """
 
-    def report(key: str, reason: str, detail: str) -> None:
+    def report(error: RecordError) -> None:
         if on_error is None:
-            raise ValueError(f"{tar_path}: {key or 'tar'}: {reason}: {detail}")
-        on_error(RecordError(key, reason, detail))
+            raise ValueError(f"{path}: {error.key}: {error.reason}: {error.detail}")
+        on_error(error)
 
-    seen: set[str] = set()
-    for key, parts, problem in _read_groups(Path(tar_path)):
-        if problem is not None:
-            report(key, *problem)
-            continue
-        if key in seen:
-            report(key, "duplicate_key", "the tar holds this key more than once; the first is taken")
-            continue
-        seen.add(key)
-        image = next((parts[extension] for extension in IMAGE_EXTENSIONS if extension in parts), None)
-        if image is None:
-            report(key, "no_image", f"only {sorted(parts)}")
-            continue
-        if "txt" not in parts:
-            report(key, "no_caption", f"only {sorted(parts)}")
-            continue
-        try:
-            caption = parts["txt"].decode("utf-8")
-            meta = json.loads(parts["json"].decode("utf-8")) if "json" in parts else {}
-        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
-            report(key, "bad_text", str(error))
-            continue
-        yield Sample(key, image, caption, meta)
+    return read_body(Path(path), report)
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """Return the parquet rows of a shard, given its parquet or its tar."""
+    """Return the parquet rows of a shard; where there is no parquet, rows made from what its tar holds."""
     parquet = Path(path).with_suffix(".parquet")
-    if not parquet.is_file():
-        raise ValueError(f"{parquet} is missing: a shard needs its parquet beside its tar")
-    return pd.read_parquet(parquet)
+    if parquet.is_file():
+        return pd.read_parquet(parquet)
+    if not any(parquet.with_suffix(suffix).exists() for suffix in (".tar", ".ref")):
+        raise ValueError(f"{parquet} is missing, and so is its tar: there is no such shard")
+    return rebuild_rows(parquet, "no_parquet: the row was made from the tar")
+
+
+def iter_rows(directory: Path, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+    """Yield the rows of a folder a shard at a time, in its parquet's order, with the column `shard` (its digits).
+
+    Of `columns`, where given, those that a shard lacks are null. Raises ValueError where there are no shards.
+    """
+    shards = list_shards(directory)
+    if not shards:
+        raise ValueError(f"{directory} holds no shards (NNNNN.tar or NNNNN.ref with NNNNN.parquet)")
+    for path in shards:
+        rows = read_rows(path) if columns is None else _read_columns(path, columns)
+        yield rows.assign(shard=path.stem)
 
 
 def read_all_rows(directory: Path) -> pd.DataFrame:
-    """Return the rows of all shards of a folder, in key order, with the column `shard` (five digits)
-    added.
-    """
-    frames = [read_rows(tar).assign(shard=tar.stem) for tar in list_shards(directory)]
-    if not frames:
-        raise ValueError(f"{directory} holds no shards (NNNNN.tar with NNNNN.parquet)")
-    return pd.concat(frames, ignore_index=True).sort_values("key", kind="stable", ignore_index=True)
+    """Return the rows of all shards of a folder, in key order, with the column `shard`. `iter_rows` needs less memory."""
+    table = pd.concat(list(iter_rows(directory)), ignore_index=True)
+    return table.sort_values("key", kind="stable", ignore_index=True)
 
 
 def read_many(directory: Path, keys: Sequence[str]) -> dict[str, Sample]:
-    """Return the samples of `keys` from a folder of shards. Raises ValueError naming the keys that are not
-    there.
+    """Return the samples of `keys` from a folder of shards, opening those alone that hold one. Raises ValueError
+    naming the keys that are not there.
     """
     wanted = set(keys)
     found: dict[str, Sample] = {}
-    manifest = Path(directory) / MANIFEST_NAME
-    shards = list_shards(directory)
-    if manifest.is_file():
-        names = set(read_manifest(directory).query("key in @wanted")["shard"])
-        shards = [tar for tar in shards if tar.stem in names]
-    else:
-        # A raw shard's number is the head of its keys: look there first.
-        heads = {key[:NUM_SHARD_DIGITS] for key in wanted}
-        shards.sort(key=lambda tar: tar.stem not in heads)
-    for tar in shards:
+    for path in _find_shards(Path(directory), wanted):
         if len(found) == len(wanted):
             break
-        for sample in read_samples(tar, on_error=lambda error: None):  # what is missing is reported below
-            if sample.key in wanted:
-                found[sample.key] = sample
+        # what is missing is reported below
+        for sample in read_body(path, lambda error: None, wanted):
+            found[sample.key] = sample
+            if len(found) == len(wanted):
+                break
     missing = sorted(wanted - found.keys())
     if missing:
         raise ValueError(f"{directory}: {len(missing)} keys have no readable sample, first {missing[:3]}")
@@ -236,35 +220,24 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-def _read_groups(tar_path: Path) -> Iterator[tuple[str, dict[str, bytes], tuple[str, str] | None]]:
-    """Yield (key, extension -> bytes, problem) for each run of members that share a key."""
-    key, parts = "", {}
-    try:
-        with tarfile.open(tar_path, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                name = posixpath.normpath(member.name)
-                if name.startswith(("/", "../")):
-                    yield "", {}, ("bad_path", f"member {member.name!r} points out of the tar")
-                    continue
-                member_key, _, extension = posixpath.basename(name).partition(".")
-                if member_key != key:
-                    if parts:
-                        yield key, parts, None
-                    key, parts = member_key, {}
-                file = tar.extractfile(member)
-                assert file is not None
-                parts[extension.lower()] = file.read()
-            # tarfile takes a file that is cut between two members for whole: a whole one ends in blocks of
-            # zeros.
-            assert tar.fileobj is not None
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                yield key, {}, ("truncated", "the tar has no end")
-                return
-    except (tarfile.TarError, EOFError, OSError) as error:
-        yield key, {}, ("truncated", f"{type(error).__name__}: {error}")
+def _find_shards(directory: Path, wanted: set[str]) -> Iterator[Path]:
+    """Yield the shards that may hold one of `wanted`: by manifest, by the head of a raw key, else by their parquets."""
+    shards = list_shards(directory)
+    if (directory / MANIFEST_NAME).is_file():
+        names = set(read_manifest(directory).query("key in @wanted")["shard"])
+        yield from (path for path in shards if path.stem in names)
         return
-    if parts:
-        yield key, parts, None
+    heads = {key[:length] for length in {len(path.stem) for path in shards} for key in wanted}
+    yield from (path for path in shards if path.stem in heads)
+    for path in shards:
+        if path.stem not in heads and _read_columns(path, ["key"])["key"].isin(wanted).any():
+            yield path
+
+
+def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Return some columns of a shard's rows without reading the others; those that it lacks are null."""
+    parquet = path.with_suffix(".parquet")
+    if not parquet.is_file():
+        return read_rows(path).reindex(columns=list(columns))
+    present = [column for column in columns if column in pq.read_schema(parquet).names]
+    return pd.read_parquet(parquet, columns=present).reindex(columns=list(columns))

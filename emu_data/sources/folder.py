@@ -1,83 +1,101 @@
-"""A folder of pictures with their captions beside them (NAME.jpg with NAME.txt), packed into shards."""
+"""A folder of pictures with captions beside them: NAME.jpg with NAME.txt, at any depth and any fsspec address."""
 
-import hashlib
-import io
-import sys
+import posixpath
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pandas as pd
-from PIL import Image
-from tqdm import tqdm
 
+from emu_data.addresses import Options, fetch, full_address, join, open_filesystem
+from emu_data.bodies import FILES_AT_ONCE
 from emu_data.files import atomic_dir
-from emu_data.records import (
-    IMAGE_EXTENSIONS,
-    RAW_COLUMNS,
-    STATUS_FAILED,
-    STATUS_SUCCESS,
-    DecodeError,
-    Sample,
-    image_extension,
-    make_key,
-)
-from emu_data.shards import write_shard
+from emu_data.records import IMAGE_EXTENSIONS
 from emu_data.sources import check_target, write_origin
+from emu_data.sources.loose import write_loose_shards
 
 SOURCE = "folder"
+MAX_CAPTION_BYTES = 64 * 1024  # a longer text is no caption; chosen here
 
 
-def pack_folder(folder: Path, out: Path, samples_per_shard: int = 1000, progress: bool = True) -> int:
-    """Write the pictures under `folder` as shards into `out` (replaced if it was made from a folder); return
-    their number.
+def register_folder(
+    address: str,
+    out: Path,
+    copy: bool = False,
+    options: Options | None = None,
+    samples_per_shard: int = 1000,
+    progress: bool = True,
+) -> int:
+    """Put the pictures under `address` as shards into `out` (replaced if a source made it); return their number.
 
-    Bytes are kept as they are, in the order of the relative paths, which become the column `url`. A picture
-    without a readable caption, or a file that is no picture, has a row with the reason and no sample. Raises
-    ValueError where there are no pictures at all, or `out` holds another corpus.
+    Folder by folder in the order of names; paths relative to `address` become the column `url`. A picture without a
+    readable caption has a row with the reason. Pictures are referred to, or packed where `copy`. Raises ValueError
+    where there are none, or `out` holds shards that no source made.
     """
-    folder = Path(folder)
-    check_target(out, SOURCE)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
-    if not paths:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(IMAGE_EXTENSIONS)})")
-    bar = tqdm(paths, desc="packing", unit="picture", disable=not progress, file=sys.stderr)
-    rows: list[dict[str, Any]] = []
-    samples: list[Sample] = []
+    options = options or {}
+    base = full_address(address)
+    check_target(out)
     with atomic_dir(out) as target:
-        write_origin(target, SOURCE, folder.name)
-        for number, path in enumerate(bar):
-            shard, index = divmod(number, samples_per_shard)
-            row, data = _read(path, folder, make_key(shard, index))
-            rows.append(row)
-            if row["status"] == STATUS_SUCCESS:
-                samples.append(Sample(row["key"], data, row["caption"], row))
-            if index == samples_per_shard - 1 or number == len(paths) - 1:
-                write_shard(target, shard, samples, _typed(rows))
-                rows, samples = [], []
-    return len(paths)
+        write_origin(target, SOURCE, base)
+        chunks = _read_chunks(base, options, samples_per_shard)
+        num_rows = write_loose_shards(chunks, base, target, options, copy, samples_per_shard, progress)
+        if not num_rows:
+            raise ValueError(f"{address} holds no pictures ({', '.join(IMAGE_EXTENSIONS)})")
+    return num_rows
 
 
-def _read(path: Path, folder: Path, key: str) -> tuple[dict[str, Any], bytes]:
-    row: dict[str, Any] = dict.fromkeys(RAW_COLUMNS)
-    row |= {"url": path.relative_to(folder).as_posix(), "key": key, "status": STATUS_FAILED}
-    data = path.read_bytes()
-    row["sha256"] = hashlib.sha256(data).hexdigest()
+def iter_pictures(base: str, options: Options) -> Iterator[tuple[str, bool]]:
+    """Yield each picture's path below `base`, and whether a caption lies beside it."""
+    filesystem, root = open_filesystem(base, options)
+    is_web = base.startswith(("http://", "https://"))  # whose listings are links, so quoted
+    for folder, folders, names in filesystem.walk(root):
+        folders.sort()
+        inside = folder[len(root.rstrip("/")) :].strip("/")
+        known = set(names)
+        for name in sorted(names):
+            stem, extension = posixpath.splitext(name)
+            if extension.lower().lstrip(".") in IMAGE_EXTENSIONS:
+                path = posixpath.join(inside, name)
+                yield unquote(path) if is_web else path, f"{stem}.txt" in known
+
+
+def _read_chunks(base: str, options: Options, size: int) -> Iterator[pd.DataFrame]:
+    rows: list[dict[str, Any]] = []
+    waiting: list[tuple[str, bool]] = []
+    for picture in iter_pictures(base, options):
+        waiting.append(picture)
+        if len(waiting) == FILES_AT_ONCE or len(rows) + len(waiting) == size:
+            rows += _read_captions(waiting, base, options)
+            waiting = []
+        if len(rows) == size:
+            yield pd.DataFrame(rows)
+            rows = []
+    rows += _read_captions(waiting, base, options)
+    if rows:
+        yield pd.DataFrame(rows)
+
+
+def _read_captions(pictures: list[tuple[str, bool]], base: str, options: Options) -> list[dict[str, Any]]:
+    files = [posixpath.splitext(path)[0] + ".txt" for path, _ in pictures]
+    asked = [join(base, file) for file, (_, has_caption) in zip(files, pictures, strict=True) if has_caption]
+    texts = iter(fetch(asked, options, MAX_CAPTION_BYTES + 1))
+    rows = []
+    for (path, has_caption), file in zip(pictures, files, strict=True):
+        caption, problem = None, f"no_caption: {file} is missing"
+        if has_caption:
+            caption, problem = _read_caption(next(texts), file)
+        rows.append({"url": path, "caption": caption, "error_message": problem})
+    return rows
+
+
+def _read_caption(data: bytes | Exception, file: str) -> tuple[str | None, str | None]:
+    """Return the caption, or what is wrong with it."""
+    if isinstance(data, Exception):
+        return None, f"no_caption: {file}: {type(data).__name__}: {data}"
+    if len(data) > MAX_CAPTION_BYTES:
+        return None, f"bad_text: {file} is longer than {MAX_CAPTION_BYTES} bytes"
     try:
-        row["caption"] = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
-        image_extension(data)
-        row["width"], row["height"] = Image.open(io.BytesIO(data)).size
-    except FileNotFoundError:
-        row["error_message"] = f"no caption: {path.with_suffix('.txt').name} is missing"
+        return data.decode("utf-8").strip(), None
     except UnicodeDecodeError as error:
-        row["error_message"] = f"the caption is no UTF-8: {error}"
-    except DecodeError as error:
-        row["error_message"] = f"{error.reason}: {error}"
-    else:
-        row |= {"original_width": row["width"], "original_height": row["height"], "status": STATUS_SUCCESS}
-    return row, data
-
-
-def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    counts = ["width", "height", "original_width", "original_height"]
-    text = [column for column in RAW_COLUMNS if column not in counts]
-    return pd.DataFrame(rows).astype({**dict.fromkeys(text, "string"), **dict.fromkeys(counts, "Int64")})
+        return None, f"bad_text: {file} is no UTF-8: {error}"

@@ -142,7 +142,7 @@ def build_demo_corpus(
     unknown = sorted(set(config.styles) - STYLES.keys())
     if unknown or not config.styles or not config.subjects:
         raise ValueError(f"the demo corpus needs subjects, and styles out of {sorted(STYLES)}; unknown: {unknown}")
-    check_target(out, SOURCE)
+    check_target(out)
     styles = [STYLES[name] for name in config.styles]
     packages = {style.package.spec: style.package for style in styles} | {NAMES_PACKAGE.spec: NAMES_PACKAGE}
     bar = {"desc": "demo packages", "unit": "package", "disable": not progress, "file": sys.stderr}

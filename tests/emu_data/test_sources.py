@@ -17,7 +17,7 @@ from emu_data.records import RAW_COLUMNS, decode_rgb
 from emu_data.shards import list_shards, read_all_rows, read_many, read_samples, write_shard
 from emu_data.sources import npm, packages
 from emu_data.sources.damage import DamageShares
-from emu_data.sources.folder import pack_folder
+from emu_data.sources.folder import register_folder
 from emu_data.sources.img2dataset import register_shards
 from emu_data.sources.npm import Package, PackageUnavailable, fetch_package
 from emu_data.sources.packages import DemoCorpusConfig, build_demo_corpus, read_subjects
@@ -152,7 +152,7 @@ def test_same_config_gives_same_bytes_and_another_seed_does_not(cache: Path, cor
 def test_another_corpus_is_not_overwritten(cache: Path, tmp_path: Path) -> None:
     samples = [{"key": "000000000", "status": "failed_to_download"}]
     write_shard(tmp_path / "raw", 0, [], pd.DataFrame(samples))
-    with pytest.raises(ValueError, match="another corpus"):
+    with pytest.raises(ValueError, match="not registered here"):
         build_demo_corpus(tmp_path / "raw", tmp_path / "damage.parquet", make_config(), cache, progress=False)
     assert len(list_shards(tmp_path / "raw")) == 1
 
@@ -201,7 +201,8 @@ def test_tarball_with_a_wrong_digest_is_fetched_again(tmp_path: Path, monkeypatc
     assert os.listdir(cache) == []
 
 
-def test_folder_of_pictures_with_captions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("copy", [False, True])
+def test_folder_of_pictures_with_captions(tmp_path: Path, copy: bool) -> None:
     source = tmp_path / "pictures"
     (source / "deep").mkdir(parents=True)
     for index, name in enumerate(["a", "deep/b", "c", "d", "e"]):
@@ -210,36 +211,28 @@ def test_folder_of_pictures_with_captions(tmp_path: Path) -> None:
     (source / "c.txt").unlink()
     (source / "d.txt").write_bytes(b"\xff\xfe\xfa")
     (source / "e.png").write_bytes(b"no picture")
-    for _ in range(2):  # packing again replaces
-        assert pack_folder(source, tmp_path / "raw", samples_per_shard=2, progress=False) == 5
+    for _ in range(2):  # registering again replaces
+        assert register_folder(str(source), tmp_path / "raw", copy, samples_per_shard=2, progress=False) == 5
+    shards = list_shards(tmp_path / "raw")
+    assert [path.name for path in shards] == [f"0000{i}.{'tar' if copy else 'ref'}" for i in range(3)]
     rows = read_all_rows(tmp_path / "raw").set_index("url")
-    assert len(list_shards(tmp_path / "raw")) == 3
-    assert dict(rows["caption"].dropna()) == {
-        "a.png": "caption of a",
-        "deep/b.png": "caption of deep/b",
-        "e.png": "caption of e",
-    }
+    assert dict(rows["caption"].dropna()) == {f"{name}.png": f"caption of {name}" for name in ["a", "e", "deep/b"]}
+    assert dict(rows["width"].dropna()) == {"a.png": 9, "deep/b.png": 9}
     failed = rows[rows["status"] != "success"]["error_message"]
-    assert [name for name, reason in failed.items() if reason] == ["c.png", "d.png", "e.png"]
-    assert "c.txt is missing" in failed["c.png"]
-    samples = [sample for tar in list_shards(tmp_path / "raw") for sample in read_samples(tar)]
+    assert [name for name in failed.index] == ["c.png", "d.png", *(["e.png"] if copy else [])]
+    assert failed["c.png"] == "no_caption: c.txt is missing"
+    assert failed["d.png"].startswith("bad_text: d.txt is no UTF-8")
+    samples = [sample for path in shards for sample in read_samples(path) if sample.image != b"no picture"]
     assert [sample.caption for sample in samples] == ["caption of a", "caption of deep/b"]
     with pytest.raises(ValueError, match="no pictures"):
-        pack_folder(tmp_path / "raw", tmp_path / "other", progress=False)
+        register_folder(str(tmp_path / "raw"), tmp_path / "other", progress=False)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("copy", [False, True])
 def test_shards_of_img2dataset_are_registered_as_they_are(corpus: Path, tmp_path: Path, copy: bool) -> None:
-    num_shards = register_shards(corpus / "raw", tmp_path / "raw", copy=copy)
+    num_shards = register_shards(str(corpus / "raw"), tmp_path / "raw", copy=copy, progress=False)
     assert num_shards == len(list_shards(tmp_path / "raw")) == len(list_shards(corpus / "raw"))
     pd.testing.assert_frame_equal(read_all_rows(tmp_path / "raw"), read_all_rows(corpus / "raw"))
     ours, theirs = tmp_path / "raw" / "00000.tar", corpus / "raw" / "00000.tar"
     assert ours.samefile(theirs) == (not copy)
-
-
-def test_shard_without_its_parquet_is_refused(corpus: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    register_shards(corpus / "raw", source)
-    (source / "00001.parquet").unlink()
-    with pytest.raises(ValueError, match="00001.parquet is missing"):
-        register_shards(source, tmp_path / "raw")
