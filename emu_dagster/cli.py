@@ -47,6 +47,28 @@ def profile(name: Annotated[str, typer.Argument(help="a file of profiles/, witho
 
 
 @app.command()
+def ingest(
+    address: Annotated[str, typer.Argument(help="a folder, a table's file, or any fsspec address of one")],
+    kind: Annotated[str | None, typer.Option(help="img2dataset, folder or table; found out if not given")] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="bring the pictures into data/raw")] = False,
+    image_column: Annotated[str | None, typer.Option(help="a table's column of paths or URLs")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="a table's column of captions")] = None,
+    base: Annotated[str | None, typer.Option(help="what a table's paths are below; else its own folder")] = None,
+) -> None:
+    """Register a corpus: find out what it is, and write it into params.yaml as raw_corpus. Nothing is copied yet."""
+    from emu_dagster.corpora import ingest as write_params
+    from emu_dagster.params import read_params
+    from emu_data.sources.detect import find_corpus
+
+    root = project_root()
+    options = read_params(root / "params.yaml").raw_corpus.storage_options
+    corpus = find_corpus(address, kind, options, image_column, caption_column, base)
+    write_params(root, corpus, copy, options)
+    print(f"{corpus.source} at {corpus.path}", *corpus.told, sep="\n  ")
+    print("params.yaml: raw_corpus reads it now; next: emu materialize raw_corpus")
+
+
+@app.command()
 def generate(
     prompt: str,
     num: Annotated[int, typer.Option(min=1, help="pictures")] = 4,

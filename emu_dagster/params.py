@@ -28,10 +28,20 @@ class Damage(Section):
 
 
 class RawCorpus(Section):
-    """source `packages` makes the demo corpus; `img2dataset` and `folder` read from `path`."""
+    """source `packages` makes the demo corpus; `img2dataset`, `folder` and `table` read from `path`, any fsspec address
+    (docs/data.md; `emu ingest` writes these entries).
 
-    source: Literal["packages", "img2dataset", "folder"]
+    copy: bring the pictures here instead of referring to them. storage_options: protocol -> fsspec's options, no
+    secrets. image_column, caption_column, base: of a table; null finds the usual names, and the table's folder.
+    """
+
+    source: Literal["packages", "img2dataset", "folder", "table"]
     path: str | None = None
+    copy_files: bool = Field(default=False, alias="copy")
+    storage_options: dict[str, dict[str, Any]] = {}
+    image_column: str | None = None
+    caption_column: str | None = None
+    base: str | None = None
     subjects: dict[str, list[dict[str, str]]] = {}
     num_subjects_per_concept: Count | None = None
     styles: list[str] = []

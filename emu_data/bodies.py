@@ -29,7 +29,7 @@ def write_ref(directory: Path, name: str, where: Mapping[str, str], options: Opt
 
 
 def read_body(path: Path, report: Report, wanted: Container[str] | None = None) -> Iterator[Sample]:
-    """Yield the samples of a shard, or those of the keys `wanted`; what cannot be read is reported (shards.read_samples).
+    """Yield the samples of a shard, or those of the keys `wanted`; report what cannot be read (shards.read_samples).
 
     Raises ValueError where a .ref is none.
     """

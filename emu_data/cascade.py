@@ -17,6 +17,7 @@ import pandas as pd
 
 from emu_data.engine import Failure, Guard, run_shards
 from emu_data.files import write_parquet
+from emu_data.quarantine import unlisted_rows
 from emu_data.records import STATUS_SUCCESS, Decoded, DecodeError, RecordError, Sample, decode_rgb
 from emu_data.shards import read_rows, read_samples
 from emu_data.signals import Signal
@@ -65,6 +66,8 @@ def read_values(raw_dir: Path, shard_names: Sequence[str], signals: Sequence[Sig
     frames = []
     for name in shard_names:
         rows = read_rows(Path(raw_dir) / f"{name}.parquet").astype({"key": "string"})
+        if (unlisted := _unlisted_file(out_dir, name)).is_file():
+            rows = pd.concat([rows, pd.read_parquet(unlisted)], ignore_index=True).astype({"key": "string"})
         frame = rows.reindex(columns=list(ROW_COLUMNS)).assign(shard=name)
         error = pd.Series(pd.NA, index=frame["key"], dtype="string")
         for signal in signals:
@@ -88,6 +91,11 @@ def _signal_file(out_dir: Path, signal: Signal, shard: str) -> Path:
     return Path(out_dir) / f"{signal.name}@{signal.version}" / f"{shard}.parquet"
 
 
+def _unlisted_file(out_dir: Path, shard: str) -> Path:
+    """Rows for what the shard's tar holds beyond its parquet."""
+    return Path(out_dir) / "unlisted" / f"{shard}.parquet"
+
+
 def _missing(shard: str, signals: Sequence[Signal], out_dir: Path) -> list[Signal]:
     return [signal for signal in signals if not _signal_file(out_dir, signal, shard).is_file()]
 
@@ -97,7 +105,13 @@ def _measure_shard(raw_dir: Path, signals: Sequence[Signal], out_dir: Path, shar
     rows = read_rows(raw_dir / f"{shard}.parquet")
     expected = set(rows.loc[rows["status"] == STATUS_SUCCESS, "key"])
     tar_errors: list[RecordError] = []
-    samples = [s for s in read_samples(raw_dir / f"{shard}.tar", tar_errors.append) if s.key in expected]
+    found = list(read_samples(raw_dir / f"{shard}.tar", tar_errors.append))
+    unlisted = unlisted_rows(raw_dir / f"{shard}.tar", rows, [sample.key for sample in found], tar_errors)
+    if len(unlisted):
+        write_parquet(_unlisted_file(out_dir, shard), unlisted)
+    else:
+        _unlisted_file(out_dir, shard).unlink(missing_ok=True)
+    samples = [sample for sample in found if sample.key in expected]
     names = tuple(signal.name for signal in missing)
     results = guard.map([(names, sample) for sample in samples], BATCH)
     values = {sample.key: result for sample, result in zip(samples, results, strict=True)}

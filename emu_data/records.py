@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 # img2dataset's columns after the input columns, in its order.
 RAW_COLUMNS = (
@@ -111,10 +111,11 @@ def image_extension(data: bytes) -> str:
 
 def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode to 8-bit RGB: transparency laid on white, 16-bit grey scaled (Pillow's own conversion clips it
-    to white), CMYK and palettes converted, EXIF rotation applied.
+    to white), CMYK converted by the profile that it brings, palettes converted, EXIF rotation applied.
 
-    Raises DecodeError with `reason` too_large (more than `max_pixels`, told from the header), animated (more
-    than one frame: which one the caption means is unknown), unsupported (floating point) or corrupt (all else).
+    Raises DecodeError with `reason` too_large (more than `max_pixels`, told from the header), animated (more than one
+    frame: which one the caption means is unknown), unsupported (floating point, CMYK without a profile) or corrupt
+    (anything else).
     """
     image = _open(data)
     width, height = image.size
@@ -154,6 +155,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DecodeError("unsupported", "floating-point pixels have no agreed range")
+    if image.mode == "CMYK":
+        # Pillow's own conversion knows no ink: it takes four channels for light, and colours come out garish.
+        profile = image.info.get("icc_profile")
+        if not profile:
+            raise DecodeError("unsupported", "CMYK without a colour profile: what its inks look like is unknown")
+        ink, light = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, ink, light, outputMode="RGB")
+        assert converted is not None  # None is for inPlace
+        return converted
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

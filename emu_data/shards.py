@@ -120,7 +120,7 @@ def iter_rows(directory: Path, columns: Sequence[str] | None = None) -> Iterator
 
 
 def read_all_rows(directory: Path) -> pd.DataFrame:
-    """Return the rows of all shards of a folder, in key order, with the column `shard`. `iter_rows` needs less memory."""
+    """Return the rows of all shards of a folder, in key order, with `shard`; `iter_rows` needs less memory."""
     table = pd.concat(list(iter_rows(directory)), ignore_index=True)
     return table.sort_values("key", kind="stable", ignore_index=True)
 

@@ -19,8 +19,8 @@ def list_shard_groups(layout: Layout, params: Params) -> dict[str, list[str]]:
 
     size = params.filter_ledger.shards_per_group
     groups: dict[str, list[str]] = {}
-    for tar in list_shards(layout.raw):
-        groups.setdefault(f"{int(tar.stem) // size:05d}", []).append(tar.stem)
+    for shard in list_shards(layout.raw):
+        groups.setdefault(f"{int(shard.stem) // size:05d}", []).append(shard.stem)
     return groups
 
 
@@ -34,26 +34,38 @@ def register_shard_groups(instance: dg.DagsterInstance, layout: Layout, params: 
     return groups
 
 
-@dg.asset(**facts("raw_corpus", GROUP, {"webdataset"}, [], ["emu_data/sources", "emu_data/shards.py"]))
+@dg.asset(
+    **facts(
+        "raw_corpus",
+        GROUP,
+        {"webdataset"},
+        [],
+        [
+            f"emu_data/{name}"
+            for name in ("sources", "shards.py", "bodies.py", "tars.py", "addresses.py", "quarantine.py")
+        ],
+    )
+)
 def raw_corpus(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.MaterializeResult:
     """The image-text pairs as they came, in img2dataset's layout; never changed afterwards.
 
     By default the demo corpus: drawings of common things in three styles from package registries, a written share of
-    them damaged on arrival.
+    them damaged on arrival. `emu ingest ADDRESS` puts a corpus of yours in its place (docs/data.md).
     """
-    from emu_dagster.corpora import read_corpus
+    from emu_dagster.corpora import first_images, read_corpus
     from emu_dagster.pictures import contact_sheet
-    from emu_data.shards import read_all_rows, read_images
+    from emu_data.shards import iter_rows
 
     with recorder.open(context) as record:
         read_corpus(record.params.raw_corpus, record.layout)
         groups = register_shard_groups(context.instance, record.layout, record.params)
-        rows = read_all_rows(record.layout.raw)
-        arrived = rows[rows["status"] == "success"]
-        shown = arrived.head(40)
-        sheet = contact_sheet(read_images(record.layout.raw, shown["key"].tolist(), 96), shown["caption"].tolist())
+        num_rows = num_images = 0
+        for rows in iter_rows(record.layout.raw, ["status"]):
+            num_rows, num_images = num_rows + len(rows), num_images + int((rows["status"] == "success").sum())
+        images, captions = first_images(record.layout.raw, num=40, size=96)
+        sheet = contact_sheet(images, captions)
         return record.result(
-            {"num_rows": len(rows), "num_images": len(arrived), "num_shard_groups": len(groups)},
+            {"num_rows": num_rows, "num_images": num_images, "num_shard_groups": len(groups)},
             pictures={"contact_sheet": sheet},
         )
 
@@ -101,7 +113,8 @@ def filter_ledger(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.M
     from emu_data.cascade import measure_group, read_values
     from emu_data.files import file_sha256, fingerprint
     from emu_data.ledger import check_conserved, decide, funnel, write_ledger
-    from emu_data.shards import read_images, read_rows
+    from emu_data.records import STATUS_UNLISTED
+    from emu_data.shards import list_shards, read_images, read_rows
 
     with recorder.open(context) as record:
         layout = record.layout
@@ -112,10 +125,12 @@ def filter_ledger(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.M
             read_values(layout.raw, shards, signals, layout.signals),
             row_policy(record.params.filter_ledger.policy),
         )
-        check_conserved(ledger, sum(len(read_rows(layout.raw / f"{s}.parquet")) for s in shards))
+        num_unlisted = int((ledger["status"] == STATUS_UNLISTED).sum())  # in a tar, and in no parquet
+        check_conserved(ledger, sum(len(read_rows(layout.raw / f"{s}.parquet")) for s in shards) + num_unlisted)
         write_ledger(layout.ledger, ledger)
+        present = {shard.stem for shard in list_shards(layout.raw)}
         for file in layout.ledger.glob("*.parquet"):  # rows of an earlier corpus would be counted with this one's
-            if not (layout.raw / f"{file.stem}.tar").is_file():
+            if file.stem not in present:
                 file.unlink()
         counts = funnel(Counter(ledger["first_failed_gate"]))
         rejected = ledger[~ledger["kept"] & (ledger["first_failed_gate"] != "readable")].head(40)

@@ -150,36 +150,39 @@ def _may_have_twins(parquet: Path) -> bool:
 
 
 def _separate_twins(target: Path, names: Sequence[str]) -> bool:
-    """Give each later row of a key, by shard and place, a key of its own and quarantine it; return if there were any."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".twins-") as folder:
-        with duckdb.connect(f"{folder}/keys.duckdb") as database:
-            database.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
-            database.execute("CREATE TABLE keys (shard VARCHAR, row BIGINT, key VARCHAR)")
-            for name in names:
-                keys = pq.read_table(target / f"{name}.parquet", columns=["key"])["key"]
-                shard = pa.table({"row": pa.array(range(len(keys)), pa.int64()), "key": keys})
-                database.register("shard", shard)
-                database.execute("INSERT INTO keys SELECT ?, row, key FROM shard", [name])
-                database.unregister("shard")
-            found = database.execute(
-                "WITH twins AS (SELECT key FROM keys GROUP BY key HAVING count(*) > 1) "
-                "SELECT shard, row, key, row_number() OVER (PARTITION BY key ORDER BY shard, row) AS number, "
-                "first_value(shard) OVER (PARTITION BY key ORDER BY shard, row) AS first "
-                "FROM keys SEMI JOIN twins USING (key) QUALIFY number > 1 ORDER BY shard, row"
-            )
-            changes: dict[int, tuple[str, str]] = {}
-            shard_name, has_any = "", False
-            while True:
-                row = found.fetchone()
-                if changes and (row is None or row[0] != shard_name):
-                    parquet = target / f"{shard_name}.parquet"
-                    _quarantine(parquet, pq.read_table(parquet, columns=["key"])["key"], changes)
-                    changes = {}
-                if row is None:
-                    return has_any
-                shard_name, index, key, number, first = row
-                changes[index] = (f"{key}~{number}", f"duplicate_key: shard {first} has a row of key {key} already")
-                has_any = True
+    """Give each later row of a key, by shard and place, a key of its own and quarantine it.
+
+    Returns whether there were any. The keys go through a database on disk, so that memory stays flat.
+    """
+    has_any = False
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".twins-") as folder,
+        duckdb.connect(f"{folder}/keys.duckdb") as database,
+    ):
+        database.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+        database.execute("CREATE TABLE keys (shard VARCHAR, row BIGINT, key VARCHAR)")
+        for name in names:
+            keys = pq.read_table(target / f"{name}.parquet", columns=["key"])["key"]
+            database.register("shard", pa.table({"row": pa.array(range(len(keys)), pa.int64()), "key": keys}))
+            database.execute("INSERT INTO keys SELECT ?, row, key FROM shard", [name])
+            database.unregister("shard")
+        database.execute(
+            "CREATE TABLE later AS "
+            "WITH twins AS (SELECT key FROM keys GROUP BY key HAVING count(*) > 1) "
+            "SELECT shard, row, key, row_number() OVER (PARTITION BY key ORDER BY shard, row) AS number, "
+            "first_value(shard) OVER (PARTITION BY key ORDER BY shard, row) AS first "
+            "FROM keys SEMI JOIN twins USING (key) QUALIFY number > 1"
+        )
+        for (name,) in database.execute("SELECT DISTINCT shard FROM later").fetchall():
+            found = database.execute("SELECT row, key, number, first FROM later WHERE shard = ?", [name]).fetchall()
+            changes = {
+                row: (f"{key}~{number}", f"duplicate_key: shard {first} has a row of key {key} already")
+                for row, key, number, first in found
+            }
+            parquet = target / f"{name}.parquet"
+            _quarantine(parquet, pq.read_table(parquet, columns=["key"])["key"], changes)
+            has_any = True
+    return has_any
 
 
 def _quarantine(parquet: Path, keys: pa.ChunkedArray, changes: dict[int, tuple[str, str]]) -> None:

@@ -1,4 +1,6 @@
 import io
+import itertools
+import struct
 
 import numpy as np
 import pytest
@@ -34,14 +36,42 @@ def test_transparent_pixels_become_white() -> None:
         assert (decoded[:, :4] == (255, 0, 0)).all()
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "RGB", "LA"])
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGB", "LA"])
 def test_every_usual_mode_becomes_rgb(mode: str) -> None:
-    format_name = "JPEG" if mode == "CMYK" else "PNG"
     image = Image.fromarray((gradient() * 255).astype(np.uint8)).convert("RGB").convert(mode)
-    decoded = decode_rgb(encode(image, format_name))
+    decoded = decode_rgb(encode(image, "PNG"))
     assert decoded.mode == "RGB"
     assert decoded.size == (32, 32)
     assert np.asarray(decoded)[:, -1].mean() > np.asarray(decoded)[:, 0].mean()
+
+
+def write_ink_profile() -> bytes:
+    """An ICC profile (v2) of an imagined press: a table of 2 x 2 x 2 x 2 inks in CIELAB, 8 bits each."""
+    table = bytearray()
+    for inks in itertools.product((0, 1), repeat=4):
+        cyan, magenta, yellow, black = inks
+        lightness = 0 if black else 100 - 20 * (cyan + magenta + yellow)
+        table += bytes((lightness * 255 // 100, 128 + 50 * magenta - 40 * cyan, 128 + 50 * yellow - 30 * cyan))
+    identity = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    curve = bytes(range(256))
+    tag = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + identity + curve * 4 + bytes(table) + curve * 3
+    head = struct.pack(">4sI4s4s4s", b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab ") + bytes(12) + b"acsp"
+    head = (head + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)).ljust(124, b"\0")
+    tags = struct.pack(">I4sII", 1, b"A2B0", 144, len(tag))
+    return struct.pack(">I", 144 + len(tag)) + head + tags + tag
+
+
+def test_inks_become_colours_by_their_profile_and_are_refused_without() -> None:
+    image = Image.new("CMYK", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 255, 0), (4, 0, 8, 8))
+    data = encode(image, "JPEG", icc_profile=write_ink_profile(), quality=95)
+    paper, yellow = (np.asarray(decode_rgb(data))[4, x].astype(int) for x in (1, 6))
+    assert paper.min() > 245
+    assert yellow[2] < 130 < yellow[0]
+    assert yellow[0] < 240  # no light of full strength, as the plain conversion makes it
+    for broken in (encode(image, "JPEG"), encode(image, "JPEG", icc_profile=b"none")):
+        with pytest.raises(DecodeError):
+            decode_rgb(broken)
 
 
 def test_rotation_by_exif_is_applied() -> None:

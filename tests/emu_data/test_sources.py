@@ -219,7 +219,7 @@ def test_folder_of_pictures_with_captions(tmp_path: Path, copy: bool) -> None:
     assert dict(rows["caption"].dropna()) == {f"{name}.png": f"caption of {name}" for name in ["a", "e", "deep/b"]}
     assert dict(rows["width"].dropna()) == {"a.png": 9, "deep/b.png": 9}
     failed = rows[rows["status"] != "success"]["error_message"]
-    assert [name for name in failed.index] == ["c.png", "d.png", *(["e.png"] if copy else [])]
+    assert list(failed.index) == ["c.png", "d.png", *(["e.png"] if copy else [])]
     assert failed["c.png"] == "no_caption: c.txt is missing"
     assert failed["d.png"].startswith("bad_text: d.txt is no UTF-8")
     samples = [sample for path in shards for sample in read_samples(path) if sample.image != b"no picture"]
