@@ -71,6 +71,10 @@ def ingest(root: Path, corpus: Corpus, copy: bool, options: Mapping[str, Any]) -
         temporary.write_text(text, encoding="utf-8")
 
 
+# A value on one line: quoted in either way, or plain up to a comment.
+_YAML_VALUE = r"""\"(?:[^\"\\]|\\.)*\"|'(?:[^']|'')*'|[^\s\"'#].*?|"""
+
+
 def set_entries(text: str, section: str, entries: Mapping[str, Any]) -> str:
     """Return a YAML text with entries of a top-level section set, line by line, so that comments stay.
 
@@ -85,7 +89,7 @@ def set_entries(text: str, section: str, entries: Mapping[str, Any]) -> str:
     indent = next((m[1] for line in lines[start + 1 : end] if (m := re.match(r"(\s+)[^\s#]", line))), "  ")
     added = start + 1
     for name, value in entries.items():
-        pattern = re.compile(rf"({indent}{name}:)(\s*)((?:\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^#\"']|(?<!\s)#)*?)(\s+#.*)?$")
+        pattern = re.compile(rf"({indent}{name}:)(\s*)({_YAML_VALUE})(\s+#.*)?\s*$")
         for i in range(start + 1, end):
             if match := pattern.match(lines[i]):
                 lines[i] = f"{match[1]}{match[2] or ' '}{_scalar(value)}{match[4] or ''}"

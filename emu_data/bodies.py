@@ -69,6 +69,10 @@ def _read_tar(
         _report_damage(path, seen, report, "unreadable", f"{address}: {type(error).__name__}")
     except TarDamage as error:
         _report_damage(path, seen, report, error.reason, str(error))
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # each client has errors of its own for a broken connection
+        raise OSError(f"{address}: {type(error).__name__}: {error}; try again") from error
 
 
 def _sample_of(group: Group) -> Sample | RecordError:

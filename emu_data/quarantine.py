@@ -11,7 +11,15 @@ from typing import Any
 import pandas as pd
 
 from emu_data.bodies import read_body
-from emu_data.records import RAW_COLUMNS, STATUS_SUCCESS, STATUS_UNLISTED, DecodeError, RecordError, read_size
+from emu_data.records import (
+    RAW_COLUMNS,
+    STATUS_QUARANTINED,
+    STATUS_SUCCESS,
+    STATUS_UNLISTED,
+    DecodeError,
+    RecordError,
+    read_size,
+)
 
 # What makes a later twin's key unique: "~2", or "~" and the shard's number.
 _SUFFIX = re.compile(r"(~\d+)+$")
@@ -34,7 +42,8 @@ def rebuild_rows(path: Path, note: str) -> pd.DataFrame:
     for column in listed.columns:
         if listed[column].map(lambda value: isinstance(value, (dict, list))).any():
             listed[column] = listed[column].map(lambda value: None if value is None else json.dumps(value))
-    table = pd.concat([listed, unlisted_rows(path, listed, (), errors)], ignore_index=True)
+    bad = unlisted_rows(path, listed, listed["key"], errors).assign(status=STATUS_QUARANTINED)
+    table = pd.concat([listed, bad], ignore_index=True)
     text = [column for column in table.columns if table[column].dtype == object]
     sizes = ["width", "height", "original_width", "original_height"]
     return table.astype({**dict.fromkeys(text, "string"), **dict.fromkeys(sizes, "Int64")})
@@ -44,7 +53,7 @@ def unlisted_rows(path: Path, rows: pd.DataFrame, keys: Iterable[str], errors: I
     """Return rows (key, status, error_message) for what a shard's tar holds beyond its parquet's `rows`.
 
     Args:
-        keys: of the samples that were read from the tar; those that `rows` holds need not be among them.
+        keys: of all samples that were read from the tar.
         errors: what shards.read_samples reported.
     A sample without a row cannot be told from a stranger's, so it is quarantined rather than measured.
     """

@@ -46,7 +46,8 @@ def read_groups(file: IO[bytes], seekable: bool, wanted: Container[str] | None =
     for name, size in _read_members(reader):
         path = posixpath.normpath(name)
         key, _, extension = posixpath.basename(path).partition(".")
-        if group is None or key != group.key:
+        extension = extension.lower()
+        if group is None or key != group.key or extension in group.parts:  # a twin may follow at once
             if group is not None:
                 yield group
             group = Group(key)
@@ -57,7 +58,7 @@ def read_groups(file: IO[bytes], seekable: bool, wanted: Container[str] | None =
         elif size > MAX_FILE_BYTES:
             group.problem = ("too_large", f"member {name!r} has {size} bytes, more than {MAX_FILE_BYTES}")
         else:
-            group.parts[extension.lower()] = reader.read(size)
+            group.parts[extension] = reader.read(size)
     if group is not None:
         yield group
 

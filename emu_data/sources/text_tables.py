@@ -18,6 +18,7 @@ ERROR = "\0error"  # no column of a table is called so
 
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")  # what int64 holds whatever the digits
 _FLOAT = re.compile(r"-?\d+\.\d+([eE][-+]?\d+)?|-?\d+[eE][-+]?\d+")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # 0xDC00 + a byte that is no UTF-8 (PEP 383), or JSON's own lone ones
 _NUM_LOOKED_AT = 100  # lines whose keys are the columns of JSON lines, for a first look; chosen here
 
 
@@ -74,7 +75,7 @@ def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
                 continue
             for name, value in row.items():
                 if isinstance(value, str) and not _is_utf8(value):
-                    row[name] = value.encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
+                    row[name] = _SURROGATE.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", value)
                     row = row | {ERROR: f"bad_text: {name} is no UTF-8"}
             yield row
 
