@@ -8,7 +8,6 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emu_data.addresses import Options, fetch, is_local, open_stream, resolve
@@ -109,13 +108,14 @@ def _read_files(
     base: str, options: Options, path: Path, report: Report, wanted: Container[str] | None
 ) -> Iterator[Sample]:
     table = pq.read_table(path.with_suffix(".parquet"))
-    table = table.filter(pc.equal(table["status"], STATUS_SUCCESS))
     for start in range(0, len(table), FILES_AT_ONCE):
         asked: list[tuple[str, str, dict[str, Any]]] = []
         for row in table.slice(start, FILES_AT_ONCE).to_pylist():
-            if wanted is not None and row["key"] not in wanted:
+            if row["status"] != STATUS_SUCCESS or (wanted is not None and row["key"] not in wanted):
                 continue
-            meta = {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
+            meta: dict[str, Any] = {
+                name: None if isinstance(value, float) and value != value else value for name, value in row.items()
+            }
             if not isinstance(meta["url"], str) or not isinstance(meta["caption"], str):
                 report(RecordError(meta["key"], "bad_row", "it has no url or no caption"))
                 continue

@@ -58,7 +58,7 @@ def unlisted_rows(path: Path, rows: pd.DataFrame, keys: Iterable[str], errors: I
     A sample without a row cannot be told from a stranger's, so it is quarantined rather than measured.
     """
     # A later twin's key has a suffix in the rows and none in the tar, so what counts is how many there are of a base.
-    vacant = Counter(_base_key(key) for key in rows["key"].dropna().astype(str))
+    vacant = Counter(_base_key(str(key)) for key in rows["key"].dropna())
     told = [(key, "no_row: the tar holds the sample, the parquet does not list it") for key in keys]
     told += [(error.key, f"{error.reason}: {error.detail}") for error in errors]
     found: list[dict[str, str]] = []

@@ -10,11 +10,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -110,8 +110,8 @@ def _mend(parquet: Path) -> None:
         _rebuild(parquet, given, missing, f"bad_parquet: it lacks {missing}; these were taken from the tar")
         return
     is_text = pa.types.is_string(keys.type) or pa.types.is_large_string(keys.type)
-    texts = keys if is_text else pc.cast(keys, pa.string())
-    without = pc.or_kleene(pc.is_null(texts), pc.equal(texts, "")).to_pylist()
+    texts = keys if is_text else keys.cast(pa.string())
+    without = [not key for key in texts.to_pylist()]
     if is_text and not any(without):
         return
     changes = {
@@ -143,10 +143,8 @@ def _rebuild(parquet: Path, given: pd.DataFrame | None, missing: list[str], note
 
 def _may_have_twins(parquet: Path) -> bool:
     """Whether a key appears twice in the shard, or does not begin with the shard's number, as img2dataset's do."""
-    keys = pq.read_table(parquet, columns=["key"])["key"]
-    if pc.count_distinct(keys).as_py() < len(keys):
-        return True
-    return not pc.all(pc.starts_with(keys, parquet.stem), min_count=0).as_py()
+    keys = [str(key) for key in pq.read_table(parquet, columns=["key"])["key"].to_pylist()]
+    return len(set(keys)) < len(keys) or not all(key.startswith(parquet.stem) for key in keys)
 
 
 def _separate_twins(target: Path, names: Sequence[str]) -> bool:
@@ -192,11 +190,11 @@ def _quarantine(parquet: Path, keys: pa.ChunkedArray, changes: dict[int, tuple[s
     touched.
     """
     table = pq.read_table(parquet)
-    columns = {"key": keys.to_pylist(), "status": table["status"].to_pylist()}
-    told = table["error_message"].to_pylist() if "error_message" in table.column_names else [None] * len(table)
-    columns["error_message"] = told
+    columns: dict[str, list[Any]] = {"key": keys.to_pylist(), "status": table["status"].to_pylist()}
+    has_told = "error_message" in table.column_names
+    columns["error_message"] = table["error_message"].to_pylist() if has_told else [None] * len(table)
     for row, (key, message) in changes.items():
-        columns["key"][row], columns["status"][row], told[row] = key, STATUS_QUARANTINED, message
+        columns["key"][row], columns["status"][row], columns["error_message"][row] = key, STATUS_QUARANTINED, message
     for name, values in columns.items():
         array = pa.array([None if value is None else str(value) for value in values], pa.string())
         place = table.column_names.index(name) if name in table.column_names else None

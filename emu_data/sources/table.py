@@ -139,15 +139,15 @@ def _read_chunks(
 def _read_parquet(file: Path, text_columns: tuple[str, str], size: int) -> Iterator[pd.DataFrame]:
     """Yield frames of `size` rows with `error_message`; types stay Arrow's, so that what is carried on is verbatim."""
     with pq.ParquetFile(file) as parquet:
-        rest: pa.Table | None = None
-        for batch in parquet.iter_batches(batch_size=size):
-            table = pa.Table.from_batches([batch])
-            rest = table if rest is None else pa.concat_tables([rest, table])
-            while len(rest) >= size:
-                yield _to_frame(rest.slice(0, size), text_columns)
-                rest = rest.slice(size)
-        if rest is not None and len(rest):
-            yield _to_frame(rest, text_columns)
+        rest: list[pa.RecordBatch] = []
+        for batch in parquet.iter_batches(batch_size=size):  # a batch ends where its row group does
+            rest.append(batch)
+            table = pa.Table.from_batches(rest)
+            if len(table) >= size:
+                yield _to_frame(table.slice(0, size), text_columns)
+                rest = table.slice(size).to_batches()
+        if sum(len(batch) for batch in rest):
+            yield _to_frame(pa.Table.from_batches(rest), text_columns)
 
 
 def _to_frame(table: pa.Table, text_columns: tuple[str, str]) -> pd.DataFrame:
@@ -160,15 +160,20 @@ def _to_frame(table: pa.Table, text_columns: tuple[str, str]) -> pd.DataFrame:
             raise ValueError(f"column {name!r} holds {column.type}, not text")
         texts: list[str | None] = []
         # a parquet's text need not be UTF-8: Arrow believes what the file says of it
-        for row, data in enumerate(column.cast(pa.large_binary()).to_pylist()):
+        stored: list[Any] = column.cast(pa.large_binary()).to_pylist()
+        for row, data in enumerate(stored):
+            if data is None:
+                texts.append(None)
+                continue
             try:
-                texts.append(None if data is None else data.decode("utf-8"))
+                texts.append(data.decode("utf-8"))
             except UnicodeDecodeError as error:
                 texts.append(data.decode("utf-8", "backslashreplace"))
                 problems[row] = f"bad_text: {name} is no UTF-8: {error}"
         table = table.set_column(table.column_names.index(name), name, pa.array(texts, pa.string()))
     frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
-    return frame.assign(**{ERROR: problems})
+    frame[ERROR] = problems
+    return frame
 
 
 def _rename(frame: pd.DataFrame, image: str, caption: str) -> pd.DataFrame:
