@@ -5,11 +5,12 @@ same paths. The code of emu_data itself is sent along. What travels through Ray 
 and counts. Start the nodes with RAY_worker_niceness=0, or all work runs at niceness 15.
 """
 
+import logging
 import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def _connect(address: str) -> None:
 
     import emu_data
 
-    advice = "start one with `ray start --head`, or run with engine local"
+    advice = "start one with `ray start --head`, or run with engine local; for one that wants a token set RAY_AUTH_MODE=token"
     target = address.removeprefix("ray://")
     if target != "auto":
         host, _, port = target.rpartition(":")
@@ -152,7 +153,7 @@ def _connect(address: str) -> None:
     try:
         ray.init(
             address=address,
-            logging_level="WARNING",
+            logging_level=logging.WARNING,
             runtime_env={
                 "py_modules": [str(Path(emu_data.__file__).parent)],
                 "excludes": ["**/__pycache__"],
@@ -163,7 +164,7 @@ def _connect(address: str) -> None:
         raise ValueError(f"no Ray cluster at {address} ({error}): {advice}") from error
 
 
-def _num_places(resources: dict[str, float], num_cpus: int, num_gpus: float) -> int:
+def _num_places(resources: Mapping[str, float], num_cpus: int, num_gpus: float) -> int:
     """How many workers fit on the cluster, one at least."""
     places = resources.get("CPU", 0) // num_cpus
     if num_gpus:

@@ -89,7 +89,14 @@ class Guard(Generic[Item]):
         """Return one result, or one Failure, for each item, in order."""
         results: list[Any] = []
         for start in range(0, len(items), batch_size):
-            results += self._map_batch(list(items[start : start + batch_size]))
+            batch = list(items[start : start + batch_size])
+            is_worn = self._has_answered
+            outcome = self._call(batch)
+            if isinstance(outcome, Failure) and outcome.reason != "raised" and is_worn:
+                # A leak of earlier batches, or the kernel short of memory: the whole batch in a fresh child is what a
+                # run without that accident would have measured, and values depend on the batch.
+                outcome = self._call(batch)
+            results += self._halve(batch, outcome) if isinstance(outcome, Failure) else outcome
         return results
 
     def cancel(self) -> None:
@@ -109,20 +116,15 @@ class Guard(Generic[Item]):
         self._process = self._pipe = None
         self._has_answered = False
 
-    def _map_batch(self, batch: list[Item]) -> list[Any]:
-        is_worn = self._has_answered
-        outcome = self._call(batch)
-        if isinstance(outcome, Failure) and outcome.reason != "raised" and is_worn:
-            # A leak of earlier batches, or the kernel short of memory: a whole batch in a fresh child is what a run
-            # without that accident would have measured, and values depend on the batch.
-            outcome = self._call(batch)
-        if not isinstance(outcome, Failure):
-            assert len(outcome) == len(batch), (len(outcome), len(batch))
-            return outcome
+    def _halve(self, batch: list[Item], failure: Failure) -> list[Any]:
+        """Results of a batch that failed as a whole."""
         if len(batch) == 1:
-            return [outcome]
-        middle = len(batch) // 2
-        return self._map_batch(batch[:middle]) + self._map_batch(batch[middle:])
+            return [failure]
+        results: list[Any] = []
+        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+            outcome = self._call(half)
+            results += self._halve(half, outcome) if isinstance(outcome, Failure) else outcome
+        return results
 
     def _call(self, batch: list[Item]) -> list[Any] | Failure:
         """Details of failures name limits, not measurements: they end in files that must be the same each time."""
@@ -134,6 +136,7 @@ class Guard(Generic[Item]):
                 self.close(patience=0)
                 return problem
             answer = pipe.recv()
+            assert isinstance(answer, Failure) or len(answer) == len(batch), (len(answer), len(batch))
         except (EOFError, ConnectionError):
             code = self._exit_code()
             self.close()

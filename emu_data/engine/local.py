@@ -22,7 +22,10 @@ def run_here(
     num_workers: int | None,
     report: Callable[[], object],
 ) -> list[Any]:
-    """See run_shards. An exception ends the run after the shards under way; KeyboardInterrupt ends those too."""
+    """See run_shards; `report` is called after each shard.
+
+    An exception ends the run after the shards under way; KeyboardInterrupt ends those too.
+    """
     results: list[Any] = [None] * len(shards)
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(shards)):

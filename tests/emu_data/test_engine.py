@@ -18,6 +18,10 @@ from emu_data.engine import Engine, Failure, Guard, run_shards
 LEAKS: list[bytes] = []
 
 
+class AcceleratorError(RuntimeError):
+    """Named as torch's, after which every call of the same process fails."""
+
+
 def make_squarer(log: str = "") -> Callable[[list[object]], list[object]]:
     if log:
         Path(log, str(os.getpid())).touch()
@@ -30,6 +34,8 @@ def make_squarer(log: str = "") -> Callable[[list[object]], list[object]]:
                 os.abort()
             if item == "exit":
                 os._exit(3)
+            if item == "sticky":
+                raise AcceleratorError("CUDA error: an illegal memory access was encountered")
             if item == "segfault":
                 ctypes.string_at(0)
             if item == "hang":
@@ -61,6 +67,7 @@ def make_corpse() -> Callable[[list[object]], list[object]]:
         ("crash", "crashed"),
         ("exit", "crashed"),
         ("segfault", "crashed"),
+        ("sticky", "crashed"),
         ("hang", "timeout"),
         ("hoard", "memory"),
     ],
