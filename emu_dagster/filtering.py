@@ -5,6 +5,7 @@ from PIL import Image
 from emu_dagster.layout import Layout
 from emu_dagster.params import FilteredCorpus, Params, Policy
 from emu_dagster.pictures import contact_sheet
+from emu_data.engine import Engine
 from emu_data.files import atomic_dir
 from emu_data.ledger import FilterPolicy, ledger_columns, open_ledger
 from emu_data.selection import SelectionPolicy, concept_entropy, final_ledger
@@ -39,6 +40,18 @@ def build_signals(layout: Layout, params: Params) -> list[Signal]:
         AlignmentSignal(model, distinct_captions(captions)),
         TextAreaSignal(),
     ]
+
+
+def build_engine(params: Params) -> Engine:
+    section = params.engine
+    return Engine(
+        name=section.name,
+        num_workers=section.num_workers,
+        threads_per_worker=section.threads_per_worker,
+        max_memory=int(section.max_memory_gib * 2**30),
+        ray_address=section.ray_address,
+        num_gpus_per_actor=section.num_gpus_per_actor,
+    )
 
 
 def row_policy(policy: Policy) -> FilterPolicy:

@@ -81,6 +81,22 @@ class FilterLedger(Section):
     policy: Policy
 
 
+class EngineSection(Section):
+    """Where the pictures are measured: how, not what. No asset's section, so that it makes nothing stale.
+
+    local: children on this machine, one a core by default. ray: actors on the running cluster at ray_address ("auto",
+    "HOST:PORT", "ray://HOST:PORT"), as many as fit by default; num_gpus_per_actor 0.5 lets two share a GPU.
+    max_memory_gib: what one worker's child may hold; a picture that needs more gets a reason instead of values.
+    """
+
+    name: Literal["local", "ray"] = "local"
+    num_workers: Count | None = None
+    threads_per_worker: Count = 1
+    max_memory_gib: Annotated[float, Field(gt=0)] = 8.0
+    ray_address: str = "auto"
+    num_gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
+
+
 class FilteredCorpus(Section):
     """concepts: name -> descriptions that captions are compared with (the signal `concept`), for the quotas.
 
@@ -211,6 +227,7 @@ class RegisteredModel(Section):
 class Params(Section):
     profile: str
     toy: bool
+    engine: EngineSection = EngineSection()
     raw_corpus: RawCorpus
     alignment_model: AlignmentModel
     filter_ledger: FilterLedger

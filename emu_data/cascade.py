@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from emu_data.engine import Failure, Guard, run_shards
+from emu_data.engine import Engine, Failure, Guard, run_shards
 from emu_data.files import write_parquet
 from emu_data.quarantine import unlisted_rows
 from emu_data.records import STATUS_SUCCESS, Decoded, DecodeError, RecordError, Sample, decode_rgb
@@ -34,7 +34,7 @@ def measure_group(
     signals: Sequence[Signal],
     out_dir: Path,
     progress: bool = True,
-    num_workers: int = 1,
+    engine: Engine | None = None,
 ) -> int:
     """Write out_dir/NAME@VERSION/NNNNN.parquet for each signal and shard that lacks one; return how many were
     written.
@@ -51,7 +51,7 @@ def measure_group(
         partial(_measure_shard, Path(raw_dir), signals, Path(out_dir)),
         waiting,
         partial(_load, needed),
-        num_workers=num_workers,
+        engine,
         progress="signals" if progress and waiting else None,
     )
     return sum(num_written)

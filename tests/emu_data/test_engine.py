@@ -1,6 +1,8 @@
 """A record that raises, crashes or hangs costs itself and nothing else."""
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from emu_data.engine import Failure, Guard, run_shards
+from emu_data.engine import Engine, Failure, Guard, run_shards
+
+LEAKS: list[bytes] = []
+
+
+class AcceleratorError(RuntimeError):
+    """Named as torch's, after which every call of the same process fails."""
 
 
 def make_squarer(log: str = "") -> Callable[[list[object]], list[object]]:
@@ -26,9 +34,20 @@ def make_squarer(log: str = "") -> Callable[[list[object]], list[object]]:
                 os.abort()
             if item == "exit":
                 os._exit(3)
+            if item == "sticky":
+                raise AcceleratorError("CUDA error: an illegal memory access was encountered")
+            if item == "segfault":
+                ctypes.string_at(0)
             if item == "hang":
                 time.sleep(600)
-        return [item * item for item in batch if isinstance(item, int)]
+            if item == "hoard":
+                hoard = []
+                while True:
+                    hoard.append(b"x" * 2**24)
+            if item == "leak":
+                LEAKS.append(b"x" * 2**27)
+                time.sleep(0.2)
+        return [item * item if isinstance(item, int) else item for item in batch]
 
     return square
 
@@ -42,11 +61,20 @@ def make_corpse() -> Callable[[list[object]], list[object]]:
 
 
 @pytest.mark.parametrize(
-    ("poison", "reason"), [("raise", "raised"), ("crash", "crashed"), ("exit", "crashed"), ("hang", "timeout")]
+    ("poison", "reason"),
+    [
+        ("raise", "raised"),
+        ("crash", "crashed"),
+        ("exit", "crashed"),
+        ("segfault", "crashed"),
+        ("sticky", "crashed"),
+        ("hang", "timeout"),
+        ("hoard", "memory"),
+    ],
 )
 def test_poisoned_record_costs_itself(poison: str, reason: str) -> None:
     items: list[object] = [1, 2, poison, 4, 5]
-    with Guard(make_squarer, base_timeout=2, record_timeout=0) as guard:
+    with Guard(make_squarer, base_timeout=2, record_timeout=0, max_memory=2**29) as guard:
         results = guard.map(items, batch_size=3)
     assert results[:2] + results[3:] == [1, 4, 16, 25]
     assert isinstance(results[2], Failure)
@@ -58,6 +86,37 @@ def test_child_is_started_once_and_ends(tmp_path: Path) -> None:
         assert guard.map(list(range(20)), batch_size=4) == [i * i for i in range(20)]
     (pid,) = os.listdir(tmp_path)
     assert not psutil.pid_exists(int(pid))
+
+
+def test_leak_costs_no_record() -> None:
+    """Eight batches that leave 128 MiB each behind, in a child that may hold 512: its successor takes over."""
+    with Guard(make_squarer, max_memory=2**29) as guard:
+        assert guard.map(["leak"] * 8, batch_size=1) == ["leak"] * 8
+
+
+def make_thread_counter() -> Callable[[list[object]], list[object]]:
+    import threadpoolctl
+    import torch
+
+    counts = [torch.get_num_threads(), *(pool["num_threads"] for pool in threadpoolctl.threadpool_info())]
+    return lambda batch: [max(counts) for _ in batch]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_child_computes_with_the_threads_it_was_given(num_threads: int) -> None:
+    with Guard(make_thread_counter, num_threads=num_threads) as guard:
+        assert guard.map(["how many"], batch_size=1) == [num_threads]
+
+
+def test_factory_must_be_importable() -> None:
+    def local() -> Callable[[list[object]], list[object]]:
+        return lambda batch: batch
+
+    for factory in (local, partial(local), lambda: local()):
+        with pytest.raises(ValueError, match="top level of a module"):
+            Guard(factory)
+        with pytest.raises(ValueError, match="top level of a module"):
+            run_shards(square_shard, [[1]], factory)
 
 
 def test_no_child_without_work(tmp_path: Path) -> None:
@@ -81,10 +140,10 @@ def square_shard(shard: list[int], guard: Guard) -> list[object]:
 def test_shards_come_back_in_order_for_any_number_of_workers(tmp_path: Path) -> None:
     shards = [list(range(i, i + 3)) for i in range(5)]
     for num_workers in (1, 2):
-        results = run_shards(square_shard, shards, make_squarer, num_workers=num_workers)
+        results = run_shards(square_shard, shards, make_squarer, Engine(num_workers=num_workers))
         assert results == [[i * i for i in shard] for shard in shards]
     with pytest.raises(ValueError, match="shard 13"):
-        run_shards(square_shard, [[1], [13], [2]], make_squarer, num_workers=2)
+        run_shards(square_shard, [[1], [13], [2]], make_squarer, Engine(num_workers=2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
@@ -94,8 +153,7 @@ def test_hung_child_does_not_outlive_its_killed_parent(tmp_path: Path) -> None:
         "from functools import partial\n"
         "from emu_data.engine import Guard\n"
         "from test_engine import make_squarer\n"
-        "if __name__ == '__main__':\n"
-        "    Guard(partial(make_squarer, sys.argv[2])).map(['hang'], batch_size=1)\n"
+        "Guard(partial(make_squarer, sys.argv[2])).map(['hang'], batch_size=1)\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
@@ -114,3 +172,27 @@ def test_hung_child_does_not_outlive_its_killed_parent(tmp_path: Path) -> None:
     while psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_interrupt_ends_the_run_and_its_children(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from functools import partial\n"
+        "from emu_data.engine import Engine, run_shards\n"
+        "from test_engine import make_squarer, square_shard\n"
+        "factory = partial(make_squarer, sys.argv[2])\n"
+        "try:\n"
+        "    run_shards(square_shard, [['hang']] * 3, factory, Engine(num_workers=2))\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
+    parent = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(os.listdir(tmp_path)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGINT)
+    assert parent.communicate(timeout=30)[0] == "interrupted\n"
+    assert not any(psutil.pid_exists(int(pid)) for pid in os.listdir(tmp_path))

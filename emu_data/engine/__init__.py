@@ -1,0 +1,86 @@
+"""Runs one function over many shards, on this machine or on a Ray cluster, with the same bytes as its result.
+
+A worker runs `function(shard, guard)`: it reads and writes files by their paths, and gives what is dangerous to
+its guard's child process, which may die (guard.py). Workers are threads here (local.py) or Ray actors (cluster.py).
+Of the engines tried only this shape survived every poisoned record and wrote the same bytes twice. A child computes
+with a fixed number of threads and a shard is always cut into the same batches, so that no value depends on the
+engine or on the number of workers.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from tqdm import tqdm
+
+from emu_data.engine.cluster import run_on_ray
+from emu_data.engine.guard import MAX_MEMORY, Factory, Failure, Guard, check_importable
+from emu_data.engine.local import run_here
+
+__all__ = ["Engine", "Failure", "Guard", "run_shards"]
+
+Shard = TypeVar("Shard")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where shards are run, by how many workers, and what a worker's child may use.
+
+    Args:
+        num_workers: None for as many as there are cores (local), or as fit on the cluster (ray).
+        threads_per_worker: of a child's BLAS, OpenMP and torch. Another number may change the last bits of an
+            embedding, which is why it does not follow from the number of workers.
+        max_memory: bytes that a child may hold; a record that needs more gets a Failure. The machine must have this
+            for each worker.
+        base_timeout, record_timeout: seconds that a batch of n records may take: base + n * record.
+        ray_address: of a running cluster: "auto", "HOST:PORT" or "ray://HOST:PORT".
+        num_gpus_per_actor: that Ray keeps for each actor; 0.5 lets two share one.
+    """
+
+    name: Literal["local", "ray"] = "local"
+    num_workers: int | None = None
+    threads_per_worker: int = 1
+    max_memory: int = MAX_MEMORY
+    base_timeout: float = 60.0
+    record_timeout: float = 5.0
+    ray_address: str = "auto"
+    num_gpus_per_actor: float = 0.0
+
+
+def run_shards(
+    function: Callable[[Shard, Guard[Any]], Any],
+    shards: Sequence[Shard],
+    factory: Factory,
+    engine: Engine | None = None,
+    progress: str | None = None,
+) -> list[Any]:
+    """Return `function(shard, guard)` for each shard, in order. The guard's child calls `factory` once.
+
+    Shards and results are names and counts; pictures stay in files, which on a cluster all nodes must see under the
+    same path. An exception in `function` ends the run and is raised, as is KeyboardInterrupt: shards that are done
+    stay done. `progress` names the bar on stderr, None shows none. Raises ValueError where no cluster answers, and
+    where `function` or `factory` cannot be imported by name.
+    """
+    engine = engine or Engine()
+    for called in (function, factory):
+        check_importable(called)
+    if not shards:
+        return []
+    make_guard = partial(
+        Guard, factory, engine.base_timeout, engine.record_timeout, engine.max_memory, engine.threads_per_worker
+    )
+    with tqdm(total=len(shards), desc=progress, unit="shard", disable=progress is None, file=sys.stderr) as bar:
+        if engine.name == "local":
+            return run_here(function, shards, make_guard, engine.num_workers, bar.update)
+        return run_on_ray(
+            function,
+            shards,
+            make_guard,
+            engine.ray_address,
+            engine.num_workers,
+            engine.threads_per_worker,
+            engine.num_gpus_per_actor,
+            bar.update,
+        )
