@@ -140,7 +140,10 @@ def _connect(address: str) -> None:
 
     import emu_data
 
-    advice = "start one with `ray start --head`, or run with engine local; for one that wants a token set RAY_AUTH_MODE=token"
+    advice = (
+        "start one with `ray start --head`, or run with engine local; "
+        "one that wants a token needs RAY_AUTH_MODE=token here too"
+    )
     target = address.removeprefix("ray://")
     if target != "auto":
         host, _, port = target.rpartition(":")
