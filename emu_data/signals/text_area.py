@@ -123,7 +123,7 @@ class TextAreaSignal(Signal):
         return found
 
 
-def measure_boxes(boxes: Sequence[np.ndarray], shape: tuple[int, int]) -> dict[str, float | int]:
+def measure_boxes(boxes: Sequence[np.ndarray], shape: tuple[int, ...]) -> dict[str, float | int]:
     """Return the share of a picture of `shape` (h, w) under the union of boxes, the largest one's, and their number."""
     import cv2
 

@@ -8,7 +8,7 @@ says of the corpus's own first pictures; a corpus too small or too odd for that 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -107,7 +107,7 @@ def fit_text_probe(features_NF: np.ndarray, text_area_N: np.ndarray) -> tuple[Te
     if min(has_text.sum(), (~has_text).sum()) < MIN_EACH:
         return None, f"no probe: {counts} in the pilot, {MIN_EACH} of each are needed; all go to CRAFT"
     model = make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=5000))
-    scores = cross_val_predict(model, features_NF, has_text, cv=NUM_FOLDS, method="decision_function")
+    scores: Any = cross_val_predict(model, features_NF, has_text, cv=NUM_FOLDS, method="decision_function")
     # One less than what the share allows: the threshold itself is fitted.
     allowed = max(0, int(MAX_MISSED * has_text.sum()) - 1)
     threshold = float(np.sort(scores[has_text])[allowed])
