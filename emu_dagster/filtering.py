@@ -1,22 +1,29 @@
 """Signals and policies from params.yaml, and the publishing of the filtered corpus with its report."""
 
+from dataclasses import replace
+
+import pandas as pd
 from PIL import Image
 
 from emu_dagster.layout import Layout
 from emu_dagster.params import FilteredCorpus, Params, Policy
 from emu_dagster.pictures import contact_sheet
+from emu_data.cascade import Funnel
 from emu_data.engine import Engine
 from emu_data.files import atomic_dir
-from emu_data.ledger import FilterPolicy, ledger_columns, open_ledger
+from emu_data.ledger import LIMITS, FilterPolicy, ledger_columns, open_ledger
+from emu_data.plan import read_or_make_plan, with_text_probe
 from emu_data.selection import SelectionPolicy, concept_entropy, final_ledger
-from emu_data.shards import read_all_rows, read_images, write_subset
+from emu_data.shards import list_shards, read_images, write_subset
 from emu_data.signals import Signal
 from emu_data.signals.aesthetics import AestheticsSignal
-from emu_data.signals.alignment import AlignmentSignal, distinct_captions
-from emu_data.signals.caption import CaptionSignal
+from emu_data.signals.alignment import MAX_CAPTIONS, AlignmentSignal
+from emu_data.signals.caption import CaptionSignal, corpus_name, count_captions
 from emu_data.signals.concept import ConceptSignal
+from emu_data.signals.embedding import shared_encoder
 from emu_data.signals.geometry import GeometrySignal
 from emu_data.signals.phash import PhashSignal
+from emu_data.signals.popularity import PopularitySignal
 from emu_data.signals.safety import SafetySignal
 from emu_data.signals.text_area import TextAreaSignal
 
@@ -27,19 +34,49 @@ NOT_IN_MANIFEST = ("caption", "shard", "url", "status", "error_message", "sha256
 
 
 def build_signals(layout: Layout, params: Params) -> list[Signal]:
-    """All signals, cheapest first."""
-    captions = read_all_rows(layout.raw)["caption"].dropna().tolist()
-    model = params.alignment_model.pretrained or str(layout.model("alignment_model"))
-    return [
+    """All signals. The captions of the corpus are counted first, once for these shards."""
+    section = params.filter_ledger.signals
+    name = corpus_name(layout.raw)
+    counts, sample = (layout.signals / f"captions-{name}-{what}.parquet" for what in ("counts", "sample"))
+    count_captions(layout.raw, counts, sample, MAX_CAPTIONS)
+    pretrained = params.alignment_model.pretrained
+    model = pretrained or str(layout.model("alignment_model"))
+    encoder = shared_encoder(model)
+    by_picture = encoder if pretrained else None  # weights trained on a small corpus know no words but its own
+    if section.unsafe_detector == "zero_shot" and not pretrained:
+        raise ValueError("filter_ledger.signals.unsafe_detector zero_shot needs alignment_model.pretrained weights")
+    concepts = [(name, text) for name, texts in params.filtered_corpus.concepts.items() for text in texts]
+    head = section.aesthetics_head
+    signals: list[Signal] = [
         GeometrySignal(),
-        CaptionSignal(),
-        SafetySignal(),
+        CaptionSignal(str(counts)),
+        SafetySignal(
+            section.unsafe_column,
+            section.unsafe_detector,
+            encoder if section.unsafe_detector == "zero_shot" else None,
+        ),
         PhashSignal(),
-        AestheticsSignal(),
-        ConceptSignal(tuple((name, text) for name, texts in params.filtered_corpus.concepts.items() for text in texts)),
-        AlignmentSignal(model, distinct_captions(captions)),
-        TextAreaSignal(),
+        AestheticsSignal(str(layout.root / head), encoder) if head else AestheticsSignal(),
+        ConceptSignal(tuple(concepts), by_picture),
+        AlignmentSignal(model, tuple(pd.read_parquet(sample)["caption"]), section.mirrored_alignment),
+        TextAreaSignal(section.canvas, words_between=section.words_between),
     ]
+    return signals + ([PopularitySignal(section.popularity_column)] if section.popularity_column else [])
+
+
+def plan_signals(layout: Layout, params: Params) -> tuple[list[Signal], Funnel]:
+    """The signals in the order in which they turn most away for the least, and what decides who goes on.
+
+    A picture goes on as long as filtering or a stage of pre-training may want it: pre-training asks fewer gates.
+    """
+    policy = row_policy(params.filter_ledger.policy)
+    sections = (params.pretrained_low, params.pretrained_mid, params.pretrained_full)
+    policies = {policy: None, **{_only(policy, section.gates): None for section in sections}}
+    funnel = Funnel(tuple(policies), params.filter_ledger.control_share)
+    shards = [tar.stem for tar in list_shards(layout.raw)]
+    signals, _ = with_text_probe(layout.raw, shards, build_signals(layout, params), layout.signals)
+    plan = read_or_make_plan(layout.raw, shards, signals, funnel, layout.signals)
+    return plan.arrange(signals), funnel
 
 
 def build_engine(params: Params) -> Engine:
@@ -68,6 +105,11 @@ def selection_policy(section: FilteredCorpus) -> SelectionPolicy:
         order_by=section.order_by,
         seed=section.seed,
     )
+
+
+def _only(policy: FilterPolicy, gates: list[str]) -> FilterPolicy:
+    """The policy with every gate but these switched off."""
+    return replace(policy, **{limit.field: None for limit in LIMITS if limit.gate not in gates})
 
 
 def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], str, Image.Image]:

@@ -72,12 +72,43 @@ class Policy(Section):
     min_words: int
     min_characters: int
     max_unsafe: Share
-    max_text_area: Share
+    max_text_area: Share | None
     min_alignment_rank: Share
+    min_letter_share: Share | None = None
+    min_distinct_word_share: Share | None = None
+    max_occurrences: Count | None = None
+    max_largest_text_box: Share | None = None
+    max_read_text_area: Share | None = None
+    max_words_in_picture: Annotated[int, Field(ge=0)] | None = None
+    min_alignment: float | None = None
+    min_aesthetics: float | None = None
+    min_popularity: float | None = None
+
+
+class Signals(Section):
+    """How pictures are measured; a change of it measures again.
+
+    canvas: px, of the text detector: 96 for drawings of 128 px, 384 for photographs. words_between: areas of text
+    between which the words are counted, null counts none. aesthetics_head: a path, see `emu aesthetics-head`;
+    unsafe_detector zero_shot and the concepts by the picture need alignment_model.pretrained. unsafe_column and
+    popularity_column are the input's, null for none.
+    """
+
+    canvas: Annotated[int, Field(gt=0, multiple_of=32)] = 96
+    words_between: tuple[Share, Share] | None = None
+    mirrored_alignment: bool = False
+    aesthetics_head: str | None = None
+    unsafe_detector: Literal["open_nsfw", "zero_shot", "none"] = "open_nsfw"
+    unsafe_column: str = "punsafe"
+    popularity_column: str | None = None
 
 
 class FilterLedger(Section):
+    """control_share: of the keys that are measured in full, whatever the gates say."""
+
     shards_per_group: Count
+    control_share: Share = 0.01
+    signals: Signals = Signals()
     policy: Policy
 
 

@@ -23,7 +23,7 @@ from emu_data.records import STATUS_SUCCESS
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-ROW_GATES = ("readable", "geometry", "caption", "safety", "text_area", "alignment")
+ROW_GATES = ("readable", "geometry", "caption", "safety", "text_area", "alignment", "aesthetics", "popularity")
 # Not a gate's verdict: nothing failed, but a signal that a gate wants was not measured, since an earlier policy had
 # already turned the row away. A re-decision says how many rows would have to be measured.
 UNMEASURED = "unmeasured"
@@ -48,6 +48,16 @@ class FilterPolicy:
     max_unsafe: float | None = 0.5  # probability 0..1
     max_text_area: float | None = 0.05  # share of the picture 0..1
     min_alignment_rank: float | None = 0.5  # share 0..1 of other captions that must fit less well
+    # Off by default: the demo needs none of them.
+    min_letter_share: float | None = None  # letters / characters of the caption, 0..1
+    min_distinct_word_share: float | None = None  # different words / words of the caption, 0..1
+    max_occurrences: int | None = None  # of the caption in the corpus; COYO: 10
+    max_largest_text_box: float | None = None  # share of the picture 0..1
+    max_read_text_area: float | None = None  # share of the picture 0..1; needs the signal's words_between
+    max_words_in_picture: int | None = None  # the paper's measure; needs the signal's words_between
+    min_alignment: float | None = None  # cosine; LAION-400M: 0.3 of ViT-B/32
+    min_aesthetics: float | None = None  # in the head's units
+    min_popularity: float | None = None  # in the column's units
 
     @property
     def version(self) -> str:
@@ -81,6 +91,15 @@ LIMITS = (
     Limit("safety", "unsafe", "max_unsafe", False),
     Limit("text_area", "text_area", "max_text_area", False),
     Limit("alignment", "alignment_rank", "min_alignment_rank", True),
+    Limit("caption", "letter_share", "min_letter_share", True),
+    Limit("caption", "distinct_word_share", "min_distinct_word_share", True),
+    Limit("caption", "num_occurrences", "max_occurrences", False),
+    Limit("text_area", "largest_text_box", "max_largest_text_box", False),
+    Limit("text_area", "read_text_area", "max_read_text_area", False),
+    Limit("text_area", "num_words_in_picture", "max_words_in_picture", False),
+    Limit("alignment", "alignment", "min_alignment", True),
+    Limit("aesthetics", "aesthetics", "min_aesthetics", True),
+    Limit("popularity", "popularity", "min_popularity", True),
 )
 
 

@@ -68,18 +68,6 @@ class RecordError:
     detail: str
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A sample whose picture has been decoded once, for all signals that look at pixels."""
-
-    key: str
-    caption: str
-    meta: dict[str, Any]
-    image: Image.Image  # RGB
-    num_bytes: int
-    sha256: str  # of the bytes in the shard
-
-
 class DecodeError(ValueError):
     """The bytes are no picture that we take; `reason` is a word for the ledger, the message says more."""
 

@@ -102,13 +102,13 @@ def alignment_model(
         GROUP,
         {"easyocr", "open_clip", "parquet"},
         ["raw_corpus", "alignment_model"],
-        ["emu_data/signals", "emu_data/cascade.py", "emu_data/ledger.py", "emu_data/engine"],
+        ["emu_data/signals", "emu_data/cascade.py", "emu_data/plan.py", "emu_data/ledger.py", "emu_data/engine"],
     ),
     partitions_def=shard_groups,
 )
 def filter_ledger(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.MaterializeResult:
     """A row for every raw image of a shard group: each signal's value and the first gate that failed."""
-    from emu_dagster.filtering import build_engine, build_signals, row_policy
+    from emu_dagster.filtering import build_engine, plan_signals, row_policy
     from emu_dagster.pictures import contact_sheet
     from emu_data.cascade import measure_group, read_values
     from emu_data.files import file_sha256, fingerprint
@@ -119,8 +119,9 @@ def filter_ledger(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.M
     with recorder.open(context) as record:
         layout = record.layout
         shards = list_shard_groups(layout, record.params)[context.partition_key]
-        signals = build_signals(layout, record.params)
-        measure_group(layout.raw, shards, signals, layout.signals, engine=build_engine(record.params))
+        signals, going_on = plan_signals(layout, record.params)
+        engine = build_engine(record.params)
+        measure_group(layout.raw, shards, signals, layout.signals, going_on, engine=engine)
         ledger = decide(
             read_values(layout.raw, shards, signals, layout.signals),
             row_policy(record.params.filter_ledger.policy),

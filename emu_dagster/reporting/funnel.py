@@ -25,6 +25,8 @@ QUESTIONS = {
     "safety": "Is it safe?",
     "text_area": "Is it free of text laid over it?",
     "alignment": "Does the caption fit the picture?",
+    "aesthetics": "Does it look good?",
+    "popularity": "Do people like it?",
     UNMEASURED: "Has everything been measured that these gates ask? (No verdict: an earlier policy had said no.)",
     "duplicate": "Is it the only one of its kind?",
     "quota": "Is there room for one more of its concept?",

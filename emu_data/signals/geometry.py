@@ -1,13 +1,12 @@
-"""Size and aspect ratio of the picture as it lies in the shard (Emu paper, section 3.3: values not given
-there).
+"""Size and aspect ratio of the picture as it lies in the shard, from its header alone (Emu paper, section 3.3:
+values not given there).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from emu_data.records import Decoded
-from emu_data.signals import Columns, Measure, Signal
+from emu_data.signals import Columns, Measure, Record, Signal
 
 
 @dataclass(frozen=True)
@@ -16,16 +15,17 @@ class GeometrySignal(Signal):
 
     name: ClassVar = "geometry"
     columns: ClassVar = {"min_side": "Int64", "aspect": "Float64", "num_bytes": "Int64"}
+    needs: ClassVar = "header"
 
     def load(self) -> Measure:
         return measure_geometry
 
 
-def measure_geometry(batch: Sequence[Decoded]) -> Columns:
+def measure_geometry(batch: Sequence[Record]) -> Columns:
     """Return the columns of GeometrySignal."""
-    sizes = [record.image.size for record in batch]
+    sizes = [record.size for record in batch]
     return {
         "min_side": [min(size) for size in sizes],
         "aspect": [max(size) / min(size) for size in sizes],
-        "num_bytes": [record.num_bytes for record in batch],
+        "num_bytes": [len(record.data) for record in batch],
     }

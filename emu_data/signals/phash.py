@@ -19,8 +19,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from emu_data.records import Decoded
-from emu_data.signals import Columns, Measure, Signal
+from emu_data.signals import Columns, Measure, Record, Signal
 
 OFF_ZERO = 0.2  # of the mean magnitude; 0.1 to 0.4 find as many copies, more tells fewer pictures apart; chosen here
 DCT_SIDE = 32
@@ -40,7 +39,7 @@ class PhashSignal(Signal):
         return measure_phash
 
 
-def measure_phash(batch: Sequence[Decoded]) -> Columns:
+def measure_phash(batch: Sequence[Record]) -> Columns:
     """Return the columns of PhashSignal."""
     return {
         "phash": [perceptual_hash(record.image) for record in batch],
@@ -53,7 +52,9 @@ def perceptual_hash(image: Image.Image) -> str:
     """Return 64 bits as 16 hexadecimal digits; the first bit, of the mean brightness, is always 0."""
     from scipy.fft import dctn
 
-    grey = np.asarray(image.convert("L").resize((DCT_SIDE, DCT_SIDE), Image.Resampling.LANCZOS), np.float64)
+    # The gap: what is more than three times as large is first brought near by boxes, which costs a third of the time.
+    small = image.convert("L").resize((DCT_SIDE, DCT_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    grey = np.asarray(small, np.float64)
     low = np.asarray(dctn(grey))[:HASH_SIDE, :HASH_SIDE].ravel()[1:]
     # A flat picture has no frequencies but its noise: waves of less than about half a grey level are nothing.
     bits = low > max(OFF_ZERO * np.abs(low).mean(), DCT_SIDE**2)

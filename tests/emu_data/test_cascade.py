@@ -1,9 +1,11 @@
 """Signals over shards: every row gets its values or its reason, and nothing is measured twice."""
 
+import dataclasses
 import io
+import itertools
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,14 +15,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from emu_data.cascade import measure_group, read_values
+from emu_data.cascade import Funnel, load_signals, measure_group, measure_shard, read_values
 from emu_data.files import file_sha256
-from emu_data.records import Decoded, Sample, make_key
+from emu_data.ledger import FilterPolicy, decide
+from emu_data.plan import order_signals, plan_path, read_or_make_plan
+from emu_data.records import Sample, make_key
 from emu_data.shards import list_shards, write_shard
-from emu_data.signals import Columns, Measure, Signal
+from emu_data.signals import Columns, Measure, Record, Signal
 from emu_data.signals.caption import CaptionSignal
 from emu_data.signals.geometry import GeometrySignal
 from emu_data.signals.phash import PhashSignal
+from emu_data.signals.popularity import PopularitySignal
+from emu_data.signals.safety import SafetySignal
 
 SIGNALS = (GeometrySignal(), CaptionSignal(), PhashSignal())
 
@@ -39,7 +45,7 @@ class PoisonSignal(Signal):
             raise ValueError("no weights here")
         return self._measure
 
-    def _measure(self, batch: Sequence[Decoded]) -> Columns:
+    def _measure(self, batch: Sequence[Record]) -> Columns:
         if self.how == "always" or any("poison" in record.caption for record in batch):
             if self.how == "crash":
                 os.abort()
@@ -142,3 +148,139 @@ def test_values_need_their_files_and_unique_keys(raw: Path, tmp_path: Path) -> N
     measure_group(raw, names_of(raw), SIGNALS, tmp_path / "signals", progress=False)
     with pytest.raises(ValueError, match="more than once"):
         read_values(raw, names_of(raw), SIGNALS, tmp_path / "signals")
+
+
+class Here:
+    """A guard's `map` without a child: for tests that nothing endangers."""
+
+    def __init__(self, signals: Sequence[Signal], funnel: Funnel):
+        self.measure: Callable = load_signals(tuple(signals), funnel)
+
+    def map(self, items: Sequence, batch_size: int) -> list:
+        return [result for i in range(0, len(items), batch_size) for result in self.measure(items[i : i + batch_size])]
+
+
+POLICY = FilterPolicy(
+    min_side=40,
+    max_aspect=1.5,
+    min_words=2,
+    min_characters=None,
+    max_unsafe=0.5,
+    max_text_area=None,
+    min_alignment_rank=None,
+    min_popularity=30,
+)
+GATES = (GeometrySignal(), CaptionSignal(), SafetySignal(detector="none"), PopularitySignal("likes"), PhashSignal())
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard of 120 pictures, each gate of POLICY turning some away, several pictures turned away by many."""
+    rng = np.random.default_rng(1)
+    samples, rows = [], []
+    for index in range(120):
+        key = make_key(0, index)
+        image = Image.fromarray(rng.integers(0, 255, (*rng.integers(30, 90, 2), 3), np.uint8))
+        caption = " ".join(["word"] * int(rng.integers(1, 4)))
+        data = encode(image) if index % 20 else encode(image)[:150]
+        meta = {"likes": float(rng.integers(0, 100))} | ({"punsafe": float(rng.random())} if index % 3 else {})
+        samples.append(Sample(key, data, caption, meta))
+        rows.append({"key": key, "caption": caption, "status": "success"})
+    raw = tmp_path_factory.mktemp("mixed") / "raw"
+    write_shard(raw, 0, samples, pd.DataFrame(rows))
+    return raw
+
+
+def run(raw: Path, out: Path, signals: Sequence[Signal], funnel: Funnel) -> pd.DataFrame:
+    measure_shard(raw, signals, out, funnel, "00000", Here(signals, funnel))  # pyright: ignore
+    return read_values(raw, ["00000"], signals, out)
+
+
+def kept(values: pd.DataFrame, policy: FilterPolicy = POLICY) -> set[str]:
+    return set(decide(values, policy).query("kept")["key"])
+
+
+def test_any_order_keeps_the_same_pictures(mixed: Path, tmp_path: Path) -> None:
+    whole = run(mixed, tmp_path / "whole", GATES, Funnel())
+    expected = kept(whole)
+    assert 5 < len(expected) < 60
+    num_unmeasured = set()
+    for number, order in enumerate(itertools.permutations(GATES)):
+        if number % 5:  # a fifth of the 120: each signal is first, and last, several times
+            continue
+        values = run(mixed, tmp_path / str(number), order, Funnel((POLICY,)))
+        assert kept(values) == expected
+        num_unmeasured.add((values["unmeasured"] != "").sum())
+        for column in ("min_side", "num_words", "unsafe", "popularity", "phash"):
+            there = values[column].notna()
+            assert (values.loc[there, column] == whole.loc[there, column]).all()
+        assert (values.loc[values["key"].isin(expected), "unmeasured"] == "").all()
+    assert min(num_unmeasured) > 0
+
+
+def test_rejected_pictures_are_not_decoded(mixed: Path, tmp_path: Path) -> None:
+    values = run(mixed, tmp_path / "out", GATES, Funnel((POLICY,)))
+    small = values[(values["min_side"] < 40).fillna(False)]
+    assert len(small) > 20
+    assert (small["unmeasured"] == "caption,phash,popularity,safety").all()
+    assert small["error"].isna().all()  # among them cut files, whose header still tells the size
+
+
+def test_control_sample_goes_through_everything(mixed: Path, tmp_path: Path) -> None:
+    funnel = Funnel((POLICY,), control_share=0.3)
+    values = run(mixed, tmp_path / "out", GATES, funnel)
+    control = values["key"].map(funnel.is_control)
+    assert 20 < control.sum() < 52
+    assert (values.loc[control, "unmeasured"] == "").all()
+    assert (values.loc[~control, "unmeasured"] != "").any()
+    assert kept(values) == kept(run(mixed, tmp_path / "whole", GATES, Funnel()))
+    assert [Funnel((POLICY,), 0.3, seed=1).is_control(key) for key in values["key"]] != control.tolist()
+
+
+def test_looser_policy_measures_what_it_lacks_and_nothing_else(mixed: Path, tmp_path: Path) -> None:
+    loose = dataclasses.replace(POLICY, min_side=35, min_words=1)
+    strict = run(mixed, tmp_path / "out", GATES, Funnel((POLICY,)))
+    values = run(mixed, tmp_path / "out", GATES, Funnel((loose,)))
+    assert kept(values, loose) == kept(run(mixed, tmp_path / "whole", GATES, Funnel()), loose)
+    assert kept(values, loose) > kept(strict)
+    known = strict["phash"].notna()
+    assert known.any() and (values.loc[known, "phash"] == strict.loc[known, "phash"]).all()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
+    assert kept(run(mixed, tmp_path / "out", GATES, Funnel((POLICY,)))) == kept(strict)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_picture_goes_on_while_one_policy_keeps_it(mixed: Path, tmp_path: Path) -> None:
+    other = dataclasses.replace(POLICY, min_side=None, min_words=None, max_aspect=None)
+    values = run(mixed, tmp_path / "out", GATES, Funnel((POLICY, other)))
+    whole = run(mixed, tmp_path / "whole", GATES, Funnel())
+    assert kept(values) == kept(whole)
+    assert kept(values, other) == kept(whole, other)
+    assert (values["unmeasured"] != "").any()
+
+
+def test_order_is_cost_over_minus_log_of_the_pass_rate() -> None:
+    seconds = {"geometry": 1e-5, "caption": 1e-5, "safety": 0.02, "popularity": 1e-6, "phash": 1e-3}
+    seconds |= {"decode": 0.01, "embedding": 0.5}
+    rates = {"geometry": 0.9, "caption": 0.5, "safety": 0.6, "popularity": 1.0, "phash": 0.95}
+    # popularity is the cheapest, and turns nothing away; safety pays for the decoding, and phash no more.
+    assert order_signals(GATES, seconds, rates) == ("caption", "geometry", "safety", "phash", "popularity")
+    assert order_signals(GATES[::-1], seconds, rates) == order_signals(GATES, seconds, rates)
+    dear = order_signals(GATES, seconds | {"safety": 1.0}, rates)
+    assert dear == ("caption", "geometry", "phash", "safety", "popularity")
+
+
+def test_plan_is_measured_once_and_read_by_all(mixed: Path, tmp_path: Path) -> None:
+    out, funnel = tmp_path / "out", Funnel((POLICY,))
+    plan = read_or_make_plan(mixed, ["00000"], GATES, funnel, out)
+    path = plan_path(GATES, funnel, out)
+    written = path.read_bytes()
+    assert plan.order[-1] == "phash"
+    assert plan.pass_rates["phash"] == 1 and 0.3 < plan.pass_rates["geometry"] < 0.9
+    assert plan.seconds["decode"] > 0
+    assert read_or_make_plan(mixed, ["00000"], GATES, funnel, out) == plan
+    looser = Funnel((dataclasses.replace(POLICY, min_side=None),))
+    other = read_or_make_plan(mixed, ["00000"], GATES, looser, out)  # nothing is measured again
+    assert other.seconds == plan.seconds and other.pass_rates["geometry"] > plan.pass_rates["geometry"]
+    assert path.read_bytes() == written
+    assert [signal.name for signal in plan.arrange(GATES[::-1])] == list(plan.order)

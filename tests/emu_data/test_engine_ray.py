@@ -23,9 +23,9 @@ from PIL import Image
 from emu_data.cascade import measure_group, read_values
 from emu_data.engine import Engine, Guard, run_shards
 from emu_data.files import file_sha256
-from emu_data.records import Decoded, Sample, make_key
+from emu_data.records import Sample, make_key
 from emu_data.shards import write_shard
-from emu_data.signals import Columns, Measure, Signal
+from emu_data.signals import Columns, Measure, Record, Signal
 from emu_data.signals.caption import CaptionSignal
 from emu_data.signals.geometry import GeometrySignal
 from emu_data.signals.phash import PhashSignal
@@ -91,7 +91,7 @@ class PoisonSignal(Signal):
         Path(self.log, str(os.getppid())).touch()
         return self._measure
 
-    def _measure(self, batch: Sequence[Decoded]) -> Columns:
+    def _measure(self, batch: Sequence[Record]) -> Columns:
         for record in batch:
             poison(record.caption)
         return {"brightness": [float(np.asarray(record.image).mean()) for record in batch]}

@@ -35,6 +35,8 @@ GOOD = {
     "unsafe": 0.1,
     "text_area": 0.0,
     "alignment_rank": 0.99,
+    "aesthetics": 0.0,
+    "popularity": 10.0,
 }
 BAD = {
     "readable": {"error": "corrupt: no picture"},
@@ -43,6 +45,8 @@ BAD = {
     "safety": {"unsafe": 0.9},
     "text_area": {"text_area": 0.3},
     "alignment": {"alignment_rank": 0.1},
+    "aesthetics": {"aesthetics": -3.0},
+    "popularity": {"popularity": 0.0},
 }
 
 
@@ -56,7 +60,7 @@ def make_values(rows: list[dict]) -> pd.DataFrame:
 @settings(max_examples=25, deadline=None)
 def test_first_failed_gate_is_named_and_rows_are_conserved(failures: list[set[str]]) -> None:
     rows = [{k: v for gate in failed for k, v in BAD[gate].items()} for failed in failures]
-    ledger = decide(make_values(rows), FilterPolicy())
+    ledger = decide(make_values(rows), FilterPolicy(min_aesthetics=-1.0, min_popularity=1.0))
     check_conserved(ledger, len(failures))
     for failed, found in zip(failures, ledger["first_failed_gate"], strict=True):
         assert found == next((gate for gate in ROW_GATES if gate in failed), "")

@@ -1,0 +1,301 @@
+"""Claims of the filter, each beside its named peer in the same run: `make bench NAME=filter`.
+
+speed    the cascade against the plain loop that people write: EasyOCR's `readtext` and open_clip, image by image, at
+         the same weights (a ViT-B/32 drawn at random: its speed does not depend on them)
+decode   geometry, caption and hash gates alone, against reading and decoding the same files on all cores
+memory   of the whole filter over 100 000 pictures against 10 000; of an OCR worker after 5 000 against after 500
+
+Pictures: benchmarks/_images.py. Ends with a line a claim, and exit code 1 where one is missed. `--scale small` tries
+everything in a minute or two; its figures mean nothing.
+"""
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from _images import Labelled, labelled_images, to_samples
+from PIL import Image
+
+from emu_data.cascade import BATCH, Funnel, Task, load_signals, measure_group, read_values
+from emu_data.engine import Guard
+from emu_data.ledger import FilterPolicy
+from emu_data.plan import read_or_make_plan, with_text_probe
+from emu_data.records import Sample, make_key
+from emu_data.shards import list_shards, read_samples, write_shard
+from emu_data.signals import Signal
+from emu_data.signals.alignment import AlignmentSignal
+from emu_data.signals.caption import CaptionSignal
+from emu_data.signals.geometry import GeometrySignal
+from emu_data.signals.phash import PhashSignal
+from emu_data.signals.text_area import TextAreaSignal
+
+TOP = Path(__file__).resolve().parent.parent
+PACKAGES = Path(os.environ.get("EMU_PACKAGE_CACHE", TOP / "data" / "cache" / "packages"))
+CHEAP = (GeometrySignal(), CaptionSignal(), PhashSignal())
+MAX_TEXT_AREA = 0.09  # of photographs: docs/log.md
+POLICY = FilterPolicy(
+    min_side=None, max_aspect=3.0, min_words=3, max_unsafe=None, max_text_area=MAX_TEXT_AREA, min_alignment_rank=None
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    num_pilot: int  # pictures that the text probe is fitted to
+    num_compared: int  # that both the cascade and the plain loop see
+    num_decoded: int
+    num_memory: tuple[int, int]
+    num_ocr: tuple[int, int]
+    canvas: int
+
+
+SCALES = {
+    "full": Scale(300, 96, 1500, (10_000, 100_000), (500, 5_000), 384),
+    "small": Scale(130, 16, 60, (400, 1_200), (40, 120), 384),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--only", choices=("speed", "decode", "memory"), help="one group of claims")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        name, given = arguments.child
+        print(json.dumps({"plain": plain_loop, "filter": filter_memory, "ocr": ocr_memory}[name](**json.loads(given))))
+        return 0
+    scale = SCALES[arguments.scale]
+    claims: list[tuple[str, float, str, bool]] = []
+    with tempfile.TemporaryDirectory(prefix="emu-bench-") as folder:
+        for name, group in {"speed": speed, "decode": decode, "memory": memory}.items():
+            if arguments.only in (None, name):
+                claims += group(scale, Path(folder) / name)
+    for name, value, goal, is_met in claims:
+        print(f"claim {name}: {value:.3g} (goal {goal}){'' if is_met else '  MISSED'}")
+    return 0 if all(is_met for *_, is_met in claims) else 1
+
+
+def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
+    """The cascade, its plan and probe made on pictures of their own, and the plain loop on the same pictures."""
+    write_corpus(folder / "pilot", to_samples(labelled_images(scale.num_pilot, PACKAGES, 0.4, seed=1)))
+    pictures = list(labelled_images(scale.num_compared, PACKAGES, 0.3, seed=2))
+    write_corpus(folder / "raw", to_samples(pictures))
+    weights = write_weights(folder / "ViT-B-32")
+    captions = tuple(sorted({sample.caption for sample in read_samples(folder / "raw" / "00000.tar")}))
+    plain_text = TextAreaSignal(scale.canvas)
+    signals: list[Signal] = [*CHEAP, AlignmentSignal(str(weights), captions), plain_text]
+    funnel = Funnel((POLICY,))
+    signals, note = with_text_probe(folder / "pilot", ["00000"], signals, folder / "pilot-signals")
+    plan = read_or_make_plan(folder / "pilot", ["00000"], signals, funnel, folder / "pilot-signals")
+    print(f"text probe: {note}\norder: {', '.join(plan.order)}")
+
+    samples = list(read_samples(folder / "raw" / "00000.tar"))
+    signals = plan.arrange(signals)
+    with Guard(partial(load_signals, tuple(signals), funnel), base_timeout=600) as guard:
+        tasks = [Task(sample, {}, frozenset(), False) for sample in samples]
+        guard.map(tasks[:4], BATCH)  # loaded and warm, as the plain loop's models are
+        start = time.perf_counter()
+        found = guard.map(tasks, BATCH)
+        ours = len(tasks) / (time.perf_counter() - start)
+    areas = np.array([one.values.get("text_area") or 0.0 for one in found])
+    everything = TextAreaSignal(scale.canvas, uncertain=(0.0, 1.0))
+    measure_group(folder / "raw", ["00000"], [everything], folder / "signals", progress=False)
+    whole = read_values(folder / "raw", ["00000"], [everything], folder / "signals")["text_area"].to_numpy(float)
+    given = {"tar": str(folder / "raw" / "00000.tar"), "weights": str(weights)}
+    plain: Any = in_child("plain", given)
+
+    truth = np.array([picture.text_area for picture in pictures])
+    theirs = np.array(plain["areas"])
+    rows = {"cascade": areas, "CRAFT on all, whole canvas": whole, "plain loop": theirs}
+    for name, values in rows.items():
+        big, clean = truth > 0.1, truth == 0
+        print(
+            f"{name}: {(values > MAX_TEXT_AREA)[big].mean():.3f} of {big.sum()} with text found, "
+            f"{(values > MAX_TEXT_AREA)[clean].mean():.3f} of {clean.sum()} clean ones taken for text"
+        )
+    looks = pd.Series([one.values.get("text_canvas") or 0 for one in found]).value_counts().to_dict()
+    print(f"pictures by the last canvas looked at (0: the probe was enough): {looks}")
+    print(f"images a second: cascade {ours:.2f}, plain loop {plain['rate']:.3f}")
+    return [
+        at_least("cascade / plain loop, images a second", ours / plain["rate"], 25),
+        at_least(
+            "text decisions equal to CRAFT on everything",
+            ((areas > MAX_TEXT_AREA) == (whole > MAX_TEXT_AREA)).mean(),
+            0.98,
+        ),
+        at_least(
+            "text decisions equal to the plain loop", ((areas > MAX_TEXT_AREA) == (theirs > MAX_TEXT_AREA)).mean(), 0.98
+        ),
+    ]
+
+
+def plain_loop(tar: str, weights: str) -> dict[str, Any]:
+    """EasyOCR and open_clip as their READMEs show them. Areas are unions of the boxes that were read."""
+    import cv2
+    import easyocr
+    import open_clip
+    import torch
+
+    from emu_data.signals.craft import weights_folder
+
+    reader = easyocr.Reader(
+        ["en"], gpu=False, model_storage_directory=str(weights_folder()), download_enabled=False, verbose=False
+    )
+    made: Any = open_clip.create_model_from_pretrained(f"local-dir:{weights}")
+    model, preprocess = made
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{weights}")
+    areas, start, num = [], 0.0, 0
+    for number, sample in enumerate([*read_samples(Path(tar))][:1] + [*read_samples(Path(tar))]):
+        if number == 1:  # the first is to warm up
+            start, areas = time.perf_counter(), []
+        image = Image.open(io.BytesIO(sample.image)).convert("RGB")
+        mask = np.zeros((image.height, image.width), np.uint8)
+        for box, _, _ in reader.readtext(np.asarray(image)):
+            cv2.fillPoly(mask, [np.round(np.array(box)).astype(np.int32)], (1,))
+        areas.append(float(mask.mean()))
+        with torch.no_grad():
+            pixels: Any = preprocess(image)
+            vector = model.encode_image(pixels[None], normalize=True)
+            _ = vector @ model.encode_text(tokenizer([sample.caption]), normalize=True).T
+        num = number
+    return {"areas": areas, "rate": num / (time.perf_counter() - start)}
+
+
+def decode(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
+    """Cheap gates against the least that anybody could do: read the tar, decode, on all cores."""
+    cores = os.cpu_count() or 1
+    pictures = [labelled.image for labelled in labelled_images(min(scale.num_decoded, 300), PACKAGES, 0.0, seed=3)]
+    cycle = to_samples([Labelled(image, 0.0, True) for image in pictures])
+    samples = [cycle[i % len(cycle)] for i in range(scale.num_decoded)]
+    write_corpus(folder / "raw", samples, per_shard=-(-scale.num_decoded // (4 * cores)))
+    tars = list_shards(folder / "raw")
+    for tar in tars:
+        tar.read_bytes()  # both from the page cache
+    start = time.perf_counter()
+    with get_context("spawn").Pool(cores) as pool:
+        num = sum(pool.map(read_and_decode, tars, chunksize=1))
+    bare = time.perf_counter() - start
+    start = time.perf_counter()
+    measure_group(
+        folder / "raw", [tar.stem for tar in tars], CHEAP, folder / "signals", progress=False, num_workers=cores
+    )
+    ours = time.perf_counter() - start
+    print(f"{num} pictures on {cores} cores: bare {num / bare:.0f}, gates {num / ours:.0f} images a second")
+    return [at_most("cheap gates / bare reading and decoding, time", ours / bare, 2)]
+
+
+def read_and_decode(tar: Path) -> int:
+    return sum(1 for sample in read_samples(tar) if Image.open(io.BytesIO(sample.image)).convert("RGB"))
+
+
+def memory(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
+    few, many = (in_child("filter", {"num": num, "folder": str(folder / str(num))}) for num in scale.num_memory)
+    print(f"peak memory of filter and child: {few / 2**20:.0f} MiB, {many / 2**20:.0f} MiB for {scale.num_memory}")
+    first, last = in_child("ocr", {"marks": scale.num_ocr})
+    print(f"memory of an OCR worker: {first / 2**20:.0f} MiB, {last / 2**20:.0f} MiB after {scale.num_ocr}")
+    return [
+        at_most(f"peak memory at {scale.num_memory[1]} pictures / at {scale.num_memory[0]}", many / few, 1.2),
+        at_most(f"OCR worker's memory after {scale.num_ocr[1]} pictures / after {scale.num_ocr[0]}", last / first, 1.2),
+    ]
+
+
+def filter_memory(num: int, folder: str, per_shard: int = 1000) -> int:
+    """Peak bytes of this process and its largest child, over `num` small pictures."""
+    import resource
+
+    raw = Path(folder) / "raw"
+    rng = np.random.default_rng(0)
+    some = []
+    for _ in range(50):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(buffer, "PNG")
+        some.append(buffer.getvalue())
+    for shard in range(-(-num // per_shard)):
+        keys = [make_key(shard, i) for i in range(min(per_shard, num - shard * per_shard))]
+        samples = [Sample(key, some[i % len(some)], f"a small picture {key}") for i, key in enumerate(keys)]
+        write_one(raw, shard, samples)
+    measure_group(raw, [tar.stem for tar in list_shards(raw)], CHEAP, Path(folder) / "signals", progress=False)
+    shutil.rmtree(folder)
+    return 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def ocr_memory(marks: Sequence[int]) -> list[int]:
+    """Bytes that a process holds after so many pictures of many sizes, words read where there are some."""
+    import psutil
+
+    from emu_data.signals import Record
+
+    pictures = to_samples(labelled_images(60, PACKAGES, 0.3, seed=4))
+    measure = TextAreaSignal(96, words_between=(0.01, 1.0)).load()
+    found, num = [], 0
+    while num < marks[-1]:
+        batch = [pictures[(num + i) % len(pictures)] for i in range(20)]
+        measure([Record(sample) for sample in batch])
+        num += len(batch)
+        if num in marks:
+            found.append(psutil.Process().memory_info().rss)
+    return found
+
+
+def write_corpus(folder: Path, samples: Sequence[Sample], per_shard: int = 10_000) -> None:
+    for shard, start in enumerate(range(0, len(samples), per_shard)):
+        part = samples[start : start + per_shard]
+        keyed = [Sample(make_key(shard, i), s.image, s.caption, s.meta) for i, s in enumerate(part)]
+        write_one(folder, shard, keyed)
+
+
+def write_one(folder: Path, shard: int, samples: Sequence[Sample]) -> None:
+    rows = pd.DataFrame([{"key": s.key, "caption": s.caption, "status": "success"} for s in samples])
+    write_shard(folder, shard, samples, rows)
+
+
+def write_weights(folder: Path) -> Path:
+    """open_clip's ViT-B/32 as it is before training, in open_clip's own layout."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-B-32")
+    folder.mkdir(parents=True)
+    config = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    return folder
+
+
+def in_child(name: str, given: dict[str, Any]) -> Any:
+    """Run one of this file's measurements in a process of its own, whose memory and speed nothing else touches."""
+    command = [sys.executable, __file__, "--child", name, json.dumps(given)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def at_least(name: str, value: float, goal: float) -> tuple[str, float, str, bool]:
+    return name, float(value), f"at least {goal}", bool(value >= goal)
+
+
+def at_most(name: str, value: float, goal: float) -> tuple[str, float, str, bool]:
+    return name, float(value), f"at most {goal}", bool(value <= goal)
+
+
+Group = Callable[[Scale, Path], list[tuple[str, float, str, bool]]]
+
+if __name__ == "__main__":
+    sys.exit(main())

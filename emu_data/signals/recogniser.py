@@ -1,0 +1,85 @@
+"""EasyOCR's recogniser (CRNN, arXiv 1507.05717) on boxes that CRAFT found: is it a word, and how many?
+
+What differs from EasyOCR, and why: boxes go in batches of one shape, so that memory stays flat and a word's reading
+does not depend on its neighbours; a box of low contrast is not tried twice; weights are read with `weights_only`.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from emu_data.signals.craft import weights_folder
+
+HEIGHT, WIDTH = 64, 320  # px of a box as it is read; EasyOCR's height, and a width for about 12 letters
+BATCH = 8
+MIN_CONFIDENCE = 0.3  # mean probability of the letters, 0..1; chosen here
+MARGIN = 0.1  # of a box's height, added all round, as EasyOCR does (add_margin)
+
+
+class Recogniser:
+    """The English recogniser in memory."""
+
+    def __init__(self) -> None:
+        import torch
+        from easyocr.config import recognition_models
+        from easyocr.model.vgg_model import Model
+
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.letters = recognition_models["gen2"]["english_g2"]["characters"]
+        with torch.device("meta"):
+            network = Model(input_channel=1, output_channel=256, hidden_size=256, num_class=len(self.letters) + 1)
+        state = torch.load(weights_folder() / "english_g2.pth", map_location="cpu", weights_only=True)
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        network.load_state_dict(state, assign=True)
+        self.network: Any = network.eval().to(self.device)
+
+    def count_words(self, image: Image.Image, boxes: Sequence[tuple[float, float, float, float]]) -> list[int]:
+        """Return how many words stand in each box (left, upper, right, lower; px of the picture). A word has two
+        letters or digits at least: seams, spokes and eyes are read as one.
+        """
+        texts = self.read(image, boxes)
+        return [sum(sum(map(str.isalnum, word)) >= 2 for word in text.split()) for text in texts]
+
+    def read(self, image: Image.Image, boxes: Sequence[tuple[float, float, float, float]]) -> list[str]:
+        """Return what stands in each box, "" where nothing that can be read does."""
+        import torch
+
+        grey = image.convert("L")
+        crops = np.stack([_prepare(grey, box) for box in boxes]) if boxes else np.zeros((0, HEIGHT, WIDTH), np.float32)
+        found = []
+        for start in range(0, len(crops), BATCH):
+            batch = crops[start : start + BATCH]
+            padded = np.concatenate([batch, np.zeros((BATCH - len(batch), HEIGHT, WIDTH), np.float32)])
+            with torch.inference_mode():
+                logits_BTC = self.network(torch.from_numpy(padded[:, None]).to(self.device), None)
+                shares_BTC = logits_BTC.float().softmax(dim=-1).cpu().numpy()
+            found += [self._decode(shares) for shares in shares_BTC[: len(batch)]]
+        return found
+
+    def _decode(self, shares_TC: np.ndarray) -> str:
+        """Greedy CTC: class 0 is the blank, repeats without a blank between them are one letter."""
+        best = shares_TC.argmax(axis=1)
+        is_letter = (best != 0) & np.concatenate([[True], best[1:] != best[:-1]])
+        if not is_letter.any() or shares_TC.max(axis=1)[best != 0].mean() < MIN_CONFIDENCE:
+            return ""
+        return "".join(self.letters[index - 1] for index in best[is_letter])
+
+
+@cache
+def load_recogniser() -> Recogniser:
+    """Return the recogniser, the same one for all of this process."""
+    return Recogniser()
+
+
+def _prepare(grey: Image.Image, box: tuple[float, float, float, float]) -> np.ndarray:
+    """Return a box at HEIGHT x WIDTH, -1..1, its last column repeated to the right (EasyOCR's NormalizePAD)."""
+    margin = MARGIN * (box[3] - box[1])
+    left, upper = max(0, int(box[0] - margin)), max(0, int(box[1] - margin))
+    right, lower = min(grey.width, int(box[2] + margin) + 1), min(grey.height, int(box[3] + margin) + 1)
+    width = int(np.clip(round(HEIGHT * (right - left) / max(1, lower - upper)), 1, WIDTH))
+    crop = grey.resize((width, HEIGHT), Image.Resampling.BICUBIC, box=(left, upper, right, lower))
+    values = np.asarray(crop, np.float32) / 127.5 - 1
+    return np.pad(values, ((0, 0), (0, WIDTH - width)), mode="edge")
