@@ -111,9 +111,7 @@ def neighbours(variants: Mapping[str, Variant]) -> list[tuple[str, str]]:
     twin = dict(plain)
     pairs = [(before, after) for (_, before), (_, after) in zip(plain, plain[1:], strict=False)]
     return pairs + [
-        (twin[v.latent_channels], name)
-        for name, v in variants.items()
-        if v.fourier_bands and v.latent_channels in twin
+        (twin[v.latent_channels], name) for name, v in variants.items() if v.fourier_bands and v.latent_channels in twin
     ]
 
 
@@ -125,7 +123,9 @@ def describe_steps(
     channels = [step for step in steps if not variants[step.after].fourier_bands]
     rising = [step for step in channels if step.difference.psnr.low > 0]
     if channels and len(rising) == len(channels):
-        said = ["PSNR rises with every step in channels: " + ", ".join(_told(step, variants) for step in channels) + "."]
+        said = [
+            "PSNR rises with every step in channels: " + ", ".join(_told(step, variants) for step in channels) + "."
+        ]
     else:
         said = [f"PSNR rises in {len(rising)} of {len(channels)} steps in channels: "]
         said[0] += ", ".join(_told(step, variants) for step in channels) + "."
@@ -154,16 +154,16 @@ def describe_losses(section: AutoencoderStudy) -> str:
 def _reason(step: "Step", variants: Mapping[str, Variant], late_gains: Mapping[str, float], num_images: int) -> str:
     before, after = variants[step.before].latent_channels, variants[step.after].latent_channels
     gains = late_gains[step.before], late_gains[step.after]
-    curves = (
-        f"in the last third of the training {before} channels won {gains[0]:+.2f} dB and {after} channels {gains[1]:+.2f} dB"
-    )
+    curves = f"in the last third of the training {before} channels won {gains[0]:+.2f} dB and {after} channels {gains[1]:+.2f} dB"
     if step.difference.psnr.high > 0:
         return (
             f"Between {before} and {after} channels {num_images} held-out pictures cannot tell the sign (the interval "
             f"holds zero); {curves}."
         )
     if gains[1] > gains[0]:
-        return f"{after} channels are behind {before} because the budget ended first: {curves}, so they were catching up."
+        return (
+            f"{after} channels are behind {before} because the budget ended first: {curves}, so they were catching up."
+        )
     return f"{after} channels are behind {before}, and not for want of steps: {curves}."
 
 

@@ -81,9 +81,7 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[s
     training = dict(spec.pop("training"))
     if given["kind"] == "autoencoder":
         losses = training["losses"]
-        training["losses"] = AutoencoderLossConfig(
-            **{**losses, "perceptual": PerceptualConfig(**losses["perceptual"])}
-        )
+        training["losses"] = AutoencoderLossConfig(**{**losses, "perceptual": PerceptualConfig(**losses["perceptual"])})
         network = spec.pop("network", None)
         result = stages.train_autoencoder(
             job, stages.AutoencoderJob(network, start_from, AutoencoderTrainingConfig(**training))

@@ -141,7 +141,9 @@ def frechet_interval(
     Resampled sets have fewer distinct images, which lifts the distance, so their percentiles would not hold
     the estimate; their spread is used instead, not below 0.
     """
-    interval = _spread_interval(lambda chosen: frechet_distance(first[chosen], second[chosen]), len(first), rng, num_resamples)
+    interval = _spread_interval(
+        lambda chosen: frechet_distance(first[chosen], second[chosen]), len(first), rng, num_resamples
+    )
     return Interval(interval.estimate, max(0.0, interval.low), interval.high)
 
 

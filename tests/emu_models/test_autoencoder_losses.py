@@ -52,7 +52,9 @@ def vgg(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module", params=["encoder", "lpips"])
 def distance(request) -> EncoderDistance | LpipsDistance:
     kind = request.param
-    found = build_perceptual(PerceptualConfig(kind, str(request.getfixturevalue("vgg" if kind == "lpips" else kind)), 1))
+    found = build_perceptual(
+        PerceptualConfig(kind, str(request.getfixturevalue("vgg" if kind == "lpips" else kind)), 1)
+    )
     assert found is not None
     return found
 
@@ -159,9 +161,7 @@ def test_kl_is_finite_in_half_precision():
 
 @given(real=st.lists(st.floats(-3, 3), min_size=1, max_size=8), fake=st.lists(st.floats(-3, 3), min_size=1, max_size=8))
 def test_hinge_is_its_formula(real, fake):
-    expected = 0.5 * (
-        sum(max(0.0, 1 - r) for r in real) / len(real) + sum(max(0.0, 1 + f) for f in fake) / len(fake)
-    )
+    expected = 0.5 * (sum(max(0.0, 1 - r) for r in real) / len(real) + sum(max(0.0, 1 + f) for f in fake) / len(fake))
     assert hinge_loss(torch.tensor(real), torch.tensor(fake)).item() == pytest.approx(expected, abs=1e-5)
 
 
