@@ -27,8 +27,8 @@ def main() -> int:
     for who, rates in naming.items():
         top = rates["top_5"]
         print(
-            f"  {who:10} {top['estimate']:5.1f} ({top['low']:.1f} to {top['high']:.1f}), {rates['num_images']} pictures, "
-            f"{rates['num_captions']} names, guessing {rates['chance_top_5']:.1f}"
+            f"  {who:10} {top['estimate']:5.1f} ({top['low']:.1f} to {top['high']:.1f}), "
+            f"{rates['num_images']} pictures, {rates['num_captions']} names, guessing {rates['chance_top_5']:.1f}"
         )
     num = naming["tuned"]["num_images"]
     if num < NUM_PROMPTS:

@@ -99,10 +99,12 @@ def choose_features(layout: Layout, section: AutoencoderStudy) -> "Features":
 
 
 def late_gain(folder: Path) -> float:
-    """Held-out PSNR in dB that a training won in its last third; NaN where it was validated less than twice in it."""
+    """Held-out PSNR in dB that a training won in its last third, or since its first validation if that was later; 0 if
+    it was validated once."""
     log = pd.read_json(folder / "metrics.jsonl", lines=True)
-    late = log[log["step"] >= log["step"].max() * 2 / 3]
-    return float(late["val_psnr"].iloc[-1] - late["val_psnr"].iloc[0]) if len(late) > 1 else float("nan")
+    early = log[log["step"] <= log["step"].max() * 2 / 3]
+    since = early.iloc[-1] if len(early) else log.iloc[0]
+    return float(log["val_psnr"].iloc[-1] - since["val_psnr"])
 
 
 def neighbours(variants: Mapping[str, Variant]) -> list[tuple[str, str]]:
@@ -122,13 +124,10 @@ def describe_steps(
     say about why; and what the Fourier transform changes, whichever sign it has."""
     channels = [step for step in steps if not variants[step.after].fourier_bands]
     rising = [step for step in channels if step.difference.psnr.low > 0]
-    if channels and len(rising) == len(channels):
-        said = [
-            "PSNR rises with every step in channels: " + ", ".join(_told(step, variants) for step in channels) + "."
-        ]
-    else:
-        said = [f"PSNR rises in {len(rising)} of {len(channels)} steps in channels: "]
-        said[0] += ", ".join(_told(step, variants) for step in channels) + "."
+    said = []
+    if channels:
+        how_often = "with every step" if len(rising) == len(channels) else f"in {len(rising)} of {len(channels)} steps"
+        said.append(f"PSNR rises {how_often} in channels: {', '.join(_told(step, variants) for step in channels)}.")
     for step in channels:
         if step not in rising:
             said.append(_reason(step, variants, late_gains, num_images))
@@ -154,16 +153,17 @@ def describe_losses(section: AutoencoderStudy) -> str:
 def _reason(step: "Step", variants: Mapping[str, Variant], late_gains: Mapping[str, float], num_images: int) -> str:
     before, after = variants[step.before].latent_channels, variants[step.after].latent_channels
     gains = late_gains[step.before], late_gains[step.after]
-    curves = f"in the last third of the training {before} channels won {gains[0]:+.2f} dB and {after} channels {gains[1]:+.2f} dB"
+    curves = (
+        f"in the last third of the training {before} channels won {gains[0]:+.2f} dB and {after} channels "
+        f"{gains[1]:+.2f} dB"
+    )
     if step.difference.psnr.high > 0:
         return (
             f"Between {before} and {after} channels {num_images} held-out pictures cannot tell the sign (the interval "
             f"holds zero); {curves}."
         )
     if gains[1] > gains[0]:
-        return (
-            f"{after} channels are behind {before} because the budget ended first: {curves}, so they were catching up."
-        )
+        return f"{after} channels are behind {before} because the budget ended first: {curves}, so they caught up."
     return f"{after} channels are behind {before}, and not for want of steps: {curves}."
 
 

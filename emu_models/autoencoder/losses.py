@@ -65,5 +65,5 @@ def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_
 
 
 def adversarial_share(step: int, num_steps: int, start: float) -> float:
-    """Share of the adversary's weight at a step: 0 until `start` (share of all steps), then a ramp up to 1 at the end."""
+    """Share of the adversary's weight at a step: 0 until `start` (share of all steps), then a ramp to 1 at the end."""
     return 0.0 if start >= 1 else max(0.0, (step / num_steps - start) / (1 - start))
