@@ -318,9 +318,9 @@ def compare_loops(setup: Setup, num_rows: int, num_steps: int, num_repeats: int)
     speed = Speed(*(1e3 * s for s in seconds), waited)
     print(
         f"{setup.name}, batch {setup.batch_size}: example's loop {speed.peer:.0f} ms a step, {speed.training:.0f} of "
-        f"them after encoding · ours with caches off {speed.off:.0f} ({speed.peer / speed.off:.2f}x), "
-        f"warm {speed.warm:.0f} ({speed.peer / speed.warm:.2f}x, bound {speed.peer / speed.training:.2f}x) · waiting for batches "
-        f"{100 * waited:.2f} %",
+        f"them after encoding · ours with caches off {speed.off:.0f} ({speed.peer / speed.off:.2f}x), warm "
+        f"{speed.warm:.0f} ({speed.peer / speed.warm:.2f}x, bound {speed.peer / speed.training:.2f}x) · "
+        f"waiting for batches {100 * waited:.2f} %",
         flush=True,
     )
     return speed
