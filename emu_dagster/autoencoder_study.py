@@ -1,15 +1,21 @@
 """Compares the autoencoders of the study on the pictures that none of them trained on."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from emu_dagster.layout import Layout
-from emu_dagster.params import Params
+from emu_dagster.params import AutoencoderStudy, Params, Variant
 from emu_dagster.pictures import contact_sheet
+
+if TYPE_CHECKING:
+    from emu_dagster.reporting.autoencoder import Step
+    from emu_models.evaluation.reconstruction import Features
 
 NUM_SHOWN = 12  # held-out pictures in the report
 
@@ -21,30 +27,23 @@ def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[s
     """
     import torch
 
-    from emu_dagster.reporting.autoencoder import VariantFindings, write_autoencoder_report
+    from emu_dagster.reporting.autoencoder import Step, VariantFindings, write_autoencoder_report
     from emu_models.autoencoder.network import Autoencoder
-    from emu_models.evaluation.plain_features import GRID_STATISTICS
-    from emu_models.evaluation.reconstruction import measure_reconstruction
+    from emu_models.evaluation.reconstruction import compare_reconstructions, measure_reconstruction
     from emu_models.training.cache import to_images, to_tensor
     from emu_models.training.rows import load_rows
 
-    section = params.autoencoder_study
+    section, folder = params.autoencoder_study, layout.model("autoencoder_study")
     held = load_rows(layout.raw, pd.read_parquet(rows), section.resolution).held
-    found, rebuilt = {}, {}
-    for name in section.variants:
-        autoencoder = Autoencoder.from_pretrained(layout.model("autoencoder_study") / name).eval()
-        with torch.no_grad():
-            latents = autoencoder.encode(to_tensor(held.images)).mean
-            rebuilt[name] = to_images(autoencoder.decode(latents))
-        found[name] = measure_reconstruction(held.images, rebuilt[name], GRID_STATISTICS, section.seed)
-    metrics: dict[str, float] = {"num_held_out": len(held.images)}
-    for name, measured in found.items():
-        metrics[f"ssim_{name}"] = measured.ssim.estimate
-        metrics[f"psnr_{name}"] = measured.psnr.estimate
-        metrics[f"frechet_{name}"] = measured.frechet.estimate
-    variants = []
+    features = choose_features(layout, section)
+    found, rebuilt, variants, late_gains = {}, {}, [], {}
     for name, variant in section.variants.items():
-        meta = json.loads((layout.model("autoencoder_study") / name / "meta.json").read_text())
+        autoencoder = Autoencoder.from_pretrained(folder / name).eval()
+        with torch.no_grad():
+            rebuilt[name] = to_images(autoencoder.decode(autoencoder.encode(to_tensor(held.images)).mean))
+        found[name] = measure_reconstruction(held.images, rebuilt[name], features, section.seed)
+        meta = json.loads((folder / name / "meta.json").read_text())
+        late_gains[name] = late_gain(folder / name)
         variants.append(
             VariantFindings(
                 name,
@@ -56,15 +55,31 @@ def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[s
                 meta["result"]["seconds"],
             )
         )
+    steps = [
+        Step(
+            before,
+            after,
+            compare_reconstructions(held.images, rebuilt[before], rebuilt[after], features, section.seed),
+        )
+        for before, after in neighbours(section.variants)
+    ]
+    note = describe_steps(steps, section.variants, late_gains, len(held.images))
     write_autoencoder_report(
-        layout.report("autoencoder_study"), variants, held.images, params, describe_trend(metrics, params)
+        layout.report("autoencoder_study"), variants, steps, held.images, params, f"{note} {describe_losses(section)}"
     )
+    metrics: dict[str, float] = {"num_held_out": len(held.images)}
+    for name, measured in found.items():
+        metrics[f"ssim_{name}"] = measured.ssim.estimate
+        metrics[f"psnr_{name}"] = measured.psnr.estimate
+        metrics[f"frechet_{name}"] = measured.frechet.estimate
+    for step in steps:
+        metrics[f"psnr_gain_{step.before}_to_{step.after}"] = step.difference.psnr.estimate
     table = pd.DataFrame(
         {
             "variant": list(found),
             "SSIM": [m.ssim.estimate for m in found.values()],
             "PSNR (dB)": [m.psnr.estimate for m in found.values()],
-            "Fréchet": [m.frechet.estimate for m in found.values()],
+            f"Fréchet on {features.name}": [m.frechet.estimate for m in found.values()],
         }
     )
     shown = np.concatenate([held.images[:NUM_SHOWN], *(images[:NUM_SHOWN] for images in rebuilt.values())])
@@ -74,18 +89,89 @@ def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[s
     return metrics, table.round(4).to_markdown(index=False), sheet
 
 
-def describe_trend(metrics: dict[str, float], params: Params) -> str:
-    """A sentence on what the study shows: does PSNR rise with channels, and which sign has the Fourier transform."""
-    variants = params.autoencoder_study.variants
-    plain = sorted((v.latent_channels, name) for name, v in variants.items() if v.fourier_bands == 0)
-    values = [metrics[f"psnr_{name}"] for _, name in plain]
-    holds = all(a < b for a, b in zip(values, values[1:], strict=False))
-    trend = "PSNR rises with every step in channels" if holds else "PSNR does not rise with every step in channels"
+def choose_features(layout: Layout, section: AutoencoderStudy) -> "Features":
+    """Inception's where its weights are given, else those of the judge, which no loss of the study looks at."""
+    from emu_models.evaluation.features import inception_features, judge_features
+
+    if section.inception:
+        return inception_features(Path(section.inception))
+    return judge_features(layout.model("alignment_model") / "judge")
+
+
+def late_gain(folder: Path) -> float:
+    """Held-out PSNR in dB that a training won in its last third, or since its first validation if that was later; 0 if
+    it was validated once."""
+    log = pd.read_json(folder / "metrics.jsonl", lines=True)
+    early = log[log["step"] <= log["step"].max() * 2 / 3]
+    since = early.iloc[-1] if len(early) else log.iloc[0]
+    return float(log["val_psnr"].iloc[-1] - since["val_psnr"])
+
+
+def neighbours(variants: Mapping[str, Variant]) -> list[tuple[str, str]]:
+    """Pairs worth comparing: each number of channels with the next, and each Fourier variant with its twin."""
+    plain = sorted((v.latent_channels, name) for name, v in variants.items() if not v.fourier_bands)
     twin = dict(plain)
-    signs = [
-        f"the Fourier transform changes it at {v.latent_channels} channels by "
-        f"{metrics[f'psnr_{name}'] - metrics[f'psnr_{twin[v.latent_channels]}']:+.2f} dB"
-        for name, v in variants.items()
-        if v.fourier_bands and v.latent_channels in twin
+    pairs = [(before, after) for (_, before), (_, after) in zip(plain, plain[1:], strict=False)]
+    return pairs + [
+        (twin[v.latent_channels], name) for name, v in variants.items() if v.fourier_bands and v.latent_channels in twin
     ]
-    return "; ".join([trend, *signs]) + ". No perceptual loss: its weights come with no package."
+
+
+def describe_steps(
+    steps: "list[Step]", variants: Mapping[str, Variant], late_gains: Mapping[str, float], num_images: int
+) -> str:
+    """What the study shows, from its numbers: does quality rise with the channels, and if not, what the learning curves
+    say about why; and what the Fourier transform changes, whichever sign it has."""
+    channels = [step for step in steps if not variants[step.after].fourier_bands]
+    rising = [step for step in channels if step.difference.psnr.low > 0]
+    said = []
+    if channels:
+        how_often = "with every step" if len(rising) == len(channels) else f"in {len(rising)} of {len(channels)} steps"
+        said.append(f"PSNR rises {how_often} in channels: {', '.join(_told(step, variants) for step in channels)}.")
+    for step in channels:
+        if step not in rising:
+            said.append(_reason(step, variants, late_gains, num_images))
+    for step in steps:
+        if variants[step.after].fourier_bands:
+            psnr, ssim = step.difference.psnr, step.difference.ssim
+            verdict = "helps" if psnr.low > 0 else "hurts" if psnr.high < 0 else "makes no difference that can be told"
+            said.append(
+                f"The Fourier transform {verdict} at {variants[step.after].latent_channels} channels: "
+                f"PSNR {_signed(psnr, 2)} dB, SSIM {_signed(ssim, 4)}."
+            )
+    return " ".join(said)
+
+
+def describe_losses(section: AutoencoderStudy) -> str:
+    from emu_models.autoencoder.perceptual import PerceptualConfig, describe_perceptual
+
+    given = section.losses.perceptual
+    told = describe_perceptual(PerceptualConfig(given.kind, given.path or "alignment_model", given.weight))
+    return f"Losses: L1, KL, a hinge PatchGAN, {told}."
+
+
+def _reason(step: "Step", variants: Mapping[str, Variant], late_gains: Mapping[str, float], num_images: int) -> str:
+    before, after = variants[step.before].latent_channels, variants[step.after].latent_channels
+    gains = late_gains[step.before], late_gains[step.after]
+    curves = (
+        f"in the last third of the training {before} channels won {gains[0]:+.2f} dB and {after} channels "
+        f"{gains[1]:+.2f} dB"
+    )
+    if step.difference.psnr.high > 0:
+        return (
+            f"Between {before} and {after} channels {num_images} held-out pictures cannot tell the sign (the interval "
+            f"holds zero); {curves}."
+        )
+    if gains[1] > gains[0]:
+        return f"{after} channels are behind {before} because the budget ended first: {curves}, so they caught up."
+    return f"{after} channels are behind {before}, and not for want of steps: {curves}."
+
+
+def _told(step: "Step", variants: Mapping[str, Variant]) -> str:
+    channels = variants[step.before].latent_channels, variants[step.after].latent_channels
+    return f"{channels[0]} to {channels[1]} {_signed(step.difference.psnr, 2)} dB"
+
+
+def _signed(interval, digits: int) -> str:
+    told = [f"{value:+.{digits}f}".replace("-", "−") for value in (interval.estimate, interval.low, interval.high)]
+    return f"{told[0]} ({told[1]} to {told[2]})"

@@ -151,10 +151,20 @@ class Selection(Section):
     seed: int
 
 
+class Perceptual(Section):
+    """kind `lpips`: `path` is a file of torchvision's VGG-16 weights. `encoder`: an open_clip folder; null takes the
+    alignment model's own, which was trained on the corpus. weight: against the L1 on values in [-1, 1]."""
+
+    kind: Literal["none", "encoder", "lpips"] = "none"
+    path: str | None = None
+    weight: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Losses(Section):
     kl_weight: float
     adversarial_weight: float
     adversarial_start: Share
+    perceptual: Perceptual = Perceptual()
 
 
 class Variant(Section):
@@ -175,6 +185,9 @@ class Training(Section):
 
 
 class AutoencoderStudy(Training):
+    """inception: inception-2015-12-05.pt, for a FID; null takes the judge's features, which are none."""
+
+    inception: str | None = None
     variants: dict[str, Variant]
     fold: Count
     widths: list[int]

@@ -60,6 +60,7 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[s
     from dataclasses import asdict
 
     from emu_models.autoencoder.losses import AutoencoderLossConfig
+    from emu_models.autoencoder.perceptual import PerceptualConfig
     from emu_models.denoiser import DenoiserConfig
     from emu_models.training import stages
     from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
@@ -79,7 +80,8 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[s
     start_from = Path(spec.pop("start_from")) if spec.get("start_from") else None
     training = dict(spec.pop("training"))
     if given["kind"] == "autoencoder":
-        training["losses"] = AutoencoderLossConfig(**training["losses"])
+        losses = training["losses"]
+        training["losses"] = AutoencoderLossConfig(**{**losses, "perceptual": PerceptualConfig(**losses["perceptual"])})
         network = spec.pop("network", None)
         result = stages.train_autoencoder(
             job, stages.AutoencoderJob(network, start_from, AutoencoderTrainingConfig(**training))

@@ -121,7 +121,11 @@ def autoencoder_job(
     start_from: Path | None,
 ) -> dict[str, Any]:
     """A job that trains one autoencoder on raw pictures: from `network`, or on from the folder `start_from`."""
-    training = {**_batches(section), "losses": section.losses.model_dump()}
+    losses = section.losses.model_dump()
+    if section.losses.perceptual.kind == "encoder" and not section.losses.perceptual.path:
+        # one that filtering uses; the judge's features are what the study's distances are measured on
+        losses["perceptual"]["path"] = str(layout.model("alignment_model") / "fold_0")
+    training = {**_batches(section), "losses": losses}
     spec = {"network": network, "start_from": str(start_from) if start_from else None, "training": training}
     return {"kind": "autoencoder", "spec": spec, **_common(layout, asset, name, layout.raw, rows, out, section)}
 

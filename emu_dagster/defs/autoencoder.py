@@ -8,14 +8,16 @@ from emu_dagster.resources.gpu import TrainingProcess
 GROUP = "autoencoder"
 CODE = ["emu_models/autoencoder", "emu_models/training", "emu_dagster/training_jobs.py"]
 
+EVALUATION = [f"emu_models/evaluation/{name}.py" for name in ("reconstruction", "features", "judge")]
+
 
 @dg.asset(
     **facts(
         "autoencoder_study",
         GROUP,
         {"pytorch", "safetensors"},
-        ["raw_corpus"],
-        [*CODE, "emu_models/evaluation/reconstruction.py", "emu_dagster/autoencoder_study.py"],
+        ["raw_corpus", "alignment_model"],  # its encoder for the perceptual loss, its judge for the distances
+        [*CODE, *EVALUATION, "emu_dagster/autoencoder_study.py"],
     ),
     pool="gpu",
 )
@@ -54,7 +56,14 @@ def autoencoder_study(
 
 
 @dg.asset(
-    **facts("autoencoder", GROUP, {"pytorch", "safetensors"}, ["autoencoder_study", "raw_corpus"], CODE), pool="gpu"
+    **facts(
+        "autoencoder",
+        GROUP,
+        {"pytorch", "safetensors"},
+        ["autoencoder_study", "raw_corpus", "alignment_model"],
+        CODE,
+    ),
+    pool="gpu",
 )
 def autoencoder(
     context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess

@@ -14,7 +14,7 @@ from emu_dagster.reporting.page import Picture, Run, describe_run, write_report
 from emu_dagster.reporting.paper import RECONSTRUCTION, RECONSTRUCTION_NOTE
 
 if TYPE_CHECKING:
-    from emu_models.evaluation.reconstruction import Reconstruction
+    from emu_models.evaluation.reconstruction import Difference, Reconstruction
 
 NUM_STRIP = 12  # held-out pictures in the strips at 1:1
 NUM_CROPS = 5  # pictures of which the most detailed part is enlarged
@@ -34,8 +34,22 @@ class VariantFindings:
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Step:
+    """Two variants by name, and what the second does better than the first on the same pictures."""
+
+    before: str
+    after: str
+    difference: "Difference"
+
+
 def write_autoencoder_report(
-    directory: Path, variants: Sequence[VariantFindings], originals: np.ndarray, run: Run, note: str = ""
+    directory: Path,
+    variants: Sequence[VariantFindings],
+    steps: Sequence[Step],
+    originals: np.ndarray,
+    run: Run,
+    note: str = "",
 ) -> dict[str, Any]:
     """Write the page and return what its report.json holds.
 
@@ -56,6 +70,10 @@ def write_autoencoder_report(
         for number, (y, x) in enumerate(corners):
             pictures[f"crops/{name}-{number}"] = images[number, y : y + CROP, x : x + CROP]
     first = variants[0].reconstruction
+    labels = {
+        variant.name: f"{variant.latent_channels} channels" + (" + Fourier" if variant.fourier_bands else "")
+        for variant in variants
+    }
     data = {
         "kind": "autoencoder",
         **describe_run(run),
@@ -70,7 +88,7 @@ def write_autoencoder_report(
         "variants": [
             {
                 "name": variant.name,
-                "label": f"{variant.latent_channels} channels" + (" + Fourier" if variant.fourier_bands else ""),
+                "label": labels[variant.name],
                 "latent_channels": variant.latent_channels,
                 "fourier_bands": variant.fourier_bands,
                 "num_parameters": variant.num_parameters,
@@ -79,6 +97,10 @@ def write_autoencoder_report(
                 "paper": RECONSTRUCTION.get((variant.latent_channels, variant.fourier_bands > 0)),
             }
             for variant in variants
+        ],
+        "steps": [
+            {"before": labels[step.before], "after": labels[step.after], "difference": step.difference}
+            for step in steps
         ],
     }
     return write_report(directory, "autoencoder", data, pictures)

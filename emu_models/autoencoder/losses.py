@@ -1,15 +1,16 @@
-"""Losses of the autoencoder: L1, KL and an adversarial one (Rombach et al., arXiv 2112.10752; weights are not in Emu).
+"""Losses of the autoencoder: L1, perceptual, KL and adversarial (Rombach et al., arXiv 2112.10752; no weight is Emu's).
 
 The adversary is a hinge PatchGAN with adaptive weight (Esser et al., arXiv 2012.09841, eq. 7) that sets in gently: an
-abrupt start wrecks reconstructions (field notes). A perceptual loss needs weights that come with no package; it is
-left out, and the study says so.
+abrupt start wrecks reconstructions (field notes). The perceptual distance is in perceptual.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from emu_models.autoencoder.perceptual import PerceptualConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class AutoencoderLossConfig:
     kl_weight: float
     adversarial_weight: float
     adversarial_start: float
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
 
 
 class PatchDiscriminator(nn.Module):
@@ -51,7 +53,17 @@ def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
-    """|grad of reconstruction| / |grad of adversary| at the last layer, at most 1e4 (Esser et al., eq. 7)."""
-    (of_reconstruction,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
-    (of_adversary,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
-    return (of_reconstruction.norm() / (of_adversary.norm() + 1e-4)).clamp(max=1e4).detach()
+    """|grad of reconstruction| / |grad of adversary| at the last layer, at most 1e4 (Esser et al., eq. 7).
+
+    In fp32 whatever the gradients are in: squares of small ones vanish in fp16, and 0 / 0 stops the training.
+    """
+    lengths = [
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
+        for loss in (reconstruction_loss, adversarial_loss)
+    ]
+    return (lengths[0] / (lengths[1] + 1e-4)).clamp(max=1e4).detach()
+
+
+def adversarial_share(step: int, num_steps: int, start: float) -> float:
+    """Share of the adversary's weight at a step: 0 until `start` (share of all steps), then a ramp to 1 at the end."""
+    return 0.0 if start >= 1 else max(0.0, (step / num_steps - start) / (1 - start))

@@ -37,8 +37,12 @@ class Moments:
         return Moments(self.mean[index_B], self.logvar[index_B])
 
     def kl(self) -> Tensor:
-        """KL to the unit Gaussian, nats a picture, averaged over the batch: (1/2) sum(mean^2 + var - 1 - logvar)."""
-        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(1).mean()
+        """KL to the unit Gaussian, nats a picture, averaged over the batch: (1/2) sum(mean^2 + var - 1 - logvar).
+
+        In fp32: the variance and the sum of thousands of terms leave the range of half precision.
+        """
+        mean, logvar = self.mean.float(), self.logvar.float()
+        return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1).mean()
 
 
 class ResidualBlock(nn.Module):

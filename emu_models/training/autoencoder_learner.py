@@ -1,4 +1,4 @@
-"""How the autoencoder learns (Emu paper, sec. 3.1): reconstruction, KL and a late, gentle adversary."""
+"""How the autoencoder learns (Emu paper, sec. 3.1): L1 and perceptual distance, KL, a late and gentle adversary."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,11 @@ from emu_models.autoencoder.losses import (
     AutoencoderLossConfig,
     PatchDiscriminator,
     adaptive_weight,
+    adversarial_share,
     hinge_loss,
 )
 from emu_models.autoencoder.network import Autoencoder
+from emu_models.autoencoder.perceptual import build_perceptual
 from emu_models.training.cache import to_tensor
 from emu_models.training.device import autocast, choose_device
 from emu_models.training.order import batch_indices, generator_for
@@ -40,6 +42,8 @@ class AutoencoderLearner:
         self.config = config
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.adversary = PatchDiscriminator().to(self.device)
+        perceptual = build_perceptual(config.losses.perceptual)
+        self.perceptual = None if perceptual is None else perceptual.to(self.device)
         self.trained, self.held = rows.trained, rows.held
         self.modules = {"network": self.network, "adversary": self.adversary}
         self.optimizers = {
@@ -70,23 +74,28 @@ class AutoencoderLearner:
             moments = self.network.encode(x)
             noise = torch.randn(moments.mean.shape, generator=generator).to(self.device)
             y = self.network.decode(moments.mean + noise * (0.5 * moments.logvar).exp())
-        reconstruction = (y.float() - x).abs().mean()
-        kl = moments.kl()
+        y = y.float()  # the losses are in fp32
+        l1 = (y - x).abs().mean()
+        reconstruction, kl = l1, moments.kl()
+        metrics = {"loss": l1.item(), "kl": kl.item()}
+        if self.perceptual is not None:
+            distance = self.perceptual(y, x).mean()
+            reconstruction = l1 + config.perceptual.weight * distance
+            metrics["perceptual"] = distance.item()
         loss = reconstruction + config.kl_weight * kl / x[0].numel()
-        metrics = {"loss": reconstruction.item(), "kl": kl.item()}
 
-        progress = (step / self.config.num_steps - config.adversarial_start) / (1 - config.adversarial_start)
-        adversarial = config.adversarial_weight > 0 and progress >= 0
+        share = adversarial_share(step, self.config.num_steps, config.adversarial_start)
+        adversarial = config.adversarial_weight > 0 and share > 0
         if adversarial:
             self.adversary.requires_grad_(False)
-            fooled = -self.adversary(y.float()).mean()
+            fooled = -self.adversary(y).mean()
             weight = adaptive_weight(reconstruction, fooled, self.network.last_layer)
-            loss = loss + config.adversarial_weight * progress * weight * fooled
+            loss = loss + config.adversarial_weight * share * weight * fooled
             self.adversary.requires_grad_(True)
             metrics["adversarial_weight"] = weight.item()
         self._update("network", loss)
         if adversarial:
-            loss_of_adversary = hinge_loss(self.adversary(x), self.adversary(y.detach().float()))
+            loss_of_adversary = hinge_loss(self.adversary(x), self.adversary(y.detach()))
             self._update("adversary", loss_of_adversary)
             metrics["adversary_loss"] = loss_of_adversary.item()
         return metrics

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from emu_dagster.reporting.autoencoder import VariantFindings, find_detail, write_autoencoder_report
+from emu_dagster.reporting.autoencoder import Step, VariantFindings, find_detail, write_autoencoder_report
 from emu_dagster.reporting.evaluation import AutomaticFindings, save_pairs, write_automatic_report
 from emu_dagster.reporting.funnel import Findings, write_funnel_report
 from emu_dagster.reporting.index import write_index
@@ -25,7 +25,7 @@ from emu_data.votes import Vote, votes_to_frame
 from emu_models.evaluation.faithfulness import Naming
 from emu_models.evaluation.intervals import Interval
 from emu_models.evaluation.preference import position_bias, self_consistency, summarise_preference
-from emu_models.evaluation.reconstruction import Reconstruction
+from emu_models.evaluation.reconstruction import Difference, Reconstruction
 
 NUM_PROMPTS = 20
 EVIL = "<script>alert('\"&')</script>"
@@ -81,7 +81,8 @@ def write_autoencoder(folder: Path, run: Run) -> dict[str, Any]:
         VariantFindings("c16_fourier", 16, 2, found, make_pictures(8, 2)),
         VariantFindings("c12", 12, 0, found, make_pictures(8, 3)),
     ]
-    return write_autoencoder_report(folder, variants, make_pictures(8), run, "It holds.")
+    steps = [Step("c4", "c12", Difference(interval, Interval(1.25, -0.5, 3.0), interval))]
+    return write_autoencoder_report(folder, variants, steps, make_pictures(8), run, "It holds.")
 
 
 def write_training(folder: Path, run: Run) -> dict[str, Any]:
@@ -284,7 +285,7 @@ def test_the_same_findings_give_the_same_bytes_and_a_failure_leaves_the_old_repo
     before = (tmp_path / "ae-a" / "index.html").read_bytes()
     with pytest.raises(ValueError, match="of originals"):
         wrong = VariantFindings("c4", 4, 0, None, make_pictures(3))  # type: ignore[arg-type]
-        write_autoencoder_report(tmp_path / "ae-a", [wrong], make_pictures(8), Run())
+        write_autoencoder_report(tmp_path / "ae-a", [wrong], [], make_pictures(8), Run())
     with pytest.raises(ValueError, match="pictures of tuned"):
         save_pairs(PROMPTS, {"tuned": make_pictures(3)}, {})
     assert (tmp_path / "ae-a" / "index.html").read_bytes() == before

@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from scipy import linalg
 
-from emu_models.evaluation.intervals import bootstrap_mean
+from emu_models.evaluation.features import inception_features
+from emu_models.evaluation.intervals import Interval, bootstrap_mean
 from emu_models.evaluation.reconstruction import (
     Features,
+    compare_reconstructions,
     frechet_distance,
     frechet_interval,
     measure_each,
@@ -74,3 +79,40 @@ def test_what_does_not_fit_is_refused(pictures: np.ndarray):
         measure_reconstruction(pictures[:1], pictures[:1], MEANS)
     with pytest.raises(ValueError, match="not finite"):
         bootstrap_mean(np.array([1.0, np.inf]), np.random.default_rng(0))
+
+
+def test_paired_differences_are_narrower_than_the_two_means_apart(pictures: np.ndarray):
+    mild, strong = disturb(pictures, 10), disturb(pictures, 14)
+    found = compare_reconstructions(pictures, strong, mild, MEANS)
+    for difference, measure in ((found.ssim, 0), (found.psnr, 1)):
+        before, after = (measure_each(pictures, rebuilt)[measure].mean() for rebuilt in (strong, mild))
+        assert difference.estimate == pytest.approx(after - before)
+        assert 0 < difference.low < difference.estimate < difference.high
+    apart = [measure_reconstruction(pictures, rebuilt, MEANS).psnr for rebuilt in (strong, mild)]
+    assert found.psnr.high - found.psnr.low < sum(interval.high - interval.low for interval in apart)
+    assert found.frechet.estimate < 0
+    back = compare_reconstructions(pictures, mild, strong, MEANS)
+    assert back.psnr.estimate == pytest.approx(-found.psnr.estimate)
+
+
+def test_a_model_does_not_differ_from_itself(pictures: np.ndarray):
+    rebuilt = disturb(pictures, 10)
+    found = compare_reconstructions(pictures, rebuilt, rebuilt, MEANS)
+    assert found.psnr == found.ssim == found.frechet == Interval(0.0, 0.0, 0.0)
+
+
+class Pooled(torch.nn.Module):
+    """Stands for the TorchScript export of Inception: uint8 pictures in, features out where they are asked for."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        pooled = x.float().mean((2, 3))
+        return pooled if return_features else pooled.sum(1)
+
+
+def test_only_inception_is_called_fid(tmp_path: Path, pictures: np.ndarray):
+    torch.jit.script(Pooled()).save(str(tmp_path / "inception.pt"))
+    features = inception_features(tmp_path / "inception.pt")
+    assert "(FID)" in features.name and "(FID)" not in MEANS.name
+    assert np.allclose(features.extract(pictures), pictures.mean((1, 2)), atol=1e-3)
+    with pytest.raises(ValueError, match="inception-2015-12-05.pt"):
+        inception_features(tmp_path / "nothing.pt")

@@ -1,0 +1,129 @@
+"""The perceptual loss of the autoencoder: LPIPS where its weights are given, else the corpus's own image encoder.
+
+LPIPS (Zhang et al., arXiv 1801.03924): features of a frozen network at several depths, each position scaled to unit
+length over its channels, squared differences weighted a channel, averaged over positions, summed over depths. Its
+weights for the channels come with torchmetrics, those of VGG-16 with nothing: they are read from a file and never
+fetched. On an image encoder there are no learned weights for the channels; all count the same, as in LPIPS's unlearned
+baseline up to a factor. Gradients flow to the pictures, and to nothing else. All is computed in fp32: half precision
+loses the small differences that the root of the norm divides by.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPSILON = 1e-8  # under the root of the norm; torchmetrics' LPIPS has the same
+
+
+@dataclass(frozen=True)
+class PerceptualConfig:
+    """kind: "none", "encoder" (path: a folder in open_clip's layout) or "lpips" (path: torchvision's VGG-16 weights).
+
+    weight: of the perceptual distance against the L1 on values in [-1, 1]. ValueError where a path is missing.
+    """
+
+    kind: Literal["none", "encoder", "lpips"] = "none"
+    path: str | None = None
+    weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind != "none" and not self.path:
+            raise ValueError(f"perceptual.path is missing; kind {self.kind!r} reads its weights from there")
+        if self.weight < 0:
+            raise ValueError(f"perceptual.weight is {self.weight}; it must be 0 or more")
+
+    @property
+    def is_on(self) -> bool:
+        return self.kind != "none" and self.weight > 0
+
+
+class EncoderDistance(nn.Module):
+    """The distance on the depths of an open_clip image tower. y, x: (B, 3, H, W) in [-1, 1] -> (B,), at least 0."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        tower: Any = _load_tower(folder)
+        self.tower = tower.eval().requires_grad_(False)
+        # a transformer has positions for one size only; convolutions take the pictures as they are
+        self.size: tuple[int, int] | None = None if hasattr(tower, "layer1") else _as_pair(tower.image_size)
+        mean, std = (torch.tensor(getattr(tower, f"image_{name}", None) or [0.5] * 3) for name in ("mean", "std"))
+        self.register_buffer("shift", (2 * mean - 1)[:, None, None], persistent=False)
+        self.register_buffer("scale", (2 * std)[:, None, None], persistent=False)
+        self.shift: Tensor
+        self.scale: Tensor
+
+    def train(self, mode: bool = True) -> "EncoderDistance":  # its batch statistics must not move
+        return super().train(False)
+
+    def features(self, x_BCHW: Tensor) -> list[Tensor]:
+        """A (B, C, h, w) a depth, each position of unit length over its channels."""
+        x = (x_BCHW.float() - self.shift) / self.scale
+        if self.size is not None:
+            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
+        depths = self.tower.forward_intermediates(x, intermediates_only=True)["image_intermediates"]
+        return [f / (f.square().sum(1, keepdim=True) + EPSILON).sqrt() for f in depths]
+
+    def forward(self, y_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+        with torch.autocast(y_BCHW.device.type, enabled=False):
+            with torch.no_grad():
+                target = self.features(x_BCHW)
+            pairs = zip(self.features(y_BCHW), target, strict=True)
+            return torch.stack([(f - g).square().sum(1).mean((1, 2)) for f, g in pairs]).sum(0)
+
+
+class LpipsDistance(nn.Module):
+    """LPIPS on VGG-16. y, x: (B, 3, H, W) in [-1, 1] -> (B,), at least 0."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        from torchmetrics.functional.image import lpips
+
+        if not weights.is_file():
+            raise ValueError(f"perceptual.path {weights} is no file; give torchvision's weights of VGG-16")
+        network: Any = lpips._LPIPS(net="vgg", pnet_rand=True)  # the public class would fetch VGG-16
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        wanted = {name: f"features.{name.split('.', 1)[1]}" for name in network.net.state_dict()}
+        missing = sorted(set(wanted.values()) - set(state))
+        if missing:
+            raise ValueError(f"perceptual.path {weights.name} lacks {missing[0]}; give torchvision's VGG-16")
+        network.net.load_state_dict({name: state[source] for name, source in wanted.items()})
+        self.network = network.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "LpipsDistance":  # its heads have dropout
+        return super().train(False)
+
+    def forward(self, y_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+        with torch.autocast(y_BCHW.device.type, enabled=False):
+            return self.network(y_BCHW.float(), x_BCHW.detach().float()).flatten()
+
+
+def build_perceptual(config: PerceptualConfig) -> EncoderDistance | LpipsDistance | None:
+    """The distance of the configuration, frozen, in eval mode; None where it is off."""
+    if not config.is_on:
+        return None
+    assert config.path is not None
+    return (EncoderDistance if config.kind == "encoder" else LpipsDistance)(Path(config.path))
+
+
+def describe_perceptual(config: PerceptualConfig) -> str:
+    """What the report says: on which features, with which weight."""
+    if not config.is_on:
+        return "no perceptual loss"
+    name = "LPIPS (VGG-16)" if config.kind == "lpips" else "features of the corpus’s own image encoder (not LPIPS)"
+    return f"perceptual loss on {name}, weight {config.weight:g}"
+
+
+def _load_tower(folder: Path) -> nn.Module:
+    import open_clip
+
+    if not (folder / "open_clip_config.json").is_file():
+        raise ValueError(f"perceptual.path {folder} is no open_clip folder; materialise alignment_model or give one")
+    return open_clip.create_model(f"local-dir:{folder}").visual
+
+
+def _as_pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)

@@ -1,0 +1,40 @@
+"""Features that Fréchet distances are taken on, each with the name that is printed beside the number.
+
+"FID" is the distance on one network alone: Inception v3 as TensorFlow published it on 2015-12-05. It is read from a
+file (the TorchScript export that NVIDIA's StyleGAN and clean-fid use, inception-2015-12-05.pt) and never fetched. Every
+other extractor is called what it is: its distances compare the models of one table, and are no FID.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emu_models.evaluation.judge import load_judge
+from emu_models.evaluation.reconstruction import Features
+
+BATCH_SIZE = 32
+
+
+def inception_features(weights: Path) -> Features:
+    """The 2 048 pooled features of the FID. ValueError if the file is none or no such network."""
+    import torch
+
+    if not weights.is_file():
+        raise ValueError(f"inception {weights} is no file; give inception-2015-12-05.pt, or null for other features")
+    network: Any = torch.jit.load(str(weights), map_location="cpu").eval()
+
+    def extract(images: np.ndarray) -> np.ndarray:
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(images), BATCH_SIZE):
+                x = torch.from_numpy(images[start : start + BATCH_SIZE].copy()).permute(0, 3, 1, 2)
+                parts.append(network(x, return_features=True))
+        return torch.cat(parts).float().numpy()
+
+    return Features("Inception v3 of 2015-12-05 (FID)", extract)
+
+
+def judge_features(folder: Path) -> Features:
+    """The image embedding of the judge of the reports, which neither filtering nor any loss uses."""
+    return Features("the image embedding of the corpus’s own judge (not FID)", load_judge(folder).embed_images)
