@@ -4,6 +4,7 @@ So a run that was killed at any step goes on as if it had not been, with no rand
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,13 +19,22 @@ def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> np.nd
         raise ValueError("there are no training rows; look at the funnel for the gate that rejected them all")
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     passes = positions // num_rows
-    orders = {p: np.random.default_rng([seed, int(p)]).permutation(num_rows) for p in np.unique(passes)}
-    return np.array([orders[p][i] for p, i in zip(passes, positions % num_rows, strict=True)])
+    orders = {int(p): _order_of_pass(seed, int(p), num_rows) for p in np.unique(passes)}
+    return np.array([orders[int(p)][i] for p, i in zip(passes, positions % num_rows, strict=True)])
 
 
-def generator_for(seed: int, step: int, purpose: int = 0) -> torch.Generator:
-    """A CPU generator for one step; `purpose` keeps draws of different kinds apart."""
-    entropy = np.random.SeedSequence([seed, purpose, step]).generate_state(1, np.uint64)[0]
+@lru_cache(maxsize=4)  # a pass over millions of rows is shuffled once, not at every step
+def _order_of_pass(seed: int, number: int, num_rows: int) -> np.ndarray:
+    return np.random.default_rng([seed, number]).permutation(num_rows)
+
+
+def generator_for(seed: int, step: int, position: int = 0) -> torch.Generator:
+    """A CPU generator for one step, or for one position in its batch.
+
+    By position, so that a row gets the same noise whatever the number of processes that share the batch, and each
+    process draws its own only.
+    """
+    entropy = np.random.SeedSequence([seed, position, step]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(entropy) >> 1)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from emu_data.files import atomic_dir, fingerprint
@@ -25,6 +26,7 @@ from emu_models.training.autoencoder_learner import AutoencoderLearner, Autoenco
 from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
 from emu_models.training.denoiser_learner import DenoiserLearner, DenoiserTrainingConfig, LatentRows
 from emu_models.training.device import choose_device, half_precision_pays
+from emu_models.training.distributed import World, gather_weights
 from emu_models.training.loop import (
     LoopConfig,
     MetricsSink,
@@ -53,7 +55,9 @@ class Job:
     cache: Path
     loop: LoopConfig
     sink: MetricsSink = lambda step, metrics: None
+    picture_sink: Callable[[int, Image.Image], None] = lambda step, sheet: None
     stop_requested: Callable[[], bool] = lambda: False
+    world: World = World()
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,19 @@ def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
             network.start_from_principal_components(to_tensor(rows.trained.images))
     learner = AutoencoderLearner(network, rows, spec.training)
     identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, job.resolution])
-    result, averaged = run_training(learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested)
+    result = run_training(
+        learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested, world=job.world
+    )
+    averaged = learner.averaged
     assert isinstance(averaged, Autoencoder)
     averaged = averaged.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     averaged.measure_latents(to_tensor(rows.trained.images[:NUM_MEASURED]))
-    with atomic_dir(job.out) as folder:
-        averaged.save_pretrained(folder)
-        _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
-        _save_pairs(rows.held, averaged, folder / "preview.png")
+    if job.world.leads:
+        with atomic_dir(job.out) as folder:
+            averaged.save_pretrained(folder)
+            _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
+            _save_pairs(rows.held, averaged, folder / "preview.png")
+    job.world.wait()
     return result
 
 
@@ -126,26 +135,54 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
             torch.from_numpy(np.flatnonzero(rows.is_held_out)),
         )
     )
-    learner = DenoiserLearner(network.train(), autoencoder, scheduler, trained, held, null, spec.training)
+    learner = DenoiserLearner(network.train(), autoencoder, scheduler, trained, held, null, spec.training, job.world)
     identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, rows.captions, job.resolution])
-    result, averaged = run_training(learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested)
-    pipeline = EmuPipeline(
-        vae=autoencoder,
-        unet=averaged.cpu(),  # type: ignore[arg-type]
-        scheduler=scheduler,
-        **encoders.components(),
-        resolution=job.resolution,
-        num_text_tokens=spec.num_text_tokens,
+
+    def build_pipeline(unet: torch.nn.Module) -> EmuPipeline:
+        pipeline = EmuPipeline(
+            vae=autoencoder,
+            unet=unet,  # type: ignore[arg-type]
+            scheduler=scheduler,
+            **encoders.components(),
+            resolution=job.resolution,
+            num_text_tokens=spec.num_text_tokens,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def draw(pipeline: EmuPipeline) -> Image.Image:
+        """A sheet of the fixed prompts, each always with the same seed, so that sheets compare."""
+        prompts = list(spec.prompts)
+        pictures = pipeline(prompts, list(range(len(prompts))), guidance_scale=spec.guidance_scale).images
+        return join_grid([np.asarray(p) for p in pictures], 8)
+
+    def draw_samples(step: int) -> None:
+        sheet = draw(build_pipeline(learner.averaged))  # by all processes: the weights may lie on several
+        if job.world.leads:
+            job.picture_sink(step, sheet)
+
+    result = run_training(
+        learner,
+        job.loop,
+        job.work,
+        identity,
+        job.name,
+        job.sink,
+        job.stop_requested,
+        draw_samples if spec.prompts else lambda step: None,
+        job.world,
     )
-    with atomic_dir(job.out) as folder:
-        pipeline.save_pretrained(folder)
-        _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
-        if spec.prompts:
-            pipeline.set_progress_bar_config(disable=True)
-            pictures = pipeline(
-                list(spec.prompts), list(range(len(spec.prompts))), guidance_scale=spec.guidance_scale
-            ).images
-            _save_grid([np.asarray(p) for p in pictures], 8, folder / "preview.png")
+    weights = gather_weights(learner.averaged)
+    if job.world.leads:
+        averaged = UNet2DConditionModel.from_config(network.config)
+        averaged.load_state_dict(weights)
+        pipeline = build_pipeline(averaged.eval())
+        with atomic_dir(job.out) as folder:
+            pipeline.save_pretrained(folder)
+            _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
+            if spec.prompts:
+                draw(pipeline).save(folder / "preview.png")
+    job.world.wait()
     return result
 
 
@@ -183,11 +220,12 @@ def _save_pairs(rows: Rows, autoencoder: Autoencoder, path: Path) -> None:
     images = rows.images[:16]
     x = to_tensor(images)
     y = to_images(autoencoder.decode(autoencoder.encode(x).mean))
-    _save_grid([*images, *y], len(images), path)
+    join_grid([*images, *y], len(images)).save(path)
 
 
-def _save_grid(images: list[np.ndarray], num_columns: int, path: Path) -> None:
+def join_grid(images: list[np.ndarray], num_columns: int) -> Image.Image:
+    """One picture of pictures (H, W, 3) of one size, line by line, blank where the last line ends early."""
     blanks = [np.full_like(images[0], 255)] * (-len(images) % num_columns)
     tiles = np.stack([*images, *blanks])
     lines = [np.concatenate(list(line), axis=1) for line in tiles.reshape(-1, num_columns, *images[0].shape)]
-    Image.fromarray(np.concatenate(lines, axis=0)).save(path)
+    return Image.fromarray(np.concatenate(lines, axis=0))

@@ -11,31 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from emu_models.autoencoder.losses import AutoencoderLossConfig
 from emu_models.autoencoder.network import Autoencoder
-from emu_models.denoiser import DenoiserConfig
 from emu_models.diffusion.objective import MIN_SNR_GAMMA, draw_noise, velocity_loss
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.training import stages
-from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
 from emu_models.training.cache import encode_moments
-from emu_models.training.denoiser_learner import DenoiserTrainingConfig
 from emu_models.training.early_stopping import EarlyStopping
-from emu_models.training.ema import WeightAverage
-from emu_models.training.loop import Interrupted, LoopConfig, NotFinite, learning_rate, read_log, run_training
+from emu_models.training.ema import WeightAverage, copy_for_averaging
+from emu_models.training.loop import Interrupted, NotFinite, learning_rate, read_log, run_training
 from emu_models.training.order import batch_indices, generator_for, held_out
 from tests.shards import write_toy_shards
-
-LOOP = LoopConfig(
-    num_steps=6,
-    learning_rate=1e-3,
-    warmup_steps=2,
-    ema_decay=0.9,
-    validate_every=2,
-    max_rise=0.0,
-    checkpoint_seconds=1e9,
-    seed=0,
-)
+from tests.toy_training import LOOP, autoencoder_job, denoiser_job
 
 
 @pytest.fixture(scope="module")
@@ -43,33 +29,6 @@ def corpus(tmp_path_factory) -> tuple[Path, Path]:
     """A folder of shards with 24 toy pictures, and the parquet of its rows."""
     folder = tmp_path_factory.mktemp("corpus")
     return write_toy_shards(folder, num_images=24)
-
-
-def autoencoder_job(corpus, folder: Path, loop: LoopConfig = LOOP, **changes) -> tuple:
-    shards, rows = corpus
-    job = stages.Job(
-        "autoencoder", shards, rows, 32, folder / "out", folder / "work", folder / "cache", loop, **changes
-    )
-    losses = AutoencoderLossConfig(1e-6, 0.1, 0.5)
-    network = {"latent_channels": 4, "widths": [16, 32], "fourier_bands": 1}
-    return job, stages.AutoencoderJob(
-        network, None, AutoencoderTrainingConfig(loop.num_steps, 4, loop.learning_rate, losses, 0)
-    )
-
-
-def denoiser_job(corpus, folder: Path, autoencoder: Path, loop: LoopConfig = LOOP, **changes) -> tuple:
-    shards, rows = corpus
-    job = stages.Job("denoiser", shards, rows, 32, folder / "out", folder / "work", folder / "cache", loop, **changes)
-    return job, stages.DenoiserJob(
-        autoencoder=autoencoder,
-        start_from=None,
-        denoiser=DenoiserConfig((32, 64), (False, False), 1, "joint"),
-        text_encoder=None,
-        num_text_tokens=8,
-        training=DenoiserTrainingConfig(loop.num_steps, 4, loop.learning_rate, 0.1, 0.2, 0),
-        prompts=("a red square", "a blue square"),
-        guidance_scale=2.0,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +125,14 @@ class Diverging:
 
     def __init__(self):
         self.network = torch.nn.Linear(1, 1)
+        self.averaged = copy_for_averaging(self.network)
         self.modules, self.optimizers = {"network": self.network}, {}
 
-    def learn(self, step):
-        return {"loss": float("nan") if step == 2 else 1.0}
+    def prepare(self, step):
+        return step
+
+    def learn(self, step, batch):
+        return {"loss": float("nan") if batch == 2 else 1.0}
 
     def batch_keys(self, step):
         return [f"key{step}"]
@@ -186,7 +149,7 @@ def test_a_nan_stops_and_names_the_rows(tmp_path):
 class Overfitting(Diverging):
     """Its weight counts steps; its held-out loss is best at step 4."""
 
-    def learn(self, step):
+    def learn(self, step, batch):
         with torch.no_grad():
             self.network.weight.fill_(step + 1)
         return {"loss": 1.0 / (step + 1)}
@@ -198,9 +161,10 @@ class Overfitting(Diverging):
 
 def test_early_stopping_keeps_the_weights_of_that_moment(tmp_path):
     config = replace(LOOP, num_steps=100, max_rise=1.5, ema_decay=0.0)
-    result, network = run_training(Overfitting(), config, tmp_path, "x", "overfitting")
+    learner = Overfitting()
+    result = run_training(learner, config, tmp_path, "x", "overfitting")
     assert (result.best_step, result.num_steps, result.stopped_early) == (4, 8, True)
-    assert network.get_parameter("weight").item() == 8
+    assert learner.averaged.get_parameter("weight").item() == 8
     assert [line["step"] for line in read_log(tmp_path)] == [2, 4, 6, 8]
 
 
@@ -253,7 +217,7 @@ def test_learning_rate_warms_up_and_falls():
 
 def test_the_average_moves_towards_the_weights():
     module = torch.nn.Linear(1, 1)
-    average = WeightAverage(module, 0.9)
+    average = WeightAverage(copy_for_averaging(module), 0.9)
     with torch.no_grad():
         module.weight.add_(1.0)
     averaged = average.averaged.get_parameter("weight")
