@@ -31,6 +31,10 @@ LOOP = LoopConfig(
     seed=0,
 )
 
+# Adam divides by the gradient's size, so it turns rounding into steps where a gradient is all but zero; at this rate
+# such steps stay below the 1e-5 to which runs are compared.
+GENTLE = replace(LOOP, learning_rate=1e-4)
+
 
 def autoencoder_job(corpus: tuple[Path, Path], folder: Path, loop: LoopConfig = LOOP, **changes: Any) -> tuple:
     shards, rows = corpus
@@ -91,7 +95,7 @@ def train_from_json(given: dict[str, Any], world: World) -> None:
         (Path(given["shards"]), Path(given["rows"])),
         folder,
         Path(given["autoencoder"]),
-        replace(LOOP, **given.get("loop", {})),
+        replace(GENTLE, **given.get("loop", {})),
         given.get("training"),
         prompts=tuple(given.get("prompts", ())),
         stop_requested=stop_requested,

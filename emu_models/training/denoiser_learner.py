@@ -1,6 +1,7 @@
 """How the denoiser learns: pretraining at one resolution (Emu paper, sec. 3.2) and quality-tuning (sec. 3.4)."""
 
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from emu_models.text import TextFeatures
 from emu_models.training.device import autocast, choose_device
 from emu_models.training.distributed import World, exchange_gradients, whole
 from emu_models.training.ema import copy_for_averaging
-from emu_models.training.order import batch_indices, generator_for
+from emu_models.training.order import BatchOrder, generator_for
+
+T = TypeVar("T", covariant=True)
 
 BETAS = (0.9, 0.99)  # chosen here, as for the autoencoder
 WEIGHT_DECAY = 0.01  # torch's AdamW default
@@ -25,13 +28,25 @@ VALIDATION_SEED = 1_000_003  # noise of the validation, the same at every one
 MAX_VALIDATED = 1024  # held-out rows that a validation looks at, evenly spread over all; chosen here
 
 
+class Selects(Protocol[T]):
+    """Rows of T that can be picked: T itself, or rows in a cache on disk."""
+
+    def select(self, index_B: Tensor, /) -> T: ...
+
+
 @dataclass(frozen=True)
 class LatentRows:
-    """Cached rows of one resolution: keys, moments (N, C, h, w), text features of the captions."""
+    """Rows of one resolution: keys, moments (C, h, w), text features of the captions; bucket_N: h and w are the same
+    for all rows of a bucket, None for one bucket."""
 
     keys: list[str]
-    moments: Moments
-    text: TextFeatures
+    moments: Selects[Moments]
+    text: Selects[TextFeatures]
+    bucket_N: np.ndarray | None = None
+
+    @property
+    def buckets(self) -> np.ndarray:
+        return np.zeros(len(self.keys), int) if self.bucket_N is None else self.bucket_N
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,7 @@ class DenoiserLearner:
         self.averaged = copy_for_averaging(self.network)
         for module in (self.network, self.averaged):
             world.spread(module)
+        self.order = BatchOrder(trained.buckets, config.batch_size, config.seed)
         self.alphas_cumprod = scheduler.alphas_cumprod
         self.modules = {"network": self.network}
         self.optimizers = {
@@ -92,17 +108,14 @@ class DenoiserLearner:
             )
         }
 
-    def _rows_of(self, step: int) -> np.ndarray:
-        return batch_indices(step, self.config.batch_size, len(self.trained.keys), self.config.seed)
-
     def batch_keys(self, step: int) -> list[str]:
-        return [self.trained.keys[i] for i in self._rows_of(step)]
+        return [self.trained.keys[i] for i in self.order.indices(step)]
 
     def prepare(self, step: int) -> Batch:
         """Our share of the batch of a step. What is random about a row hangs on its position in the whole batch."""
         config = self.config
         positions, weights_B = self.world.share(config.batch_size)
-        index = torch.from_numpy(self._rows_of(step)[positions])
+        index = torch.from_numpy(self.order.indices(step)[positions])
         moments = self.trained.moments.select(index)
         one = torch.Size([1, *moments.mean.shape[1:]])
         samples, noise, t, dropped = [], [], [], []
@@ -147,15 +160,22 @@ class DenoiserLearner:
         """val_loss: the training loss on held-out rows, averaged over 8 fixed timesteps with fixed noise."""
         num = min(len(self.held.keys), MAX_VALIDATED)
         rows = np.linspace(0, len(self.held.keys) - 1, num).round().astype(int)
-        positions, weights_B = self.world.share(num)
-        index = torch.from_numpy(rows[positions])
-        z0 = self.autoencoder.normalise(self.held.moments.select(index).mean)
+        buckets, total = self.held.buckets[rows], 0.0
+        for bucket in np.unique(buckets):
+            total += self._validate_rows(network, rows[buckets == bucket])
+        mean = self.world.mean({"sum": total})["sum"] * self.world.size / (num * len(VALIDATION_TIMESTEPS))
+        return {"val_loss": mean}
+
+    def _validate_rows(self, network: torch.nn.Module, rows: np.ndarray) -> float:
+        """Our share of the sum of the losses of held-out rows of one bucket over the timesteps."""
+        positions, weights_B = self.world.share(len(rows))
+        index = rows[positions]
+        z0 = self.autoencoder.normalise(self.held.moments.select(torch.from_numpy(index)).mean)
         one = torch.Size([1, *z0.shape[1:]])
-        noise = torch.cat([draw_noise(one, 0.0, generator_for(VALIDATION_SEED, int(p))) for p in positions])
-        text, total = self.held.text.select(index), 0.0
+        noise = torch.cat([draw_noise(one, 0.0, generator_for(VALIDATION_SEED, int(row))) for row in index])
+        text, total = self.held.text.select(torch.from_numpy(index)), 0.0
         for t in VALIDATION_TIMESTEPS:
             batch = Batch(z0, noise, torch.full((len(z0),), t), text, weights_B)
             parts = batch.split(self.config.micro_batch_size or self.config.batch_size)
             total += sum(self._weighted_loss(network, part).item() for part in parts)
-        mean = self.world.mean({"sum": total})["sum"] * self.world.size / (num * len(VALIDATION_TIMESTEPS))
-        return {"val_loss": mean}
+        return total

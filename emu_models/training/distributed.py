@@ -118,7 +118,7 @@ def exchange_gradients(network: nn.Module, now: bool) -> None:
 
 
 def put_back(network: nn.Module) -> None:
-    """Lets go of what a forward pass without a backward one has gathered, so that the weights are as they were spread."""
+    """Lets go of what forward passes without a backward one have gathered: weights lie as they were spread."""
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

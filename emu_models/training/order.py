@@ -28,6 +28,35 @@ def _order_of_pass(seed: int, number: int, num_rows: int) -> np.ndarray:
     return np.random.default_rng([seed, number]).permutation(num_rows)
 
 
+class BatchOrder:
+    """Which rows each step sees, all of one bucket (N,).
+
+    With one bucket as `batch_indices` says. With several, a pass is a shuffle of batches; each bucket's last batch of
+    a pass is filled with rows that it has seen at the pass's beginning.
+    """
+
+    def __init__(self, bucket_N: np.ndarray, batch_size: int, seed: int) -> None:
+        self._batch_size, self._seed, self._num_rows = batch_size, seed, len(bucket_N)
+        self._buckets = [np.flatnonzero(bucket_N == bucket) for bucket in np.unique(bucket_N)]
+        self.batches_a_pass = sum(-(-len(rows) // batch_size) for rows in self._buckets)
+        self._pass: tuple[int, np.ndarray] = (-1, np.empty((0, batch_size), int))
+
+    def indices(self, step: int) -> np.ndarray:
+        """Row numbers, int64 (batch_size,)."""
+        if len(self._buckets) < 2:
+            return batch_indices(step, self._batch_size, self._num_rows, self._seed)
+        number, place = divmod(step, self.batches_a_pass)
+        made = self._pass
+        if made[0] != number:  # two threads may both make it; they make the same
+            made = self._pass = (number, self._shuffle(number))
+        return made[1][place]
+
+    def _shuffle(self, number: int) -> np.ndarray:
+        rng, size = np.random.default_rng([self._seed, number]), self._batch_size
+        batches = [np.resize(rng.permutation(rows), (-(-len(rows) // size), size)) for rows in self._buckets]
+        return rng.permutation(np.concatenate(batches))
+
+
 def generator_for(seed: int, step: int, position: int = 0) -> torch.Generator:
     """A CPU generator for one step, or for one position in its batch.
 

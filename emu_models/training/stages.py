@@ -23,6 +23,7 @@ from emu_models.diffusion.schedule import build_scheduler
 from emu_models.pipeline import EmuPipeline
 from emu_models.text import load_text_encoders
 from emu_models.training.autoencoder_learner import AutoencoderLearner, AutoencoderTrainingConfig
+from emu_models.training.buckets import bucket_sizes
 from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
 from emu_models.training.denoiser_learner import DenoiserLearner, DenoiserTrainingConfig, LatentRows
 from emu_models.training.device import choose_device, half_precision_pays
@@ -34,7 +35,7 @@ from emu_models.training.loop import (
     read_log,
     run_training,
 )
-from emu_models.training.rows import Rows, load_rows
+from emu_models.training.rows import PictureRows, Rows, list_rows, load_rows
 
 NUM_MEASURED = 256  # pictures that the latents' statistics are taken on; chosen here
 
@@ -71,7 +72,10 @@ class AutoencoderJob:
 
 @dataclass(frozen=True)
 class DenoiserJob:
-    """start_from: a folder of a trained pipeline to go on from; else `denoiser` is built over `autoencoder`."""
+    """start_from: a folder of a trained pipeline to go on from; else `denoiser` is built over `autoencoder`.
+
+    aspect_buckets: picture shapes from tall to wide (buckets.py); 1 crops all to squares.
+    """
 
     autoencoder: Path | None
     start_from: Path | None
@@ -81,6 +85,7 @@ class DenoiserJob:
     training: DenoiserTrainingConfig
     prompts: tuple[str, ...]
     guidance_scale: float
+    aspect_buckets: int = 1
 
 
 def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
@@ -113,7 +118,6 @@ def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
 
 def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
     """Trains a denoiser (pretraining or tuning) and writes the whole pipeline to job.out."""
-    rows = load_rows(job.shards, pd.read_parquet(job.rows), job.resolution)
     torch.manual_seed(job.loop.seed)
     if spec.start_from is not None:
         pipeline = load_pipeline(spec.start_from)
@@ -126,17 +130,17 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
         channels = autoencoder.latent_mean.numel()
         network = build_denoiser(spec.denoiser, channels, encoders.token_width, encoders.pooled_width)
         scheduler = build_scheduler()
-    text, null = encode_captions(rows.captions, encoders, spec.num_text_tokens, job.cache / "captions")
-    moments = encode_moments(autoencoder.eval(), rows.images, job.cache / "moments")
+    multiple = autoencoder.factor * 2 ** (len(network.config.block_out_channels) - 1)
+    buckets = bucket_sizes(job.resolution, multiple, spec.aspect_buckets)
+    rows = list_rows(job.shards, pd.read_parquet(job.rows), buckets, spec.training.batch_size)
+    text, null = encode_captions(rows.captions, encoders, spec.num_text_tokens, job.cache / "captions", job.world)
+    moments = encode_moments(autoencoder.eval(), rows, job.cache / "moments", job.world)
     trained, held = (
-        LatentRows([rows.keys[i] for i in index], moments.select(index), text.select(index))
-        for index in (
-            torch.from_numpy(np.flatnonzero(~rows.is_held_out)),
-            torch.from_numpy(np.flatnonzero(rows.is_held_out)),
-        )
+        LatentRows([rows.keys[i] for i in index], moments.subset(index), text.subset(index), rows.bucket_N[index])
+        for index in (np.flatnonzero(~rows.is_held_out), np.flatnonzero(rows.is_held_out))
     )
     learner = DenoiserLearner(network.train(), autoencoder, scheduler, trained, held, null, spec.training, job.world)
-    identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, rows.captions, job.resolution])
+    identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, rows.digests, rows.captions])
 
     def build_pipeline(unet: torch.nn.Module) -> EmuPipeline:
         pipeline = EmuPipeline(
@@ -195,7 +199,7 @@ def load_pipeline(folder: Path) -> EmuPipeline:
 
 
 def _write_beside(
-    folder: Path, job: Job, result: TrainingResult, rows: Rows, num_parameters: int, spec: dict[str, Any]
+    folder: Path, job: Job, result: TrainingResult, rows: Rows | PictureRows, num_parameters: int, spec: dict[str, Any]
 ) -> None:
     log = read_log(job.work)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
@@ -204,6 +208,7 @@ def _write_beside(
         "resolution": job.resolution,
         "num_rows": len(rows.keys),
         "num_held_out": int(rows.is_held_out.sum()),
+        "rows_per_bucket": rows.rows_per_bucket() if isinstance(rows, PictureRows) else None,
         "num_parameters": num_parameters,
         "device": choose_device().type,
         "half_precision": half_precision_pays(choose_device()),

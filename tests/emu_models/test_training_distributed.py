@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from emu_models.training import stages
 from emu_models.training.distributed import World
 from tests.shards import write_toy_shards
-from tests.toy_training import autoencoder_job, denoiser_job, keep_single_precision
+from tests.toy_training import GENTLE, autoencoder_job, denoiser_job, keep_single_precision
 
 ROOT = Path(__file__).parents[2]
 # 5 rows do not divide by 2 processes; 3 do not by parts of 2
@@ -37,7 +39,7 @@ def alone(given, tmp_path_factory) -> Path:
     keep_single_precision()
     folder = tmp_path_factory.mktemp("alone")
     corpus = (Path(given["shards"]), Path(given["rows"]))
-    stages.train_denoiser(*denoiser_job(corpus, folder, Path(given["autoencoder"]), training=UNEVEN, prompts=()))
+    stages.train_denoiser(*denoiser_job(corpus, folder, Path(given["autoencoder"]), GENTLE, UNEVEN, prompts=()))
     return folder
 
 
@@ -92,3 +94,21 @@ def test_every_position_weighs_one_and_shares_are_of_one_length(size, num):
         assert len(positions) == len(weights)
         seen.index_add_(0, torch.from_numpy(positions), weights)
     assert (seen == 1).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [2, 5])
+def test_a_process_killed_at_any_step_goes_on_bitwise(given, alone, tmp_path, kill_at):
+    """kill -9 in the middle; a state is saved at every step, and the killed step is learned again."""
+    job = {**given, "folder": str(tmp_path), "training": UNEVEN}
+    killed = run([{**job, "kill_at": kill_at, "loop": {"checkpoint_seconds": 0.0}}], num_processes=1)
+    assert killed.returncode == -signal.SIGKILL
+    assert json.loads((tmp_path / "work" / "state" / "meta.json").read_text())["step"] == kill_at - 1
+    assert not (tmp_path / "out").exists()
+    # the fingerprint holds the configuration, which must be the same
+    corpus = (Path(given["shards"]), Path(given["rows"]))
+    loop = replace(GENTLE, checkpoint_seconds=0.0)
+    stages.train_denoiser(*denoiser_job(corpus, tmp_path, Path(given["autoencoder"]), loop, UNEVEN, prompts=()))
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert meta["result"]["resumed_from"] == kill_at - 1
+    assert_learned_the_same(tmp_path, alone, 0.0)
