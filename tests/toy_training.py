@@ -17,7 +17,7 @@ from emu_models.denoiser import DenoiserConfig
 from emu_models.training import stages
 from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
 from emu_models.training.denoiser_learner import DenoiserTrainingConfig
-from emu_models.training.distributed import World, join_world
+from emu_models.training.distributed import World, join_world, make_mesh
 from emu_models.training.loop import Interrupted, LoopConfig
 
 LOOP = LoopConfig(
@@ -110,6 +110,7 @@ def train_from_json(given: dict[str, Any], world: World) -> None:
 if __name__ == "__main__":
     keep_single_precision()
     torch.set_num_threads(1)
-    for given in json.loads(sys.argv[1]):
-        with join_world(given.get("strategy", "ddp")) as world:
-            train_from_json(given, world)
+    with join_world() as world:
+        for given in json.loads(sys.argv[1]):
+            mesh = make_mesh(given["strategy"], world.size) if world.size > 1 else None
+            train_from_json(given, replace(world, mesh=mesh))

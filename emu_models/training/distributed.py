@@ -92,7 +92,7 @@ class World:
 
 @contextmanager
 def join_world(strategy: Strategy = "ddp") -> Iterator[World]:
-    """The world that the environment describes. ValueError where the strategy does not fit it."""
+    """The world that the environment describes; once a process. ValueError where the strategy does not fit it."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
@@ -100,15 +100,20 @@ def join_world(strategy: Strategy = "ddp") -> Iterator[World]:
     on_cuda = choose_device().type == "cuda"
     if on_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    try:
+        yield World(dist.get_rank(), size, make_mesh(strategy, size))
+    finally:
+        dist.destroy_process_group()
+
+
+def make_mesh(strategy: Strategy, size: int) -> DeviceMesh:
+    """`size` processes as copies of the weights by shards of a copy."""
     num_shards = {"ddp": 1, "fsdp": size, "hsdp": int(os.environ.get("LOCAL_WORLD_SIZE", size))}[strategy]
     if size % num_shards:
         raise ValueError(f"hsdp: {size} processes are not whole machines of {num_shards}; start as many on each")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
-    try:
-        shape, names = (size // num_shards, num_shards), ("copies", "shards")
-        yield World(dist.get_rank(), size, init_device_mesh(choose_device().type, shape, mesh_dim_names=names))
-    finally:
-        dist.destroy_process_group()
+    shape, names = (size // num_shards, num_shards), ("copies", "shards")
+    return init_device_mesh(choose_device().type, shape, mesh_dim_names=names)
 
 
 def exchange_gradients(network: nn.Module, now: bool) -> None:
