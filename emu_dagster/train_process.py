@@ -120,6 +120,7 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "W
                 training=DenoiserTrainingConfig(**training),
                 prompts=tuple(spec["prompts"]),
                 guidance_scale=spec["guidance_scale"],
+                aspect_buckets=spec["aspect_buckets"],
             ),
         )
     return {"name": job.name, **asdict(result)}
@@ -130,7 +131,7 @@ def read_extras() -> Iterator[tuple[dict[str, Any], Callable[[Any], None]]]:
     """What the asset handed in, and how to report to it: only the process of rank 0 does."""
     if os.environ.get("RANK", "0") == "0":
         with open_dagster_pipes() as pipes:
-            yield pipes.extras, pipes.report_custom_message
+            yield dict(pipes.extras), pipes.report_custom_message
     else:
         given = PipesEnvVarParamsLoader().load_context_params()
         with PipesDefaultContextLoader().load_context(given) as data:

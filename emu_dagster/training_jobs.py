@@ -143,6 +143,7 @@ def denoiser_job(
             "caption_dropout": section.caption_dropout,
             "micro_batch_size": section.micro_batch_size,
         },
+        "aspect_buckets": section.aspect_buckets,
         "prompts": params.evaluation_images.fixed_prompts,
         "guidance_scale": params.evaluation_images.guidance_scale,
     }

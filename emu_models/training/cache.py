@@ -28,7 +28,7 @@ from emu_data.files import atomic_file
 from emu_models import text as text_code
 from emu_models.autoencoder.network import Autoencoder, Moments
 from emu_models.text import TextEncoders, TextFeatures, encode_prompts
-from emu_models.training.distributed import World
+from emu_models.training.distributed import ALONE, World
 from emu_models.training.rows import PictureRows
 
 ENCODE_BATCH = 64  # pictures or captions at a time; fixed, since bytes change with the batch
@@ -99,7 +99,7 @@ class CachedText(CachedRows):
 
 
 @torch.no_grad()
-def encode_moments(autoencoder: Autoencoder, rows: PictureRows, folder: Path, world: World) -> CachedMoments:
+def encode_moments(autoencoder: Autoencoder, rows: PictureRows, folder: Path, world: World = ALONE) -> CachedMoments:
     """Moments (C, h, w) of each row's picture at the size of its bucket, from `folder` where encoded before."""
     sizes = [rows.bucket_sizes[bucket] for bucket in rows.bucket_N]
     digests = [hash_all(d, f"{width}x{height}") for d, (width, height) in zip(rows.digests, sizes, strict=True)]
@@ -115,7 +115,7 @@ def encode_moments(autoencoder: Autoencoder, rows: PictureRows, folder: Path, wo
 
 
 def encode_captions(
-    captions: list[str], encoders: TextEncoders, num_tokens: int, folder: Path, world: World
+    captions: list[str], encoders: TextEncoders, num_tokens: int, folder: Path, world: World = ALONE
 ) -> tuple[CachedText, TextFeatures]:
     """Features of the captions (N rows) and of the empty prompt (1 row), from `folder` where encoded before."""
     texts = [*captions, ""]

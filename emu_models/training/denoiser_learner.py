@@ -14,7 +14,7 @@ from emu_models.diffusion.objective import draw_noise, velocity_loss
 from emu_models.diffusion.schedule import NUM_TIMESTEPS
 from emu_models.text import TextFeatures
 from emu_models.training.device import autocast, choose_device
-from emu_models.training.distributed import World, exchange_gradients, whole
+from emu_models.training.distributed import ALONE, World, exchange_gradients, whole
 from emu_models.training.ema import copy_for_averaging
 from emu_models.training.order import BatchOrder, generator_for
 
@@ -91,7 +91,7 @@ class DenoiserLearner:
         held: LatentRows,
         null: TextFeatures,
         config: DenoiserTrainingConfig,
-        world: World = World(),  # noqa: B008 (frozen)
+        world: World = ALONE,
     ) -> None:
         self.device = choose_device()
         self.config, self.trained, self.held, self.null, self.world = config, trained, held, null, world

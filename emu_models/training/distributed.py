@@ -9,7 +9,7 @@ weights. Only the process that leads writes files; the others read them, so all 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -76,18 +76,12 @@ class World:
         dist.all_reduce(tensor)
         return dict(zip(names, (tensor / self.size).tolist(), strict=True))
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Puts the mean over the processes in place of each tensor: gradients of a network that is not spread."""
-        if self.size == 1:
-            return
-        flat = torch.cat([t.flatten() for t in tensors])
-        dist.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor) / self.size)
-
     def wait(self) -> None:
         """Returns when all have come here."""
         self.mean({"here": 1.0})
+
+
+ALONE = World()
 
 
 @contextmanager
@@ -95,7 +89,7 @@ def join_world(strategy: Strategy = "ddp") -> Iterator[World]:
     """The world that the environment describes; once a process. ValueError where the strategy does not fit it."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World()
+        yield ALONE
         return
     on_cuda = choose_device().type == "cuda"
     if on_cuda:

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from emu_models.training.checkpoint import load_state, save_state
-from emu_models.training.distributed import World, put_back
+from emu_models.training.distributed import ALONE, World, put_back
 from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage
 from emu_models.training.prefetch import Prefetcher
@@ -114,7 +114,7 @@ def run_training(
     sink: MetricsSink = lambda step, metrics: None,
     stop_requested: Callable[[], bool] = lambda: False,
     draw_samples: Callable[[int], None] = lambda step: None,
-    world: World = World(),  # noqa: B008 (frozen)
+    world: World = ALONE,
 ) -> TrainingResult:
     """Trains to the end, or to an early stop; the averaged weights are then in `learner.averaged`.
 

@@ -27,7 +27,7 @@ from emu_models.training.buckets import bucket_sizes
 from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
 from emu_models.training.denoiser_learner import DenoiserLearner, DenoiserTrainingConfig, LatentRows
 from emu_models.training.device import choose_device, half_precision_pays
-from emu_models.training.distributed import World, gather_weights
+from emu_models.training.distributed import ALONE, World, gather_weights
 from emu_models.training.loop import (
     LoopConfig,
     MetricsSink,
@@ -58,7 +58,7 @@ class Job:
     sink: MetricsSink = lambda step, metrics: None
     picture_sink: Callable[[int, Image.Image], None] = lambda step, sheet: None
     stop_requested: Callable[[], bool] = lambda: False
-    world: World = World()
+    world: World = ALONE
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,10 @@ class DenoiserJob:
 
 
 def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
-    """Trains an autoencoder and writes it to job.out. Resumes from job.work where the same job was interrupted."""
+    """Trains an autoencoder and writes it to job.out. Resumes from job.work where the same job was interrupted.
+
+    Of several processes each learns all of the same batches: no faster than one, and no different.
+    """
     rows = load_rows(job.shards, pd.read_parquet(job.rows), job.resolution)
     torch.manual_seed(job.loop.seed)
     if spec.start_from is not None:
@@ -130,7 +133,7 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
         channels = autoencoder.latent_mean.numel()
         network = build_denoiser(spec.denoiser, channels, encoders.token_width, encoders.pooled_width)
         scheduler = build_scheduler()
-    multiple = autoencoder.factor * 2 ** (len(network.config.block_out_channels) - 1)
+    multiple = autoencoder.factor * 2 ** (len(network.config["block_out_channels"]) - 1)
     buckets = bucket_sizes(job.resolution, multiple, spec.aspect_buckets)
     rows = list_rows(job.shards, pd.read_parquet(job.rows), buckets, spec.training.batch_size)
     text, null = encode_captions(rows.captions, encoders, spec.num_text_tokens, job.cache / "captions", job.world)
@@ -179,6 +182,7 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
     weights = gather_weights(learner.averaged)
     if job.world.leads:
         averaged = UNet2DConditionModel.from_config(network.config)
+        assert isinstance(averaged, UNet2DConditionModel)
         averaged.load_state_dict(weights)
         pipeline = build_pipeline(averaged.eval())
         with atomic_dir(job.out) as folder:

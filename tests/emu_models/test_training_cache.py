@@ -13,16 +13,15 @@ from PIL import Image
 
 from emu_data.shards import square
 from emu_models.autoencoder.network import Autoencoder
-from emu_models.text import encode_prompts, load_text_encoder
+from emu_models.text import encode_prompts, load_text_encoders
 from emu_models.training import cache
 from emu_models.training.buckets import assign_buckets, bucket_sizes
 from emu_models.training.cache import encode_captions, encode_moments, to_tensor
-from emu_models.training.distributed import World
+from emu_models.training.distributed import ALONE, World
 from emu_models.training.order import BatchOrder
 from emu_models.training.rows import PictureRows, crop, list_rows
 from tests.shards import write_toy_shards
 
-ALONE = World()
 SQUARE = [(32, 32)]
 
 
@@ -120,12 +119,12 @@ def test_several_processes_share_the_encoding(rows, autoencoder, encoded, monkey
 
 
 def test_captions_are_encoded_once_each_and_the_empty_one_is_null(encoded, tmp_path):
-    tokenizer, model = load_text_encoder()
+    encoders = load_text_encoders()
     captions = ["a red square", "a blue square", "a red square"]
-    text, null = encode_captions(captions, tokenizer, model, 8, tmp_path, ALONE)
+    text, null = encode_captions(captions, encoders, 8, tmp_path, ALONE)
     (file,) = tmp_path.rglob("*.safetensors")
     assert cache._open_shard(file)["mask"].shape == (3, 8)  # two captions and the empty one
-    found, direct = text.select(torch.arange(3)), encode_prompts(captions, tokenizer, model, 8)
+    found, direct = text.select(torch.arange(3)), encode_prompts(captions, encoders, 8)
     assert torch.allclose(found.tokens_BLD, direct.tokens_BLD, atol=2e-3)
     assert torch.equal(found.mask_BL, direct.mask_BL)
     assert torch.allclose(found.pooled_BD, direct.pooled_BD, atol=1e-5)
