@@ -43,7 +43,6 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
 )
 from diffusers.training_utils import EMAModel, compute_snr
-from emu_models.training.distributed import World
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -63,6 +62,7 @@ from emu_models.training import stages
 from emu_models.training.cache import encode_captions, encode_moments
 from emu_models.training.denoiser_learner import DenoiserTrainingConfig
 from emu_models.training.device import autocast, choose_device, half_precision_pays
+from emu_models.training.distributed import World
 from emu_models.training.loop import LoopConfig
 from emu_models.training.rows import list_rows
 

@@ -14,6 +14,8 @@ from emu_dagster.defs import (
     registry,
 )
 from emu_dagster.environment import prepare_environment
+from emu_dagster.layout import project_root
+from emu_dagster.params import read_params
 from emu_dagster.recording import Recorder
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.resources.gpu import TrainingProcess
@@ -21,6 +23,7 @@ from emu_dagster.resources.mlflow import MlflowTracking
 
 prepare_environment()  # before any library that would wait for a network is imported by an asset
 
+launch = read_params(project_root() / "params.yaml").launch
 ASSET_MODULES = [corpus, curation, autoencoder, pretraining, quality_tuning, evaluation, registry]
 
 defs = dg.Definitions(
@@ -37,6 +40,6 @@ defs = dg.Definitions(
     sensors=[automation.new_raw_shards],
     resources={
         "recorder": Recorder(mlflow=MlflowTracking(), dvc=DvcRecord()),
-        "trainer": TrainingProcess(),
+        "trainer": TrainingProcess(launcher=launch.command, strategy=launch.strategy),
     },
 )

@@ -212,9 +212,21 @@ class Denoiser(Section):
     cross_attention_width: Count | None = None
 
 
-class Pretraining(Training):
+class DenoiserTraining(Training):
+    """micro_batch_size: rows that a process takes at a time, where its share of a batch does not fit in memory.
+
+    sample_every: steps between two sheets of the fixed prompts in MLflow; 0 draws one at the end only. aspect_buckets:
+    shapes of about the same area, from 1 : 2 to 2 : 1; 1 crops all to squares.
+    """
+
     noise_offset: float
     caption_dropout: Share
+    micro_batch_size: Count | None = None
+    sample_every: Annotated[int, Field(ge=0)] = 0
+    aspect_buckets: Count = 1
+
+
+class Pretraining(DenoiserTraining):
     gates: list[str]
 
 
@@ -226,12 +238,10 @@ class FirstPretraining(Pretraining):
     num_text_tokens: Count
 
 
-class QualityTuning(Training):
+class QualityTuning(DenoiserTraining):
     """start_from: a diffusers checkpoint of ours on disk to tune instead of pretrained_full."""
 
     start_from: str | None = None
-    noise_offset: float
-    caption_dropout: Share
 
 
 class EvaluationImages(Section):
@@ -268,10 +278,21 @@ class RegisteredModel(Section):
     max_near_copies: Share
 
 
+class Launch(Section):
+    """How trainings are started; changes no result beyond rounding, so no asset's section. See resources/gpu.py.
+
+    command: one line that "-m MODULE" is put behind, for example `torchrun --nproc-per-node 8`; empty is one process.
+    """
+
+    command: str = ""
+    strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+
+
 class Params(Section):
     profile: str
     toy: bool
     engine: EngineSection = EngineSection()
+    launch: Launch = Launch()
     raw_corpus: RawCorpus
     alignment_model: AlignmentModel
     filter_ledger: FilterLedger

@@ -1,6 +1,8 @@
 """How a training process stops: on Ctrl-C, on cancellation, and when the process that started it dies.
 
-For the child as well as for its parent, so nothing heavy is imported here.
+For the child as well as for its parent, so nothing heavy is imported here. As a program, `python -m
+emu_dagster.stopping COMMAND…` becomes COMMAND, which then gets SIGTERM when the process that started it dies: launchers
+such as torchrun do not see to that themselves, and pass the signal on to the processes they started.
 """
 
 import ctypes
@@ -19,12 +21,13 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def die_with_parent(signum: int = signal.SIGTERM) -> None:
     """Have Linux send `signum` to this process when the thread that started it ends; elsewhere a no-op.
 
-    If the parent named in EMU_PARENT_PID died before this call, the signal is sent at once.
+    If the parent named in EMU_PARENT_PID died before this call, the signal is sent at once. The name is then forgotten:
+    this process may start others.
     """
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
-    if os.environ.get(PARENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
+    if os.environ.pop(PARENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
         os.kill(os.getpid(), signum)
 
 
@@ -58,3 +61,8 @@ def save_on_signal(grace_seconds: float = 60.0) -> StopRequest:
     signal.signal(signal.SIGTERM, request.handle)
     die_with_parent()
     return request
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    os.execvp(sys.argv[1], sys.argv[1:])

@@ -1,19 +1,26 @@
 """The child process in which every training runs: `python -m emu_dagster.train_process`, started by an asset.
 
 It gets its jobs through Dagster Pipes as plain values, logs to the MLflow run of the asset that started it, and on an
-interrupt saves and leaves with the code STOPPED; started again, it goes on from there.
+interrupt saves and leaves with the code STOPPED; started again, it goes on from there. Where a launcher starts several
+of it (resources/gpu.py), they train as one, and only the one of rank 0 reports.
 """
 
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dagster_pipes import open_dagster_pipes
+from dagster_pipes import PipesDefaultContextLoader, PipesEnvVarParamsLoader, open_dagster_pipes
 
 from emu_dagster.stopping import STOPPED, save_on_signal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from emu_models.training.distributed import World
 
 
 def mlflow_sink(prefix: str) -> Callable[[int, dict[str, float]], None]:
@@ -36,6 +43,17 @@ def mlflow_sink(prefix: str) -> Callable[[int, dict[str, float]], None]:
     return sink
 
 
+def mlflow_picture_sink(prefix: str) -> Callable[[int, "Image"], None]:
+    """Logs a sheet of samples of a step to the run in MLFLOW_RUN_ID; nowhere where there is none."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return lambda step, sheet: None
+    from mlflow import MlflowClient
+
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    return lambda step, sheet: client.log_image(run_id, sheet, key=f"{prefix}_samples", step=step, synchronous=True)
+
+
 def train_alignment_models(given: dict[str, Any]) -> dict[str, Any]:
     """Trains the alignment models that are missing in given["out"]; a finished one is kept."""
     import pandas as pd
@@ -53,10 +71,12 @@ def train_alignment_models(given: dict[str, Any]) -> dict[str, Any]:
     return {"num_images": len(table), **{f"loss_{name}": loss for name, loss in result.losses.items()}}
 
 
-def run_job(given: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[str, Any]:
+def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "World") -> dict[str, Any]:
     """Trains one job and returns what came of it, as plain values."""
-    if given["kind"] == "alignment":
-        return train_alignment_models(given)
+    if given["kind"] == "alignment":  # small: one process trains it and the others wait
+        result = train_alignment_models(given) if world.leads else {}
+        world.wait()
+        return result
     from dataclasses import asdict
 
     from emu_models.autoencoder.losses import AutoencoderLossConfig
@@ -73,8 +93,10 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[s
         name=given["name"],
         resolution=given["resolution"],
         loop=LoopConfig(**given["loop"]),
-        sink=mlflow_sink(given["name"]),
+        sink=mlflow_sink(given["name"]) if world.leads else lambda step, metrics: None,
+        picture_sink=mlflow_picture_sink(given["name"]) if world.leads else lambda step, sheet: None,
         stop_requested=stop_requested,
+        world=world,
         **paths,
     )
     start_from = Path(spec.pop("start_from")) if spec.get("start_from") else None
@@ -100,24 +122,41 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[s
                 training=DenoiserTrainingConfig(**training),
                 prompts=tuple(spec["prompts"]),
                 guidance_scale=spec["guidance_scale"],
+                aspect_buckets=spec["aspect_buckets"],
             ),
         )
     return {"name": job.name, **asdict(result)}
 
 
+@contextmanager
+def read_extras() -> Iterator[tuple[dict[str, Any], Callable[[Any], None]]]:
+    """What the asset handed in, and how to report to it: only the process of rank 0 does."""
+    if os.environ.get("RANK", "0") == "0":
+        with open_dagster_pipes() as pipes:
+            yield dict(pipes.extras), pipes.report_custom_message
+    else:
+        given = PipesEnvVarParamsLoader().load_context_params()
+        with PipesDefaultContextLoader().load_context(given) as data:
+            yield dict(data["extras"] or {}), lambda message: None
+
+
 def main() -> int:
     stop = save_on_signal()  # first, before the seconds that the imports take
-    with open_dagster_pipes() as pipes:
+    with read_extras() as (extras, report):
+        from emu_models.training.distributed import join_world
         from emu_models.training.loop import Interrupted
 
         try:
-            for job in pipes.extras["jobs"]:
-                meta = Path(job["out"]) / "meta.json"
-                if meta.is_file():  # finished before an interruption: Record.fresh_folder clears what is another run's
-                    result = {"name": job["name"], **json.loads(meta.read_text())["result"]}
-                else:
-                    result = run_job(job, lambda: stop.requested)
-                pipes.report_custom_message(result)
+            with join_world(extras.get("strategy", "ddp")) as world:
+                for job in extras["jobs"]:
+                    meta = Path(job["out"]) / "meta.json"
+                    is_finished = meta.is_file()
+                    world.wait()  # so that none looks after another has finished it
+                    if is_finished:  # before an interruption: Record.fresh_folder clears what is another run's
+                        result = {"name": job["name"], **json.loads(meta.read_text())["result"]}
+                    else:
+                        result = run_job(job, lambda: stop.requested, world)
+                    report(result)
         except Interrupted as interrupted:
             print(interrupted, file=sys.stderr)
             return STOPPED

@@ -151,14 +151,16 @@ def denoiser_job(
             **_batches(section),
             "noise_offset": section.noise_offset,
             "caption_dropout": section.caption_dropout,
+            "micro_batch_size": section.micro_batch_size,
         },
+        "aspect_buckets": section.aspect_buckets,
         "prompts": params.evaluation_images.fixed_prompts,
         "guidance_scale": params.evaluation_images.guidance_scale,
     }
     return {
         "kind": "denoiser",
         "spec": spec,
-        **_common(layout, name, name, shards, rows, layout.model(name), section),
+        **_common(layout, name, name, shards, rows, layout.model(name), section, section.sample_every),
     }
 
 
@@ -167,7 +169,14 @@ def _batches(section: Training) -> dict[str, Any]:
 
 
 def _common(
-    layout: Layout, asset: str, name: str, shards: Path, rows: Path, out: Path, section: Training
+    layout: Layout,
+    asset: str,
+    name: str,
+    shards: Path,
+    rows: Path,
+    out: Path,
+    section: Training,
+    sample_every: int = 0,
 ) -> dict[str, Any]:
     loop = {
         name: getattr(section, name)
@@ -189,5 +198,5 @@ def _common(
         "out": str(out),
         "work": str(training_states(layout, asset) / name),
         "cache": str(layout.cache / "encoded"),
-        "loop": {**loop, "checkpoint_seconds": CHECKPOINT_SECONDS},
+        "loop": {**loop, "checkpoint_seconds": CHECKPOINT_SECONDS, "sample_every": sample_every},
     }

@@ -14,11 +14,13 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +30,7 @@ from typing import Any
 import dagster as dg
 import psutil
 
+from emu_dagster.layout import Layout, project_root
 from emu_dagster.resources import INTERRUPTS
 from emu_dagster.stopping import PARENT_VARIABLE, STOPPED, die_with_parent
 
@@ -40,10 +43,16 @@ POLL_SECONDS = 0.5  # chosen here: how often a waiting training looks whether th
 class TrainingProcess(dg.ConfigurableResource):
     """Runs a Python module that trains, in a child process that Dagster Pipes connects to the asset.
 
+    `launcher`: the command that starts the module, as one line; "-m MODULE" is put behind it. Empty is this Python, one
+    process. `torchrun --nproc-per-node 8` or `accelerate launch --config_file …` start several, on this machine or on
+    others that see the project's folder; they pass SIGINT on to all.
+    `strategy`: how several processes hold the weights, for emu_models.training.distributed: ddp, fsdp or hsdp.
     `save_seconds`: how long a child may take to save after an interrupt before it is killed. Longer than the
     grace of `save_on_signal` (60 s), so that the child's own deadline comes first.
     """
 
+    launcher: str = ""
+    strategy: str = "ddp"
     save_seconds: float = 75.0
 
     def train(
@@ -54,7 +63,7 @@ class TrainingProcess(dg.ConfigurableResource):
         environment: Mapping[str, str] | None = None,
         device: str = "auto",
     ) -> list[Any]:
-        """Run `python -m module` to its end and return the custom messages that it reported, in order.
+        """Run `LAUNCHER -m module` to its end and return the custom messages that it reported, in order.
 
         `config` (JSON values) is what the child reads as `pipes.extras`; `environment` is added to ours (see
         `MlflowTracking.child_environment`). `device`: "auto", "cpu", "mps", "cuda" or "cuda:N"; waits while
@@ -67,22 +76,28 @@ class TrainingProcess(dg.ConfigurableResource):
         """
         if multiprocessing.parent_process() is not None:
             die_with_parent(signal.SIGINT)  # a step of a killed run worker must not train on
+        launcher = shlex.split(self.launcher) or [sys.executable]
+        messages = Layout(project_root()).cache / "pipes" / f"{context.run.run_id}-{uuid.uuid4().hex[:8]}.jsonl"
+        messages.parent.mkdir(parents=True, exist_ok=True)
         with (
             hold_devices(context, device) as lock_files,
             dg.open_pipes_session(
                 context=context,
-                context_injector=dg.PipesTempFileContextInjector(),
-                message_reader=dg.PipesTempFileMessageReader(),
-                extras=dict(config),
+                # what goes in by the environment and comes out in the project's folder also works across machines
+                context_injector=dg.PipesEnvContextInjector(),
+                message_reader=dg.PipesFileMessageReader(str(messages)),
+                extras={**config, "strategy": self.strategy},
             ) as session,
         ):
             process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, "-m", "emu_dagster.stopping", *launcher, "-m", module],
                 env={
                     **os.environ,
                     **(environment or {}),
                     **session.get_bootstrap_env_vars(),
                     PARENT_VARIABLE: str(os.getpid()),
+                    # torchrun kills what it started 30 s after an interrupt; a large state takes longer to save
+                    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.save_seconds)),
                 },
                 pass_fds=lock_files,
                 start_new_session=True,
@@ -134,8 +149,10 @@ def _describe(module: str, code: int) -> str:
 
 
 def end_session(process: subprocess.Popen) -> None:
-    """Kill the child and whatever is left of its session: workers that it started and did not end."""
+    """Kill the child and whatever is left of its session and offspring: workers that it started and did not end."""
     left: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        left += psutil.Process(process.pid).children(recursive=True)  # torchrun's lead sessions of their own
     for candidate in psutil.process_iter():
         with suppress(ProcessLookupError, psutil.Error, PermissionError):
             if os.getsid(candidate.pid) == process.pid and candidate.pid != process.pid:

@@ -17,6 +17,7 @@ from emu_models.autoencoder.network import Autoencoder
 from emu_models.autoencoder.perceptual import build_perceptual
 from emu_models.training.cache import to_tensor
 from emu_models.training.device import autocast, choose_device
+from emu_models.training.ema import copy_for_averaging
 from emu_models.training.order import batch_indices, generator_for
 from emu_models.training.rows import Rows
 
@@ -41,6 +42,7 @@ class AutoencoderLearner:
         self.device = choose_device()
         self.config = config
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged = copy_for_averaging(self.network)
         self.adversary = PatchDiscriminator().to(self.device)
         perceptual = build_perceptual(config.losses.perceptual)
         self.perceptual = None if perceptual is None else perceptual.to(self.device)
@@ -57,19 +59,19 @@ class AutoencoderLearner:
     def _indices(self, step: int) -> np.ndarray:
         return batch_indices(step, self.config.batch_size, len(self.trained.keys), self.config.seed)
 
-    def _batch(self, step: int, generator: torch.Generator) -> torch.Tensor:
+    def prepare(self, step: int) -> torch.Tensor:
         x = to_tensor(self.trained.images[self._indices(step)])
-        mirrored = torch.rand(len(x), generator=generator) < 0.5
+        mirrored = torch.rand(len(x), generator=generator_for(self.config.seed, step, 1)) < 0.5
         x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
         if step % 4 == 3:
             factor = self.network.factor
             side = x.shape[-1] * (2 if step % 8 == 3 else 3) // 4 // factor * factor
             x = F.interpolate(x, size=(side, side), mode="area")
-        return x.to(self.device, memory_format=torch.channels_last)
+        return x
 
-    def learn(self, step: int) -> dict[str, float]:
+    def learn(self, step: int, batch: torch.Tensor) -> dict[str, float]:
         config, generator = self.config.losses, generator_for(self.config.seed, step)
-        x = self._batch(step, generator)
+        x = batch.to(self.device, memory_format=torch.channels_last)
         with autocast(self.device):
             moments = self.network.encode(x)
             noise = torch.randn(moments.mean.shape, generator=generator).to(self.device)

@@ -1,24 +1,40 @@
 """What is encoded once and read at every step: moments of the autoencoder and text features.
 
-An entry is keyed by a hash of the encoder's weights and of everything that was encoded, so another encoder or another
-row is another entry and a stale value cannot be served. Moments (mean, log variance) are kept, not samples: a sampled
-latent bakes its noise in.
+A cache is a folder named after a hash of the encoder: its weights and its code. In it lie shards of a thousand rows,
+safetensors, with the digests of the rows (of the picture's bytes and its size, of the caption) in their headers. Only
+rows whose digest is in no shard are encoded, so another encoder or another row can never be served a stale value, and
+a build that was interrupted goes on at the shard. Shards are read as memory maps: what is not looked at stays on disk.
+
+Moments (mean, log variance) are kept, not samples: a sampled latent bakes its noise in. Both they and text tokens are
+kept in half precision, whose rounding (1 / 2048) is far below the latents' own noise.
 """
 
 import hashlib
-from collections.abc import Callable
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emu_data.files import atomic_file
+from emu_models import text as text_code
 from emu_models.autoencoder.network import Autoencoder, Moments
 from emu_models.text import TextEncoders, TextFeatures, encode_prompts
+from emu_models.training.distributed import ALONE, World
+from emu_models.training.rows import PictureRows
 
 ENCODE_BATCH = 64  # pictures or captions at a time; fixed, since bytes change with the batch
+ROWS_PER_SHARD = 1024  # a multiple of ENCODE_BATCH; 1 GB of 16-channel moments at 1024 px. Chosen here
+OPEN_SHARDS = 256  # memory maps held open; chosen here
+HALVED = ("mean", "logvar", "tokens")  # tensors kept in half precision
 
 
 def hash_weights(module: nn.Module) -> str:
@@ -30,58 +46,147 @@ def hash_weights(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _cached(folder: Path, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    path = folder / f"{key[:32]}.safetensors"
-    if not path.is_file():
-        tensors = compute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as partial:
-            save_file(tensors, partial)
-    return load_file(path)
+def hash_all(*parts: str | bytes) -> str:
+    """128 bits of SHA-256 over the parts, as 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """Rows in shards: row i is row row_N[i] of shards[shard_N[i]]."""
+
+    shards: tuple[Path, ...]
+    shard_N: np.ndarray
+    row_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+    def subset(self, index: np.ndarray) -> Self:
+        return type(self)(self.shards, self.shard_N[index], self.row_N[index])
+
+    def read(self, index_B: Tensor) -> dict[str, Tensor]:
+        """The tensors of some rows, which must be of one shape, in float where they are kept in half precision."""
+        shard_B, row_B = self.shard_N[index_B.numpy()], torch.from_numpy(self.row_N[index_B.numpy()])
+        found: dict[str, Tensor] = {}
+        for shard in np.unique(shard_B):
+            places = torch.from_numpy(np.flatnonzero(shard_B == shard))
+            for name, stored in _open_shard(self.shards[shard]).items():
+                values = stored[row_B[places]]
+                values = values.float() if values.is_floating_point() else values
+                if name not in found:
+                    found[name] = values.new_empty(len(index_B), *values.shape[1:])
+                found[name][places] = values
+        return found
+
+
+@dataclass(frozen=True)
+class CachedMoments(CachedRows):
+    def select(self, index_B: Tensor) -> Moments:
+        found = self.read(index_B)
+        return Moments(found["mean"], found["logvar"])
+
+
+@dataclass(frozen=True)
+class CachedText(CachedRows):
+    def select(self, index_B: Tensor) -> TextFeatures:
+        found = self.read(index_B)
+        return TextFeatures(found["tokens"], found["mask"], found["pooled"])
 
 
 @torch.no_grad()
-def encode_moments(autoencoder: Autoencoder, images_NHWC: np.ndarray, folder: Path) -> Moments:
-    """Moments (N, C, h, w) of uint8 pictures (N, H, W, 3), on the CPU, from `folder` where computed before."""
+def encode_moments(autoencoder: Autoencoder, rows: PictureRows, folder: Path, world: World = ALONE) -> CachedMoments:
+    """Moments (C, h, w) of each row's picture at the size of its bucket, from `folder` where encoded before."""
+    sizes = [rows.bucket_sizes[bucket] for bucket in rows.bucket_N]
+    digests = [hash_all(d, f"{width}x{height}") for d, (width, height) in zip(rows.digests, sizes, strict=True)]
 
-    def compute() -> dict[str, Tensor]:
-        parts = [
-            autoencoder.encode(to_tensor(images_NHWC[i : i + ENCODE_BATCH]).to(autoencoder.device))
-            for i in range(0, len(images_NHWC), ENCODE_BATCH)
-        ]
-        return {
-            "mean": torch.cat([p.mean for p in parts]).cpu().contiguous(),
-            "logvar": torch.cat([p.logvar for p in parts]).cpu().contiguous(),
-        }
+    def encode(index: np.ndarray) -> dict[str, Tensor]:
+        pictures = rows.read(index, ENCODE_BATCH)
+        parts = [autoencoder.encode(to_tensor(batch).to(autoencoder.device)) for batch in pictures]
+        return {"mean": torch.cat([p.mean for p in parts]), "logvar": torch.cat([p.logvar for p in parts])}
 
-    digest = hashlib.sha256(hash_weights(autoencoder).encode())
-    digest.update(repr(images_NHWC.shape).encode())
-    digest.update(np.ascontiguousarray(images_NHWC).tobytes())
-    tensors = _cached(folder, digest.hexdigest(), compute)
-    return Moments(tensors["mean"], tensors["logvar"])
+    code = inspect.getsource(inspect.getmodule(type(autoencoder)) or type(autoencoder))
+    cache = folder / hash_all(hash_weights(autoencoder), code, inspect.getsource(PictureRows))
+    return CachedMoments(*_fill(cache, digests, rows.bucket_N, encode, world))
 
 
 def encode_captions(
-    captions: list[str], encoders: TextEncoders, num_tokens: int, folder: Path
-) -> tuple[TextFeatures, TextFeatures]:
-    """Features of the captions (N rows) and of the empty prompt (1 row), from `folder` where computed before."""
+    captions: list[str], encoders: TextEncoders, num_tokens: int, folder: Path, world: World = ALONE
+) -> tuple[CachedText, TextFeatures]:
+    """Features of the captions (N rows) and of the empty prompt (1 row), from `folder` where encoded before."""
+    texts = [*captions, ""]
 
-    def compute() -> dict[str, Tensor]:
-        texts = [*captions, ""]
+    def encode(index: np.ndarray) -> dict[str, Tensor]:
         features = TextFeatures.cat(
             [
-                encode_prompts(texts[i : i + ENCODE_BATCH], encoders, num_tokens)
-                for i in range(0, len(texts), ENCODE_BATCH)
+                encode_prompts([texts[i] for i in part], encoders, num_tokens)
+                for part in np.split(index, range(ENCODE_BATCH, len(index), ENCODE_BATCH))
             ]
         )
         return {"tokens": features.tokens_BLD, "mask": features.mask_BL, "pooled": features.pooled_BD}
 
-    digest = hashlib.sha256("".join(hash_weights(model) for model in encoders.models).encode())
-    digest.update(repr((num_tokens, captions)).encode())
-    tensors = _cached(folder, digest.hexdigest(), compute)
-    features = TextFeatures(tensors["tokens"], tensors["mask"], tensors["pooled"])
-    last = torch.tensor([len(captions)])
-    return features.select(torch.arange(len(captions))), features.select(last)
+    weights = [hash_weights(model) for model in encoders.models]
+    vocabularies = [json.dumps(sorted(tokenizer.get_vocab().items())) for tokenizer in encoders.tokenizers]
+    cache = folder / hash_all(*weights, *vocabularies, inspect.getsource(text_code), str(num_tokens))
+    shards, shard_N, row_N = _fill(cache, [hash_all(t) for t in texts], np.zeros(len(texts), int), encode, world)
+    every = CachedText(shards, shard_N, row_N)
+    return CachedText(shards, shard_N[:-1], row_N[:-1]), every.select(torch.tensor([len(captions)]))
+
+
+def _fill(
+    folder: Path,
+    digests: Sequence[str],
+    group_N: np.ndarray,
+    encode: Callable[[np.ndarray], dict[str, Tensor]],
+    world: World,
+) -> tuple[tuple[Path, ...], np.ndarray, np.ndarray]:
+    """Encodes the rows whose digests no shard holds, equal ones once, and tells where each row is.
+
+    Rows of different groups (shapes) are not put in one shard. Each process encodes every world.size-th shard.
+    """
+    known = _index(folder)
+    missing: dict[int, dict[str, int]] = {}
+    for position, (digest, group) in enumerate(zip(digests, group_N, strict=True)):
+        if digest not in known:
+            missing.setdefault(int(group), {}).setdefault(digest, position)
+    chunks = [
+        list(rows.items())[start : start + ROWS_PER_SHARD]
+        for _, rows in sorted(missing.items())
+        for start in range(0, len(rows), ROWS_PER_SHARD)
+    ]
+    world.wait()  # so that none looks for what is missing after another has begun to write
+    for chunk in chunks[world.rank :: world.size]:
+        names = [digest for digest, _ in chunk]
+        tensors = encode(np.array([position for _, position in chunk]))
+        kept = {name: t.half() if name in HALVED else t for name, t in tensors.items()}
+        with atomic_file(folder / f"{hash_all(*names)}.safetensors") as partial:
+            save_file({n: t.cpu().contiguous() for n, t in kept.items()}, partial, {"rows": json.dumps(names)})
+    world.wait()
+    known = _index(folder) if chunks else known
+    shards = tuple(sorted({path for path, _ in known.values()}))
+    numbers = {path: i for i, path in enumerate(shards)}
+    places = [known[digest] for digest in digests]
+    return shards, np.array([numbers[path] for path, _ in places]), np.array([row for _, row in places])
+
+
+def _index(folder: Path) -> dict[str, tuple[Path, int]]:
+    """Digest -> shard and row, from the shards' headers."""
+    known = {}
+    for path in sorted(folder.glob("[!.]*.safetensors")):
+        with safe_open(path, "pt") as shard:
+            known |= {digest: (path, row) for row, digest in enumerate(json.loads(shard.metadata()["rows"]))}
+    return known
+
+
+@lru_cache(maxsize=OPEN_SHARDS)
+def _open_shard(path: Path) -> dict[str, Tensor]:
+    """The tensors of a shard as views of its memory map."""
+    with safe_open(path, "pt") as shard:
+        return {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
 
 
 def to_tensor(images_NHWC: np.ndarray) -> Tensor:

@@ -1,9 +1,11 @@
 """Training state on disk: one folder, replaced atomically, readable without unpickling.
 
 state/
-  meta.json            step, early-stopping state, fingerprint of the configuration
-  NAME.safetensors     weights of each module (the averaged ones too)
-  NAME.optimizer.pt    optimiser state; loaded with weights_only=True
+  meta.json                   step, early-stopping state, fingerprint of the configuration
+  NAME.safetensors            weights of each module (the averaged ones too)
+  NAME.optimizer.safetensors  optimiser state, PARAMETER/exp_avg and so on
+
+Tensors are whole, however they were spread: a state goes on with another number of processes, or another strategy.
 """
 
 import json
@@ -13,9 +15,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from emu_data.files import atomic_dir
+from emu_models.training.distributed import World, gather_weights, laid_out_as, whole
 
 
 def save_state(
@@ -23,15 +26,21 @@ def save_state(
     meta: dict[str, Any],
     modules: Mapping[str, nn.Module],
     optimizers: Mapping[str, torch.optim.Optimizer],
+    world: World,
 ) -> None:
-    """Writes the state beside `folder` and puts it in its place; an interrupted write leaves the old one."""
-    with atomic_dir(folder) as partial:
-        for name, module in modules.items():
-            weights = {k: v.detach().contiguous().cpu() for k, v in module.state_dict().items()}
-            save_file(weights, partial / f"{name}.safetensors")
-        for name, optimizer in optimizers.items():
-            torch.save(optimizer.state_dict(), partial / f"{name}.optimizer.pt")
-        (partial / "meta.json").write_text(json.dumps(meta, indent=2))
+    """Writes the state beside `folder` and puts it in its place; an interrupted write leaves the old one.
+
+    An optimiser trains the module of its name. To be called by all processes; the one that leads writes.
+    """
+    files = {f"{name}.safetensors": gather_weights(module) for name, module in modules.items()}
+    for name, optimizer in optimizers.items():
+        files[f"{name}.optimizer.safetensors"] = _gather_optimizer(modules[name], optimizer)
+    if world.leads:
+        with atomic_dir(folder) as partial:
+            for name, tensors in files.items():
+                save_file(tensors, partial / name)
+            (partial / "meta.json").write_text(json.dumps(meta, indent=2))
+    world.wait()
 
 
 def load_state(
@@ -51,7 +60,29 @@ def load_state(
     if meta["fingerprint"] != fingerprint:
         return None
     for name, module in modules.items():
-        module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        saved, now = load_file(folder / f"{name}.safetensors"), module.state_dict()
+        module.load_state_dict({key: laid_out_as(value, now[key]) for key, value in saved.items()})
     for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(torch.load(folder / f"{name}.optimizer.pt", weights_only=True))
+        _load_optimizer(folder / f"{name}.optimizer.safetensors", modules[name], optimizer)
     return meta
+
+
+def _gather_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{kind}": whole(value).cpu().contiguous()
+        for name, parameter in module.named_parameters()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Learning rates and the like are not restored: they come from the configuration and the step."""
+    parameters = dict(module.named_parameters())
+    places = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(path).items():
+        name, kind = key.rsplit("/", 1)
+        parameter = parameters[name]
+        value = laid_out_as(value, parameter) if value.shape == parameter.shape else value  # else Adam's `step`
+        state.setdefault(places[id(parameter)], {})[kind] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,9 +1,12 @@
 """How the denoiser learns: pretraining at one resolution (Emu paper, sec. 3.2) and quality-tuning (sec. 3.4)."""
 
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
 
 from emu_models.autoencoder.network import Autoencoder, Moments
 from emu_models.denoiser import denoise
@@ -11,27 +14,48 @@ from emu_models.diffusion.objective import draw_noise, velocity_loss
 from emu_models.diffusion.schedule import NUM_TIMESTEPS
 from emu_models.text import TextFeatures
 from emu_models.training.device import autocast, choose_device
-from emu_models.training.order import batch_indices, generator_for
+from emu_models.training.distributed import ALONE, World, exchange_gradients, whole
+from emu_models.training.ema import copy_for_averaging
+from emu_models.training.order import BatchOrder, generator_for
+
+T = TypeVar("T", covariant=True)
 
 BETAS = (0.9, 0.99)  # chosen here, as for the autoencoder
 WEIGHT_DECAY = 0.01  # torch's AdamW default
 MAX_GRAD_NORM = 1.0  # chosen here
 VALIDATION_TIMESTEPS = tuple(range(62, NUM_TIMESTEPS, 125))  # 8 fixed ones (MLPerf's Flux benchmark), evenly spread
 VALIDATION_SEED = 1_000_003  # noise of the validation, the same at every one
+MAX_VALIDATED = 1024  # held-out rows that a validation looks at, evenly spread over all; chosen here
+
+
+class Selects(Protocol[T]):
+    """Rows of T that can be picked: T itself, or rows in a cache on disk."""
+
+    def select(self, index_B: Tensor, /) -> T: ...
 
 
 @dataclass(frozen=True)
 class LatentRows:
-    """Cached rows of one resolution: keys, moments (N, C, h, w), text features of the captions."""
+    """Rows of one resolution: keys, moments (C, h, w), text features of the captions; bucket_N: h and w are the same
+    for all rows of a bucket, None for one bucket."""
 
     keys: list[str]
-    moments: Moments
-    text: TextFeatures
+    moments: Selects[Moments]
+    text: Selects[TextFeatures]
+    bucket_N: np.ndarray | None = None
+
+    @property
+    def buckets(self) -> np.ndarray:
+        return np.zeros(len(self.keys), int) if self.bucket_N is None else self.bucket_N
 
 
 @dataclass(frozen=True)
 class DenoiserTrainingConfig:
-    """noise_offset: 0.02 in the last pretraining stage, 0.1 in tuning, else 0 (paper). caption_dropout in 0..1."""
+    """noise_offset: 0.02 in the last pretraining stage, 0.1 in tuning, else 0 (paper). caption_dropout in 0..1.
+
+    batch_size: rows of an optimiser step, over all processes. micro_batch_size: rows that a process takes at a time
+    and whose gradients it adds up, where its share does not fit in memory; None takes the share at once.
+    """
 
     num_steps: int
     batch_size: int
@@ -39,6 +63,22 @@ class DenoiserTrainingConfig:
     noise_offset: float
     caption_dropout: float
     seed: int
+    micro_batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Our part of a batch: latents z0 and noise (n, C, h, w), timesteps t_B, text, weights_B (0 for a repeated row)."""
+
+    z0: Tensor
+    noise: Tensor
+    t_B: Tensor
+    text: TextFeatures
+    weights_B: Tensor
+
+    def split(self, size: int) -> "list[Batch]":
+        parts = torch.arange(len(self.z0)).split(size)
+        return [Batch(self.z0[i], self.noise[i], self.t_B[i], self.text.select(i), self.weights_B[i]) for i in parts]
 
 
 class DenoiserLearner:
@@ -51,11 +91,15 @@ class DenoiserLearner:
         held: LatentRows,
         null: TextFeatures,
         config: DenoiserTrainingConfig,
+        world: World = ALONE,
     ) -> None:
         self.device = choose_device()
-        self.config, self.trained, self.held = config, trained, held
+        self.config, self.trained, self.held, self.null, self.world = config, trained, held, null, world
         self.network, self.autoencoder = network.to(self.device), autoencoder.cpu()  # type: ignore[arg-type]
-        self.null = null.to(self.device)
+        self.averaged = copy_for_averaging(self.network)
+        for module in (self.network, self.averaged):
+            world.spread(module)
+        self.order = BatchOrder(trained.buckets, config.batch_size, config.seed)
         self.alphas_cumprod = scheduler.alphas_cumprod
         self.modules = {"network": self.network}
         self.optimizers = {
@@ -65,49 +109,73 @@ class DenoiserLearner:
         }
 
     def batch_keys(self, step: int) -> list[str]:
+        return [self.trained.keys[i] for i in self.order.indices(step)]
+
+    def prepare(self, step: int) -> Batch:
+        """Our share of the batch of a step. What is random about a row hangs on its position in the whole batch."""
         config = self.config
-        return [
-            self.trained.keys[i] for i in batch_indices(step, config.batch_size, len(self.trained.keys), config.seed)
-        ]
+        positions, weights_B = self.world.share(config.batch_size)
+        index = torch.from_numpy(self.order.indices(step)[positions])
+        moments = self.trained.moments.select(index)
+        one = torch.Size([1, *moments.mean.shape[1:]])
+        samples, noise, t, dropped = [], [], [], []
+        for i, position in enumerate(positions):
+            generator = generator_for(config.seed, step, int(position))
+            samples.append(moments.select(torch.tensor([i])).sample(generator))
+            noise.append(draw_noise(one, config.noise_offset, generator))
+            t.append(torch.randint(NUM_TIMESTEPS, (1,), generator=generator))
+            dropped.append(torch.rand(1, generator=generator) < config.caption_dropout)
+        z0 = self.autoencoder.normalise(torch.cat(samples))
+        text = self.trained.text.select(index).drop(torch.cat(dropped), self.null)
+        return Batch(z0, torch.cat(noise), torch.cat(t), text, weights_B)
 
-    def learn(self, step: int) -> dict[str, float]:
-        config, generator = self.config, generator_for(self.config.seed, step)
-        index = torch.from_numpy(batch_indices(step, config.batch_size, len(self.trained.keys), config.seed))
-        z0 = self._latents(self.trained.moments, index, generator)
-        noise = draw_noise(z0.shape, config.noise_offset, generator)
-        t_B = torch.randint(NUM_TIMESTEPS, (len(z0),), generator=generator)
-        dropped_B = torch.rand(len(z0), generator=generator) < config.caption_dropout
-        text = self.trained.text.select(index).to(self.device).drop(dropped_B.to(self.device), self.null)
-        loss = self._loss(self.network, z0, noise, t_B, text)
-        self.optimizers["network"].zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
-        self.optimizers["network"].step()
-        return {"loss": loss.item(), "grad_norm": norm.item()}
+    def learn(self, step: int, batch: Batch) -> dict[str, float]:
+        config, optimizer = self.config, self.optimizers["network"]
+        parts = batch.split(config.micro_batch_size or len(batch.z0))
+        scale = self.world.size / config.batch_size  # gradients are averaged over the processes
+        optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for part in parts:
+            exchange_gradients(self.network, part is parts[-1])
+            loss = scale * self._weighted_loss(self.network, part)
+            loss.backward()
+            total += loss.detach()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM))
+        optimizer.step()
+        return {"loss": total.item(), "grad_norm": norm.item()}
 
-    def _latents(self, moments: Moments, index: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        picked = moments.select(index)
-        z = picked.mean if generator is None else picked.sample(generator)
-        return self.autoencoder.normalise(z)
-
-    def _loss(
-        self, network: torch.nn.Module, z0: torch.Tensor, noise: torch.Tensor, t_B: torch.Tensor, text: TextFeatures
-    ) -> torch.Tensor:
-        a2_B = self.alphas_cumprod[t_B]
+    def _weighted_loss(self, network: torch.nn.Module, batch: Batch) -> Tensor:
+        """The sum over the rows of weight times loss."""
+        z0, noise, t_B = (x.to(self.device, non_blocking=True) for x in (batch.z0, batch.noise, batch.t_B))
+        a2_B = self.alphas_cumprod[batch.t_B].to(self.device)
         a2 = a2_B[:, None, None, None]
         noisy = a2.sqrt() * z0 + (1 - a2).sqrt() * noise
         assert isinstance(network, UNet2DConditionModel)
         with autocast(self.device):
-            predicted = denoise(network, noisy.to(self.device), t_B.to(self.device), text)
-        loss_B = velocity_loss(predicted.float(), z0.to(self.device), noise.to(self.device), a2_B.to(self.device))
-        return loss_B.mean()
+            predicted = denoise(network, noisy, t_B, batch.text.to(self.device))
+        return (velocity_loss(predicted.float(), z0, noise, a2_B) * batch.weights_B.to(self.device)).sum()
 
     @torch.no_grad()
     def validate(self, network: torch.nn.Module) -> dict[str, float]:
         """val_loss: the training loss on held-out rows, averaged over 8 fixed timesteps with fixed noise."""
-        every = torch.arange(len(self.held.keys))
-        z0 = self._latents(self.held.moments, every, None)
-        noise = draw_noise(z0.shape, 0.0, generator_for(VALIDATION_SEED, 0))
-        text = self.held.text.to(self.device)
-        losses = [self._loss(network, z0, noise, torch.full((len(z0),), t), text) for t in VALIDATION_TIMESTEPS]
-        return {"val_loss": torch.stack(losses).mean().item()}
+        num = min(len(self.held.keys), MAX_VALIDATED)
+        rows = np.linspace(0, len(self.held.keys) - 1, num).round().astype(int)
+        buckets, total = self.held.buckets[rows], 0.0
+        for bucket in np.unique(buckets):
+            total += self._validate_rows(network, rows[buckets == bucket])
+        mean = self.world.mean({"sum": total})["sum"] * self.world.size / (num * len(VALIDATION_TIMESTEPS))
+        return {"val_loss": mean}
+
+    def _validate_rows(self, network: torch.nn.Module, rows: np.ndarray) -> float:
+        """Our share of the sum of the losses of held-out rows of one bucket over the timesteps."""
+        positions, weights_B = self.world.share(len(rows))
+        index = rows[positions]
+        z0 = self.autoencoder.normalise(self.held.moments.select(torch.from_numpy(index)).mean)
+        one = torch.Size([1, *z0.shape[1:]])
+        noise = torch.cat([draw_noise(one, 0.0, generator_for(VALIDATION_SEED, int(row))) for row in index])
+        text, total = self.held.text.select(torch.from_numpy(index)), 0.0
+        for t in VALIDATION_TIMESTEPS:
+            batch = Batch(z0, noise, torch.full((len(z0),), t), text, weights_B)
+            parts = batch.split(self.config.micro_batch_size or self.config.batch_size)
+            total += sum(self._weighted_loss(network, part).item() for part in parts)
+        return total

@@ -1,13 +1,15 @@
 """The training loop that every network here learns by: schedule, average, validate, checkpoint, stop, resume.
 
 Decisions: a step's rows and noise depend on (seed, step) alone (order.py), so that a killed run resumes bitwise on CPU;
-a checkpoint replaces the last one atomically; a NaN stops the run and names the batch; SIGINT saves and leaves.
+a checkpoint replaces the last one atomically; a NaN stops the run and names the batch; SIGINT saves and leaves. With
+several processes (distributed.py) all take every decision together and at the same step; the one that leads writes.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +19,10 @@ from torch import nn
 from tqdm import tqdm
 
 from emu_models.training.checkpoint import load_state, save_state
+from emu_models.training.distributed import ALONE, World, put_back
 from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage
+from emu_models.training.prefetch import Prefetcher
 
 FINAL_LEARNING_RATE = 0.03  # share of the peak that the cosine ends at; chosen here, 2026-11-23
 MetricsSink = Callable[[int, dict[str, float]], None]
@@ -29,14 +33,18 @@ class Interrupted(Exception):
 
 
 class NotFinite(ValueError):
-    """The loss became NaN or infinite."""
+    """A loss or a gradient became NaN or infinite."""
 
 
 class Learner(Protocol):
-    """What the loop trains. `network` is averaged and validated; `modules` and `optimizers` are checkpointed."""
+    """What the loop trains. `network` is averaged into `averaged`, which is validated; `modules` and `optimizers`, of
+    the same names, are checkpointed."""
 
     @property
     def network(self) -> nn.Module: ...
+
+    @property
+    def averaged(self) -> nn.Module: ...
 
     @property
     def modules(self) -> Mapping[str, nn.Module]: ...
@@ -44,8 +52,13 @@ class Learner(Protocol):
     @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]: ...
 
-    def learn(self, step: int) -> dict[str, float]:
-        """One optimiser step; returns its metrics, `loss` among them."""
+    def prepare(self, step: int) -> Any:
+        """The batch of a step, on the CPU. Called in threads, ahead of time: it may depend on nothing but the step."""
+        ...
+
+    def learn(self, step: int, batch: Any) -> dict[str, float]:
+        """One optimiser step; returns its metrics, `loss` among them: ours, such that the mean over all processes is
+        that of the whole batch."""
         ...
 
     def batch_keys(self, step: int) -> list[str]:
@@ -59,7 +72,10 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """num_steps and the cadences are in optimiser steps; checkpoint_seconds is wall time between two saved states."""
+    """num_steps and the cadences are in optimiser steps; checkpoint_seconds is wall time between two saved states.
+
+    sample_every: steps between two sheets of sample pictures, 0 for none.
+    """
 
     num_steps: int
     learning_rate: float
@@ -69,6 +85,7 @@ class LoopConfig:
     max_rise: float
     checkpoint_seconds: float
     seed: int
+    sample_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,59 +113,84 @@ def run_training(
     description: str,
     sink: MetricsSink = lambda step, metrics: None,
     stop_requested: Callable[[], bool] = lambda: False,
-) -> tuple[TrainingResult, nn.Module]:
-    """Trains to the end, or to an early stop, and returns the result with the averaged network.
+    draw_samples: Callable[[int], None] = lambda step: None,
+    world: World = ALONE,
+) -> TrainingResult:
+    """Trains to the end, or to an early stop; the averaged weights are then in `learner.averaged`.
 
     `folder` holds the state while training: state/ and metrics.jsonl. Raises Interrupted after saving when
-    `stop_requested`, NotFinite on a NaN loss.
+    `stop_requested`, NotFinite on a NaN loss or gradient; the last saved state is then from before it. What depends on
+    the clock (loader_wait_share: of the time, how much was spent waiting for a batch) goes to the sink and the result,
+    not to metrics.jsonl, which is the same for every run of the same configuration.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    average = WeightAverage(learner.network, config.ema_decay)
+    average = WeightAverage(learner.averaged, config.ema_decay)
     stopping = EarlyStopping(config.max_rise)
-    modules = {**learner.modules, "averaged": average.averaged}
+    modules = {**learner.modules, "averaged": learner.averaged}
     meta = load_state(folder / "state", fingerprint, modules, learner.optimizers)
     start, seconds_before, metrics = 0, 0.0, {}
     if meta is not None:
         start, seconds_before, metrics = meta["step"], meta["seconds"], meta["metrics"]
         stopping = EarlyStopping(**meta["stopping"])
-    log = _open_log(folder / "metrics.jsonl", start)
+    if world.mean({"start": start})["start"] != start:
+        raise ValueError(f"{description}: the processes see different states in {folder}; let them share that folder")
+    keep_log = _open_log(folder / "metrics.jsonl", start) if world.leads else nullcontext()
     began = last_saved = time.monotonic()
 
     def save(step: int) -> None:
         seconds = seconds_before + time.monotonic() - began
         state = {"step": step, "seconds": seconds, "metrics": metrics, "stopping": asdict(stopping)}
-        save_state(folder / "state", {"fingerprint": fingerprint, **state}, modules, learner.optimizers)
+        save_state(folder / "state", {"fingerprint": fingerprint, **state}, modules, learner.optimizers, world)
+
+    def timings(step: int) -> dict[str, float]:
+        seconds = time.monotonic() - began
+        return {
+            "loader_wait_share": batches.seconds_waited / seconds,
+            "steps_per_second": (step - start) / seconds,
+        }
 
     step = start
-    with log, tqdm(total=config.num_steps, initial=start, desc=description, unit="step", mininterval=1) as bar:
+    progress = tqdm(
+        total=config.num_steps, initial=start, desc=description, unit="step", mininterval=1, disable=not world.leads
+    )
+    with keep_log as log, progress as bar, Prefetcher(learner.prepare, start, config.num_steps) as batches:
         while step < config.num_steps and not stopping.should_stop:
             for optimizer in learner.optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, config)
-            learned = learner.learn(step)
-            if not math.isfinite(learned["loss"]):
+            learned = learner.learn(step, batches.get(step))
+            save_due = world.leads and time.monotonic() - last_saved > config.checkpoint_seconds
+            agreed = world.mean({**learned, "/stop": float(stop_requested()), "/save": float(save_due)})
+            stop_now, save_now = agreed.pop("/stop") > 0, agreed.pop("/save") > 0
+            broken = [f"{name} is {value}" for name, value in agreed.items() if not math.isfinite(value)]
+            if broken:
                 keys = ", ".join(learner.batch_keys(step))
-                raise NotFinite(f"{description}: loss is {learned['loss']} at step {step}; its rows: {keys}")
+                raise NotFinite(f"{description}: {' and '.join(broken)} at step {step}; its rows: {keys}")
             average.update(learner.network, step)
             step += 1
-            metrics.update(learned)
+            metrics.update(agreed)
             bar.update()
             if step % config.validate_every == 0 or step == config.num_steps:
-                metrics.update(learner.validate(average.averaged))
+                metrics.update(learner.validate(learner.averaged))
+                put_back(learner.averaged)
                 stopping.observe(step, metrics["val_loss"])
-                _write_log(log, step, metrics)
-                sink(step, metrics)
-                bar.set_postfix(loss=f"{learned['loss']:.4f}", val=f"{metrics['val_loss']:.4f}", refresh=False)
-            if stop_requested():
+                if log is not None:
+                    _write_log(log, step, metrics)
+                    sink(step, metrics | timings(step))
+                bar.set_postfix(loss=f"{agreed['loss']:.4f}", val=f"{metrics['val_loss']:.4f}", refresh=False)
+            if config.sample_every and step % config.sample_every == 0 and step < config.num_steps:
+                draw_samples(step)
+                put_back(learner.averaged)
+            if stop_now:
                 save(step)
                 raise Interrupted(f"{description}: stopped after step {step} of {config.num_steps}; state saved")
-            if time.monotonic() - last_saved > config.checkpoint_seconds:
+            if save_now:
                 save(step)
                 last_saved = time.monotonic()
     save(step)  # so that a crash while the result is being exported costs no training
     seconds = seconds_before + time.monotonic() - began
-    result = TrainingResult(step, stopping.best_step, step < config.num_steps, metrics, seconds, start)
-    return result, average.averaged
+    metrics = metrics | (timings(step) if step > start else {})
+    return TrainingResult(step, stopping.best_step, step < config.num_steps, metrics, seconds, start)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

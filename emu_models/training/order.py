@@ -4,6 +4,7 @@ So a run that was killed at any step goes on as if it had not been, with no rand
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,13 +19,51 @@ def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> np.nd
         raise ValueError("there are no training rows; look at the funnel for the gate that rejected them all")
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     passes = positions // num_rows
-    orders = {p: np.random.default_rng([seed, int(p)]).permutation(num_rows) for p in np.unique(passes)}
-    return np.array([orders[p][i] for p, i in zip(passes, positions % num_rows, strict=True)])
+    orders = {int(p): _order_of_pass(seed, int(p), num_rows) for p in np.unique(passes)}
+    return np.array([orders[int(p)][i] for p, i in zip(passes, positions % num_rows, strict=True)])
 
 
-def generator_for(seed: int, step: int, purpose: int = 0) -> torch.Generator:
-    """A CPU generator for one step; `purpose` keeps draws of different kinds apart."""
-    entropy = np.random.SeedSequence([seed, purpose, step]).generate_state(1, np.uint64)[0]
+@lru_cache(maxsize=4)  # a pass over millions of rows is shuffled once, not at every step
+def _order_of_pass(seed: int, number: int, num_rows: int) -> np.ndarray:
+    return np.random.default_rng([seed, number]).permutation(num_rows)
+
+
+class BatchOrder:
+    """Which rows each step sees, all of one bucket (N,).
+
+    With one bucket as `batch_indices` says. With several, a pass is a shuffle of batches; each bucket's last batch of
+    a pass is filled with rows that it has seen at the pass's beginning.
+    """
+
+    def __init__(self, bucket_N: np.ndarray, batch_size: int, seed: int) -> None:
+        self._batch_size, self._seed, self._num_rows = batch_size, seed, len(bucket_N)
+        self._buckets = [np.flatnonzero(bucket_N == bucket) for bucket in np.unique(bucket_N)]
+        self.batches_a_pass = sum(-(-len(rows) // batch_size) for rows in self._buckets)
+        self._pass: tuple[int, np.ndarray] = (-1, np.empty((0, batch_size), int))
+
+    def indices(self, step: int) -> np.ndarray:
+        """Row numbers, int64 (batch_size,)."""
+        if len(self._buckets) < 2:
+            return batch_indices(step, self._batch_size, self._num_rows, self._seed)
+        number, place = divmod(step, self.batches_a_pass)
+        made = self._pass
+        if made[0] != number:  # two threads may both make it; they make the same
+            made = self._pass = (number, self._shuffle(number))
+        return made[1][place]
+
+    def _shuffle(self, number: int) -> np.ndarray:
+        rng, size = np.random.default_rng([self._seed, number]), self._batch_size
+        batches = [np.resize(rng.permutation(rows), (-(-len(rows) // size), size)) for rows in self._buckets]
+        return rng.permutation(np.concatenate(batches))
+
+
+def generator_for(seed: int, step: int, position: int = 0) -> torch.Generator:
+    """A CPU generator for one step, or for one position in its batch.
+
+    By position, so that a row gets the same noise whatever the number of processes that share the batch, and each
+    process draws its own only.
+    """
+    entropy = np.random.SeedSequence([seed, position, step]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(entropy) >> 1)
 
 

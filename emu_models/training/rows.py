@@ -1,16 +1,27 @@
-"""The rows a training reads: keys, captions and pictures of one size, split into trained and held out."""
+"""The rows a training reads, split into trained and held out.
 
+`Rows` have their pictures in memory, squares of one size (the autoencoder). `PictureRows` leave them in the shards, to
+be cropped to the shape of their bucket and encoded once (the denoiser).
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from emu_data.shards import read_images
+from emu_data.records import decode_rgb
+from emu_data.shards import list_shards, read_images, read_many, read_samples
+from emu_models.training.buckets import Size, assign_buckets
 from emu_models.training.order import held_out
 
 HELD_OUT_SHARE = 0.08  # of the rows, at least HELD_OUT_MINIMUM; chosen here
 HELD_OUT_MINIMUM = 4
+ORIENTATION = 0x0112  # EXIF's tag; its values 5 to 8 swap width and height
 
 
 @dataclass(frozen=True)
@@ -42,3 +53,70 @@ def load_rows(shards: Path, table: pd.DataFrame, resolution: int) -> Rows:
     keys, captions = table["key"].tolist(), table["caption"].tolist()
     images = read_images(shards, keys, resolution)
     return Rows(keys, captions, images, held_out(keys, HELD_OUT_SHARE, HELD_OUT_MINIMUM))
+
+
+@dataclass(frozen=True)
+class PictureRows:
+    """keys, captions and digests of the pictures' bytes (N), is_held_out (N,) bool, and the bucket of each, (N,)."""
+
+    shards: Path
+    keys: list[str]
+    captions: list[str]
+    digests: list[str]
+    is_held_out: np.ndarray
+    bucket_N: np.ndarray
+    bucket_sizes: list[Size]
+
+    def read(self, index: np.ndarray, num_at_once: int) -> Iterator[np.ndarray]:
+        """Pictures of rows of one bucket as uint8 (n, height, width, 3), n at most `num_at_once`."""
+        (bucket,) = np.unique(self.bucket_N[index])
+        samples = read_many(self.shards, [self.keys[i] for i in index])
+        for start in range(0, len(index), num_at_once):
+            keys = [self.keys[i] for i in index[start : start + num_at_once]]
+            yield np.stack([crop(decode_rgb(samples[key].image), self.bucket_sizes[bucket]) for key in keys])
+
+    def rows_per_bucket(self) -> dict[str, int]:
+        return {
+            f"{width}x{height}": int((self.bucket_N == i).sum())
+            for i, (width, height) in enumerate(self.bucket_sizes)
+            if (self.bucket_N == i).any()
+        }
+
+
+def list_rows(shards: Path, table: pd.DataFrame, buckets: list[Size], batch_size: int) -> PictureRows:
+    """The rows of `table` (columns key, caption), in key order; pictures are hashed but not decoded.
+
+    Hashing reads every shard once: the price of never serving what was encoded from another picture. ValueError names
+    keys that have no readable sample.
+    """
+    table = table.sort_values("key")
+    keys, captions = table["key"].tolist(), table["caption"].tolist()
+    wanted, found = set(keys), {}
+    for tar in list_shards(shards):
+        for sample in read_samples(tar, on_error=lambda error: None):  # what is missing is reported below
+            if sample.key in wanted:
+                found[sample.key] = (hashlib.sha256(sample.image).hexdigest(), _size(sample.image))
+    missing = sorted(wanted - found.keys())
+    if missing:
+        raise ValueError(f"{shards}: {len(missing)} keys have no readable sample, first {missing[:3]}")
+    is_held_out = held_out(keys, HELD_OUT_SHARE, HELD_OUT_MINIMUM)
+    sizes = np.array([found[key][1] for key in keys]).reshape(-1, 2)
+    bucket_N = assign_buckets(sizes, buckets, ~is_held_out, batch_size)
+    return PictureRows(shards, keys, captions, [found[key][0] for key in keys], is_held_out, bucket_N, buckets)
+
+
+def _size(data: bytes) -> Size:
+    """Width and height as shown (a camera held upright notes a rotation), from the header alone."""
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        rotated = image.getexif().get(ORIENTATION, 1) >= 5
+    return (height, width) if rotated else (width, height)
+
+
+def crop(image: Image.Image, size: Size) -> np.ndarray:
+    """The largest central part of an RGB picture of the shape of `size`, as uint8 (height, width, 3)."""
+    scale = min(image.width / size[0], image.height / size[1])
+    width, height = size[0] * scale, size[1] * scale
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    box = (left, top, left + width, top + height)
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box))

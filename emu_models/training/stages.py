@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from emu_data.files import atomic_dir, fingerprint
@@ -22,9 +23,11 @@ from emu_models.diffusion.schedule import build_scheduler
 from emu_models.pipeline import EmuPipeline
 from emu_models.text import load_text_encoders
 from emu_models.training.autoencoder_learner import AutoencoderLearner, AutoencoderTrainingConfig
+from emu_models.training.buckets import bucket_sizes
 from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
 from emu_models.training.denoiser_learner import DenoiserLearner, DenoiserTrainingConfig, LatentRows
 from emu_models.training.device import choose_device, half_precision_pays
+from emu_models.training.distributed import ALONE, World, gather_weights
 from emu_models.training.loop import (
     LoopConfig,
     MetricsSink,
@@ -32,7 +35,7 @@ from emu_models.training.loop import (
     read_log,
     run_training,
 )
-from emu_models.training.rows import Rows, load_rows
+from emu_models.training.rows import PictureRows, Rows, list_rows, load_rows
 
 NUM_MEASURED = 256  # pictures that the latents' statistics are taken on; chosen here
 
@@ -53,7 +56,9 @@ class Job:
     cache: Path
     loop: LoopConfig
     sink: MetricsSink = lambda step, metrics: None
+    picture_sink: Callable[[int, Image.Image], None] = lambda step, sheet: None
     stop_requested: Callable[[], bool] = lambda: False
+    world: World = ALONE
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,10 @@ class AutoencoderJob:
 
 @dataclass(frozen=True)
 class DenoiserJob:
-    """start_from: a folder of a trained pipeline to go on from; else `denoiser` is built over `autoencoder`."""
+    """start_from: a folder of a trained pipeline to go on from; else `denoiser` is built over `autoencoder`.
+
+    aspect_buckets: picture shapes from tall to wide (buckets.py); 1 crops all to squares.
+    """
 
     autoencoder: Path | None
     start_from: Path | None
@@ -77,10 +85,14 @@ class DenoiserJob:
     training: DenoiserTrainingConfig
     prompts: tuple[str, ...]
     guidance_scale: float
+    aspect_buckets: int = 1
 
 
 def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
-    """Trains an autoencoder and writes it to job.out. Resumes from job.work where the same job was interrupted."""
+    """Trains an autoencoder and writes it to job.out. Resumes from job.work where the same job was interrupted.
+
+    Of several processes each learns all of the same batches: no faster than one, and no different.
+    """
     rows = load_rows(job.shards, pd.read_parquet(job.rows), job.resolution)
     torch.manual_seed(job.loop.seed)
     if spec.start_from is not None:
@@ -91,20 +103,24 @@ def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
             network.start_from_principal_components(to_tensor(rows.trained.images))
     learner = AutoencoderLearner(network, rows, spec.training)
     identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, job.resolution])
-    result, averaged = run_training(learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested)
+    result = run_training(
+        learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested, world=job.world
+    )
+    averaged = learner.averaged
     assert isinstance(averaged, Autoencoder)
     averaged = averaged.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     averaged.measure_latents(to_tensor(rows.trained.images[:NUM_MEASURED]))
-    with atomic_dir(job.out) as folder:
-        averaged.save_pretrained(folder)
-        _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
-        _save_pairs(rows.held, averaged, folder / "preview.png")
+    if job.world.leads:
+        with atomic_dir(job.out) as folder:
+            averaged.save_pretrained(folder)
+            _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
+            _save_pairs(rows.held, averaged, folder / "preview.png")
+    job.world.wait()
     return result
 
 
 def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
     """Trains a denoiser (pretraining or tuning) and writes the whole pipeline to job.out."""
-    rows = load_rows(job.shards, pd.read_parquet(job.rows), job.resolution)
     torch.manual_seed(job.loop.seed)
     if spec.start_from is not None:
         pipeline = load_pipeline(spec.start_from)
@@ -117,35 +133,64 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
         channels = autoencoder.latent_mean.numel()
         network = build_denoiser(spec.denoiser, channels, encoders.token_width, encoders.pooled_width)
         scheduler = build_scheduler()
-    text, null = encode_captions(rows.captions, encoders, spec.num_text_tokens, job.cache / "captions")
-    moments = encode_moments(autoencoder.eval(), rows.images, job.cache / "moments")
+    multiple = autoencoder.factor * 2 ** (len(network.config["block_out_channels"]) - 1)
+    buckets = bucket_sizes(job.resolution, multiple, spec.aspect_buckets)
+    rows = list_rows(job.shards, pd.read_parquet(job.rows), buckets, spec.training.batch_size)
+    text, null = encode_captions(rows.captions, encoders, spec.num_text_tokens, job.cache / "captions", job.world)
+    moments = encode_moments(autoencoder.eval(), rows, job.cache / "moments", job.world)
     trained, held = (
-        LatentRows([rows.keys[i] for i in index], moments.select(index), text.select(index))
-        for index in (
-            torch.from_numpy(np.flatnonzero(~rows.is_held_out)),
-            torch.from_numpy(np.flatnonzero(rows.is_held_out)),
+        LatentRows([rows.keys[i] for i in index], moments.subset(index), text.subset(index), rows.bucket_N[index])
+        for index in (np.flatnonzero(~rows.is_held_out), np.flatnonzero(rows.is_held_out))
+    )
+    learner = DenoiserLearner(network.train(), autoencoder, scheduler, trained, held, null, spec.training, job.world)
+    identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, rows.digests, rows.captions])
+
+    def build_pipeline(unet: torch.nn.Module) -> EmuPipeline:
+        pipeline = EmuPipeline(
+            vae=autoencoder,
+            unet=unet,  # type: ignore[arg-type]
+            scheduler=scheduler,
+            **encoders.components(),
+            resolution=job.resolution,
+            num_text_tokens=spec.num_text_tokens,
         )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def draw(pipeline: EmuPipeline) -> Image.Image:
+        """A sheet of the fixed prompts, each always with the same seed, so that sheets compare."""
+        prompts = list(spec.prompts)
+        pictures = pipeline(prompts, list(range(len(prompts))), guidance_scale=spec.guidance_scale).images
+        return join_grid([np.asarray(p) for p in pictures], 8)
+
+    def draw_samples(step: int) -> None:
+        sheet = draw(build_pipeline(learner.averaged))  # by all processes: the weights may lie on several
+        if job.world.leads:
+            job.picture_sink(step, sheet)
+
+    result = run_training(
+        learner,
+        job.loop,
+        job.work,
+        identity,
+        job.name,
+        job.sink,
+        job.stop_requested,
+        draw_samples if spec.prompts else lambda step: None,
+        job.world,
     )
-    learner = DenoiserLearner(network.train(), autoencoder, scheduler, trained, held, null, spec.training)
-    identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, rows.captions, job.resolution])
-    result, averaged = run_training(learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested)
-    pipeline = EmuPipeline(
-        vae=autoencoder,
-        unet=averaged.cpu(),  # type: ignore[arg-type]
-        scheduler=scheduler,
-        **encoders.components(),
-        resolution=job.resolution,
-        num_text_tokens=spec.num_text_tokens,
-    )
-    with atomic_dir(job.out) as folder:
-        pipeline.save_pretrained(folder)
-        _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
-        if spec.prompts:
-            pipeline.set_progress_bar_config(disable=True)
-            pictures = pipeline(
-                list(spec.prompts), list(range(len(spec.prompts))), guidance_scale=spec.guidance_scale
-            ).images
-            _save_grid([np.asarray(p) for p in pictures], 8, folder / "preview.png")
+    weights = gather_weights(learner.averaged)
+    if job.world.leads:
+        averaged = UNet2DConditionModel.from_config(network.config)
+        assert isinstance(averaged, UNet2DConditionModel)
+        averaged.load_state_dict(weights)
+        pipeline = build_pipeline(averaged.eval())
+        with atomic_dir(job.out) as folder:
+            pipeline.save_pretrained(folder)
+            _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
+            if spec.prompts:
+                draw(pipeline).save(folder / "preview.png")
+    job.world.wait()
     return result
 
 
@@ -158,7 +203,7 @@ def load_pipeline(folder: Path) -> EmuPipeline:
 
 
 def _write_beside(
-    folder: Path, job: Job, result: TrainingResult, rows: Rows, num_parameters: int, spec: dict[str, Any]
+    folder: Path, job: Job, result: TrainingResult, rows: Rows | PictureRows, num_parameters: int, spec: dict[str, Any]
 ) -> None:
     log = read_log(job.work)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
@@ -167,6 +212,7 @@ def _write_beside(
         "resolution": job.resolution,
         "num_rows": len(rows.keys),
         "num_held_out": int(rows.is_held_out.sum()),
+        "rows_per_bucket": rows.rows_per_bucket() if isinstance(rows, PictureRows) else None,
         "num_parameters": num_parameters,
         "device": choose_device().type,
         "half_precision": half_precision_pays(choose_device()),
@@ -183,11 +229,12 @@ def _save_pairs(rows: Rows, autoencoder: Autoencoder, path: Path) -> None:
     images = rows.images[:16]
     x = to_tensor(images)
     y = to_images(autoencoder.decode(autoencoder.encode(x).mean))
-    _save_grid([*images, *y], len(images), path)
+    join_grid([*images, *y], len(images)).save(path)
 
 
-def _save_grid(images: list[np.ndarray], num_columns: int, path: Path) -> None:
+def join_grid(images: list[np.ndarray], num_columns: int) -> Image.Image:
+    """One picture of pictures (H, W, 3) of one size, line by line, blank where the last line ends early."""
     blanks = [np.full_like(images[0], 255)] * (-len(images) % num_columns)
     tiles = np.stack([*images, *blanks])
     lines = [np.concatenate(list(line), axis=1) for line in tiles.reshape(-1, num_columns, *images[0].shape)]
-    Image.fromarray(np.concatenate(lines, axis=0)).save(path)
+    return Image.fromarray(np.concatenate(lines, axis=0))

@@ -22,25 +22,26 @@ import json, os, sys, time
 from pathlib import Path
 from emu_dagster.stopping import STOPPED, save_on_signal
 stop = save_on_signal()
-from dagster_pipes import open_dagster_pipes
-with open_dagster_pipes() as pipes:
-    folder, steps = Path(pipes.get_extra("folder")), pipes.get_extra("steps")
+from emu_dagster.train_process import read_extras
+rank = os.environ.get("RANK", "0")
+with read_extras() as (extras, report):
+    folder, steps = Path(extras["folder"]), extras["steps"]
     with (folder / "times").open("a") as times:
         times.write(f"{time.time()} begin\\n")
-    (folder / "pid").write_text(str(os.getpid()))
+    (folder / f"pid_{rank}").write_text(str(os.getpid()))
     for step in range(steps):
         if stop.requested:
             time.sleep(0.5)  # a save takes time
-            (folder / "saved").write_text(str(step))
+            (folder / f"saved_{rank}").write_text(str(step))
             sys.exit(STOPPED)
         time.sleep(0.02)
     with (folder / "times").open("a") as times:
         times.write(f"{time.time()} end\\n")
-    pipes.report_custom_message({"loss": 0.5, "steps": steps, "run": os.environ.get("MLFLOW_RUN_ID")})
+    report({"loss": 0.5, "steps": steps, "run": os.environ.get("MLFLOW_RUN_ID"), "rank": rank})
 """
 # Dagster in a process of its own, as `emu` runs it.
 PARENT = """
-import sys
+import os, sys
 import dagster as dg
 from emu_dagster.resources.gpu import TrainingProcess
 
@@ -51,8 +52,10 @@ def network(context: dg.AssetExecutionContext, trainer: TrainingProcess) -> dg.M
 
 if __name__ == "__main__":
     instance = dg.DagsterInstance.get()
-    dg.materialize([network], instance=instance, resources={"trainer": TrainingProcess()})
+    trainer = TrainingProcess(launcher=os.environ.get("LAUNCHER", ""))
+    dg.materialize([network], instance=instance, resources={"trainer": trainer})
 """
+TWO_PROCESSES = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-def materialize(module: str, config: dict, environment: dict[str, str] | None = None) -> list:
+def materialize(module: str, config: dict, environment: dict[str, str] | None = None, launcher: str = "") -> list:
     """Run `module` as the child of an asset in this process; returns its messages or raises."""
     messages: list = []
 
@@ -76,7 +79,7 @@ def materialize(module: str, config: dict, environment: dict[str, str] | None = 
         return dg.MaterializeResult()
 
     with dg.DagsterInstance.ephemeral() as instance:
-        dg.materialize([network], instance=instance, resources={"trainer": TrainingProcess()})
+        dg.materialize([network], instance=instance, resources={"trainer": TrainingProcess(launcher=launcher)})
     return messages
 
 
@@ -88,13 +91,16 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 @contextmanager
-def parent_process(folder: Path, steps: int) -> Iterator[tuple[subprocess.Popen, int]]:
-    """A Dagster process whose child trains already, and the child's pid."""
-    with subprocess.Popen([sys.executable, "parent.py", str(folder), str(steps)], cwd=folder) as parent:
+def parent_process(folder: Path, steps: int, ranks: int = 1) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+    """A Dagster process whose children train already, and their pids."""
+    environment = os.environ | {"LAUNCHER": TWO_PROCESSES if ranks == 2 else ""}
+    with subprocess.Popen(
+        [sys.executable, "parent.py", str(folder), str(steps)], cwd=folder, env=environment
+    ) as parent:
         try:
-            pid = folder / "pid"
-            wait_for(lambda: pid.exists() and pid.read_text())
-            yield parent, int(pid.read_text())
+            files = [folder / f"pid_{rank}" for rank in range(ranks)]
+            wait_for(lambda: all(file.exists() and file.read_text() for file in files))
+            yield parent, [int(file.read_text()) for file in files]
         finally:
             parent.kill()
 
@@ -102,7 +108,13 @@ def parent_process(folder: Path, steps: int) -> Iterator[tuple[subprocess.Popen,
 def test_messages_extras_and_environment_pass_between_asset_and_child(folder: Path) -> None:
     config = {"folder": str(folder), "steps": 3}
     messages = materialize("trainer", config, environment={"MLFLOW_RUN_ID": "abc"})
-    assert messages == [{"loss": 0.5, "steps": 3, "run": "abc"}]
+    assert messages == [{"loss": 0.5, "steps": 3, "run": "abc", "rank": "0"}]
+
+
+def test_a_launcher_starts_several_and_the_first_reports(folder: Path) -> None:
+    messages = materialize("trainer", {"folder": str(folder), "steps": 3}, launcher=TWO_PROCESSES)
+    assert [message["rank"] for message in messages] == ["0"]
+    assert (folder / "pid_0").read_text() != (folder / "pid_1").read_text()
 
 
 def test_killed_child_fails_the_asset_and_says_that_the_command_resumes(folder: Path) -> None:
@@ -128,25 +140,29 @@ def test_workers_of_the_child_do_not_outlive_it(folder: Path) -> None:
     assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
 
 
-def test_interrupt_lets_the_child_save_and_cancels_the_run(folder: Path) -> None:
-    with parent_process(folder, steps=10_000) as (parent, child):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_interrupt_lets_the_children_save_and_cancels_the_run(folder: Path, ranks: int) -> None:
+    with parent_process(folder, 10_000, ranks) as (parent, children):
         parent.send_signal(signal.SIGINT)
         time.sleep(0.2)
         parent.send_signal(signal.SIGINT)  # an impatient user
         assert parent.wait(timeout=120) != 0
-    assert int((folder / "saved").read_text()) > 0
-    assert not psutil.pid_exists(child)
+    for rank, child in enumerate(children):
+        assert int((folder / f"saved_{rank}").read_text()) > 0
+        assert not psutil.pid_exists(child)
     with dg.DagsterInstance.get() as instance:
         assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.CANCELED]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="parent-death signals are Linux's")
-def test_child_saves_and_ends_when_its_parent_is_killed(folder: Path) -> None:
-    with parent_process(folder, steps=10_000) as (parent, child):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_children_save_and_end_when_the_parent_is_killed(folder: Path, ranks: int) -> None:
+    with parent_process(folder, 10_000, ranks) as (parent, children):
         parent.kill()
         parent.wait()
-        wait_for(lambda: not psutil.pid_exists(child))
-    assert int((folder / "saved").read_text()) >= 0
+        wait_for(lambda: not any(psutil.pid_exists(child) for child in children))
+    for rank in range(ranks):
+        assert int((folder / f"saved_{rank}").read_text()) >= 0
 
 
 def test_two_trainings_never_share_a_device(folder: Path) -> None:

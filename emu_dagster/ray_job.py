@@ -1,0 +1,68 @@
+"""Runs a command as a Ray job and lives as long as it does: a launcher (params.yaml, launch.command) for a Ray cluster.
+
+    python -m emu_dagster.ray_job [--address http://HEAD:8265] [--gpus N] COMMAND…
+
+For example `python -m emu_dagster.ray_job --gpus 8 torchrun --nproc-per-node 8`. The cluster must see the project's
+folder under the same path and have the same environment installed. `ray job submit` would do but for two things: the
+job needs the variables that the asset set for its training, and an interrupt must stop the job, not only the watching.
+"""
+
+import argparse
+import asyncio
+import os
+import shlex
+import sys
+import threading
+import time
+from typing import Any
+
+from emu_dagster.stopping import STOPPED, save_on_signal
+
+# What the training reads of its environment; the rest is the cluster's own.
+HANDED_ON = ("DAGSTER_PIPES_", "MLFLOW_", "EMU_", "HF_", "TRANSFORMERS_", "TORCH_", "NCCL_", "OMP_")
+POLL_SECONDS = 1.0  # chosen here
+STOP_SECONDS = 60  # how long a job may take to save before Ray kills it; the grace of `save_on_signal`
+
+
+def run_job(client: Any, command: list[str], num_gpus: float, stop_requested: Any) -> int:
+    """Submits `command` by a ray.job_submission.JobSubmissionClient, shows its output, returns an exit code.
+
+    When `stop_requested()` turns true the job is stopped: Ray sends it SIGTERM, and it saves.
+    """
+    variables = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+    job = client.submit_job(
+        entrypoint=f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(command)}",
+        entrypoint_num_gpus=num_gpus,
+        runtime_env={"env_vars": variables | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},
+    )
+
+    async def show() -> None:
+        async for lines in client.tail_job_logs(job):
+            print(lines, end="", flush=True)
+
+    threading.Thread(target=lambda: asyncio.run(show()), daemon=True).start()
+    stopped = False
+    while not (status := client.get_job_status(job)).is_terminal():
+        if stop_requested() and not stopped:
+            client.stop_job(job)
+            stopped = True
+        time.sleep(POLL_SECONDS)
+    if status.value == "FAILED":
+        print(client.get_job_info(job).message, file=sys.stderr)
+    return {"SUCCEEDED": 0, "STOPPED": STOPPED}.get(status.value, 1)
+
+
+def main() -> int:
+    stop = save_on_signal(STOP_SECONDS + 10)
+    parser = argparse.ArgumentParser(prog="python -m emu_dagster.ray_job")
+    parser.add_argument("--address", help="of the job server; else RAY_ADDRESS")
+    parser.add_argument("--gpus", type=float, default=0, help="that Ray is to set aside for the command")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+    from ray.job_submission import JobSubmissionClient
+
+    return run_job(JobSubmissionClient(given.address), given.command, given.gpus, lambda: stop.requested)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Two real processes under torchrun learn what one learns; a killed process goes on as if it had not been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from emu_models.training import stages
+from emu_models.training.distributed import World
+from tests.shards import write_toy_shards
+from tests.toy_training import GENTLE, autoencoder_job, denoiser_job, keep_single_precision
+
+ROOT = Path(__file__).parents[2]
+# 5 rows do not divide by 2 processes; 3 do not by parts of 2
+UNEVEN = {"batch_size": 5}
+PARTS = {"batch_size": 5, "micro_batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> dict[str, Any]:
+    """A corpus and an autoencoder, as toy_training.py takes them."""
+    folder = tmp_path_factory.mktemp("given")
+    shards, rows = write_toy_shards(folder, num_images=24)
+    stages.train_autoencoder(*autoencoder_job((shards, rows), folder / "autoencoder"))
+    return {"shards": str(shards), "rows": str(rows), "autoencoder": str(folder / "autoencoder" / "out")}
+
+
+@pytest.fixture(scope="module")
+def alone(given, tmp_path_factory) -> Path:
+    """What one process learns from batches of 5, none stopped."""
+    keep_single_precision()
+    folder = tmp_path_factory.mktemp("alone")
+    corpus = (Path(given["shards"]), Path(given["rows"]))
+    stages.train_denoiser(*denoiser_job(corpus, folder, Path(given["autoencoder"]), GENTLE, UNEVEN, prompts=()))
+    return folder
+
+
+def run(jobs: list[dict[str, Any]], num_processes: int = 2) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    command = [sys.executable, *(launcher if num_processes > 1 else []), "tests/toy_training.py", json.dumps(jobs)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def assert_learned_the_same(folder: Path, other: Path, tolerance: float) -> None:
+    """Averaged weights, the rest of the state, and the metrics."""
+    names = [f"state/{name}.safetensors" for name in ("network", "averaged", "network.optimizer")]
+    for name in names:
+        mine, theirs = load_file(folder / "work" / name), load_file(other / "work" / name)
+        assert mine.keys() == theirs.keys() and len(mine) > 50
+        gaps = {key: (mine[key] - theirs[key]).abs().max().item() for key in mine}
+        worst = max(gaps, key=lambda key: gaps[key])
+        assert gaps[worst] <= tolerance, f"{name}: {worst} differs by {gaps[worst]}"
+    lines = [(f / "work" / "metrics.jsonl").read_text().splitlines() for f in (folder, other)]
+    assert len(lines[0]) == len(lines[1]) == 3
+    for mine, theirs in zip(*lines, strict=True):
+        assert json.loads(mine) == pytest.approx(json.loads(theirs), rel=1e-4, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(given, alone, tmp_path):
+    """By whole copies, by shards of one, and in small parts; one is stopped and goes on under another strategy."""
+    jobs = [
+        {**given, "folder": str(tmp_path / "ddp"), "strategy": "ddp", "training": UNEVEN},
+        {**given, "folder": str(tmp_path / "parts"), "strategy": "fsdp", "training": PARTS, "prompts": ["a square"],
+         "loop": {"sample_every": 3}},
+        {**given, "folder": str(tmp_path / "stopped"), "strategy": "fsdp", "training": UNEVEN, "stop_at": 3},
+        {**given, "folder": str(tmp_path / "stopped"), "strategy": "hsdp", "training": UNEVEN},
+    ]  # fmt: skip
+    done = run(jobs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.split("\n")) == ["", "rank 0 interrupted", "rank 1 interrupted"]
+    for name in ("ddp", "parts", "stopped"):
+        assert_learned_the_same(tmp_path / name, alone, 1e-5)
+        meta = json.loads((tmp_path / name / "out" / "meta.json").read_text())
+        assert meta["result"]["resumed_from"] == (3 if name == "stopped" else 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("num", [1, 5, 8])
+def test_every_position_weighs_one_and_shares_are_of_one_length(size, num):
+    seen = torch.zeros(num)
+    shares = [World(rank, size).share(num) for rank in range(size)]
+    assert len({len(positions) for positions, _ in shares}) == 1
+    for positions, weights in shares:
+        assert len(positions) == len(weights)
+        seen.index_add_(0, torch.from_numpy(positions), weights)
+    assert (seen == 1).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [2, 5])
+def test_a_process_killed_at_any_step_goes_on_bitwise(given, alone, tmp_path, kill_at):
+    """kill -9 in the middle; a state is saved at every step, and the killed step is learned again."""
+    job = {**given, "folder": str(tmp_path), "training": UNEVEN}
+    killed = run([{**job, "kill_at": kill_at, "loop": {"checkpoint_seconds": 0.0}}], num_processes=1)
+    assert killed.returncode == -signal.SIGKILL
+    assert json.loads((tmp_path / "work" / "state" / "meta.json").read_text())["step"] == kill_at - 1
+    assert not (tmp_path / "out").exists()
+    # the fingerprint holds the configuration, which must be the same
+    corpus = (Path(given["shards"]), Path(given["rows"]))
+    loop = replace(GENTLE, checkpoint_seconds=0.0)
+    stages.train_denoiser(*denoiser_job(corpus, tmp_path, Path(given["autoencoder"]), loop, UNEVEN, prompts=()))
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert meta["result"]["resumed_from"] == kill_at - 1
+    assert_learned_the_same(tmp_path, alone, 0.0)

@@ -1,0 +1,116 @@
+"""Toy trainings for tests, and as a program: the same in processes of their own, alone or under torchrun.
+
+python tests/toy_training.py JSON       JSON: a list of {"out": …, "strategy": …} and what `denoiser_job` takes
+"""
+
+import json
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emu_models.autoencoder.losses import AutoencoderLossConfig
+from emu_models.denoiser import DenoiserConfig
+from emu_models.training import stages
+from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
+from emu_models.training.denoiser_learner import DenoiserTrainingConfig
+from emu_models.training.distributed import World, join_world, make_mesh
+from emu_models.training.loop import Interrupted, LoopConfig
+
+LOOP = LoopConfig(
+    num_steps=6,
+    learning_rate=1e-3,
+    warmup_steps=2,
+    ema_decay=0.9,
+    validate_every=2,
+    max_rise=0.0,
+    checkpoint_seconds=1e9,
+    seed=0,
+)
+
+# Adam divides by the gradient's size, so it turns rounding into steps where a gradient is all but zero; at this rate
+# such steps stay below the 1e-5 to which runs are compared.
+GENTLE = replace(LOOP, learning_rate=1e-4)
+
+
+def autoencoder_job(corpus: tuple[Path, Path], folder: Path, loop: LoopConfig = LOOP, **changes: Any) -> tuple:
+    shards, rows = corpus
+    job = stages.Job(
+        "autoencoder", shards, rows, 32, folder / "out", folder / "work", folder / "cache", loop, **changes
+    )
+    losses = AutoencoderLossConfig(1e-6, 0.1, 0.5)
+    network = {"latent_channels": 4, "widths": [16, 32], "fourier_bands": 1}
+    return job, stages.AutoencoderJob(
+        network, None, AutoencoderTrainingConfig(loop.num_steps, 4, loop.learning_rate, losses, 0)
+    )
+
+
+def denoiser_job(
+    corpus: tuple[Path, Path],
+    folder: Path,
+    autoencoder: Path,
+    loop: LoopConfig = LOOP,
+    training: dict[str, Any] | None = None,
+    prompts: tuple[str, ...] = ("a red square", "a blue square"),
+    **changes: Any,
+) -> tuple:
+    shards, rows = corpus
+    job = stages.Job("denoiser", shards, rows, 32, folder / "out", folder / "work", folder / "cache", loop, **changes)
+    return job, stages.DenoiserJob(
+        autoencoder=autoencoder,
+        start_from=None,
+        denoiser=DenoiserConfig((32, 64), (False, False), 1, "joint"),
+        text_encoder=None,
+        num_text_tokens=8,
+        training=replace(
+            DenoiserTrainingConfig(loop.num_steps, 4, loop.learning_rate, 0.1, 0.2, 0), **(training or {})
+        ),
+        prompts=prompts,
+        guidance_scale=2.0,
+    )
+
+
+def keep_single_precision() -> None:
+    """So that results compare to 1e-5 on CPUs where bf16 pays, too."""
+    torch.cpu._is_amx_tile_supported = lambda: False
+
+
+def train_from_json(given: dict[str, Any], world: World) -> None:
+    stop_at, kill_at = given.get("stop_at"), given.get("kill_at")
+    count = 0
+
+    def stop_requested() -> bool:
+        """Called once a step."""
+        nonlocal count
+        count += 1
+        if count == kill_at:
+            signal.raise_signal(signal.SIGKILL)
+        return count == stop_at and not world.leads  # it is enough that one process is told
+
+    folder = Path(given["folder"])
+    job, spec = denoiser_job(
+        (Path(given["shards"]), Path(given["rows"])),
+        folder,
+        Path(given["autoencoder"]),
+        replace(GENTLE, **given.get("loop", {})),
+        given.get("training"),
+        prompts=tuple(given.get("prompts", ())),
+        stop_requested=stop_requested,
+        world=world,
+    )
+    try:
+        stages.train_denoiser(job, spec)
+    except Interrupted:
+        print(f"rank {world.rank} interrupted", flush=True)
+
+
+if __name__ == "__main__":
+    keep_single_precision()
+    torch.set_num_threads(1)
+    with join_world() as world:
+        for given in json.loads(sys.argv[1]):
+            mesh = make_mesh(given["strategy"], world.size) if world.size > 1 else None
+            train_from_json(given, replace(world, mesh=mesh))
