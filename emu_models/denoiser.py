@@ -9,6 +9,7 @@ that is repeated often learns more than a wide one (docs/log.md, 2026-11-23).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -23,6 +24,7 @@ from torch import Tensor
 from emu_models.text import TextFeatures
 
 MIDDLE_BLOCKS = {"full": "UNetMidBlock2DCrossAttn", "joint": "UNetMidBlock2DSimpleCrossAttn"}
+NUM_SIZES = 6  # SDXL, arXiv 2307.01952, sec. 2.2: original size, crop corner, target size, two numbers each
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,20 @@ def choose_attention(denoiser: UNet2DConditionModel) -> None:
 
 
 def denoise(denoiser: UNet2DConditionModel, z_BChw: Tensor, t_B: Tensor, text: TextFeatures) -> Tensor:
-    """The network's prediction, (B, C, h, w), for noisy latents at integer timesteps t_B (B,)."""
-    return denoiser(
-        z_BChw, t_B, text.tokens_BLD, class_labels=text.pooled_BD, encoder_attention_mask=text.mask_BL
-    ).sample
+    """The network's prediction, (B, C, h, w), for noisy latents at integer timesteps t_B (B,).
+
+    How the text enters is the network's own: ours, and the layouts of Stable Diffusion (tokens alone) and SDXL (whose
+    pooled_BD ends in its NUM_SIZES sizes), which look at padding too.
+    """
+    config: Any = denoiser.config
+    if config.class_embed_type == "projection":
+        conditions = {"class_labels": text.pooled_BD, "encoder_attention_mask": text.mask_BL}
+    elif config.addition_embed_type == "text_time":
+        vector, sizes = text.pooled_BD[:, :-NUM_SIZES], text.pooled_BD[:, -NUM_SIZES:]
+        conditions = {"added_cond_kwargs": {"text_embeds": vector, "time_ids": sizes}}
+    else:
+        conditions = {}
+    return denoiser(z_BChw, t_B, text.tokens_BLD, **conditions).sample
 
 
 def count_parameters(module: torch.nn.Module) -> int:
