@@ -152,8 +152,8 @@ def _licence_of(checkpoint: Path) -> str:
 
 def _limits(meta: dict, is_tuned: bool) -> list[str]:
     limits = [
-        f"it has seen {meta['num_rows']} pictures of this project, {meta['num_held_out']} of them held out, as squares of "
-        f"{meta['resolution']} px; other subjects and sizes are not to be expected",
+        f"of this project it has seen {meta['num_rows'] - meta['num_held_out']} pictures at {meta['resolution']} px "
+        f"({meta['num_held_out']} more were held out); other subjects and sizes are not to be expected",
         "no filter stands between a prompt and the picture, and none of the biases of the data has been measured",
     ]
     if is_tuned:

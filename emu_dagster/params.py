@@ -171,9 +171,9 @@ class Lora(Section):
 
 
 class QualityTuning(DenoiserTraining):
-    """start_from: the folder of the checkpoint that is tuned, from the project's root: pretrained_full's, or that of any
-    Stable Diffusion 1.x, 2.x or XL checkpoint in diffusers' layout. Its bytes are an input that DVC records, so it is a
-    folder and not a name on a hub: `hf download NAME --local-dir FOLDER` makes one of a name.
+    """start_from: the folder of the checkpoint that is tuned, from the project's root: pretrained_full's, or that of
+    any Stable Diffusion 1.x, 2.x or XL checkpoint in diffusers' layout. Its bytes are an input that DVC records, so it
+    is a folder and not a name on a hub: `hf download NAME --local-dir FOLDER` makes one of a name.
 
     lora: null tunes all weights. max_rise stops early on the held-out loss: a rule of ours, the paper gives none.
     num_steps: at most 15 000, the paper's limit (sec. 3.4).
@@ -182,8 +182,6 @@ class QualityTuning(DenoiserTraining):
     num_steps: Annotated[int, Field(gt=0, le=15_000)]
     start_from: str
     lora: Lora | None = None
-    noise_offset: float
-    caption_dropout: Share
 
     @property
     def base_assets(self) -> list[str]:

@@ -153,10 +153,9 @@ def _refuse_what_does_not_fit(pipeline: Any, folder: Path) -> None:
     unet, scheduler = pipeline.unet.config, pipeline.scheduler
     if getattr(scheduler, "alphas_cumprod", None) is None:
         raise ValueError(f"{folder}: a {type(scheduler).__name__} has no alphas_cumprod; give a diffusion checkpoint")
-    if scheduler.config.prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
-            f"{folder}: prediction_type {scheduler.config.prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}"
-        )
+    predicts = scheduler.config.prediction_type
+    if predicts not in PREDICTION_TYPES:
+        raise ValueError(f"{folder}: prediction_type {predicts!r} is not one of {', '.join(PREDICTION_TYPES)}")
     if unet.in_channels != pipeline.vae.config.latent_channels or unet.get("time_cond_proj_dim") is not None:
         raise ValueError(f"{folder}: the U-Net wants more than noisy latents and text (inpainting, distilled guidance)")
     if pipeline.vae.config.get("shift_factor"):

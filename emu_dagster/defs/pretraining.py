@@ -17,6 +17,8 @@ CODE = [
     "emu_models/denoiser.py",
     "emu_models/text.py",
     "emu_models/pipeline.py",
+    "emu_models/checkpoints.py",
+    "emu_dagster/model_card.py",
     "emu_dagster/training_jobs.py",
 ]
 

@@ -17,7 +17,7 @@ BASE = read_params(project_root() / "params.yaml").quality_tuned.base_assets
         "quality_tuning",
         KINDS,
         [*BASE, "curated_set"],
-        [*CODE, "emu_models/checkpoints.py", "emu_dagster/model_card.py"],
+        CODE,
     ),
     pool="gpu",
 )

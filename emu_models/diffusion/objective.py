@@ -1,4 +1,5 @@
-"""The training objective: v-prediction (or what a given checkpoint predicts), min-SNR weights, offset noise (Emu paper, sec. 3.2 and 3.4).
+"""The training objective: v-prediction (or what a given checkpoint predicts), min-SNR weights, and offset noise (Emu
+paper, sec. 3.2 and 3.4).
 
 Symbols: z0 clean latents, eps noise, z_t = alpha_t z0 + sigma_t eps, v = alpha_t eps - sigma_t z0,
 SNR = (alpha / sigma)^2.
@@ -27,8 +28,8 @@ def denoising_loss(
     prediction_type, as diffusers' schedulers name it: "epsilon" (eps), "v_prediction" (v) or "sample" (z0).
     Min-SNR weighs an error in z0 by min(SNR, gamma). Turned into errors in v and eps that is min(SNR, gamma) over
     SNR + 1 and over SNR, since ||v - v'||^2 = (SNR + 1) ||z0 - z0'||^2 and ||eps - eps'||^2 = SNR ||z0 - z0'||^2.
-    alphas_cumprod_B = alpha_t^2, in [0, 1]: with zero terminal SNR the weights for z0 and v are 0 at the last timestep by
-    that formula, so they keep WEIGHT_FLOOR, else pure noise would never be learned. ValueError on another type.
+    alphas_cumprod_B = alpha_t^2, in [0, 1]: with zero terminal SNR the weights for z0 and v are 0 at the last timestep
+    by that formula, so they keep WEIGHT_FLOOR, else pure noise would never be learned. ValueError on another type.
     """
     a2 = alphas_cumprod_B[:, None, None, None]
     snr_B = alphas_cumprod_B / (1 - alphas_cumprod_B).clamp(min=1e-8)

@@ -267,6 +267,26 @@ def test_denoising_loss_is_zero_at_the_true_velocity_and_weighted_as_min_snr_say
     assert torch.allclose(denoising_loss(wrong, z0, noise, a2), expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_an_error_in_z0_weighs_the_same_whatever_is_predicted(prediction_type):
+    """min(SNR, gamma) times the squared error in z0, by min-SNR."""
+    generator = torch.Generator().manual_seed(0)
+    z0, noise = (torch.randn(3, 2, 4, 4, generator=generator).double() for _ in range(2))
+    a2_B = torch.tensor([0.98, 0.5, 0.2]).double()
+    a2 = a2_B[:, None, None, None]
+    noisy, wrong_z0 = a2.sqrt() * z0 + (1 - a2).sqrt() * noise, z0 + 0.1
+    wrong_noise = (noisy - a2.sqrt() * wrong_z0) / (1 - a2).sqrt()
+    predicted = {
+        "epsilon": wrong_noise,
+        "v_prediction": a2.sqrt() * wrong_noise - (1 - a2).sqrt() * wrong_z0,
+        "sample": wrong_z0,
+    }[prediction_type]
+    expected = (a2_B / (1 - a2_B)).clamp(max=MIN_SNR_GAMMA) * 0.01
+    assert torch.allclose(denoising_loss(predicted, z0, noise, a2_B, prediction_type), expected)
+    with pytest.raises(ValueError, match="prediction_type 'flow'"):
+        denoising_loss(predicted, z0, noise, a2_B, "flow")
+
+
 def test_the_scheduler_ends_in_pure_noise_and_undoes_a_known_velocity():
     scheduler = build_scheduler()
     assert scheduler.alphas_cumprod[-1] < 1e-6
