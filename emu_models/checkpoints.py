@@ -46,7 +46,8 @@ class ScaledAutoencoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL, has_channel_statistics: bool) -> None:
         super().__init__()
-        self.vae, config = vae, vae.config
+        config: Any = vae.config  # a dict that diffusers lets be read by attribute
+        self.vae: Any = vae
         shift, scale = torch.zeros(1), torch.ones(1)
         if has_channel_statistics and config.latents_mean is not None and config.latents_std is not None:
             shift, scale = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
@@ -79,11 +80,9 @@ class PipelineCaptions:
 
     The empty prompt is what its pipeline takes for guidance where no negative prompt is given: zeros in SDXL (unless
     its config says otherwise), the encoded empty string in the others. All tokens are looked at, as in those pipelines.
-    SDXL is also told sizes; pictures are squares of `resolution`, whole, so those are the same for all.
     """
 
-    pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline
-    resolution: int
+    pipeline: Any
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -98,17 +97,14 @@ class PipelineCaptions:
 
     @property
     def settings(self) -> str:
-        zeros = self.pipeline.config.get("force_zeros_for_empty_prompt")
-        return repr((type(self.pipeline).__name__, zeros, self.resolution))
+        return repr((type(self.pipeline).__name__, self.pipeline.config.get("force_zeros_for_empty_prompt")))
 
     def encode(self, prompts: list[str], num_tokens: int) -> TextFeatures:
         """num_tokens is the checkpoint's own affair."""
         is_empty = torch.tensor([not prompt.strip() for prompt in prompts])
         if isinstance(self.pipeline, StableDiffusionXLPipeline):
-            tokens, null, vector, null_vector = self.pipeline.encode_prompt(prompts)
-            sizes = torch.tensor([self.resolution, self.resolution, 0, 0, self.resolution, self.resolution])
-            vector = torch.where(is_empty[:, None].to(vector.device), null_vector, vector)
-            pooled = torch.cat([vector, sizes.to(vector).expand(len(prompts), -1)], 1)
+            tokens, null, pooled, null_pooled = self.pipeline.encode_prompt(prompts)
+            pooled = torch.where(is_empty[:, None].to(pooled.device), null_pooled, pooled)
         else:
             tokens, null = self.pipeline.encode_prompt(prompts, self.pipeline.device, 1, True)
             pooled = tokens.new_zeros(len(prompts), 1)
@@ -168,10 +164,8 @@ def latents_of(pipeline: Any) -> Latents:
     return ScaledAutoencoder(pipeline.vae, isinstance(pipeline, StableDiffusionXLPipeline))
 
 
-def captions_of(pipeline: Any, resolution: int) -> Captions:
-    if isinstance(pipeline, EmuPipeline):
-        return pipeline.text_encoders
-    return PipelineCaptions(pipeline, resolution)
+def captions_of(pipeline: Any) -> Captions:
+    return pipeline.text_encoders if isinstance(pipeline, EmuPipeline) else PipelineCaptions(pipeline)
 
 
 def set_resolution(pipeline: Any, resolution: int) -> None:

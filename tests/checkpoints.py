@@ -33,7 +33,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer, model_class: type = CLIPTextModel) -> Any:
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ends: dict[str, Any] = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -42,7 +42,6 @@ def make_text_encoder(tokenizer: CLIPTokenizer, model_class: type = CLIPTextMode
         num_attention_heads=4,
         max_position_embeddings=16,
         projection_dim=24,
-        pad_token_id=tokenizer.pad_token_id,
         **ends,
     )
     return model_class(config).eval()
@@ -73,9 +72,9 @@ def make_checkpoint(kind: str, folder: Path) -> Path:
         **extra,
     )
     vae = AutoencoderKL(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32),  # type: ignore[arg-type]
+        down_block_types=("DownEncoderBlock2D",) * 2,  # type: ignore[arg-type]
+        up_block_types=("UpDecoderBlock2D",) * 2,  # type: ignore[arg-type]
         latent_channels=4,
         norm_num_groups=8,
         scaling_factor=0.13025 if kind == "sdxl" else 0.18215,
@@ -84,7 +83,7 @@ def make_checkpoint(kind: str, folder: Path) -> Path:
         pipeline: Any = StableDiffusionXLPipeline(
             vae=vae,
             unet=unet,
-            scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+            scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1),  # type: ignore[arg-type]
             text_encoder=make_text_encoder(tokenizer),
             tokenizer=tokenizer,
             text_encoder_2=make_text_encoder(tokenizer, CLIPTextModelWithProjection),
@@ -102,7 +101,7 @@ def make_checkpoint(kind: str, folder: Path) -> Path:
             ),
             text_encoder=make_text_encoder(tokenizer),
             tokenizer=tokenizer,
-            safety_checker=None,
+            safety_checker=None,  # type: ignore[arg-type]
             feature_extractor=None,  # type: ignore[arg-type]
             requires_safety_checker=False,
         )

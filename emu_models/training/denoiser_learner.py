@@ -156,7 +156,7 @@ class DenoiserLearner:
         noisy = a2.sqrt() * z0 + (1 - a2).sqrt() * noise
         assert isinstance(network, UNet2DConditionModel)
         with autocast(self.device):
-            predicted = denoise(network, noisy, t_B, batch.text.to(self.device))
+            predicted = denoise(network, noisy, t_B, batch.text.to(self.device), self.autoencoder.factor)
         loss_B = denoising_loss(predicted.float(), z0, noise, a2_B, self.prediction_type)
         return (loss_B * batch.weights_B.to(self.device)).sum()
 

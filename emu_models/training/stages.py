@@ -142,7 +142,7 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
     network: UNet2DConditionModel = pipeline.unet
     if spec.adapters is not None:
         add_adapters(network, spec.adapters)
-    autoencoder, encoders = latents_of(pipeline).eval(), captions_of(pipeline, job.resolution)
+    autoencoder, encoders = latents_of(pipeline).eval(), captions_of(pipeline)
     multiple = autoencoder.factor * 2 ** (len(network.config.block_out_channels) - 1)  # type: ignore[attr-defined]
     buckets = bucket_sizes(job.resolution, multiple, spec.aspect_buckets)
     rows = list_rows(job.shards, pd.read_parquet(job.rows), buckets, spec.training.batch_size)
@@ -182,7 +182,7 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
     )
     weights = gather_weights(learner.averaged)
     if job.world.leads:
-        averaged = UNet2DConditionModel.from_config(network.config)
+        averaged: Any = UNet2DConditionModel.from_config(network.config)
         if spec.adapters is not None:
             add_adapters(averaged, spec.adapters)
         averaged.load_state_dict(weights)

@@ -119,8 +119,9 @@ def test_latents_and_captions_are_those_of_the_pipeline(checkpoints, kind):
     """One step of guidance by our functions from pure noise is one step of the pipeline's own."""
     pipeline = load_pipeline(checkpoints[kind])
     pipeline.set_progress_bar_config(disable=True)
-    captions = captions_of(pipeline, 32)
+    captions = captions_of(pipeline)
     text, null = captions.encode(PROMPTS, 12), captions.encode(["", " "], 12)
+    latents = latents_of(pipeline)
     z = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     seen = {}
 
@@ -135,11 +136,11 @@ def test_latents_and_captions_are_those_of_the_pipeline(checkpoints, kind):
     without, with_text = seen["input"].chunk(2)
     t_B = torch.as_tensor(seen["t"]).expand(2)
     with torch.no_grad():
-        ours = torch.cat([denoise(pipeline.unet, without, t_B, null), denoise(pipeline.unet, with_text, t_B, text)])
+        halves = ((without, null), (with_text, text))
+        ours = torch.cat([denoise(pipeline.unet, z, t_B, features, latents.factor) for z, features in halves])
     assert torch.allclose(ours, seen["output"], atol=1e-5)
 
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    latents = latents_of(pipeline)
     with torch.no_grad():
         z0 = latents.normalise(latents.encode(x).mean)
         expected = pipeline.vae.encode(x).latent_dist.mean * pipeline.vae.config.scaling_factor
