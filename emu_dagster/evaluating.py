@@ -15,7 +15,8 @@ from emu_data.files import atomic_dir, write_json, write_parquet
 from emu_data.ledger import read_ledger
 from emu_data.shards import read_images, read_manifest
 
-MODELS = {"pretrained": "pretrained_full", "tuned": "quality_tuned"}
+MODELS = ("pretrained", "tuned")
+NUM_NEAREST = 16  # tuned pictures shown with the curated one nearest to them
 BATCH = 32  # prompts at a time; fixed, since results move in the last bits with it
 SHEET_TILE = 96  # px
 
@@ -47,24 +48,35 @@ def choose_prompts(layout: Layout, params: Params) -> pd.DataFrame:
 
 
 def generate_pairs(layout: Layout, params: Params) -> tuple[dict[str, float], Image.Image, Image.Image]:
-    """Writes data/evaluation_images: prompts.parquet and a PNG a prompt and model; returns counts and two sheets."""
-    from emu_models.training.stages import load_pipeline
+    """Writes data/evaluation_images: prompts.parquet and a PNG a prompt and model; returns counts and two sheets.
+
+    "pretrained" is what was tuned: pretrained_full or the checkpoint that was brought along. Both draw at the
+    resolution of the tuning.
+    """
+    from emu_models.checkpoints import load_pipeline
+    from emu_models.pipeline import draw
 
     section, prompts = params.evaluation_images, choose_prompts(layout, params)
     with atomic_dir(layout.evaluation) as folder:
         with tqdm(total=len(MODELS) * len(prompts), desc="evaluation_images", unit="picture") as bar:
-            for model, asset in MODELS.items():
-                pipeline = load_pipeline(layout.model(asset))
+            folders = {
+                "pretrained": layout.root / params.quality_tuned.start_from,
+                "tuned": layout.model("quality_tuned"),
+            }
+            for model in MODELS:
+                pipeline = load_pipeline(folders[model])
                 pipeline.set_progress_bar_config(disable=True)
                 (folder / model).mkdir()
                 for start in range(0, len(prompts), BATCH):
                     some = prompts.iloc[start : start + BATCH]
-                    images = pipeline(
+                    images = draw(
+                        pipeline,
                         some["prompt"].tolist(),
                         some["seed"].tolist(),
                         section.num_inference_steps,
                         section.guidance_scale,
-                    ).images
+                        params.quality_tuned.resolution,
+                    )
                     for key, image in zip(some["key"], images, strict=True):
                         image.save(folder / model / f"{key}.png")
                     bar.update(len(some))
@@ -95,9 +107,22 @@ def fixed_prompts_sheet(layout: Layout) -> Image.Image:
     return pair_sheet(layout.evaluation, prompts[prompts["fixed"]])
 
 
-def report_automatically(layout: Layout, params: Params) -> dict[str, float]:
+def nearest_sheet(
+    prompts: pd.DataFrame, images: np.ndarray, nearest: pd.DataFrame, curated_keys: list[str], curated: np.ndarray
+) -> Image.Image:
+    """The pictures closest to a curated one, each with that one beside it and their distance below."""
+    order = np.argsort(nearest["pixel_distance"].to_numpy(), kind="stable")[:NUM_NEAREST]
+    place = {key: i for i, key in enumerate(curated_keys)}
+    pairs = [p for i in order for p in (images[i], curated[place[nearest["nearest_pixel_key"].iloc[i]]])]
+    labels = [
+        t for i in order for t in (prompts["prompt"].iloc[i], f"curated, {nearest['pixel_distance'].iloc[i]:.3f} away")
+    ]
+    return contact_sheet(np.stack(pairs), labels, columns=8, tile=SHEET_TILE)
+
+
+def report_automatically(layout: Layout, params: Params) -> tuple[dict[str, float], Image.Image]:
     """Naming rates of real, pretrained and tuned pictures by a judge that filtering did not use; near-copies; a Fréchet
-    distance on the judge's features to the curated set."""
+    distance on the judge's features to the curated set. Returns the metrics and the sheet of the nearest pictures."""
     from emu_dagster.reporting.evaluation import AutomaticFindings, write_automatic_report
     from emu_models.evaluation.faithfulness import measure_naming
     from emu_models.evaluation.judge import load_judge
@@ -154,4 +179,5 @@ def report_automatically(layout: Layout, params: Params) -> dict[str, float]:
         metrics[f"near_copy_share_{model}"] = copies[model][1]
         metrics[f"frechet_to_curated_{model}"] = distances[model]
     write_json(layout.report("automatic_report") / METRICS_FILE, metrics)
-    return metrics
+    keys = curated["key"].tolist()
+    return metrics, nearest_sheet(prompts, pictures["tuned"], copies["tuned"][0], keys, curated_images)

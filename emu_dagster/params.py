@@ -1,7 +1,7 @@
 """params.yaml, checked: one section an asset, named as the asset, its DVC stage and its MLflow data set."""
 
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
+PRETRAINED = PurePosixPath("data/models/pretrained_full")
 
 
 class Section(BaseModel):
@@ -238,10 +239,31 @@ class FirstPretraining(Pretraining):
     num_text_tokens: Count
 
 
-class QualityTuning(DenoiserTraining):
-    """start_from: a diffusers checkpoint of ours on disk to tune instead of pretrained_full."""
+class Lora(Section):
+    """Low-rank adapters of the U-Net's layers whose names end in one of target_modules; see peft's LoraConfig."""
 
-    start_from: str | None = None
+    rank: Count
+    alpha: Annotated[float, Field(gt=0)]
+    target_modules: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]  # those of diffusers' text-to-image example
+
+
+class QualityTuning(DenoiserTraining):
+    """start_from: the folder of the checkpoint that is tuned, from the project's root: pretrained_full's, or that of
+    any Stable Diffusion 1.x, 2.x or XL checkpoint in diffusers' layout. Its bytes are an input that DVC records, so it
+    is a folder and not a name on a hub: `hf download NAME --local-dir FOLDER` makes one of a name.
+
+    lora: null tunes all weights. max_rise stops early on the held-out loss: a rule of ours, the paper gives none.
+    num_steps: at most 15 000, the paper's limit (sec. 3.4).
+    """
+
+    num_steps: Annotated[int, Field(gt=0, le=15_000)]
+    start_from: str
+    lora: Lora | None = None
+
+    @property
+    def base_assets(self) -> list[str]:
+        """The asset that start_from is the output of; none for a checkpoint that was brought along."""
+        return ["pretrained_full"] if PurePosixPath(self.start_from) == PRETRAINED else []
 
 
 class EvaluationImages(Section):

@@ -19,7 +19,8 @@ from emu_data.rubric import RUBRIC_LABEL
 if TYPE_CHECKING:
     from emu_dagster.recording import Record
 
-LINEAGE = ("raw_corpus", "filtered_corpus", "curated_set", "autoencoder", "pretrained_full", "quality_tuned")
+LINEAGE = ("raw_corpus", "filtered_corpus", "curated_set", "quality_tuned")
+PRETRAINING = ("autoencoder", "pretrained_full")  # in the lineage where they are what was tuned
 REPORTS = ("appeal_report", "faithfulness_report", "automatic_report")
 METRICS_FILE = "metrics.json"
 
@@ -92,7 +93,11 @@ def register(record: "Record") -> Version:
     client, number = mlflow.MlflowClient(), str(model.registered_model_version)
     alias = "champion" if passed else "challenger"
     client.set_registered_model_alias(section.name, alias, number)
-    tags = {f"md5.{name}": record.dvc.digest_of(name) or "" for name in LINEAGE}
+    tuning = record.params.quality_tuned
+    lineage = (*LINEAGE, *PRETRAINING) if tuning.base_assets else LINEAGE
+    tags = {f"md5.{name}": record.dvc.digest_of(name) or "" for name in lineage}
+    tags |= {"start_from": tuning.start_from}
+    tags |= {"md5.start_from": record.dvc.deps_of("quality_tuned").get(tuning.start_from, "")}
     tags |= {"profile": record.params.profile, "toy_scale": str(record.params.toy).lower(), "judged_by": RUBRIC_LABEL}
     for name, value in tags.items():
         client.set_model_version_tag(section.name, number, name, value)

@@ -81,6 +81,7 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "W
 
     from emu_models.autoencoder.losses import AutoencoderLossConfig
     from emu_models.autoencoder.perceptual import PerceptualConfig
+    from emu_models.checkpoints import Adapters
     from emu_models.denoiser import DenoiserConfig
     from emu_models.training import stages
     from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
@@ -123,6 +124,7 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "W
                 prompts=tuple(spec["prompts"]),
                 guidance_scale=spec["guidance_scale"],
                 aspect_buckets=spec["aspect_buckets"],
+                adapters=Adapters(**spec["adapters"]) if spec.get("adapters") else None,
             ),
         )
     return {"name": job.name, **asdict(result)}

@@ -156,6 +156,7 @@ def denoiser_job(
         "aspect_buckets": section.aspect_buckets,
         "prompts": params.evaluation_images.fixed_prompts,
         "guidance_scale": params.evaluation_images.guidance_scale,
+        "adapters": section.lora.model_dump() if isinstance(section, QualityTuning) and section.lora else None,
     }
     return {
         "kind": "denoiser",

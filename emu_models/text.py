@@ -84,6 +84,14 @@ class TextEncoders:
         """Channels of pooled_BD: those of the first encoder."""
         return self.models[0].config.hidden_size
 
+    @property
+    def settings(self) -> str:
+        """What its features hang on besides the weights, the prompts and the number of tokens."""
+        return ""
+
+    def encode(self, prompts: list[str], num_tokens: int) -> TextFeatures:
+        return encode_prompts(prompts, self, num_tokens)
+
     def components(self) -> dict[str, Any]:
         """As diffusers names them in a pipeline: text_encoder, tokenizer, text_encoder_2, tokenizer_2."""
         named = {}

@@ -26,7 +26,9 @@ def defs() -> dg.Definitions:
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, dict]:
-    return yaml.safe_load((TOP / "dvc.yaml").read_text())["stages"]
+    text = (TOP / "dvc.yaml").read_text()
+    start_from = read_params(TOP / "params.yaml").quality_tuned.start_from
+    return yaml.safe_load(text.replace("${quality_tuned.start_from}", start_from))["stages"]
 
 
 def describe(defs: dg.Definitions) -> dict[str, dict]:

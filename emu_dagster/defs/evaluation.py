@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from emu_dagster.defs.quality_tuning import BASE
 from emu_dagster.recording import Recorder, facts
 
 GROUP = "evaluation"
@@ -13,13 +14,13 @@ REPORTING = ["emu_models/evaluation", "emu_dagster/reporting"]
         "evaluation_images",
         GROUP,
         {"pytorch", "diffusers"},
-        ["pretrained_full", "quality_tuned", "filtered_corpus"],
-        ["emu_models/pipeline.py", "emu_dagster/evaluating.py"],
+        [*BASE, "quality_tuned", "filtered_corpus"],
+        ["emu_models/pipeline.py", "emu_models/checkpoints.py", "emu_dagster/evaluating.py"],
     ),
     pool="gpu",
 )
 def evaluation_images(context: dg.AssetExecutionContext, recorder: Recorder) -> dg.MaterializeResult:
-    """Pictures from the pretrained and the tuned model: the 16 fixed prompts and the names of the subjects."""
+    """Pictures from the model before and after tuning: the 16 fixed prompts and the names of the subjects."""
     from emu_dagster.evaluating import generate_pairs
 
     with recorder.open(context) as record:
@@ -41,8 +42,8 @@ def automatic_report(context: dg.AssetExecutionContext, recorder: Recorder) -> d
     from emu_dagster.evaluating import fixed_prompts_sheet, report_automatically
 
     with recorder.open(context) as record:
-        metrics = report_automatically(record.layout, record.params)
-        pictures = {"fixed_prompts": fixed_prompts_sheet(record.layout)}
+        metrics, nearest = report_automatically(record.layout, record.params)
+        pictures = {"fixed_prompts": fixed_prompts_sheet(record.layout), "nearest_curated": nearest}
         return record.result(metrics, pictures, pages={"report": record.layout.report(record.key) / "index.html"})
 
 

@@ -17,6 +17,8 @@ CODE = [
     "emu_models/denoiser.py",
     "emu_models/text.py",
     "emu_models/pipeline.py",
+    "emu_models/checkpoints.py",
+    "emu_dagster/model_card.py",
     "emu_dagster/training_jobs.py",
 ]
 
@@ -25,6 +27,7 @@ def pretrain(
     context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess, previous: str | None
 ) -> dg.MaterializeResult:
     """One stage: the rows that passed the section's gates, from the previous stage's weights."""
+    from emu_dagster.model_card import write_model_card
     from emu_dagster.params import Pretraining
     from emu_dagster.training_jobs import denoiser_job, write_gated_rows
 
@@ -42,6 +45,7 @@ def pretrain(
             layout.model(previous) if previous else None,
         )
         (result,) = trainer.train(context, "emu_dagster.train_process", {"jobs": [job]}, record.mlflow_environment)
+        write_model_card(record)
         return record.trained(result)
 
 

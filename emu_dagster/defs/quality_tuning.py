@@ -1,22 +1,36 @@
 """Quality-tuning on the curated set (Emu paper, sec. 3.4): batch 64, noise offset 0.1, stopped early."""
 
-from pathlib import Path
-
 import dagster as dg
 
 from emu_dagster.defs.pretraining import CODE, KINDS
+from emu_dagster.layout import project_root
+from emu_dagster.params import read_params
 from emu_dagster.recording import Recorder, facts
 from emu_dagster.resources.gpu import TrainingProcess
 
+BASE = read_params(project_root() / "params.yaml").quality_tuned.base_assets
 
-@dg.asset(**facts("quality_tuned", "quality_tuning", KINDS, ["pretrained_full", "curated_set"], CODE), pool="gpu")
+
+@dg.asset(
+    **facts(
+        "quality_tuned",
+        "quality_tuning",
+        KINDS,
+        [*BASE, "curated_set"],
+        CODE,
+    ),
+    pool="gpu",
+)
 def quality_tuned(
     context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
 ) -> dg.MaterializeResult:
-    """The model that people are to prefer: pretrained_full, briefly tuned on the curated set.
+    """The model that people are to prefer: quality_tuned.start_from, briefly tuned on the curated set.
 
-    The paper stops "despite the loss still decreasing" and gives no rule; the rule here (held-out loss) is ours.
+    That is pretrained_full or a Stable Diffusion checkpoint that was brought along; all weights or low-rank adapters.
+    Batch 64, noise offset 0.1 and at most 15 000 steps are the paper's. It stops "despite the loss still decreasing"
+    and gives no rule; the rule here (held-out loss) is ours.
     """
+    from emu_dagster.model_card import write_model_card
     from emu_dagster.training_jobs import denoiser_job
 
     with recorder.open(context) as record:
@@ -29,7 +43,8 @@ def quality_tuned(
             layout.curated,
             layout.curated / "manifest.parquet",
             section,
-            Path(section.start_from) if section.start_from else layout.model("pretrained_full"),
+            layout.root / section.start_from,
         )
         (result,) = trainer.train(context, "emu_dagster.train_process", {"jobs": [job]}, record.mlflow_environment)
+        write_model_card(record)
         return record.trained(result)

@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -107,7 +108,7 @@ class DvcRecord(dg.ConfigurableResource):
         lock = self.folder / "dvc.lock"
         earlier = lock.read_bytes() if lock.exists() else None
         self.run("--wait-for-lock", "commit", "-f", stage)
-        committed = {dep["path"]: dep["md5"] for dep in self._lock()[stage].get("deps", [])}
+        committed = self.deps_of(stage)
         try:
             after = Snapshot(stage, before.params, committed, before.looks)
             self._refuse_changes(before, after, "is not what dvc.lock says, so {stage} was made from unrecorded bytes")
@@ -125,6 +126,10 @@ class DvcRecord(dg.ConfigurableResource):
         """The digest of `stage` in dvc.lock; None when it was never recorded."""
         outs = self._outs(stage)
         return combine(outs) if outs else None
+
+    def deps_of(self, stage: str) -> dict[str, str]:
+        """path -> md5 of what `stage` was made from, as dvc.lock has it; empty when it was never recorded."""
+        return {dep["path"]: dep["md5"] for dep in self._lock().get(stage, {}).get("deps", [])}
 
     def status(self) -> dict[str, Any]:
         """What differs from dvc.lock, as `dvc status --json` says it; empty when all is recorded."""
@@ -155,7 +160,16 @@ class DvcRecord(dg.ConfigurableResource):
         stages = _read_yaml(path).get("stages", {})
         if stage not in stages:
             raise DvcError(f"no stage {stage} in {path}; there are: {', '.join(sorted(stages)) or 'none'}")
-        return stages[stage]
+        definition = dict(stages[stage])
+        definition["deps"] = [self._fill(dep) for dep in definition.get("deps", [])]
+        return definition
+
+    def _fill(self, text: str) -> str:
+        """`text` with ${section.name} replaced by the value in params.yaml, as DVC's templating does."""
+        names = re.findall(r"\$\{([\w.]+)\}", text)
+        for name, value in self._read_params(names).items() if names else ():
+            text = text.replace(f"${{{name}}}", str(value))
+        return text
 
     def _lock(self) -> dict[str, Any]:
         return _read_yaml(self.folder / "dvc.lock").get("stages", {})

@@ -188,7 +188,8 @@ class Autoencoder(ModelMixin, ConfigMixin):
         return x_BCHW if self.shortcut_out is None else x_BCHW + self.shortcut_out(z_BChw)
 
     def normalise(self, z_BChw: Tensor) -> Tensor:
-        return (z_BChw - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+        mean, std = (x.to(z_BChw)[:, None, None] for x in (self.latent_mean, self.latent_std))
+        return (z_BChw - mean) / std
 
     def denormalise(self, z_BChw: Tensor) -> Tensor:
         return z_BChw * self.latent_std[:, None, None] + self.latent_mean[:, None, None]

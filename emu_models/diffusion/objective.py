@@ -1,4 +1,5 @@
-"""The training objective: v-prediction, min-SNR weights, offset noise (Emu paper, sec. 3.2 and 3.4).
+"""The training objective: v-prediction (or what a given checkpoint predicts), min-SNR weights, and offset noise (Emu
+paper, sec. 3.2 and 3.4).
 
 Symbols: z0 clean latents, eps noise, z_t = alpha_t z0 + sigma_t eps, v = alpha_t eps - sigma_t z0,
 SNR = (alpha / sigma)^2.
@@ -19,15 +20,26 @@ def draw_noise(shape: torch.Size, noise_offset: float, generator: torch.Generato
     return noise_BChw
 
 
-def velocity_loss(predicted_v: Tensor, z0: Tensor, noise: Tensor, alphas_cumprod_B: Tensor) -> Tensor:
-    """The loss of each sample, (B,): mean squared error in v, weighted by min(SNR, gamma) / (SNR + 1).
+def denoising_loss(
+    predicted: Tensor, z0: Tensor, noise: Tensor, alphas_cumprod_B: Tensor, prediction_type: str = "v_prediction"
+) -> Tensor:
+    """The loss of each sample, (B,): mean squared error in what the network predicts, with min-SNR weights.
 
-    The weight is min-SNR's for an x0 error, turned into one for v: ||v - v'||^2 = (SNR + 1) ||x0 - x0'||^2.
-    alphas_cumprod_B = alpha_t^2, in [0, 1]: with zero terminal SNR the last timestep has weight 0 by that formula,
-    so it keeps WEIGHT_FLOOR, else pure noise would never be learned.
+    prediction_type, as diffusers' schedulers name it: "epsilon" (eps), "v_prediction" (v) or "sample" (z0).
+    Min-SNR weighs an error in z0 by min(SNR, gamma). Turned into errors in v and eps that is min(SNR, gamma) over
+    SNR + 1 and over SNR, since ||v - v'||^2 = (SNR + 1) ||z0 - z0'||^2 and ||eps - eps'||^2 = SNR ||z0 - z0'||^2.
+    alphas_cumprod_B = alpha_t^2, in [0, 1]: with zero terminal SNR the weights for z0 and v are 0 at the last timestep
+    by that formula, so they keep WEIGHT_FLOOR, else pure noise would never be learned. ValueError on another type.
     """
     a2 = alphas_cumprod_B[:, None, None, None]
-    target_v = a2.sqrt() * noise - (1 - a2).sqrt() * z0
     snr_B = alphas_cumprod_B / (1 - alphas_cumprod_B).clamp(min=1e-8)
-    weight_B = snr_B.clamp(max=MIN_SNR_GAMMA) / (snr_B + 1)
-    return (predicted_v - target_v).square().flatten(1).mean(1) * weight_B.clamp(min=WEIGHT_FLOOR)
+    capped_B = snr_B.clamp(max=MIN_SNR_GAMMA)
+    if prediction_type == "v_prediction":
+        target, weight_B = a2.sqrt() * noise - (1 - a2).sqrt() * z0, (capped_B / (snr_B + 1)).clamp(min=WEIGHT_FLOOR)
+    elif prediction_type == "epsilon":
+        target, weight_B = noise, capped_B / snr_B.clamp(min=1e-8)
+    elif prediction_type == "sample":
+        target, weight_B = z0, capped_B.clamp(min=WEIGHT_FLOOR)
+    else:
+        raise ValueError(f"prediction_type {prediction_type!r} is not one of epsilon, v_prediction, sample")
+    return (predicted - target).square().flatten(1).mean(1) * weight_B

@@ -25,9 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emu_data.files import atomic_file
-from emu_models import text as text_code
-from emu_models.autoencoder.network import Autoencoder, Moments
-from emu_models.text import TextEncoders, TextFeatures, encode_prompts
+from emu_models.autoencoder.network import Moments
+from emu_models.checkpoints import Captions, Latents
+from emu_models.text import TextFeatures
 from emu_models.training.distributed import ALONE, World
 from emu_models.training.rows import PictureRows
 
@@ -99,7 +99,7 @@ class CachedText(CachedRows):
 
 
 @torch.no_grad()
-def encode_moments(autoencoder: Autoencoder, rows: PictureRows, folder: Path, world: World = ALONE) -> CachedMoments:
+def encode_moments(autoencoder: Latents, rows: PictureRows, folder: Path, world: World = ALONE) -> CachedMoments:
     """Moments (C, h, w) of each row's picture at the size of its bucket, from `folder` where encoded before."""
     sizes = [rows.bucket_sizes[bucket] for bucket in rows.bucket_N]
     digests = [hash_all(d, f"{width}x{height}") for d, (width, height) in zip(rows.digests, sizes, strict=True)]
@@ -109,13 +109,12 @@ def encode_moments(autoencoder: Autoencoder, rows: PictureRows, folder: Path, wo
         parts = [autoencoder.encode(to_tensor(batch).to(autoencoder.device)) for batch in pictures]
         return {"mean": torch.cat([p.mean for p in parts]), "logvar": torch.cat([p.logvar for p in parts])}
 
-    code = inspect.getsource(inspect.getmodule(type(autoencoder)) or type(autoencoder))
-    cache = folder / hash_all(hash_weights(autoencoder), code, inspect.getsource(PictureRows))
+    cache = folder / hash_all(hash_weights(autoencoder), _code_of(autoencoder), inspect.getsource(PictureRows))
     return CachedMoments(*_fill(cache, digests, rows.bucket_N, encode, world))
 
 
 def encode_captions(
-    captions: list[str], encoders: TextEncoders, num_tokens: int, folder: Path, world: World = ALONE
+    captions: list[str], encoders: Captions, num_tokens: int, folder: Path, world: World = ALONE
 ) -> tuple[CachedText, TextFeatures]:
     """Features of the captions (N rows) and of the empty prompt (1 row), from `folder` where encoded before."""
     texts = [*captions, ""]
@@ -123,7 +122,7 @@ def encode_captions(
     def encode(index: np.ndarray) -> dict[str, Tensor]:
         features = TextFeatures.cat(
             [
-                encode_prompts([texts[i] for i in part], encoders, num_tokens)
+                encoders.encode([texts[i] for i in part], num_tokens)
                 for part in np.split(index, range(ENCODE_BATCH, len(index), ENCODE_BATCH))
             ]
         )
@@ -131,10 +130,14 @@ def encode_captions(
 
     weights = [hash_weights(model) for model in encoders.models]
     vocabularies = [json.dumps(sorted(tokenizer.get_vocab().items())) for tokenizer in encoders.tokenizers]
-    cache = folder / hash_all(*weights, *vocabularies, inspect.getsource(text_code), str(num_tokens))
+    cache = folder / hash_all(*weights, *vocabularies, _code_of(encoders), encoders.settings, str(num_tokens))
     shards, shard_N, row_N = _fill(cache, [hash_all(t) for t in texts], np.zeros(len(texts), int), encode, world)
     every = CachedText(shards, shard_N, row_N)
     return CachedText(shards, shard_N[:-1], row_N[:-1]), every.select(torch.tensor([len(captions)]))
+
+
+def _code_of(encoder: Latents | Captions) -> str:
+    return inspect.getsource(inspect.getmodule(type(encoder)) or type(encoder))
 
 
 def _fill(

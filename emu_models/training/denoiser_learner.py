@@ -1,16 +1,17 @@
 """How the denoiser learns: pretraining at one resolution (Emu paper, sec. 3.2) and quality-tuning (sec. 3.4)."""
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from emu_models.autoencoder.network import Autoencoder, Moments
+from emu_models.autoencoder.network import Moments
+from emu_models.checkpoints import Latents
 from emu_models.denoiser import denoise
-from emu_models.diffusion.objective import draw_noise, velocity_loss
+from emu_models.diffusion.objective import denoising_loss, draw_noise
 from emu_models.diffusion.schedule import NUM_TIMESTEPS
 from emu_models.text import TextFeatures
 from emu_models.training.device import autocast, choose_device
@@ -85,8 +86,8 @@ class DenoiserLearner:
     def __init__(
         self,
         network: UNet2DConditionModel,
-        autoencoder: Autoencoder,
-        scheduler: DDIMScheduler,
+        autoencoder: Latents,
+        scheduler: Any,  # diffusers', of any kind that adds Gaussian noise by alphas_cumprod
         trained: LatentRows,
         held: LatentRows,
         null: TextFeatures,
@@ -95,16 +96,19 @@ class DenoiserLearner:
     ) -> None:
         self.device = choose_device()
         self.config, self.trained, self.held, self.null, self.world = config, trained, held, null, world
-        self.network, self.autoencoder = network.to(self.device), autoencoder.cpu()  # type: ignore[arg-type]
+        self.network, self.autoencoder = network.to(self.device), autoencoder  # type: ignore[arg-type]
         self.averaged = copy_for_averaging(self.network)
         for module in (self.network, self.averaged):
             world.spread(module)
         self.order = BatchOrder(trained.buckets, config.batch_size, config.seed)
-        self.alphas_cumprod = scheduler.alphas_cumprod
+        self.alphas_cumprod, self.prediction_type = scheduler.alphas_cumprod.cpu(), scheduler.config.prediction_type
         self.modules = {"network": self.network}
         self.optimizers = {
             "network": torch.optim.AdamW(
-                self.network.parameters(), config.learning_rate, BETAS, weight_decay=WEIGHT_DECAY
+                [p for p in self.network.parameters() if p.requires_grad],
+                config.learning_rate,
+                BETAS,
+                weight_decay=WEIGHT_DECAY,
             )
         }
 
@@ -123,7 +127,7 @@ class DenoiserLearner:
             generator = generator_for(config.seed, step, int(position))
             samples.append(moments.select(torch.tensor([i])).sample(generator))
             noise.append(draw_noise(one, config.noise_offset, generator))
-            t.append(torch.randint(NUM_TIMESTEPS, (1,), generator=generator))
+            t.append(torch.randint(len(self.alphas_cumprod), (1,), generator=generator))
             dropped.append(torch.rand(1, generator=generator) < config.caption_dropout)
         z0 = self.autoencoder.normalise(torch.cat(samples))
         text = self.trained.text.select(index).drop(torch.cat(dropped), self.null)
@@ -152,8 +156,9 @@ class DenoiserLearner:
         noisy = a2.sqrt() * z0 + (1 - a2).sqrt() * noise
         assert isinstance(network, UNet2DConditionModel)
         with autocast(self.device):
-            predicted = denoise(network, noisy, t_B, batch.text.to(self.device))
-        return (velocity_loss(predicted.float(), z0, noise, a2_B) * batch.weights_B.to(self.device)).sum()
+            predicted = denoise(network, noisy, t_B, batch.text.to(self.device), self.autoencoder.factor)
+        loss_B = denoising_loss(predicted.float(), z0, noise, a2_B, self.prediction_type)
+        return (loss_B * batch.weights_B.to(self.device)).sum()
 
     @torch.no_grad()
     def validate(self, network: torch.nn.Module) -> dict[str, float]:

@@ -18,9 +18,18 @@ from PIL import Image
 
 from emu_data.files import atomic_dir, fingerprint
 from emu_models.autoencoder.network import Autoencoder
-from emu_models.denoiser import DenoiserConfig, build_denoiser, count_parameters
+from emu_models.checkpoints import (
+    Adapters,
+    add_adapters,
+    captions_of,
+    latents_of,
+    load_pipeline,
+    save_pipeline,
+    set_resolution,
+)
+from emu_models.denoiser import DenoiserConfig, build_denoiser, choose_attention, count_parameters
 from emu_models.diffusion.schedule import build_scheduler
-from emu_models.pipeline import EmuPipeline
+from emu_models.pipeline import EmuPipeline, draw
 from emu_models.text import load_text_encoders
 from emu_models.training.autoencoder_learner import AutoencoderLearner, AutoencoderTrainingConfig
 from emu_models.training.buckets import bucket_sizes
@@ -72,7 +81,8 @@ class AutoencoderJob:
 
 @dataclass(frozen=True)
 class DenoiserJob:
-    """start_from: a folder of a trained pipeline to go on from; else `denoiser` is built over `autoencoder`.
+    """start_from: a folder of a trained pipeline to go on from, ours or another's (emu_models.checkpoints); else
+    `denoiser` is built over `autoencoder`. adapters: what is trained in place of all weights.
 
     aspect_buckets: picture shapes from tall to wide (buckets.py); 1 crops all to squares.
     """
@@ -86,6 +96,7 @@ class DenoiserJob:
     prompts: tuple[str, ...]
     guidance_scale: float
     aspect_buckets: int = 1
+    adapters: Adapters | None = None
 
 
 def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
@@ -124,47 +135,37 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
     torch.manual_seed(job.loop.seed)
     if spec.start_from is not None:
         pipeline = load_pipeline(spec.start_from)
-        autoencoder, network, scheduler = pipeline.vae, pipeline.unet, pipeline.scheduler
-        encoders = pipeline.text_encoders
+        set_resolution(pipeline, job.resolution)
     else:
-        assert spec.autoencoder is not None and spec.denoiser is not None
-        autoencoder = Autoencoder.from_pretrained(spec.autoencoder)
-        encoders = load_text_encoders(spec.text_encoder)
-        channels = autoencoder.latent_mean.numel()
-        network = build_denoiser(spec.denoiser, channels, encoders.token_width, encoders.pooled_width)
-        scheduler = build_scheduler()
-    multiple = autoencoder.factor * 2 ** (len(network.config["block_out_channels"]) - 1)
+        pipeline = _new_pipeline(spec, job.resolution).to(choose_device())
+    pipeline.set_progress_bar_config(disable=True)
+    network: UNet2DConditionModel = pipeline.unet
+    if spec.adapters is not None:
+        add_adapters(network, spec.adapters)
+    autoencoder, encoders = latents_of(pipeline).eval(), captions_of(pipeline)
+    multiple = autoencoder.factor * 2 ** (len(network.config.block_out_channels) - 1)  # type: ignore[attr-defined]
     buckets = bucket_sizes(job.resolution, multiple, spec.aspect_buckets)
     rows = list_rows(job.shards, pd.read_parquet(job.rows), buckets, spec.training.batch_size)
     text, null = encode_captions(rows.captions, encoders, spec.num_text_tokens, job.cache / "captions", job.world)
-    moments = encode_moments(autoencoder.eval(), rows, job.cache / "moments", job.world)
+    moments = encode_moments(autoencoder, rows, job.cache / "moments", job.world)
     trained, held = (
         LatentRows([rows.keys[i] for i in index], moments.subset(index), text.subset(index), rows.bucket_N[index])
         for index in (np.flatnonzero(~rows.is_held_out), np.flatnonzero(rows.is_held_out))
     )
-    learner = DenoiserLearner(network.train(), autoencoder, scheduler, trained, held, null, spec.training, job.world)
+    learner = DenoiserLearner(
+        network.train(), autoencoder, pipeline.scheduler, trained, held, null, spec.training, job.world
+    )
     identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, rows.digests, rows.captions])
 
-    def build_pipeline(unet: torch.nn.Module) -> EmuPipeline:
-        pipeline = EmuPipeline(
-            vae=autoencoder,
-            unet=unet,  # type: ignore[arg-type]
-            scheduler=scheduler,
-            **encoders.components(),
-            resolution=job.resolution,
-            num_text_tokens=spec.num_text_tokens,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-    def draw(pipeline: EmuPipeline) -> Image.Image:
+    def draw_sheet(unet: torch.nn.Module) -> Image.Image:
         """A sheet of the fixed prompts, each always with the same seed, so that sheets compare."""
+        pipeline.unet = unet
         prompts = list(spec.prompts)
-        pictures = pipeline(prompts, list(range(len(prompts))), guidance_scale=spec.guidance_scale).images
+        pictures = draw(pipeline, prompts, list(range(len(prompts))), guidance_scale=spec.guidance_scale)
         return join_grid([np.asarray(p) for p in pictures], 8)
 
     def draw_samples(step: int) -> None:
-        sheet = draw(build_pipeline(learner.averaged))  # by all processes: the weights may lie on several
+        sheet = draw_sheet(learner.averaged)  # by all processes: the weights may lie on several
         if job.world.leads:
             job.picture_sink(step, sheet)
 
@@ -181,25 +182,34 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
     )
     weights = gather_weights(learner.averaged)
     if job.world.leads:
-        averaged = UNet2DConditionModel.from_config(network.config)
-        assert isinstance(averaged, UNet2DConditionModel)
+        averaged: Any = UNet2DConditionModel.from_config(network.config)
+        if spec.adapters is not None:
+            add_adapters(averaged, spec.adapters)
         averaged.load_state_dict(weights)
-        pipeline = build_pipeline(averaged.eval())
+        choose_attention(averaged)
+        pipeline.unet = averaged.eval().to(choose_device())
         with atomic_dir(job.out) as folder:
-            pipeline.save_pretrained(folder)
+            save_pipeline(pipeline, folder)
             _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
             if spec.prompts:
-                draw(pipeline).save(folder / "preview.png")
+                draw_sheet(averaged).save(folder / "preview.png")
     job.world.wait()
     return result
 
 
-def load_pipeline(folder: Path) -> EmuPipeline:
-    """The pipeline saved in `folder`, on the device there is. ValueError where there is none."""
-    if not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(f"{folder} holds no pipeline (no model_index.json); materialise the asset that writes it")
-    pipeline = EmuPipeline.from_pretrained(folder, local_files_only=True)
-    return pipeline.to(choose_device())
+def _new_pipeline(spec: DenoiserJob, resolution: int) -> EmuPipeline:
+    """A pipeline around a new denoiser, over the autoencoder and the text encoders there are."""
+    assert spec.autoencoder is not None and spec.denoiser is not None
+    autoencoder, encoders = Autoencoder.from_pretrained(spec.autoencoder), load_text_encoders(spec.text_encoder)
+    channels = autoencoder.latent_mean.numel()
+    return EmuPipeline(
+        vae=autoencoder,
+        unet=build_denoiser(spec.denoiser, channels, encoders.token_width, encoders.pooled_width),
+        scheduler=build_scheduler(),
+        **encoders.components(),
+        resolution=resolution,
+        num_text_tokens=spec.num_text_tokens,
+    )
 
 
 def _write_beside(

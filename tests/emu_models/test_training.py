@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from emu_models.diffusion.objective import MIN_SNR_GAMMA, draw_noise, velocity_loss
+from emu_models.diffusion.objective import MIN_SNR_GAMMA, denoising_loss, draw_noise
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.training import prefetch, stages
 from emu_models.training.early_stopping import EarlyStopping
@@ -103,7 +103,7 @@ def test_a_pipeline_draws_the_same_picture_again(corpus, autoencoder, tmp_path):
     assert np.abs(np.asarray(first[0], int) - np.asarray(again[0], int)).max() <= 1
     other = pipeline(["a red square"], [7], 3).images
     assert np.asarray(other[0]).tobytes() != np.asarray(first[0]).tobytes()
-    with pytest.raises(ValueError, match="one seed a prompt"):
+    with pytest.raises(ValueError, match="one seed a picture"):
         pipeline(["a"], [1, 2])
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     assert meta["result"]["num_steps"] == LOOP.num_steps
@@ -251,20 +251,40 @@ def test_offset_noise_is_one_draw_a_channel():
     assert difference.std().item() == pytest.approx(0.5, rel=0.2)
 
 
-def test_velocity_loss_is_zero_at_the_true_velocity_and_weighted_as_min_snr_says():
+def test_denoising_loss_is_zero_at_the_true_velocity_and_weighted_as_min_snr_says():
     generator = torch.Generator().manual_seed(0)
     z0, noise = (torch.randn(3, 2, 4, 4, generator=generator) for _ in range(2))
     a2 = torch.tensor([0.99, 0.5, 0.2])
     scale = a2[:, None, None, None]
     v = scale.sqrt() * noise - (1 - scale).sqrt() * z0
-    assert velocity_loss(v, z0, noise, a2).abs().max() < 1e-10
+    assert denoising_loss(v, z0, noise, a2).abs().max() < 1e-10
     # ||v - v'||^2 = (SNR + 1) ||x0 - x0'||^2: an error in v weighs min(SNR, gamma) times its error in x0
     noisy = scale.sqrt() * z0 + (1 - scale).sqrt() * noise
     wrong = v + 0.1
     x0 = scale.sqrt() * noisy - (1 - scale).sqrt() * wrong
     snr = a2 / (1 - a2)
     expected = snr.clamp(max=MIN_SNR_GAMMA) * (x0 - z0).square().flatten(1).mean(1)
-    assert torch.allclose(velocity_loss(wrong, z0, noise, a2), expected, rtol=1e-3)
+    assert torch.allclose(denoising_loss(wrong, z0, noise, a2), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_an_error_in_z0_weighs_the_same_whatever_is_predicted(prediction_type):
+    """min(SNR, gamma) times the squared error in z0, by min-SNR."""
+    generator = torch.Generator().manual_seed(0)
+    z0, noise = (torch.randn(3, 2, 4, 4, generator=generator).double() for _ in range(2))
+    a2_B = torch.tensor([0.98, 0.5, 0.2]).double()
+    a2 = a2_B[:, None, None, None]
+    noisy, wrong_z0 = a2.sqrt() * z0 + (1 - a2).sqrt() * noise, z0 + 0.1
+    wrong_noise = (noisy - a2.sqrt() * wrong_z0) / (1 - a2).sqrt()
+    predicted = {
+        "epsilon": wrong_noise,
+        "v_prediction": a2.sqrt() * wrong_noise - (1 - a2).sqrt() * wrong_z0,
+        "sample": wrong_z0,
+    }[prediction_type]
+    expected = (a2_B / (1 - a2_B)).clamp(max=MIN_SNR_GAMMA) * 0.01
+    assert torch.allclose(denoising_loss(predicted, z0, noise, a2_B, prediction_type), expected)
+    with pytest.raises(ValueError, match="prediction_type 'flow'"):
+        denoising_loss(predicted, z0, noise, a2_B, "flow")
 
 
 def test_the_scheduler_ends_in_pure_noise_and_undoes_a_known_velocity():
