@@ -103,11 +103,13 @@ class PipelineCaptions:
         """num_tokens is the checkpoint's own affair."""
         is_empty = torch.tensor([not prompt.strip() for prompt in prompts])
         if isinstance(self.pipeline, StableDiffusionXLPipeline):
-            tokens, null, pooled, null_pooled = self.pipeline.encode_prompt(prompts)
+            tokens, null, pooled, null_pooled = self.pipeline.encode_prompt(prompts)  # type: ignore[arg-type]
+            assert isinstance(pooled, torch.Tensor) and isinstance(null_pooled, torch.Tensor)
             pooled = torch.where(is_empty[:, None].to(pooled.device), null_pooled, pooled)
         else:
             tokens, null = self.pipeline.encode_prompt(prompts, self.pipeline.device, 1, True)
             pooled = tokens.new_zeros(len(prompts), 1)
+        assert isinstance(null, torch.Tensor)
         tokens = torch.where(is_empty[:, None, None].to(tokens.device), null, tokens)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return TextFeatures(tokens.detach(), mask, pooled.detach())

@@ -122,7 +122,7 @@ def _load_tower(folder: Path) -> nn.Module:
 
     if not (folder / "open_clip_config.json").is_file():
         raise ValueError(f"perceptual.path {folder} is no open_clip folder; materialise alignment_model or give one")
-    return open_clip.create_model(f"local-dir:{folder}").visual
+    return open_clip.create_model(f"local-dir:{folder}").get_submodule("visual")
 
 
 def _as_pair(size: Any) -> tuple[int, int]:

@@ -109,6 +109,7 @@ class DenoiserLearner:
                 config.learning_rate,
                 BETAS,
                 weight_decay=WEIGHT_DECAY,
+                fused=True,  # 9 ms a step instead of 26 for the demo's 5 M weights, docs/log.md
             )
         }
 
