@@ -63,7 +63,8 @@ def summary_lines(found: Mapping[str, Mapping[str, Any]], registered: Mapping[st
     raw, kept, wide, curated = (
         found[name] for name in ("raw_corpus", "filtered_corpus", "generalist_selection", "curated_set")
     )
-    study = {n.removeprefix("psnr_"): v for n, v in found["autoencoder_study"].items() if n.startswith("psnr_")}
+    psnr = {n.removeprefix("psnr_"): v for n, v in found["autoencoder_study"].items() if n.startswith("psnr_")}
+    study = {name: value for name, value in psnr.items() if not name.startswith("gain_")}
     appeal, faithful, auto = (found[f"{n}_report"] for n in ("appeal", "faithfulness", "automatic"))
     losses = [found[f"pretrained_{n}"]["val_loss"] for n in ("low", "mid", "full")]
     return {
