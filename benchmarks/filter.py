@@ -31,7 +31,7 @@ from _images import Labelled, labelled_images, to_samples
 from PIL import Image
 
 from emu_data.cascade import BATCH, Funnel, Task, load_signals, measure_group, read_values
-from emu_data.engine import Guard
+from emu_data.engine import Engine, Guard
 from emu_data.ledger import FilterPolicy
 from emu_data.plan import read_or_make_plan, with_text_probe
 from emu_data.records import Sample, make_key
@@ -190,9 +190,8 @@ def decode(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
         num = sum(pool.map(read_and_decode, tars, chunksize=1))
     bare = time.perf_counter() - start
     start = time.perf_counter()
-    measure_group(
-        folder / "raw", [tar.stem for tar in tars], CHEAP, folder / "signals", progress=False, num_workers=cores
-    )
+    engine, names = Engine(num_workers=cores), [tar.stem for tar in tars]
+    measure_group(folder / "raw", names, CHEAP, folder / "signals", progress=False, engine=engine)
     ours = time.perf_counter() - start
     print(f"{num} pictures on {cores} cores: bare {num / bare:.0f}, gates {num / ours:.0f} images a second")
     return [at_most("cheap gates / bare reading and decoding, time", ours / bare, 2)]

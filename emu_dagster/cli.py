@@ -131,6 +131,22 @@ def plan(
 
 
 @app.command()
+def aesthetics_head(
+    out: Annotated[Path, typer.Option(help="file for the head")] = Path("data/models/aesthetics_head.safetensors"),
+) -> None:
+    """Learn from the votes what raters keep; filter_ledger.signals.aesthetics_head then scores every picture by it."""
+    from emu_dagster.aesthetics_head import fit_from_votes
+    from emu_dagster.layout import Layout
+    from emu_dagster.params import read_params
+
+    layout = Layout(project_root())
+    fitted = fit_from_votes(layout, read_params(layout.root / "params.yaml"), layout.root / out)
+    print(f"{out}: fitted to {fitted.num_pictures} pictures with votes of {', '.join(fitted.raters)}")
+    print(f"leave-one-out R squared {fitted.r_squared:.2f} (1 is perfect, 0 no better than the mean)")
+    print(f"to use it: filter_ledger.signals.aesthetics_head: {out} in params.yaml")
+
+
+@app.command()
 def doctor() -> None:
     """Say what is installed, found and missing, and how to mend it."""
     from emu_dagster.doctor import examine, print_findings

@@ -10,6 +10,8 @@ import pytest
 from emu_dagster.environment import QUIET
 
 os.environ.update(QUIET)
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker: two trainings of two threads each stall each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 # A shell's background job ignores SIGINT, and so would all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # A test that needs an instance, a project or a tracking server makes its own; never the user's.
@@ -17,11 +19,17 @@ for name in ("DAGSTER_HOME", "EMU_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID",
     os.environ.pop(name, None)
 
 
+# Tests that train through Dagster wait for the device's lock, which is the machine's: one worker has them all.
+TRAIN_THROUGH_DAGSTER = ("tests/e2e/", "tests/emu_dagster/test_gpu.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` without a CUDA device and `browser` without a Chromium."""
+    """Skip tests marked `gpu` without a CUDA device and `browser` without a Chromium; group for pytest-xdist."""
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
     has_browser = any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     for item in items:
+        if item.nodeid.startswith(TRAIN_THROUGH_DAGSTER):
+            item.add_marker(pytest.mark.xdist_group("device"))
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("browser") and not has_browser:

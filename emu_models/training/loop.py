@@ -19,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from emu_models.training.checkpoint import load_state, save_state
+from emu_models.training.device import choose_device
 from emu_models.training.distributed import ALONE, World, put_back
 from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage
@@ -153,7 +154,11 @@ def run_training(
     progress = tqdm(
         total=config.num_steps, initial=start, desc=description, unit="step", mininterval=1, disable=not world.leads
     )
-    with keep_log as log, progress as bar, Prefetcher(learner.prepare, start, config.num_steps) as batches:
+    with (
+        keep_log as log,
+        progress as bar,
+        Prefetcher(learner.prepare, start, config.num_steps, choose_device()) as batches,
+    ):
         while step < config.num_steps and not stopping.should_stop:
             for optimizer in learner.optimizers.values():
                 for group in optimizer.param_groups:

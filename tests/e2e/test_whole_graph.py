@@ -124,6 +124,21 @@ def test_votes_are_labelled_and_chained(demo):
     assert curated["caption"].str.len().min() > 2
 
 
+def test_votes_become_a_head(demo, tmp_path):
+    project, _ = demo
+    printed = project.must("emu", "aesthetics-head", "--out", str(tmp_path / "head.safetensors"))
+    assert "votes of rubric" in printed and (tmp_path / "head.safetensors").is_file()
+
+
+def test_the_funnel_is_decided_again_without_a_model(demo):
+    project, _ = demo
+    before = {p: p.read_bytes() for p in (project.root / "data/filtered/ledger").glob("*.parquet")}
+    assert "geometry" in project.must("emu", "funnel")
+    printed = project.must("emu", "funnel", "--set", "min_side=4000")
+    assert "filter_ledger.policy.min_side" in " ".join(printed.split())
+    assert before == {p: p.read_bytes() for p in before}
+
+
 def test_an_unknown_profile_is_one_line(empty_project):
     done = empty_project.run("emu", "demo", "--profile", "nonsense")
     assert done.returncode == 1

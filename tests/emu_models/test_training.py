@@ -345,8 +345,8 @@ def test_sheets_of_samples_are_drawn_as_training_goes(corpus, autoencoder, tmp_p
     assert np.asarray(sheets[2]).tobytes() != np.asarray(sheets[4]).tobytes()
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_batches_come_in_order_however_long_each_takes(monkeypatch, num_workers):
+@pytest.mark.parametrize(("device", "num_workers"), [("cuda", 1), ("cuda", 3), ("cpu", 1)])
+def test_batches_come_in_order_however_long_each_takes(monkeypatch, device, num_workers):
     monkeypatch.setattr(prefetch, "NUM_WORKERS", num_workers)
 
     def prepare(step):
@@ -355,7 +355,7 @@ def test_batches_come_in_order_however_long_each_takes(monkeypatch, num_workers)
         time.sleep(0.002 * (step % 3))
         return step
 
-    with prefetch.Prefetcher(prepare, 2, 9) as batches:
+    with prefetch.Prefetcher(prepare, 2, 9, torch.device(device)) as batches:
         assert [batches.get(step) for step in range(2, 7)] == [2, 3, 4, 5, 6]
         with pytest.raises(ValueError, match="row 7"):
             batches.get(7)
