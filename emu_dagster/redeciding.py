@@ -222,7 +222,8 @@ def _field(name: str) -> str:
         return name
     if name in ALIASES:
         return ALIASES[name]
-    meant = sorted({limit.field for limit in LIMITS if name in (limit.gate, limit.column)})
+    of_column = [limit.field for limit in LIMITS if limit.column == name]
+    meant = sorted(set(of_column or [limit.field for limit in LIMITS if limit.gate == name]))
     if len(meant) == 1:
         return meant[0]
     if meant:

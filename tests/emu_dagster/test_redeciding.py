@@ -25,7 +25,14 @@ TOP = Path(__file__).parents[2]
 def project(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A finished ledger of 60 rows under the smoke profile's policy, with its shards; text was measured on a part."""
     layout = Layout(tmp_path_factory.mktemp("project"))
-    (layout.root / "params.yaml").write_text((TOP / "profiles" / "smoke.yaml").read_text())
+    params_text = (TOP / "profiles" / "smoke.yaml").read_text()
+    for old, new in (
+        ("max_read_text_area: 0.05", "max_read_text_area: null"),
+        ("max_text_area: null", "max_text_area: 0.05"),
+    ):
+        assert old in params_text
+        params_text = params_text.replace(old, new)
+    (layout.root / "params.yaml").write_text(params_text)
     params = read_params(layout.root / "params.yaml")
     rng = np.random.default_rng(0)
     keys = [f"0000{i // 30}{i % 30:04d}" for i in range(60)]
@@ -114,7 +121,7 @@ def test_rows_that_were_not_measured_are_counted_and_estimated(
 def test_names_are_taken_where_they_are_clear() -> None:
     params = read_params(TOP / "profiles" / "smoke.yaml")
     policy, section, changes = parse_changes(
-        params, ["text_area=0.03", "unsafe=null", "min_side=512", "duplicate=1", "order_by=likes", "alignment=0.2"]
+        params, ["text_area=0.03", "unsafe=null", "min_side=512", "duplicate=1", "order_by=likes", "alignment_rank=0.2"]
     )
     assert (policy.max_text_area, policy.max_unsafe, policy.min_side, policy.min_alignment_rank) == (
         0.03,
