@@ -49,10 +49,8 @@ class AutoencoderLearner:
         self.trained, self.held = rows.trained, rows.held
         self.modules = {"network": self.network, "adversary": self.adversary}
         self.optimizers = {
-            "network": torch.optim.AdamW(
-                self.network.parameters(), config.learning_rate, BETAS, weight_decay=1e-4, fused=True
-            ),
-            "adversary": torch.optim.AdamW(self.adversary.parameters(), config.learning_rate, BETAS, fused=True),
+            "network": torch.optim.AdamW(self.network.parameters(), config.learning_rate, BETAS, weight_decay=1e-4),
+            "adversary": torch.optim.AdamW(self.adversary.parameters(), config.learning_rate, BETAS),
         }
 
     def batch_keys(self, step: int) -> list[str]:
