@@ -75,6 +75,13 @@ def close_abandoned_runs(instance: dg.DagsterInstance) -> None:
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
         if (tag := run.tags.get(PROCESS_TAG)) and not _is_alive(tag):
             instance.report_run_failed(run, "The process that ran it is gone (killed, or the machine stopped).")
+    # A killed run still holds its place in the pool, and the next training would wait for it for ever: only Dagster's
+    # daemon would free it (dagster.yaml, free_slots_after_run_end_seconds), and none runs here.
+    storage = instance.event_log_storage
+    for run_id in storage.get_concurrency_run_ids():
+        holder = instance.get_run_by_id(run_id)
+        if holder is None or holder.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)
 
 
 def _is_alive(tag: str) -> bool:
