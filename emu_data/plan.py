@@ -37,13 +37,14 @@ class Plan:
     """The order of the signals, and what it follows from.
 
     seconds: of a picture, medians: "decode", "embedding" and each signal's own. pass_rates: 0..1, of the pilot's
-    pictures by that signal alone.
+    pictures by that signal alone. sources: what measures each signal, in words.
     """
 
     order: tuple[str, ...]
     seconds: Mapping[str, float]
     pass_rates: Mapping[str, float]
     num_pilot: int
+    sources: Mapping[str, str]
 
     def arrange(self, signals: Sequence[Signal]) -> list[Signal]:
         """Return the signals in the plan's order."""
@@ -115,7 +116,8 @@ def _make_plan(raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], 
         records: list[dict[Any, Any]] = rows.where(rows.notna(), None).to_dict("records")
         rejected = [funnel.is_rejected(record) for record in records]
         pass_rates[signal.name] = 1.0 - sum(rejected) / max(1, len(rejected))
-    return Plan(order_signals(signals, seconds, pass_rates), seconds, pass_rates, len(values))
+    sources = {signal.name: signal.describe() for signal in signals}
+    return Plan(order_signals(signals, seconds, pass_rates), seconds, pass_rates, len(values), sources)
 
 
 def _measure_pilot(

@@ -109,15 +109,24 @@ def read_examples(con: "DuckDBPyConnection", layout: Layout, ledger: str) -> dic
 
 
 def read_plan(signals: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return the cascade's steps and what measured each signal, from the newest signals/plan*.json ([] where none).
+    """Return the cascade's steps in order, and signal -> what measures it, from the newest plan of emu_data/plan.py in
+    `signals` (nothing where there is none).
 
-    Its entries `steps` (a list of objects) and `sources` (names to words) are shown as they are.
+    A step: the signal, what it costs a picture, the share of the pilot's pictures that it alone lets pass.
     """
-    plans = sorted(signals.glob("plan*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    plans = sorted(signals.glob("plan-*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not plans:
         return [], {}
     plan = json.loads(plans[-1].read_text(encoding="utf-8"))
-    return list(plan.get("steps", [])), {str(k): str(v) for k, v in plan.get("sources", {}).items()}
+    steps = [
+        {
+            "signal": name,
+            "ms a picture": round(1000 * plan["seconds"].get(name, 0.0), 2),
+            "pass rate": round(plan["pass_rates"][name], 3),
+        }
+        for name in plan["order"]
+    ]
+    return steps, plan["sources"]
 
 
 def write_funnel_report(
