@@ -17,8 +17,7 @@ class Prefetcher:
 
     An exception in a thread is raised by `get` of its step. `seconds_waited` tells how long `get` had to wait.
 
-    Where the CPU itself trains, `get` makes the batch: threads beside it would only take its cores away (and setting
-    their torch threads to one sets MKL's for the whole process: 0.20 s a step instead of 0.08, docs/log.md).
+    Where the CPU itself trains, `get` makes the batch: threads beside it would only take its cores away.
     """
 
     def __init__(self, prepare: Callable[[int], Any], start: int, end: int, device: torch.device) -> None:
