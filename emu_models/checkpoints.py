@@ -19,9 +19,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from emu_models.autoencoder.network import Autoencoder, Moments
 from emu_models.denoiser import choose_attention
@@ -129,6 +131,12 @@ class Adapters:
     target_modules: tuple[str, ...]
 
 
+def hide_bars() -> None:
+    """Silences diffusers' and transformers' bars for loading and saving, which would break up those of a training."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 def load_pipeline(folder: Path) -> Any:
     """The pipeline saved in `folder`, in fp32 on the device there is; no code of the folder is run.
 
@@ -141,6 +149,7 @@ def load_pipeline(folder: Path) -> Any:
     layout = LAYOUTS.get(named[1] if isinstance(named, list) else named)
     if layout is None:
         raise ValueError(f"{folder} holds a {named}; what can be tuned and drawn with is {', '.join(LAYOUTS)}")
+    hide_bars()
     pipeline: Any = layout.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     _refuse_what_does_not_fit(pipeline, Path(folder))
     choose_attention(pipeline.unet)
@@ -209,4 +218,5 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
         )
         unet.fuse_lora()
         unet.unload_lora()
+    hide_bars()
     pipeline.save_pretrained(folder)

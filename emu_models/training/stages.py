@@ -22,6 +22,7 @@ from emu_models.checkpoints import (
     Adapters,
     add_adapters,
     captions_of,
+    hide_bars,
     latents_of,
     load_pipeline,
     save_pipeline,
@@ -200,6 +201,7 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
 def _new_pipeline(spec: DenoiserJob, resolution: int) -> EmuPipeline:
     """A pipeline around a new denoiser, over the autoencoder and the text encoders there are."""
     assert spec.autoencoder is not None and spec.denoiser is not None
+    hide_bars()
     autoencoder, encoders = Autoencoder.from_pretrained(spec.autoencoder), load_text_encoders(spec.text_encoder)
     channels = autoencoder.latent_mean.numel()
     return EmuPipeline(
