@@ -74,8 +74,9 @@ def plan_signals(layout: Layout, params: Params) -> tuple[list[Signal], Funnel]:
     policies = {policy: None, **{_only(policy, section.gates): None for section in sections}}
     funnel = Funnel(tuple(policies), params.filter_ledger.control_share)
     shards = [tar.stem for tar in list_shards(layout.raw)]
-    signals, _ = with_text_probe(layout.raw, shards, build_signals(layout, params), layout.signals)
-    plan = read_or_make_plan(layout.raw, shards, signals, funnel, layout.signals)
+    engine = build_engine(params)
+    signals, _ = with_text_probe(layout.raw, shards, build_signals(layout, params), layout.signals, engine)
+    plan = read_or_make_plan(layout.raw, shards, signals, funnel, layout.signals, engine)
     return plan.arrange(signals), funnel
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock
 
 from emu_data.cascade import BATCH, Funnel, Measured, Task, load_signals, measure_shard, read_values
-from emu_data.engine import Guard
+from emu_data.engine import Engine, Guard, run_shards
 from emu_data.files import fingerprint, write_json
 from emu_data.records import STATUS_SUCCESS
 from emu_data.shards import read_rows, read_samples
@@ -58,18 +58,23 @@ def plan_path(signals: Sequence[Signal], funnel: Funnel, out_dir: Path) -> Path:
 
 
 def read_or_make_plan(
-    raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], funnel: Funnel, out_dir: Path
+    raw_dir: Path,
+    shards: Sequence[str],
+    signals: Sequence[Signal],
+    funnel: Funnel,
+    out_dir: Path,
+    engine: Engine | None = None,
 ) -> Plan:
     """Return the plan for these signals and policies; measure and write it where there is none.
 
     shards: the corpus's first few, in order: the pilot's rows are taken from their beginning, and their values are
-    written like any others. Only one process measures; the others wait for it.
+    written like any others. Only one process measures, on `engine`; the others wait for it.
     """
     path = plan_path(signals, funnel, out_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_lock(path.parent)):
         if not path.is_file():
-            write_json(path, asdict(_make_plan(raw_dir, shards, signals, funnel, out_dir)))
+            write_json(path, asdict(_make_plan(raw_dir, shards, signals, funnel, out_dir, engine)))
     written: dict[str, Any] = json.loads(path.read_text())
     return Plan(**{**written, "order": tuple(written["order"])})
 
@@ -108,8 +113,15 @@ def pilot_keys(raw_dir: Path, shards: Sequence[str], num: int = NUM_PILOT) -> di
     return keys
 
 
-def _make_plan(raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], funnel: Funnel, out_dir: Path) -> Plan:
-    values, seconds = _measure_pilot(raw_dir, shards, signals, out_dir)
+def _make_plan(
+    raw_dir: Path,
+    shards: Sequence[str],
+    signals: Sequence[Signal],
+    funnel: Funnel,
+    out_dir: Path,
+    engine: Engine | None,
+) -> Plan:
+    values, seconds = _measure_pilot(raw_dir, shards, signals, out_dir, engine)
     pass_rates = {}
     for signal in signals:
         rows = values[list(signal.columns)].astype(object)
@@ -121,34 +133,54 @@ def _make_plan(raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], 
 
 
 def _measure_pilot(
-    raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], out_dir: Path
+    raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], out_dir: Path, engine: Engine | None
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Return the pilot's values, of the pictures that can be read, and the median seconds of a picture by piece.
 
     What is measured is kept in the signals' files, and what it took in pilot.json, so that a plan for another policy
     measures nothing again.
     """
-    everything, spent, frames = Funnel(), [], []
-    keys = pilot_keys(raw_dir, shards)
     names = {signal.name: f"{signal.name}@{signal.version}" for signal in signals}
     path = Path(out_dir) / "pilot.json"
     stored: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-    with Guard(partial(load_signals, tuple(signals), everything)) as guard:
-        for shard, those in keys.items():
-            spent += measure_shard(Path(raw_dir), signals, Path(out_dir), everything, shard, guard, those)[1]
-            values = read_values(raw_dir, [shard], signals, out_dir)
-            frames.append(values[values["key"].isin(those) & values["error"].isna()])
-        if any(names[name] not in stored and not any(name in one for one in spent) for name in names):
-            # Its values were there, what they took is not known: a few are measured again, and only timed.
-            samples = islice(read_samples(Path(raw_dir) / f"{shards[0]}.tar", lambda error: None), NUM_TIMED)
-            tasks = [Task(sample, {}, frozenset(), True) for sample in samples]
-            spent += [found.seconds for found in guard.map(tasks, BATCH) if isinstance(found, Measured)]
+    values, spent = _measure_rows(raw_dir, shards, signals, out_dir, engine)
+    if any(names[name] not in stored and not any(name in one for one in spent) for name in names):
+        # Its values were there, what they took is not known: a few are measured again, and only timed.
+        load = partial(load_signals, tuple(signals), Funnel())
+        spent += run_shards(partial(_time_again, Path(raw_dir)), shards[:1], load, engine)[0]
     seconds = {}
     for piece in ("decode", "embedding", *names):
         took = [one[piece] for one in spent if piece in one]
         seconds[piece] = median(took) if took else stored.get(names.get(piece, piece), 0.0)
     write_json(path, {**stored, **{names.get(piece, piece): value for piece, value in seconds.items()}})
-    return pd.concat(frames, ignore_index=True), seconds
+    return values, seconds
+
+
+def _measure_rows(
+    raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], out_dir: Path, engine: Engine | None
+) -> tuple[pd.DataFrame, list[dict[str, float]]]:
+    """Measure all signals on the pilot's rows: their values, of the pictures that can be read, and the seconds of each
+    picture by piece, of those that had not been measured before.
+    """
+    rows = pilot_keys(raw_dir, shards)
+    work = partial(_measure_part, Path(raw_dir), tuple(signals), Path(out_dir))
+    spent = run_shards(work, list(rows.items()), partial(load_signals, tuple(signals), Funnel()), engine)
+    values = read_values(raw_dir, list(rows), signals, out_dir)
+    is_pilot = values["key"].isin([key for keys in rows.values() for key in keys])
+    return values[is_pilot & values["error"].isna()], list(chain.from_iterable(spent))
+
+
+def _measure_part(
+    raw_dir: Path, signals: Sequence[Signal], out_dir: Path, part: tuple[str, list[str]], guard: Guard[Any]
+) -> list[dict[str, float]]:
+    shard, keys = part
+    return measure_shard(raw_dir, signals, out_dir, Funnel(), shard, guard, keys)[1]
+
+
+def _time_again(raw_dir: Path, shard: str, guard: Guard[Any]) -> list[dict[str, float]]:
+    samples = islice(read_samples(raw_dir / f"{shard}.tar", lambda error: None), NUM_TIMED)
+    tasks = [Task(sample, {}, frozenset(), True) for sample in samples]
+    return [found.seconds for found in guard.map(tasks, BATCH) if isinstance(found, Measured)]
 
 
 def _shared(signal: Signal) -> tuple[str, ...]:
@@ -157,7 +189,7 @@ def _shared(signal: Signal) -> tuple[str, ...]:
 
 
 def with_text_probe(
-    raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], out_dir: Path
+    raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], out_dir: Path, engine: Engine | None = None
 ) -> tuple[list[Signal], str]:
     """Return the signals with a text probe in the text signal, if one can be fitted to the pilot, and how good it is.
 
@@ -171,13 +203,7 @@ def with_text_probe(
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_lock(path.parent)):
         if not path.is_file():
-            pair, everything, frames = (plain, TextFeaturesSignal()), Funnel(), []
-            with Guard(partial(load_signals, pair, everything)) as guard:
-                for shard, keys in pilot_keys(raw_dir, shards).items():
-                    measure_shard(Path(raw_dir), pair, Path(out_dir), everything, shard, guard, keys)
-                    values = read_values(raw_dir, [shard], pair, out_dir)
-                    frames.append(values[values["key"].isin(keys) & values["error"].isna()])
-            table = pd.concat(frames, ignore_index=True)
+            table, _ = _measure_rows(raw_dir, shards, (plain, TextFeaturesSignal()), out_dir, engine)
             features = table[list(TextFeaturesSignal.columns)].to_numpy(float)
             probe, told = fit_text_probe(features, table["text_area"].to_numpy(float))
             write_json(path, {"probe": None if probe is None else asdict(probe), "note": told})
