@@ -31,6 +31,10 @@ class Moments:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.at(noise)
+
+    def at(self, noise: Tensor) -> Tensor:
+        """The latent that lies `noise` (B, C, h, w) standard deviations from the mean."""
         return self.mean + noise * (0.5 * self.logvar).exp()
 
     def select(self, index_B: Tensor) -> "Moments":

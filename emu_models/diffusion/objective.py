@@ -5,19 +5,16 @@ Symbols: z0 clean latents, eps noise, z_t = alpha_t z0 + sigma_t eps, v = alpha_
 SNR = (alpha / sigma)^2.
 """
 
-import torch
 from torch import Tensor
 
 MIN_SNR_GAMMA = 5.0  # Hang et al., arXiv 2303.09556
 WEIGHT_FLOOR = 0.05  # least weight of a timestep; chosen here, 2026-11-23
 
 
-def draw_noise(shape: torch.Size, noise_offset: float, generator: torch.Generator) -> Tensor:
-    """eps + noise_offset * n, n (B, C, 1, 1): one draw a channel, shared by all positions. On CPU, as the generator."""
-    noise_BChw = torch.randn(shape, generator=generator)
-    if noise_offset:
-        noise_BChw = noise_BChw + noise_offset * torch.randn(*shape[:2], 1, 1, generator=generator)
-    return noise_BChw
+def offset_noise(noise: Tensor, shift_BC: Tensor, noise_offset: float) -> Tensor:
+    """noise + noise_offset * shift: standard normal noise (B, C, h, w), and one draw a channel, shared by all of its
+    positions."""
+    return noise + noise_offset * shift_BC[:, :, None, None]
 
 
 def denoising_loss(

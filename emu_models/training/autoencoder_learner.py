@@ -75,7 +75,7 @@ class AutoencoderLearner:
         with autocast(self.device):
             moments = self.network.encode(x)
             noise = torch.randn(moments.mean.shape, generator=generator).to(self.device)
-            y = self.network.decode(moments.mean + noise * (0.5 * moments.logvar).exp())
+            y = self.network.decode(moments.at(noise))
         y = y.float()  # the losses are in fp32
         l1 = (y - x).abs().mean()
         reconstruction, kl = l1, moments.kl()

@@ -11,13 +11,13 @@ from torch import Tensor
 from emu_models.autoencoder.network import Moments
 from emu_models.checkpoints import Latents
 from emu_models.denoiser import denoise
-from emu_models.diffusion.objective import denoising_loss, draw_noise
+from emu_models.diffusion.objective import denoising_loss, offset_noise
 from emu_models.diffusion.schedule import NUM_TIMESTEPS
 from emu_models.text import TextFeatures
 from emu_models.training.device import autocast, choose_device
 from emu_models.training.distributed import ALONE, World, exchange_gradients, whole
 from emu_models.training.ema import copy_for_averaging
-from emu_models.training.order import BatchOrder, generator_for
+from emu_models.training.order import BatchOrder, draw_rows
 
 T = TypeVar("T", covariant=True)
 
@@ -122,17 +122,14 @@ class DenoiserLearner:
         positions, weights_B = self.world.share(config.batch_size)
         index = torch.from_numpy(self.order.indices(step)[positions])
         moments = self.trained.moments.select(index)
-        one = torch.Size([1, *moments.mean.shape[1:]])
-        samples, noise, t, dropped = [], [], [], []
-        for i, position in enumerate(positions):
-            generator = generator_for(config.seed, step, int(position))
-            samples.append(moments.select(torch.tensor([i])).sample(generator))
-            noise.append(draw_noise(one, config.noise_offset, generator))
-            t.append(torch.randint(len(self.alphas_cumprod), (1,), generator=generator))
-            dropped.append(torch.rand(1, generator=generator) < config.caption_dropout)
-        z0 = self.autoencoder.normalise(torch.cat(samples))
-        text = self.trained.text.select(index).drop(torch.cat(dropped), self.null)
-        return Batch(z0, torch.cat(noise), torch.cat(t), text, weights_B)
+        channels, size = moments.mean.shape[1], moments.mean[0].numel()
+        normal, uniform = draw_rows(config.seed, step, positions, 2 * size + channels, 2)
+        within, noise, shift_BC = normal.split([size, size, channels], dim=1)
+        z0 = self.autoencoder.normalise(moments.at(within.view_as(moments.mean)))
+        noise = offset_noise(noise.view_as(moments.mean), shift_BC, config.noise_offset)
+        t_B = (uniform[:, 0] * len(self.alphas_cumprod)).long()
+        text = self.trained.text.select(index).drop(uniform[:, 1] < config.caption_dropout, self.null)
+        return Batch(z0, noise, t_B, text, weights_B)
 
     def learn(self, step: int, batch: Batch) -> dict[str, float]:
         config, optimizer = self.config, self.optimizers["network"]
@@ -177,8 +174,7 @@ class DenoiserLearner:
         positions, weights_B = self.world.share(len(rows))
         index = rows[positions]
         z0 = self.autoencoder.normalise(self.held.moments.select(torch.from_numpy(index)).mean)
-        one = torch.Size([1, *z0.shape[1:]])
-        noise = torch.cat([draw_noise(one, 0.0, generator_for(VALIDATION_SEED, int(row))) for row in index])
+        noise = draw_rows(VALIDATION_SEED, 0, index, z0[0].numel())[0].view_as(z0)
         text, total = self.held.text.select(torch.from_numpy(index)), 0.0
         for t in VALIDATION_TIMESTEPS:
             batch = Batch(z0, noise, torch.full((len(z0),), t), text, weights_B)

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> np.ndarray:
@@ -57,14 +58,31 @@ class BatchOrder:
         return rng.permutation(np.concatenate(batches))
 
 
-def generator_for(seed: int, step: int, position: int = 0) -> torch.Generator:
-    """A CPU generator for one step, or for one position in its batch.
-
-    By position, so that a row gets the same noise whatever the number of processes that share the batch, and each
-    process draws its own only.
-    """
-    entropy = np.random.SeedSequence([seed, position, step]).generate_state(1, np.uint64)[0]
+def generator_for(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """A CPU generator for one step; `stream` tells apart what is drawn independently in the same step."""
+    entropy = np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(entropy) >> 1)
+
+
+def draw_rows(
+    seed: int, step: int, positions: np.ndarray, num_normal: int, num_uniform: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Standard normal numbers (n, num_normal) and numbers in 0..1 (n, num_uniform), float32, of n positions.
+
+    By position, so that a row gets the same numbers whatever the number of processes that share the batch, and each
+    process draws its own only. The generator counts (Philox, Salmon et al. 2011): it is put to a position at once,
+    where seeding a new one for each row took a tenth of a small network's step.
+    """
+    philox = np.random.Philox(key=np.array([seed, step], np.uint64))
+    generator, state = np.random.Generator(philox), philox.state
+    normal = np.empty((len(positions), num_normal), np.float32)
+    uniform = np.empty((len(positions), num_uniform), np.float32)
+    for row, position in enumerate(positions):
+        state["state"]["counter"][:] = (0, 0, 0, position)
+        philox.state = state
+        generator.standard_normal(dtype=np.float32, out=normal[row])
+        generator.random(dtype=np.float32, out=uniform[row])
+    return torch.from_numpy(normal), torch.from_numpy(uniform)
 
 
 def held_out(keys: list[str], share: float, minimum: int) -> np.ndarray:

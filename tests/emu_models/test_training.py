@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from emu_models.diffusion.objective import MIN_SNR_GAMMA, denoising_loss, draw_noise
+from emu_models.diffusion.objective import MIN_SNR_GAMMA, denoising_loss, offset_noise
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.training import prefetch, stages
 from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage, copy_for_averaging
 from emu_models.training.loop import Interrupted, NotFinite, learning_rate, read_log, run_training
-from emu_models.training.order import batch_indices, generator_for, held_out
+from emu_models.training.order import batch_indices, draw_rows, generator_for, held_out
 from tests.shards import write_toy_shards
 from tests.toy_training import GENTLE, LOOP, autoencoder_job, denoiser_job, keep_single_precision
 
@@ -243,12 +243,25 @@ def test_the_average_moves_towards_the_weights():
 
 
 def test_offset_noise_is_one_draw_a_channel():
-    shape = torch.Size([64, 4, 16, 16])
-    plain = draw_noise(shape, 0.0, torch.Generator().manual_seed(0))
-    offset = draw_noise(shape, 0.5, torch.Generator().manual_seed(0))
-    difference = offset - plain
+    normal, _ = draw_rows(0, 0, np.arange(64), 4 * 16 * 16 + 4)
+    plain, shift = normal[:, :-4].view(64, 4, 16, 16), normal[:, -4:]
+    assert torch.equal(offset_noise(plain, shift, 0.0), plain)
+    difference = offset_noise(plain, shift, 0.5) - plain
     assert torch.allclose(difference, difference[:, :, :1, :1].expand_as(difference), atol=1e-5)
     assert difference.std().item() == pytest.approx(0.5, rel=0.2)
+
+
+def test_a_row_draws_by_its_position_alone_and_nothing_twice():
+    normal, uniform = draw_rows(3, 7, np.arange(50), 200, 2)
+    some = np.array([41, 5, 5])
+    for whole, part in zip((normal, uniform), draw_rows(3, 7, some, 200, 2), strict=True):
+        assert torch.equal(whole[some], part)
+    others = [draw_rows(seed, step, np.arange(50), 200)[0] for seed, step in ((3, 8), (4, 7), (7, 3))]
+    everything = torch.cat([normal, *others])
+    assert len(everything.unique()) > 0.999 * everything.numel()
+    assert torch.corrcoef(everything).fill_diagonal_(0).abs().max() < 0.4  # 0.07 is a standard deviation
+    assert everything.mean().abs() < 0.02 and everything.std().item() == pytest.approx(1, abs=0.02)
+    assert uniform.min() >= 0 and uniform.max() < 1
 
 
 def test_denoising_loss_is_zero_at_the_true_velocity_and_weighted_as_min_snr_says():
