@@ -47,16 +47,18 @@ class TextFeatures:
     def select(self, index_B: Tensor) -> "TextFeatures":
         return TextFeatures(self.tokens_BLD[index_B], self.mask_BL[index_B], self.pooled_BD[index_B])
 
-    def drop(self, dropped_B: Tensor, null: "TextFeatures") -> "TextFeatures":
-        """Replaces the rows where dropped_B (B,) is true by the null condition (classifier-free guidance)."""
-        return TextFeatures(
-            torch.where(dropped_B[:, None, None], null.tokens_BLD, self.tokens_BLD),
-            torch.where(dropped_B[:, None], null.mask_BL, self.mask_BL),
-            torch.where(dropped_B[:, None], null.pooled_BD, self.pooled_BD),
-        )
+    def drop_(self, dropped_B: Tensor, null: "TextFeatures") -> "TextFeatures":
+        """Replaces in place the rows where dropped_B (B,) is true by the null condition (classifier-free guidance)."""
+        self.tokens_BLD[dropped_B] = null.tokens_BLD
+        self.mask_BL[dropped_B] = null.mask_BL
+        self.pooled_BD[dropped_B] = null.pooled_BD
+        return self
 
     def to(self, device: torch.device) -> "TextFeatures":
-        return TextFeatures(self.tokens_BLD.to(device), self.mask_BL.to(device), self.pooled_BD.to(device))
+        """On the device, and in fp32 there."""
+        return TextFeatures(
+            self.tokens_BLD.to(device).float(), self.mask_BL.to(device), self.pooled_BD.to(device).float()
+        )
 
     @staticmethod
     def cat(parts: list["TextFeatures"]) -> "TextFeatures":

@@ -70,14 +70,16 @@ class CachedRows:
         return type(self)(self.shards, self.shard_N[index], self.row_N[index])
 
     def read(self, index_B: Tensor) -> dict[str, Tensor]:
-        """The tensors of some rows, which must be of one shape, in float where they are kept in half precision."""
+        """The tensors of some rows, which must be of one shape, as they are kept."""
         shard_B, row_B = self.shard_N[index_B.numpy()], torch.from_numpy(self.row_N[index_B.numpy()])
         found: dict[str, Tensor] = {}
         for shard in np.unique(shard_B):
             places = torch.from_numpy(np.flatnonzero(shard_B == shard))
             for name, stored in _open_shard(self.shards[shard]).items():
                 values = stored[row_B[places]]
-                values = values.float() if values.is_floating_point() else values
+                if len(places) == len(index_B):  # all of one shard, as in a small set: no second copy
+                    found[name] = values
+                    continue
                 if name not in found:
                     found[name] = values.new_empty(len(index_B), *values.shape[1:])
                 found[name][places] = values
@@ -88,12 +90,13 @@ class CachedRows:
 class CachedMoments(CachedRows):
     def select(self, index_B: Tensor) -> Moments:
         found = self.read(index_B)
-        return Moments(found["mean"], found["logvar"])
+        return Moments(found["mean"].float(), found["logvar"].float())
 
 
 @dataclass(frozen=True)
 class CachedText(CachedRows):
     def select(self, index_B: Tensor) -> TextFeatures:
+        """In half precision: the larger part of a batch is copied, and sent to the device, at half its size."""
         found = self.read(index_B)
         return TextFeatures(found["tokens"], found["mask"], found["pooled"])
 

@@ -128,7 +128,7 @@ class DenoiserLearner:
         z0 = self.autoencoder.normalise(moments.at(within.view_as(moments.mean)))
         noise = offset_noise(noise.view_as(moments.mean), shift_BC, config.noise_offset)
         t_B = (uniform[:, 0] * len(self.alphas_cumprod)).long()
-        text = self.trained.text.select(index).drop(uniform[:, 1] < config.caption_dropout, self.null)
+        text = self.trained.text.select(index).drop_(uniform[:, 1] < config.caption_dropout, self.null)
         return Batch(z0, noise, t_B, text, weights_B)
 
     def learn(self, step: int, batch: Batch) -> dict[str, float]:

@@ -151,9 +151,10 @@ def run_training(
         }
 
     step = start
-    progress = tqdm(
-        total=config.num_steps, initial=start, desc=description, unit="step", mininterval=1, disable=not world.leads
-    )
+    silent: dict[str, Any] = (
+        {} if world.leads else {"disable": True}
+    )  # given only where it must be, so that TQDM_DISABLE counts
+    progress = tqdm(total=config.num_steps, initial=start, desc=description, unit="step", mininterval=1, **silent)
     with (
         keep_log as log,
         progress as bar,
