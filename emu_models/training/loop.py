@@ -151,9 +151,8 @@ def run_training(
         }
 
     step = start
-    silent: dict[str, Any] = (
-        {} if world.leads else {"disable": True}
-    )  # given only where it must be, so that TQDM_DISABLE counts
+    # Given only where it must be, so that TQDM_DISABLE counts.
+    silent: dict[str, Any] = {} if world.leads else {"disable": True}
     progress = tqdm(total=config.num_steps, initial=start, desc=description, unit="step", mininterval=1, **silent)
     with (
         keep_log as log,
