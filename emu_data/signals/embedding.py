@@ -17,7 +17,7 @@ from PIL import ImageOps
 from emu_data.files import file_sha256
 from emu_data.signals import Record
 
-BATCH = 32  # pictures a forward pass, padded to it, so that values do not depend on their neighbours' number
+BATCH = 8  # pictures a forward pass, padded to it, so that values do not depend on their neighbours' number
 FOLDS_FILE = "folds.parquet"  # key, fold: the model in fold_N/ was trained without the pairs of fold N
 
 

@@ -33,7 +33,7 @@ class TextAreaSignal(Signal):
     which a word was read; null where nothing was tried to read.
 
     Args:
-        canvas: px, the square side that pictures are letterboxed to, a multiple of 64. 96 does for 128 px drawings,
+        canvas: px, the long side that pictures are brought to, a multiple of 32. 96 does for 128 px drawings,
             photographs want 384.
         text_threshold: 0..1, how sure CRAFT must be of a box's best pixel (EasyOCR's default is 0.7).
         min_box_aspect: boxes less oblong than this are taken for things.
@@ -52,7 +52,7 @@ class TextAreaSignal(Signal):
     probe: TextProbe | None = None
 
     name: ClassVar = "text_area"
-    revision: ClassVar = 2
+    revision: ClassVar = 3
     columns: ClassVar = {
         "text_area": "Float64",
         "largest_text_box": "Float64",
