@@ -23,6 +23,7 @@ for name in ("DAGSTER_HOME", "EMU_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID",
 TRAIN_THROUGH_DAGSTER = ("tests/e2e/", "tests/emu_dagster/test_gpu.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist's own, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` without a CUDA device and `browser` without a Chromium; group for pytest-xdist."""
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
