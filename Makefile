@@ -43,7 +43,7 @@ demo: $(ENV) ## the whole graph on PROFILE (default emoji), then a summary and d
 	@emu demo --profile $(PROFILE)
 
 test: $(ENV) ## all tests, the whole graph on the smoke profile among them
-	@pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+	@pytest --numprocesses logical --maxprocesses 4
 
 check: $(ENV) ## style, types, import rules, Dagster's definitions, dvc.yaml against the asset graph
 	ruff check .

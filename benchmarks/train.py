@@ -273,7 +273,7 @@ class Ours:
                 guidance_scale=1.0,
             ),
         )
-        return result.seconds, result.metrics["loader_wait_share"]
+        return result.timings["seconds"], result.timings["loader_wait_share"]
 
     def seconds_a_step(self, num_steps: int) -> tuple[float, float]:
         short, _ = self.train(1)

@@ -52,7 +52,6 @@ def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[s
                 found[name],
                 rebuilt[name],
                 meta["num_parameters"],
-                meta["result"]["seconds"],
             )
         )
     steps = [
@@ -163,7 +162,9 @@ def _reason(step: "Step", variants: Mapping[str, Variant], late_gains: Mapping[s
             f"holds zero); {curves}."
         )
     if gains[1] > gains[0]:
-        return f"{after} channels are behind {before} because the budget ended first: {curves}, so they caught up."
+        return (
+            f"{after} channels are behind {before} because the budget ended first: {curves}, so they were catching up."
+        )
     return f"{after} channels are behind {before}, and not for want of steps: {curves}."
 
 

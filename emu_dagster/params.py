@@ -215,6 +215,7 @@ class Denoiser(Section):
 
 class DenoiserTraining(Training):
     """micro_batch_size: rows that a process takes at a time, where its share of a batch does not fit in memory.
+    gradient_checkpointing: activations are computed again in the backward pass; `emu plan` says where that is needed.
 
     sample_every: steps between two sheets of the fixed prompts in MLflow; 0 draws one at the end only. aspect_buckets:
     shapes of about the same area, from 1 : 2 to 2 : 1; 1 crops all to squares.
@@ -223,6 +224,7 @@ class DenoiserTraining(Training):
     noise_offset: float
     caption_dropout: Share
     micro_batch_size: Count | None = None
+    gradient_checkpointing: bool = False
     sample_every: Annotated[int, Field(ge=0)] = 0
     aspect_buckets: Count = 1
 

@@ -108,7 +108,7 @@ class Record:
             **result["metrics"],
             "num_steps": result["num_steps"],
             "best_step": result["best_step"],
-            "seconds": result["seconds"],
+            **result.get("timings", {}),
             "num_parameters": meta["num_parameters"],
             "num_rows": meta["num_rows"],
         }

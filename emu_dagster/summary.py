@@ -102,9 +102,11 @@ def write_index_page(
 ) -> None:
     """Writes the report of the trainings and data/reports/index.html over all reports."""
     from emu_dagster.reporting.index import write_index
-    from emu_dagster.reporting.training import read_training_stage, write_training_report
+    from emu_dagster.reporting.training import read_training_stage, total_seconds, write_training_report
 
-    stages = [read_training_stage(layout.model(name), title) for name, title in TRAININGS.items()]
+    stages = [
+        read_training_stage(layout.model(name), title, found[name].get("seconds")) for name, title in TRAININGS.items()
+    ]
     write_training_report(layout.report("training"), stages, params)
     sizes = {
         "raw": found["raw_corpus"].get("num_rows"),
@@ -116,7 +118,7 @@ def write_index_page(
         layout.data / "reports",
         params,
         {name: int(size) for name, size in sizes.items() if size is not None},
-        sum(stage.seconds for stage in stages),
+        total_seconds(stages),
         f"{os.cpu_count()} CPU cores, {platform.machine()}; seconds are those of the trainings",
         [*COMMANDS, (generate_command(registered), "pictures from the registered model")],
     )

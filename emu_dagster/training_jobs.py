@@ -152,6 +152,7 @@ def denoiser_job(
             "noise_offset": section.noise_offset,
             "caption_dropout": section.caption_dropout,
             "micro_batch_size": section.micro_batch_size,
+            "gradient_checkpointing": section.gradient_checkpointing,
         },
         "aspect_buckets": section.aspect_buckets,
         "prompts": params.evaluation_images.fixed_prompts,

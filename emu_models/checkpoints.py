@@ -23,6 +23,7 @@ from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from emu_models.autoencoder.network import Autoencoder, Moments
@@ -218,5 +219,10 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
         )
         unet.fuse_lora()
         unet.unload_lora()
+    for part in pipeline.components.values():
+        if isinstance(part, PreTrainedTokenizerFast):
+            # the lengths of its last call, if there was one and no cache; else the same pipeline has other bytes
+            part.backend_tokenizer.no_truncation()
+            part.backend_tokenizer.no_padding()
     hide_bars()
     pipeline.save_pretrained(folder)

@@ -4,8 +4,10 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from emu_dagster.environment import QUIET
 
@@ -23,14 +25,22 @@ for name in ("DAGSTER_HOME", "EMU_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID",
 TRAIN_THROUGH_DAGSTER = ("tests/e2e/", "tests/emu_dagster/test_gpu.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist's own, which reads the groups
+class DeviceInOneWorker(LoadScopeScheduling):
+    """(--dist loadgroup of pytest-xdist 3.8 does nothing under pytest 9.2, which has no `Item._nodeid` any more.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "device" if nodeid.startswith(TRAIN_THROUGH_DAGSTER) else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> DeviceInOneWorker:
+    return DeviceInOneWorker(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` without a CUDA device and `browser` without a Chromium; group for pytest-xdist."""
+    """Skip tests marked `gpu` without a CUDA device and `browser` without a Chromium."""
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
     has_browser = any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     for item in items:
-        if item.nodeid.startswith(TRAIN_THROUGH_DAGSTER):
-            item.add_marker(pytest.mark.xdist_group("device"))
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("browser") and not has_browser:

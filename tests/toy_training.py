@@ -102,9 +102,11 @@ def train_from_json(given: dict[str, Any], world: World) -> None:
         world=world,
     )
     try:
-        stages.train_denoiser(job, spec)
+        result = stages.train_denoiser(job, spec)
     except Interrupted:
         print(f"rank {world.rank} interrupted", flush=True)
+    else:
+        print(f"rank {world.rank} began at {result.timings['resumed_from']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,15 @@ def autoencoder_study(
             )
             for name, variant in section.variants.items()
         ]
-        trainer.train(context, "emu_dagster.train_process", {"jobs": jobs}, record.mlflow_environment)
+        results = trainer.train(context, "emu_dagster.train_process", {"jobs": jobs}, record.mlflow_environment)
+        seconds = {
+            f"seconds_{name}": r["timings"]["seconds"]
+            for name, r in zip(section.variants, results, strict=True)
+            if "timings" in r
+        }
         metrics, table, preview = compare_variants(layout, record.params, rows)
         return record.result(
-            metrics,
+            metrics | seconds,
             pictures={"reconstructions": preview},
             pages={"study_report": layout.report(record.key) / "index.html"},
             tables={"comparison": table},

@@ -31,7 +31,6 @@ class VariantFindings:
     reconstruction: "Reconstruction"
     rebuilt: np.ndarray
     num_parameters: int | None = None
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,6 @@ def write_autoencoder_report(
                 "latent_channels": variant.latent_channels,
                 "fourier_bands": variant.fourier_bands,
                 "num_parameters": variant.num_parameters,
-                "seconds": variant.seconds,
                 "reconstruction": variant.reconstruction,
                 "paper": RECONSTRUCTION.get((variant.latent_channels, variant.fourier_bands > 0)),
             }

@@ -56,6 +56,8 @@ class DenoiserTrainingConfig:
 
     batch_size: rows of an optimiser step, over all processes. micro_batch_size: rows that a process takes at a time
     and whose gradients it adds up, where its share does not fit in memory; None takes the share at once.
+    gradient_checkpointing: blocks keep only their inputs and are computed again in the backward pass: less memory, more
+    time, the same numbers.
     """
 
     num_steps: int
@@ -65,6 +67,7 @@ class DenoiserTrainingConfig:
     caption_dropout: float
     seed: int
     micro_batch_size: int | None = None
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class DenoiserLearner:
         self.config, self.trained, self.held, self.null, self.world = config, trained, held, null, world
         self.network, self.autoencoder = network.to(self.device), autoencoder  # type: ignore[arg-type]
         self.averaged = copy_for_averaging(self.network)
+        if config.gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
         for module in (self.network, self.averaged):
             world.spread(module)
         self.order = BatchOrder(trained.buckets, config.batch_size, config.seed)

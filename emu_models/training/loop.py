@@ -91,12 +91,17 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class TrainingResult:
+    """All but `timings` is the same for every run of the same configuration, however often it was interrupted.
+
+    timings: seconds in all, resumed_from (the step at which this process began), steps_per_second and
+    loader_wait_share (0..1, of the time, how much was spent waiting for a batch) since then.
+    """
+
     num_steps: int
     best_step: int
     stopped_early: bool
     metrics: dict[str, float]
-    seconds: float
-    resumed_from: int
+    timings: dict[str, float]
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:
@@ -121,8 +126,7 @@ def run_training(
 
     `folder` holds the state while training: state/ and metrics.jsonl. Raises Interrupted after saving when
     `stop_requested`, NotFinite on a NaN loss or gradient; the last saved state is then from before it. What depends on
-    the clock (loader_wait_share: of the time, how much was spent waiting for a batch) goes to the sink and the result,
-    not to metrics.jsonl, which is the same for every run of the same configuration.
+    the clock goes to the sink and the result's timings, not to metrics.jsonl.
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = WeightAverage(learner.averaged, config.ema_decay)
@@ -194,8 +198,8 @@ def run_training(
                 last_saved = time.monotonic()
     save(step)  # so that a crash while the result is being exported costs no training
     seconds = seconds_before + time.monotonic() - began
-    metrics = metrics | (timings(step) if step > start else {})
-    return TrainingResult(step, stopping.best_step, step < config.num_steps, metrics, seconds, start)
+    taken = {"seconds": seconds, "resumed_from": start, **(timings(step) if step > start else {})}
+    return TrainingResult(step, stopping.best_step, step < config.num_steps, metrics, taken)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

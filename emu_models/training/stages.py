@@ -5,6 +5,7 @@ folder is in diffusers' layout (config.json and safetensors) with meta.json, met
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -217,6 +218,8 @@ def _new_pipeline(spec: DenoiserJob, resolution: int) -> EmuPipeline:
 def _write_beside(
     folder: Path, job: Job, result: TrainingResult, rows: Rows | PictureRows, num_parameters: int, spec: dict[str, Any]
 ) -> None:
+    """metrics.jsonl and meta.json, with nothing in them that depends on the clock or on where the project lies: a
+    training that was interrupted, or made elsewhere, leaves the same bytes, and what was made from it stays valid."""
     log = read_log(job.work)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     meta = {
@@ -228,11 +231,19 @@ def _write_beside(
         "num_parameters": num_parameters,
         "device": choose_device().type,
         "half_precision": half_precision_pays(choose_device()),
-        "result": asdict(result),
+        "result": {name: value for name, value in asdict(result).items() if name != "timings"},
         "loop": asdict(job.loop),
-        "spec": spec,
+        "spec": _portable(spec, job.out),
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2, default=str))
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+
+
+def _portable(value: Any, folder: Path) -> Any:
+    """`value` with the paths in it made relative to `folder`."""
+    if isinstance(value, dict):
+        return {name: _portable(part, folder) for name, part in value.items()}
+    is_path = isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value))
+    return os.path.relpath(value, folder) if is_path else value
 
 
 @torch.no_grad()

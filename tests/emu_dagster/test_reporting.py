@@ -2,7 +2,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from emu_dagster.reporting.funnel import Findings, write_funnel_report
 from emu_dagster.reporting.index import write_index
 from emu_dagster.reporting.page import format_count, format_duration, format_number, format_p_value, to_json
 from emu_dagster.reporting.preference import Axis, picture_preference, write_preference_report
-from emu_dagster.reporting.training import TrainingStage, read_training_stage, write_training_report
+from emu_dagster.reporting.training import TrainingStage, read_training_stage, total_seconds, write_training_report
 from emu_data.agreement import measure_agreement
 from emu_data.rubric import RUBRIC_LABEL
 from emu_data.votes import Vote, votes_to_frame
@@ -77,7 +77,7 @@ def write_autoencoder(folder: Path, run: Run) -> dict[str, Any]:
     interval = Interval(0.5, 0.4, 0.6)
     found = Reconstruction(8, interval, Interval(25.0, 24.0, 26.0), interval, "some features (not FID)")
     variants = [
-        VariantFindings("c4", 4, 0, found, make_pictures(8, 1), 1000, 12.0),
+        VariantFindings("c4", 4, 0, found, make_pictures(8, 1), 1000),
         VariantFindings("c16_fourier", 16, 2, found, make_pictures(8, 2)),
         VariantFindings("c12", 12, 0, found, make_pictures(8, 3)),
     ]
@@ -300,7 +300,7 @@ def test_a_training_is_read_from_its_model_folder(tmp_path: Path):
         "resolution": 64,
         "num_rows": 40,
         "num_parameters": 123,
-        "result": {"num_steps": 100, "best_step": 75, "stopped_early": True, "seconds": 12.5},
+        "result": {"num_steps": 100, "best_step": 75, "stopped_early": True},
         "spec": {"training": {"noise_offset": 0.1}},
     }
     (tmp_path / "meta.json").write_text(json.dumps(meta))
@@ -309,7 +309,8 @@ def test_a_training_is_read_from_its_model_folder(tmp_path: Path):
         {"step": 50, "loss": 0.9, "val_loss": 1.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    stage = read_training_stage(tmp_path, "Quality-tuning")
+    stage = read_training_stage(tmp_path, "Quality-tuning", 12.5)
+    assert total_seconds([stage, stage]) == 25 and total_seconds([stage, replace(stage, seconds=None)]) is None
     assert stage.curves["val_loss"].tolist() == [1.1, 1.0] and stage.noise_offset == 0.1
     assert stage.stopped_early and stage.preview is None
 
