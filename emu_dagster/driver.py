@@ -12,9 +12,9 @@ import dagster as dg
 import psutil
 
 from emu_dagster.definitions import defs
-from emu_dagster.defs.corpus import register_shard_groups
+from emu_dagster.defs.corpus import list_shard_groups, register_shard_groups
 from emu_dagster.layout import Layout, project_root
-from emu_dagster.params import read_params
+from emu_dagster.params import Params, read_params
 from emu_dagster.staleness import StaleAsset, stale_assets
 
 PROCESS_TAG = "emu/process"
@@ -94,13 +94,18 @@ def _is_alive(tag: str) -> bool:
 
 def _stale(instance: dg.DagsterInstance) -> list[StaleAsset]:
     layout = Layout(project_root())
-
-    def exists(key: dg.AssetKey, partition: str | None) -> bool:
-        return all(path.exists() for path in layout.outs(key.to_user_string()))
-
+    params = read_params(layout.root / "params.yaml")
     if layout.raw.is_dir():  # shards that were there before Dagster was
-        register_shard_groups(instance, layout, read_params(layout.root / "params.yaml"))
-    return stale_assets(defs, instance, exists)
+        register_shard_groups(instance, layout, params)
+    return stale_assets(defs, instance, lambda key, part: output_exists(layout, params, key.to_user_string(), part))
+
+
+def output_exists(layout: Layout, params: Params, key: str, partition: str | None) -> bool:
+    """Whether what the asset writes, or its partition of the ledger, is on disk."""
+    paths = layout.outs(key)
+    if key == "filter_ledger" and partition is not None:
+        paths += [layout.ledger / f"{name}.parquet" for name in list_shard_groups(layout, params).get(partition, [])]
+    return all(path.exists() for path in paths)
 
 
 def _partitions(key: str, instance: dg.DagsterInstance) -> list[str | None]:

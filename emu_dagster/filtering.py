@@ -120,6 +120,9 @@ def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], 
     """
     from emu_dagster.reporting.funnel import read_findings, write_funnel_report
 
+    missing = [s.stem for s in list_shards(layout.raw) if not (layout.ledger / f"{s.stem}.parquet").is_file()]
+    if missing:
+        raise ValueError(f"no ledger of {len(missing)} shards, first {missing[:3]}; materialise filter_ledger of them")
     with atomic_dir(layout.filtered) as folder:
         ledger = folder / "ledger"
         decision = final_ledger(layout.ledger, ledger, selection_policy(params.filtered_corpus))

@@ -64,29 +64,32 @@ def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
 
 def write_training_rows(layout: Layout, resolution: int) -> Path:
     """A parquet (key, caption) of the raw pictures that can be read and are as large as they are to be trained on."""
-    from emu_data.shards import read_all_rows
+    import pandas as pd
 
-    rows = read_all_rows(layout.raw)
-    sides = rows[["width", "height"]]
-    usable = (rows["status"] == "success") & (sides.min(axis=1) >= resolution)
-    usable &= sides.max(axis=1) <= MAX_ASPECT * sides.min(axis=1)
-    return _write_rows(layout, f"autoencoder_{resolution}", rows[usable])
+    from emu_data.shards import iter_rows
+
+    parts = []
+    for rows in iter_rows(layout.raw, ["key", "caption", "status", "width", "height"]):
+        sides = rows[["width", "height"]]
+        usable = (rows["status"] == "success") & (sides.min(axis=1) >= resolution)
+        usable &= sides.max(axis=1) <= MAX_ASPECT * sides.min(axis=1)
+        parts.append(rows.loc[usable, ["key", "caption"]])
+    return _write_rows(layout, f"autoencoder_{resolution}", pd.concat(parts).sort_values("key"))
 
 
 def write_gated_rows(layout: Layout, name: str, gates: list[str]) -> Path:
     """A parquet (key, caption) of the raw pictures that failed none of `gates`. Those that only a quota turned away
     are pretrained on: the paper, too, pretrains on far more than the 200 K."""
-    import pandas as pd
-
-    from emu_data.ledger import GATES, read_ledger
+    from emu_data.ledger import GATES, open_ledger
 
     unknown = set(gates) - set(GATES)
     if unknown:
         raise ValueError(f"{name}.gates names {sorted(unknown)}; the gates are {', '.join(GATES)}")
-    ledger = read_ledger(layout.filtered / "ledger")
     # Signals are named as their gates. What a gate was not asked about was not needed: no stage keeps such a row.
-    asked = pd.Series([not set(str(names).split(",")) & set(gates) for names in ledger["unmeasured"]], ledger.index)
-    return _write_rows(layout, name, ledger[~ledger["first_failed_gate"].isin(gates) & asked])
+    passed = """SELECT key, caption FROM ledger WHERE NOT list_contains($gates, first_failed_gate)
+        AND NOT list_has_any(string_split(coalesce(unmeasured, ''), ','), $gates) ORDER BY key"""
+    with open_ledger(layout.filtered / "ledger") as con:
+        return _write_rows(layout, name, con.execute(passed, {"gates": gates}).df())
 
 
 def _write_rows(layout: Layout, name: str, rows: Any) -> Path:

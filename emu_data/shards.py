@@ -119,10 +119,24 @@ def iter_rows(directory: Path, columns: Sequence[str] | None = None) -> Iterator
         yield rows.assign(shard=path.stem)
 
 
-def read_all_rows(directory: Path) -> pd.DataFrame:
-    """Return the rows of all shards of a folder, in key order, with `shard`; `iter_rows` needs less memory."""
-    table = pd.concat(list(iter_rows(directory)), ignore_index=True)
-    return table.sort_values("key", kind="stable", ignore_index=True)
+def read_rows_of(directory: Path, keys: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of `keys` in that order, with `shard`; no more than these and a shard's are in memory. Raises
+    ValueError naming the keys that are not there.
+    """
+    wanted = set(keys)
+    parts: list[pd.DataFrame] = []
+    num_found = 0
+    for path in _find_shards(Path(directory), wanted):
+        rows = read_rows(path)
+        parts.append(rows[rows["key"].isin(wanted)].assign(shard=path.stem))
+        num_found += len(parts[-1])
+        if num_found == len(wanted):
+            break
+    found = pd.concat(parts).set_index("key", drop=False) if parts else pd.DataFrame(index=[])
+    missing = sorted(wanted - set(found.index))
+    if missing:
+        raise ValueError(f"{directory}: {len(missing)} keys have no row, first {missing[:3]}")
+    return found.loc[list(keys)]
 
 
 def read_many(directory: Path, keys: Sequence[str]) -> dict[str, Sample]:
@@ -183,7 +197,7 @@ def write_subset(
         columns: has `key` and what the manifest should carry beside key, shard and caption.
     Returns the manifest.
     """
-    rows = read_all_rows(source).set_index("key", drop=False)
+    rows = read_rows_of(source, keys)
     manifest: list[dict[str, Any]] = []
     for shard, start in enumerate(range(0, len(keys), samples_per_shard)):
         part = list(keys[start : start + samples_per_shard])

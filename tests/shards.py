@@ -8,9 +8,15 @@ import pandas as pd
 from PIL import Image
 
 from emu_data.records import Sample, make_key
-from emu_data.shards import write_shard
+from emu_data.shards import iter_rows, write_shard
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60), "yellow": (230, 210, 40)}
+
+
+def read_all_rows(directory: Path) -> pd.DataFrame:
+    """The rows of all shards of a folder, in key order, with `shard`."""
+    table = pd.concat(list(iter_rows(directory)), ignore_index=True)
+    return table.sort_values("key", kind="stable", ignore_index=True)
 
 
 def write_toy_shards(folder: Path, num_images: int, side: int = 48) -> tuple[Path, Path]:

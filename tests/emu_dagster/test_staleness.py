@@ -1,12 +1,19 @@
 """What is listed as stale, on a toy graph of this shape: one input, partitions of it, one asset of all."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from emu_dagster.defs.corpus import list_shard_groups
+from emu_dagster.driver import output_exists
+from emu_dagster.filtering import publish_filtered
+from emu_dagster.layout import Layout
+from emu_dagster.params import read_params
 from emu_dagster.staleness import MISSING_OUTPUT, NEVER_MADE, stale_assets
 
+ROOT = Path(__file__).parents[2]
 groups = dg.DynamicPartitionsDefinition(name="groups")
 
 
@@ -129,3 +136,20 @@ def test_new_and_changed_partitions_reach_what_reads_all(toy: Toy, instance: dg.
     assert toy.stale(instance) == [("ledger", "c", NEVER_MADE)]
     toy.make(instance, "ledger", "c")
     assert [item[0] for item in toy.stale(instance)] == ["filtered"]
+
+
+def test_a_partition_of_the_ledger_exists_if_all_its_shards_have_one(project: Path):
+    layout, params = Layout(project), read_params(ROOT / "params.yaml")
+    size = params.filter_ledger.shards_per_group
+    for folder in (layout.raw, layout.signals, layout.ledger):
+        folder.mkdir(parents=True)
+    for number in range(size + 1):
+        (layout.raw / f"{number:05d}.tar").touch()
+        (layout.ledger / f"{number:05d}.parquet").touch()
+    groups = list_shard_groups(layout, params)
+    assert [output_exists(layout, params, "filter_ledger", group) for group in groups] == [True, True]
+    (layout.ledger / f"{size:05d}.parquet").unlink()
+    assert [output_exists(layout, params, "filter_ledger", group) for group in groups] == [True, False]
+    with pytest.raises(ValueError, match=rf"no ledger of 1 shards, first \['{size:05d}'\]"):
+        publish_filtered(layout, params)
+    assert not layout.filtered.exists()

@@ -21,13 +21,13 @@ from PIL import Image
 
 from emu_data.addresses import check_options, resolve
 from emu_data.records import RecordError, decode_rgb
-from emu_data.shards import list_shards, read_all_rows, read_many, read_samples
+from emu_data.shards import list_shards, read_many, read_samples
 from emu_data.sources.detect import find_corpus
 from emu_data.sources.folder import register_folder
 from emu_data.sources.img2dataset import register_shards
 from emu_data.sources.table import register_table
 from emu_data.sources.text_tables import ERROR, read_frames
-from tests.shards import write_toy_shards
+from tests.shards import read_all_rows, write_toy_shards
 
 STORES = ("local", "web", "s3", "memory")
 NUM_PICTURES = 5

@@ -12,10 +12,10 @@ from emu_data.files import file_sha256
 from emu_data.records import RecordError, Sample, make_key
 from emu_data.shards import (
     list_shards,
-    read_all_rows,
     read_images,
     read_manifest,
     read_rows,
+    read_rows_of,
     read_samples,
     write_shard,
     write_subset,
@@ -134,7 +134,9 @@ def test_subset_keeps_keys_and_bytes(tmp_path: Path) -> None:
     assert list(after) == keys
     assert {key: s.image for key, s in after.items()} == {key: before[key].image for key in keys}
     assert list(read_manifest(tmp_path / "out")["votes"]) == [3, 2, 1]
-    assert list(read_all_rows(tmp_path / "out")["caption"]) == [f"a {key}" for key in sorted(keys)]
+    assert list(read_rows_of(tmp_path / "out", keys)["caption"]) == [f"a {key}" for key in keys]
+    with pytest.raises(ValueError, match="no row, first .*missing"):
+        read_rows_of(tmp_path / "out", [*keys, "missing"])
     assert (read_images(tmp_path / "out", keys, 8) == read_images(tmp_path / "raw", keys, 8)).all()
 
 

