@@ -37,7 +37,7 @@ from emu_data.cascade import BATCH, Funnel, Task, load_signals, measure_group, r
 from emu_data.engine import Engine, Guard
 from emu_data.engine.local import num_cores
 from emu_data.ledger import FilterPolicy
-from emu_data.plan import read_or_make_plan, with_text_probe
+from emu_data.plan import NUM_PILOT, read_or_make_plan, with_text_probe
 from emu_data.records import Sample, make_key
 from emu_data.shards import list_shards, read_samples, write_shard
 from emu_data.signals import Signal
@@ -67,7 +67,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(300, 96, 1500, (10_000, 100_000), (500, 5_000), 384),
+    "full": Scale(NUM_PILOT, 96, 1500, (10_000, 100_000), (500, 5_000), 384),
     "small": Scale(130, 16, 60, (400, 1_200), (40, 120), 384),
 }
 

@@ -82,10 +82,12 @@ def generate(
 ) -> None:
     """Write pictures of a prompt with a registered model."""
     from emu_dagster.registering import find_model
+
+    folder = find_model(model)  # before the seconds that the imports take
     from emu_models.checkpoints import load_pipeline
     from emu_models.pipeline import draw
 
-    pipeline = load_pipeline(find_model(model))
+    pipeline = load_pipeline(folder)
     images = draw(pipeline, [prompt] * num, [seed + i for i in range(num)], steps, guidance)
     out.mkdir(parents=True, exist_ok=True)
     stem = "".join(c if c.isalnum() else "-" for c in prompt.lower()).strip("-")[:40]

@@ -20,7 +20,7 @@ WIDTH = 32  # of the text features
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # SD's own
 
 
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
+def make_tokenizer(folder: Path, max_length: int = 16) -> CLIPTokenizer:
     """CLIP's tokenizer over letters and a few merged words."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     merges = ["r e", "re d</w>", "b l", "bl u", "blu e</w>"]
@@ -29,7 +29,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=max_length)
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer, model_class: type = CLIPTextModel) -> Any:

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,13 @@ from emu_data.records import Sample, make_key
 from emu_data.shards import iter_rows, write_shard
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60), "yellow": (230, 210, 40)}
+
+
+def encode(image: Image.Image, format_name: str = "PNG", **options: Any) -> bytes:
+    """The bytes of the picture's file; `options` are Pillow's."""
+    buffer = io.BytesIO()
+    image.save(buffer, format_name, **options)
+    return buffer.getvalue()
 
 
 def read_all_rows(directory: Path) -> pd.DataFrame:
@@ -28,10 +36,8 @@ def write_toy_shards(folder: Path, num_images: int, side: int = 48) -> tuple[Pat
         image = np.full((side, side, 3), 255, np.uint8)
         x, y = rng.integers(4, side // 2, 2)
         image[y : y + side // 3, x : x + side // 3] = colour
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
         key, caption = make_key(0, i), f"{name} square"
-        samples.append(Sample(key, buffer.getvalue(), caption))
+        samples.append(Sample(key, encode(Image.fromarray(image)), caption))
         rows.append({"key": key, "caption": caption, "status": "success", "width": side, "height": side})
     shards = folder / "shards"
     shards.mkdir()

@@ -165,14 +165,24 @@ def trainer_of(process: subprocess.Popen) -> psutil.Process | None:
     return None
 
 
-@pytest.mark.parametrize("victim", ["trainer", "command", "interrupt"])
-def test_a_killed_demo_goes_on(demo, tmp_path, victim):
+def test_a_demo_killed_three_times_goes_on(demo, tmp_path):
     """kill -9 of the training child, kill -9 of the command, Ctrl-C: nothing that was finished is made again."""
     finished, _ = demo
     project = Project(tmp_path / "project")
     shutil.copytree(finished.root, project.root, symlinks=True)
     shutil.rmtree(project.root / "data/models/autoencoder")
     study = {p: p.stat().st_mtime_ns for p in (project.root / "data/models/autoencoder_study").rglob("*.safetensors")}
+    for victim in ("trainer", "command", "interrupt"):
+        errors = kill_in_training(project, victim)
+        assert "resumes" in errors or victim != "trainer"
+        assert not (project.root / "data/models/autoencoder").exists()
+    project.must("emu", "materialize", "autoencoder")  # the next asset of the demo; all of them would take minutes
+    assert (project.root / "data/models/autoencoder/config.json").is_file()
+    assert study == {p: p.stat().st_mtime_ns for p in study}
+
+
+def kill_in_training(project: Project, victim: str) -> str:
+    """Starts the demo, ends `victim` once a training has started, and returns what the command told as it ended."""
     process = subprocess.Popen(
         ["emu", "demo", "--profile", "smoke"],
         cwd=project.root,
@@ -190,14 +200,9 @@ def test_a_killed_demo_goes_on(demo, tmp_path, victim):
         process.send_signal(signal.SIGKILL if victim == "command" else signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
-    if victim == "trainer":
-        assert "resumes" in errors
     psutil.wait_procs([trainer], timeout=90)
     assert not trainer.is_running()
-    assert not (project.root / "data/models/autoencoder").exists()
-    project.must("emu", "materialize", "autoencoder")  # the next asset of the demo; all of them would take minutes
-    assert (project.root / "data/models/autoencoder/config.json").is_file()
-    assert study == {p: p.stat().st_mtime_ns for p in study}
+    return errors
 
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(demo, tmp_path):

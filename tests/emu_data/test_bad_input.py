@@ -24,17 +24,12 @@ from emu_data.shards import iter_rows, list_shards, read_many, read_rows, read_s
 from emu_data.signals.geometry import GeometrySignal
 from emu_data.sources.img2dataset import register_shards
 from emu_data.tars import TarDamage, read_groups
+from tests.shards import encode
 
 SIGNALS = (GeometrySignal(),)
 POLICY = FilterPolicy(1, None, None, None, None, None, None)
 
 Member = tuple[str, bytes]
-
-
-def encode(image: Image.Image, format_name: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_name, **options)
-    return buffer.getvalue()
 
 
 def draw(number: int) -> Image.Image:

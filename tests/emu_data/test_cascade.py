@@ -1,7 +1,6 @@
 """Signals over shards: every row gets its values or its reason, and nothing is measured twice."""
 
 import dataclasses
-import io
 import itertools
 import os
 import tarfile
@@ -27,6 +26,7 @@ from emu_data.signals.geometry import GeometrySignal
 from emu_data.signals.phash import PhashSignal
 from emu_data.signals.popularity import PopularitySignal
 from emu_data.signals.safety import SafetySignal
+from tests.shards import encode
 
 SIGNALS = (GeometrySignal(), CaptionSignal(), PhashSignal())
 
@@ -51,12 +51,6 @@ class PoisonSignal(Signal):
                 os.abort()
             raise RuntimeError("cannot")
         return {"brightness": [float(np.asarray(record.image).mean()) for record in batch]}
-
-
-def encode(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A record that raises, crashes or hangs costs itself and nothing else."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,12 +13,9 @@ import psutil
 import pytest
 
 from emu_data.engine import Engine, Failure, Guard, run_shards
+from tests.poison import poison
 
 LEAKS: list[bytes] = []
-
-
-class AcceleratorError(RuntimeError):
-    """Named as torch's, after which every call of the same process fails."""
 
 
 def make_squarer(log: str = "") -> Callable[[list[object]], list[object]]:
@@ -28,22 +24,7 @@ def make_squarer(log: str = "") -> Callable[[list[object]], list[object]]:
 
     def square(batch: list[object]) -> list[object]:
         for item in batch:
-            if item == "raise":
-                raise KeyError("of the record")
-            if item == "crash":
-                os.abort()
-            if item == "exit":
-                os._exit(3)
-            if item == "sticky":
-                raise AcceleratorError("CUDA error: an illegal memory access was encountered")
-            if item == "segfault":
-                ctypes.string_at(0)
-            if item == "hang":
-                time.sleep(600)
-            if item == "hoard":
-                hoard = []
-                while True:
-                    hoard.append(b"x" * 2**24)
+            poison(item)
             if item == "leak":
                 LEAKS.append(b"x" * 2**27)
                 time.sleep(0.2)
@@ -61,7 +42,7 @@ def make_corpse() -> Callable[[list[object]], list[object]]:
 
 
 @pytest.mark.parametrize(
-    ("poison", "reason"),
+    ("how", "reason"),
     [
         ("raise", "raised"),
         ("crash", "crashed"),
@@ -72,8 +53,8 @@ def make_corpse() -> Callable[[list[object]], list[object]]:
         ("hoard", "memory"),
     ],
 )
-def test_poisoned_record_costs_itself(poison: str, reason: str) -> None:
-    items: list[object] = [1, 2, poison, 4, 5]
+def test_poisoned_record_costs_itself(how: str, reason: str) -> None:
+    items: list[object] = [1, 2, how, 4, 5]
     with Guard(make_squarer, base_timeout=2, record_timeout=0, max_memory=2**29) as guard:
         results = guard.map(items, batch_size=3)
     assert results[:2] + results[3:] == [1, 4, 16, 25]

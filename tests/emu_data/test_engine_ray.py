@@ -1,7 +1,6 @@
 """On a real Ray of several processes: the same bytes as here, whatever the records and the workers meet."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -29,7 +28,8 @@ from emu_data.signals import Columns, Measure, Record, Signal
 from emu_data.signals.caption import CaptionSignal
 from emu_data.signals.geometry import GeometrySignal
 from emu_data.signals.phash import PhashSignal
-from tests.emu_data.test_cascade import encode
+from tests.poison import poison
+from tests.shards import encode
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -95,23 +95,6 @@ class PoisonSignal(Signal):
         for record in batch:
             poison(record.caption)
         return {"brightness": [float(np.asarray(record.image).mean()) for record in batch]}
-
-
-def poison(how: str) -> None:
-    if how == "raise":
-        raise KeyError("of the record")
-    if how == "exit":
-        os._exit(3)
-    if how == "segfault":
-        ctypes.string_at(0)
-    if how == "hang":
-        time.sleep(600)
-    if how == "hoard":
-        hoard = []
-        while True:
-            hoard.append(b"x" * 2**24)
-    if how == "linger":
-        time.sleep(1)
 
 
 def write_corpus(folder: Path, captions: Sequence[str], num_pictures: int) -> list[str]:

@@ -1,4 +1,3 @@
-import io
 import itertools
 import struct
 
@@ -9,12 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from emu_data.records import DecodeError, decode_rgb, image_extension, make_key, read_size
-
-
-def encode(image: Image.Image, format_name: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_name, **options)
-    return buffer.getvalue()
+from tests.shards import encode
 
 
 def gradient(side: int = 32) -> np.ndarray:

@@ -21,15 +21,9 @@ from emu_data.sources.folder import register_folder
 from emu_data.sources.img2dataset import register_shards
 from emu_data.sources.npm import Package, PackageUnavailable, fetch_package
 from emu_data.sources.packages import DemoCorpusConfig, build_demo_corpus, read_subjects
-from tests.shards import read_all_rows
+from tests.shards import encode, read_all_rows
 
 NUM_SUBJECTS = 40
-
-
-def encode(image: Image.Image, format_name: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_name)
-    return buffer.getvalue()
 
 
 def draw(number: int, style: int, side: int) -> bytes:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
 from emu_models.autoencoder.network import Autoencoder
 from emu_models.denoiser import DenoiserConfig, build_denoiser, denoise
@@ -13,6 +14,7 @@ from emu_models.diffusion.schedule import build_scheduler
 from emu_models.pipeline import EmuPipeline
 from emu_models.text import TextEncoders, encode_prompts, load_text_encoders
 from emu_models.training.cache import encode_captions
+from tests.checkpoints import make_tokenizer
 
 PROMPTS = ["a red apple", "a blue car at night", ""]
 NUM_TOKENS = 12
@@ -20,20 +22,18 @@ CLIP_WIDTH, T5_WIDTH = 32, 48
 
 
 def save_clip(folder: Path, seed: int) -> str:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8).save_pretrained(folder)
+    tokenizer = make_tokenizer(folder.with_name(f"{folder.name}-tokenizer"), max_length=8)
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     config = CLIPTextConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         hidden_size=CLIP_WIDTH,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=8,
-        bos_token_id=vocabulary["<|startoftext|>"],
-        eos_token_id=vocabulary["<|endoftext|>"],
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     CLIPTextModel(config).save_pretrained(folder)
     return str(folder)
@@ -77,6 +77,21 @@ def test_tokens_of_two_encoders_follow_each_other_in_channels_of_their_own(folde
     assert both.tokens_BLD[:, :8, CLIP_WIDTH:].abs().max() == 0
     assert both.tokens_BLD[:, 8:, :CLIP_WIDTH].abs().max() == 0
     assert torch.equal(both.mask_BL, torch.cat([clip.mask_BL, t5.mask_BL], 1))
+
+
+def test_t5_is_read_from_the_tokenizer_file_that_it_is_published_with(tmp_path):
+    """google/t5-v1_1-xxl has a SentencePiece model and no tokenizer.json."""
+    folder = Path(save_t5(tmp_path / "t5", 0))
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(20 * PROMPTS[:2]), model_prefix=str(folder / "spiece"), vocab_size=30, pad_id=0,
+        eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    pieces = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    (tokenizer,) = load_text_encoders(str(folder)).tokenizers
+    for prompt in PROMPTS:
+        assert tokenizer(prompt)["input_ids"] == [*pieces.encode(prompt), pieces.eos_id()]
 
 
 def test_the_pooled_vector_is_the_first_encoders_and_zero_for_no_prompt(folders, encoders):
