@@ -95,7 +95,10 @@ def main() -> int:
 
 def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
     """The cascade, its plan and probe made on pictures of their own, and the plain loop on the same pictures."""
-    write_corpus(folder / "pilot", to_samples(labelled_images(scale.num_pilot, PACKAGES, 0.4, seed=1)))
+    cores = num_cores()
+    pilot = to_samples(labelled_images(scale.num_pilot, PACKAGES, 0.4, seed=1))
+    write_corpus(folder / "pilot", pilot, per_shard=-(-len(pilot) // (4 * cores)))
+    names = [tar.stem for tar in list_shards(folder / "pilot")]
     pictures = list(labelled_images(scale.num_compared, PACKAGES, 0.3, seed=2))
     write_corpus(folder / "raw", to_samples(pictures))
     weights = write_weights(folder / "ViT-B-32")
@@ -103,14 +106,14 @@ def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
     plain_text = TextAreaSignal(scale.canvas)
     signals: list[Signal] = [*CHEAP, AlignmentSignal(str(weights), captions), plain_text]
     funnel = Funnel((POLICY,))
-    signals, note = with_text_probe(folder / "pilot", ["00000"], signals, folder / "pilot-signals")
-    plan = read_or_make_plan(folder / "pilot", ["00000"], signals, funnel, folder / "pilot-signals")
+    engine = Engine(num_workers=cores)
+    signals, note = with_text_probe(folder / "pilot", names, signals, folder / "pilot-signals", engine)
+    plan = read_or_make_plan(folder / "pilot", names, signals, funnel, folder / "pilot-signals", engine)
     print(f"text probe: {note}\norder: {', '.join(plan.order)}")
 
     samples = list(read_samples(folder / "raw" / "00000.tar"))
     signals = plan.arrange(signals)
     tasks = [Task(sample, {}, frozenset(), False) for sample in samples]
-    cores = num_cores()
     with ExitStack() as stack:  # the local engine's workers: a child a core, of one thread each
         load = partial(load_signals, tuple(signals), funnel)
         guards = [stack.enter_context(Guard(load, base_timeout=600)) for _ in range(cores)]
@@ -123,7 +126,7 @@ def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
     found = [done[i % cores][i // cores] for i in range(len(tasks))]
     areas = np.array([one.values.get("text_area") or 0.0 for one in found])
     everything = TextAreaSignal(scale.canvas, uncertain=(0.0, 1.0))
-    measure_group(folder / "raw", ["00000"], [everything], folder / "signals", progress=False)
+    measure_group(folder / "raw", ["00000"], [everything], folder / "signals", progress=False, engine=engine)
     whole = read_values(folder / "raw", ["00000"], [everything], folder / "signals")["text_area"].to_numpy(float)
     given = {"tar": str(folder / "raw" / "00000.tar"), "weights": str(weights)}
     plain: Any = in_child("plain", given)
