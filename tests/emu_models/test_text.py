@@ -1,6 +1,7 @@
 """Two text encoders together: tiny random ones of CLIP's and T5's kind, made and saved here."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ def save_clip(folder: Path, seed: int) -> str:
     tokenizer = make_tokenizer(folder.with_name(f"{folder.name}-tokenizer"), max_length=8)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
+    ends: dict[str, Any] = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos")}
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=CLIP_WIDTH,
@@ -32,8 +34,7 @@ def save_clip(folder: Path, seed: int) -> str:
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=8,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **ends,
     )
     CLIPTextModel(config).save_pretrained(folder)
     return str(folder)
