@@ -1,6 +1,7 @@
 """`emu up`: Dagster's and MLflow's pages on this machine, started together and stopped together."""
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -38,7 +39,12 @@ def serve(dagster_port: int, mlflow_port: int) -> int:
         ],
     }
     # sessions of their own: Ctrl-C reaches them once, through us, and a group can be ended as one
-    processes = {url: subprocess.Popen(command, cwd=root, start_new_session=True) for url, command in commands.items()}
+    # MLflow's jobs (scoring of LLM traces) are not used here, and their seven consumers take ten seconds to stop.
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    processes = {
+        url: subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
+        for url, command in commands.items()
+    }
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job would ignore Ctrl-C
         signal.signal(number, signal.default_int_handler)
     try:
