@@ -2,14 +2,16 @@
 
 import os
 import shutil
+import signal
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from emu_dagster.environment import prepare_environment
+from emu_dagster.environment import collect_rarely, prepare_environment
 from emu_dagster.layout import project_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -81,12 +83,12 @@ def generate(
     guidance: float = 3.0,
 ) -> None:
     """Write pictures of a prompt with a registered model."""
-    from emu_dagster.registering import find_model
+    with ProcessPoolExecutor(1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as beside:
+        found = beside.submit(find_folder, model)  # MLflow is imported there, torch here: seconds each
+        from emu_models.checkpoints import load_pipeline
+        from emu_models.pipeline import draw
 
-    folder = find_model(model)  # before the seconds that the imports take
-    from emu_models.checkpoints import load_pipeline
-    from emu_models.pipeline import draw
-
+        folder = found.result()
     pipeline = load_pipeline(folder)
     images = draw(pipeline, [prompt] * num, [seed + i for i in range(num)], steps, guidance)
     out.mkdir(parents=True, exist_ok=True)
@@ -175,6 +177,13 @@ def push(remote: Annotated[str, typer.Option(help="name of a DVC remote; empty t
     print(DvcRecord().push(remote))
 
 
+def find_folder(model: str) -> Path:
+    """`find_model`, for a process in which nothing has been imported yet."""
+    from emu_dagster.registering import find_model
+
+    return find_model(model)
+
+
 def find_profile(name: str) -> Path:
     """profiles/NAME.yaml. ValueError names the profiles where there is no such one."""
     folder = project_root() / "profiles"
@@ -197,6 +206,7 @@ def use_profile(name: str) -> None:
 
 def main() -> None:
     """Runs the command; an expected error is one line, not a traceback (EMU_DEBUG=1 shows it)."""
+    collect_rarely()
     prepare_environment()
     try:
         app()

@@ -3,6 +3,7 @@
 The Makefile exports the same switches; this is for whoever starts `emu`, `dagster` or `pytest` without make.
 """
 
+import gc
 import os
 
 from emu_dagster.layout import project_root
@@ -22,6 +23,16 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MPLBACKEND": "Agg",
 }
+
+
+# torch, diffusers and mlflow make a million objects that stay; with Python's own numbers (700, 10, 10) the collector
+# looks at them again and again while they are made, a tenth of a start's time (docs/log.md, 2026-11-25). Chosen here.
+COLLECTOR_THRESHOLDS = (50_000, 50, 100)
+
+
+def collect_rarely() -> None:
+    """For processes of ours that import for seconds: called first in them."""
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
 def prepare_environment() -> None:

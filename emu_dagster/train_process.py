@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagster_pipes import PipesDefaultContextLoader, PipesEnvVarParamsLoader, open_dagster_pipes
 
+from emu_dagster.environment import collect_rarely
 from emu_dagster.stopping import STOPPED, save_on_signal
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def read_extras() -> Iterator[tuple[dict[str, Any], Callable[[Any], None]]]:
 
 def main() -> int:
     stop = save_on_signal()  # first, before the seconds that the imports take
+    collect_rarely()
     with read_extras() as (extras, report):
         from emu_models.training.distributed import join_world
         from emu_models.training.loop import Interrupted

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from emu_dagster.environment import QUIET
+from emu_dagster.environment import QUIET, collect_rarely
 
 os.environ.update(QUIET)
+collect_rarely()
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker: two trainings of two threads each stall each other
     os.environ["OMP_NUM_THREADS"] = "1"
 # A shell's background job ignores SIGINT, and so would all that tests start and interrupt.

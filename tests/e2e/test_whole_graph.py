@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -210,10 +209,10 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(demo, tmp_path):
     finished, _ = demo
     project = Project(tmp_path / "project")
     shutil.copytree(finished.root, project.root, symlinks=True)
-    shutil.rmtree(project.root / "data/evaluation_images")
-    shutil.rmtree(project.root / "data/reports")
-    (project.root / "data/reports").write_text("in the way")
-    done = project.run("emu", "materialize", "evaluation_images", "appeal_report")
+    shutil.rmtree(project.root / "data/filtered")
+    shutil.rmtree(project.root / "data/curation")
+    (project.root / "data/curation").write_text("in the way")
+    done = project.run("emu", "materialize", "filtered_corpus", "generalist_selection")
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("emu: appeal_report:")
-    assert (Path(project.root) / "data/evaluation_images/prompts.parquet").is_file()
+    assert done.stderr.strip().splitlines()[-1].startswith("emu: generalist_selection:")
+    assert (project.root / "data/filtered/manifest.parquet").is_file()

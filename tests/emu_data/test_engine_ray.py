@@ -70,7 +70,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        for process in psutil.wait_procs(family, timeout=10)[1]:
+        for process in psutil.wait_procs(family, timeout=2)[1]:
             process.kill()
         log.close()
 
@@ -124,7 +124,7 @@ def test_poisoned_shards_give_the_same_bytes_on_any_engine(address: str, tmp_pat
     raw = tmp_path / "raw"
     names = write_corpus(raw, list(POISONS), num_pictures=3)
     engines = {
-        "here": Engine(num_workers=1, **LIMITS),
+        "here": Engine(num_workers=2, **LIMITS),
         "ray": Engine("ray", ray_address=address, **LIMITS),
     }
     made = {}
