@@ -133,7 +133,21 @@ def find_model(address: str) -> Path:
         artifacts = mlflow.models.get_model_info(address).flavors["python_function"]["artifacts"]
         folder = mlflow.artifacts.download_artifacts(artifact_uri=f"{address}/{artifacts['pipeline']['path']}")
     except mlflow.MlflowException as error:
-        versions = mlflow.MlflowClient().search_model_versions()
-        known = ", ".join(f"models:/{v.name}/{v.version}" for v in versions) or "none; run `make demo` first"
-        raise ValueError(f"{address}: {error.message.splitlines()[0]} Registered: {known}") from None
+        known = ", ".join(list_versions()) or "none; run `make demo` first"
+        raise ValueError(f"{address}: {error.message.splitlines()[0].rstrip('.')}. Registered: {known}") from None
     return Path(folder)
+
+
+def list_versions() -> list[str]:
+    """The address of every registered version, with its aliases behind it."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    aliases = {model.name: model.aliases for model in client.search_registered_models()}
+    return [
+        " ".join(
+            [f"models:/{v.name}/{v.version}"]
+            + [f"(@{alias})" for alias, number in aliases[v.name].items() if str(number) == str(v.version)]
+        )
+        for v in client.search_model_versions()
+    ]

@@ -29,6 +29,7 @@ from typing import Any
 
 import dagster as dg
 import psutil
+from dagster._utils.interrupts import capture_interrupts
 
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.resources import INTERRUPTS
@@ -105,23 +106,18 @@ class TrainingProcess(dg.ConfigurableResource):
             try:
                 code = process.wait()
             except INTERRUPTS:
-                _cancel(context)
-                context.log.info("Interrupted: the training process is saving its state.")
-                self._stop(process)
+                with capture_interrupts():  # an impatient user's further ones must not cut the save short
+                    process.send_signal(signal.SIGINT)
+                    _cancel(context)
+                    context.log.info("Interrupted: the training process is saving its state.")
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=self.save_seconds)
                 raise
             finally:
                 end_session(process)
         if code:
             raise dg.Failure(_describe(module, code))
         return list(session.get_custom_messages())
-
-    def _stop(self, process: subprocess.Popen) -> None:
-        """Ask the child to save and wait, through further interrupts, until it is gone or too late."""
-        process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + self.save_seconds
-        while process.poll() is None and time.monotonic() < deadline:
-            with suppress(subprocess.TimeoutExpired, *INTERRUPTS):
-                process.wait(timeout=max(0.1, deadline - time.monotonic()))
 
 
 def _cancel(context: dg.AssetExecutionContext) -> None:

@@ -110,7 +110,7 @@ def test_an_unknown_model_is_one_line(demo):
     done = project.run("emu", "generate", "a cat", "--model", "models:/nobody@champion")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
-    assert "nobody" in line and "models:/emu/1" in line
+    assert "nobody" in line and "models:/emu/1 (@c" in line  # champion or challenger
 
 
 def test_votes_are_labelled_and_chained(demo):

@@ -143,9 +143,9 @@ def test_workers_of_the_child_do_not_outlive_it(folder: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_interrupt_lets_the_children_save_and_cancels_the_run(folder: Path, ranks: int) -> None:
     with parent_process(folder, 10_000, ranks) as (parent, children):
-        parent.send_signal(signal.SIGINT)
-        time.sleep(0.2)
-        parent.send_signal(signal.SIGINT)  # an impatient user
+        for pause in (0.05, 0.1, 0.2, 0.4):  # an impatient user
+            parent.send_signal(signal.SIGINT)
+            time.sleep(pause)
         assert parent.wait(timeout=120) != 0
     for rank, child in enumerate(children):
         assert int((folder / f"saved_{rank}").read_text()) > 0
