@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from emu_models.evaluation.reconstruction import Features
 
 NUM_SHOWN = 12  # held-out pictures in the report
+AT_ONCE = 64  # pictures coded at a time; chosen here
 
 
 def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[str, float], str, Image.Image]:
@@ -40,7 +41,8 @@ def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[s
     for name, variant in section.variants.items():
         autoencoder = Autoencoder.from_pretrained(folder / name).eval()
         with torch.no_grad():
-            rebuilt[name] = to_images(autoencoder.decode(autoencoder.encode(to_tensor(held.images)).mean))
+            parts = to_tensor(held.images).split(AT_ONCE)
+            rebuilt[name] = np.concatenate([to_images(autoencoder.decode(autoencoder.encode(x).mean)) for x in parts])
         found[name] = measure_reconstruction(held.images, rebuilt[name], features, section.seed)
         meta = json.loads((folder / name / "meta.json").read_text())
         late_gains[name] = late_gain(folder / name)

@@ -185,7 +185,14 @@ class Training(Section):
     seed: int
 
 
-class AutoencoderStudy(Training):
+class AutoencoderTraining(Training):
+    """max_images: pictures that it learns from and is judged on, held in memory (3 x resolution^2 bytes each): a sample
+    of the usable ones, the same whatever the order of the shards. The default, 4 GB at 256 px, is chosen here."""
+
+    max_images: Count = 20_000
+
+
+class AutoencoderStudy(AutoencoderTraining):
     """inception: inception-2015-12-05.pt, for a FID; null takes the judge's features, which are none."""
 
     inception: str | None = None
@@ -198,7 +205,7 @@ class AutoencoderStudy(Training):
     losses: Losses
 
 
-class AutoencoderSection(Training):
+class AutoencoderSection(AutoencoderTraining):
     """Trains the study's `variant` on from where the study left it."""
 
     variant: str

@@ -9,6 +9,7 @@ from emu_dagster.params import (
     AlignmentModel,
     AutoencoderSection,
     AutoencoderStudy,
+    AutoencoderTraining,
     FirstPretraining,
     Params,
     Pretraining,
@@ -62,19 +63,23 @@ def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
     }
 
 
-def write_training_rows(layout: Layout, resolution: int) -> Path:
-    """A parquet (key, caption) of the raw pictures that can be read and are as large as they are to be trained on."""
+def write_training_rows(layout: Layout, section: AutoencoderTraining) -> Path:
+    """A parquet (key, caption) of raw pictures that can be read and are as large as they are to be trained on: all, or
+    the `max_images` whose keys hash lowest. No more than these and a shard's rows are in memory."""
     import pandas as pd
 
     from emu_data.shards import iter_rows
 
-    parts = []
+    resolution, chosen = section.resolution, []
     for rows in iter_rows(layout.raw, ["key", "caption", "status", "width", "height"]):
         sides = rows[["width", "height"]]
         usable = (rows["status"] == "success") & (sides.min(axis=1) >= resolution)
         usable &= sides.max(axis=1) <= MAX_ASPECT * sides.min(axis=1)
-        parts.append(rows.loc[usable, ["key", "caption"]])
-    return _write_rows(layout, f"autoencoder_{resolution}", pd.concat(parts).sort_values("key"))
+        found = rows.loc[usable, ["key", "caption"]]
+        # not the hash by which training holds rows out (emu_models.training.order), which would hold out all of these
+        found = found.assign(order=pd.util.hash_array(found["key"].to_numpy(object)))
+        chosen = [pd.concat([*chosen, found]).nsmallest(section.max_images, "order")]
+    return _write_rows(layout, f"autoencoder_{resolution}_{section.max_images}", chosen[0].sort_values("key"))
 
 
 def write_gated_rows(layout: Layout, name: str, gates: list[str]) -> Path:

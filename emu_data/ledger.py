@@ -146,26 +146,32 @@ def decide(values: pd.DataFrame, policy: FilterPolicy) -> pd.DataFrame:
 
 
 @contextmanager
-def open_ledger(
-    directory: Path, memory_limit: str = MEMORY_LIMIT, num_threads: int | None = None
-) -> Iterator["DuckDBPyConnection"]:
-    """Yield a DuckDB connection with the view `ledger` over the shards' parquets of a folder.
-
-    Nothing is read before it is asked for; what does not fit `memory_limit` is spilled to a temporary folder, so that
-    memory does not grow with the corpus. Raises ValueError where there is no ledger.
-    """
+def open_database(memory_limit: str = MEMORY_LIMIT, num_threads: int | None = None) -> Iterator["DuckDBPyConnection"]:
+    """Yield a DuckDB connection that spills what does not fit `memory_limit` to a temporary folder, so that memory does
+    not grow with the corpus."""
     import duckdb
 
-    directory = Path(directory)
-    if not any(directory.glob("*.parquet")):
-        raise ValueError(f"{directory} holds no ledger: run the filters first")
     with tempfile.TemporaryDirectory(prefix="emu-ledger-") as temporary:
         options = {"memory_limit": memory_limit, "temp_directory": temporary, "preserve_insertion_order": False}
         options |= {} if num_threads is None else {"threads": num_threads}
         with duckdb.connect(":memory:", config=options) as con:
-            files = str(directory / "*.parquet").replace("'", "''")
-            con.execute(f"CREATE VIEW ledger AS SELECT * FROM read_parquet('{files}', union_by_name = true)")
             yield con
+
+
+@contextmanager
+def open_ledger(
+    directory: Path, memory_limit: str = MEMORY_LIMIT, num_threads: int | None = None
+) -> Iterator["DuckDBPyConnection"]:
+    """Yield such a connection with the view `ledger` over the shards' parquets of a folder; nothing is read before it
+    is asked for. Raises ValueError where there is no ledger.
+    """
+    directory = Path(directory)
+    if not any(directory.glob("*.parquet")):
+        raise ValueError(f"{directory} holds no ledger: run the filters first")
+    with open_database(memory_limit, num_threads) as con:
+        files = str(directory / "*.parquet").replace("'", "''")
+        con.execute(f"CREATE VIEW ledger AS SELECT * FROM read_parquet('{files}', union_by_name = true)")
+        yield con
 
 
 def ledger_columns(con: "DuckDBPyConnection") -> list[str]:

@@ -38,7 +38,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> DeviceInOneW
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` without a CUDA device and `browser` without a Chromium."""
+    """Skip tests marked `gpu` without a CUDA device and `browser` without a Chromium. Files with slow tests come first:
+    no worker is left alone with one at the end."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
     has_browser = any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     for item in items:

@@ -30,7 +30,7 @@ def autoencoder_study(
 
     with recorder.open(context) as record:
         layout, section = record.layout, record.params.autoencoder_study
-        rows = write_training_rows(layout, section.resolution)
+        rows = write_training_rows(layout, section)
         out = record.fresh_folder(layout.model(record.key))
         jobs = [
             autoencoder_job(
@@ -82,7 +82,7 @@ def autoencoder(
             layout,
             record.key,
             record.key,
-            write_training_rows(layout, section.resolution),
+            write_training_rows(layout, section),
             record.fresh_folder(layout.model(record.key)),
             section,
             None,

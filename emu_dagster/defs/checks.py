@@ -17,18 +17,20 @@ def _project() -> tuple[Layout, Params]:
 @dg.asset_check(asset="raw_corpus", blocking=True)
 def raw_rows_are_whole() -> dg.AssetCheckResult:
     """Every shard has its parquet, no key appears twice, and something arrived."""
-    import pandas as pd
-
+    from emu_data.ledger import open_database
     from emu_data.shards import iter_rows
 
     layout, params = _project()
-    rows = pd.concat(list(iter_rows(layout.raw, ["key", "status"])))
-    num_twice = int(rows["key"].duplicated().sum())
-    num_arrived = int((rows["status"] == "success").sum())
+    with open_database() as con:
+        con.execute("CREATE TABLE raw (key VARCHAR, status VARCHAR)")
+        for rows in iter_rows(layout.raw, ["key", "status"]):
+            con.append("raw", rows[["key", "status"]])
+        counts = "SELECT count(*), count(*) - count(DISTINCT key), count(*) FILTER (status = 'success') FROM raw"
+        ((num_rows, num_twice, num_arrived),) = con.execute(counts).fetchall()
     return dg.AssetCheckResult(
         passed=num_twice == 0 and num_arrived > 0,
         metadata={
-            "num_rows": len(rows),
+            "num_rows": num_rows,
             "num_keys_twice": num_twice,
             "num_arrived": num_arrived,
             "num_shard_groups": len(list_shard_groups(layout, params)),

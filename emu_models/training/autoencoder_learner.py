@@ -112,8 +112,10 @@ class AutoencoderLearner:
     def validate(self, network: torch.nn.Module) -> dict[str, float]:
         """val_loss: L1 on held-out pictures at full size, through the mean of the latent; val_psnr in dB."""
         assert isinstance(network, Autoencoder)
-        x = to_tensor(self.held.images).to(self.device)
-        y = network.decode(network.encode(x).mean).clamp(-1, 1)
-        mse_B = ((y - x) / 2).square().flatten(1).mean(1)
-        psnr = (-10 * mse_B.log10()).mean().item()
-        return {"val_loss": (y - x).abs().mean().item(), "val_psnr": psnr}
+        l1, psnr, num = 0.0, 0.0, len(self.held.images)
+        for part in np.split(self.held.images, range(self.config.batch_size, num, self.config.batch_size)):
+            x = to_tensor(part).to(self.device)
+            error_B = (network.decode(network.encode(x).mean).clamp(-1, 1) - x).flatten(1)
+            l1 += error_B.abs().mean(1).sum().item()
+            psnr += (-10 * (error_B / 2).square().mean(1).log10()).sum().item()
+        return {"val_loss": l1 / num, "val_psnr": psnr / num}

@@ -48,7 +48,7 @@ from emu_models.training.loop import (
 )
 from emu_models.training.rows import PictureRows, Rows, list_rows, load_rows
 
-NUM_MEASURED = 256  # pictures that the latents' statistics are taken on; chosen here
+NUM_MEASURED = 256  # pictures that an autoencoder's start and its latents' statistics are taken from; chosen here
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
     else:
         network = Autoencoder(**(spec.network or {}))
         if network.shortcut_in is not None:
-            network.start_from_principal_components(to_tensor(rows.trained.images))
+            network.start_from_principal_components(to_tensor(rows.trained.images[:NUM_MEASURED]))
     learner = AutoencoderLearner(network, rows, spec.training)
     identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, job.resolution])
     result = run_training(
