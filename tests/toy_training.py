@@ -102,11 +102,11 @@ def train_from_json(given: dict[str, Any], world: World) -> None:
         world=world,
     )
     try:
-        result = stages.train_denoiser(job, spec)
+        told = f"began at {stages.train_denoiser(job, spec).timings['resumed_from']}"
     except Interrupted:
-        print(f"rank {world.rank} interrupted", flush=True)
-    else:
-        print(f"rank {world.rank} began at {result.timings['resumed_from']}", flush=True)
+        told = "interrupted"
+    # in one write: with PYTHONUNBUFFERED the end of a line is a write of its own, and another process's may come first
+    print(f"rank {world.rank} {told}\n", end="", flush=True)
 
 
 if __name__ == "__main__":
