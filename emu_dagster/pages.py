@@ -38,9 +38,9 @@ def serve(dagster_port: int, mlflow_port: int) -> int:
             *("--port", str(mlflow_port), "--workers", "1"),
         ],
     }
-    # sessions of their own: Ctrl-C reaches them once, through us, and a group can be ended as one
-    # MLflow's jobs (scoring of LLM traces) are not used here, and their seven consumers take ten seconds to stop.
+    # MLflow's jobs (scoring of LLM traces) are not used here, and their seven consumers take ten seconds to stop
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    # sessions of their own: Ctrl-C reaches them once, through us, and a group can be ended as one
     processes = {
         url: subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
         for url, command in commands.items()

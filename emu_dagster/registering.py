@@ -143,11 +143,9 @@ def list_versions() -> list[str]:
     import mlflow
 
     client = mlflow.MlflowClient()
-    aliases = {model.name: model.aliases for model in client.search_registered_models()}
-    return [
-        " ".join(
-            [f"models:/{v.name}/{v.version}"]
-            + [f"(@{alias})" for alias, number in aliases[v.name].items() if str(number) == str(v.version)]
-        )
-        for v in client.search_model_versions()
-    ]
+    names: dict[tuple[str, str], str] = {}  # a search for versions leaves their aliases out
+    for model in client.search_registered_models():
+        for alias, number in model.aliases.items():
+            names[model.name, str(number)] = names.get((model.name, str(number)), "") + f" (@{alias})"
+    versions = client.search_model_versions()
+    return [f"models:/{v.name}/{v.version}{names.get((v.name, str(v.version)), '')}" for v in versions]
