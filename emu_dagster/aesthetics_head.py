@@ -35,7 +35,7 @@ def fit_from_votes(layout: Layout, params: Params, out: Path) -> FittedHead:
     votes = pd.concat(tables, ignore_index=True)
     shares = (votes["decision"] == "keep").groupby(votes["key"]).mean()
     samples = read_many(layout.filtered, list(shares.index))
-    encoder = shared_encoder(params.alignment_model.pretrained or str(layout.model("alignment_model")))
+    encoder = shared_encoder(params.filter_ledger.signals.alignment_weights or str(layout.model("alignment_model")))
     embeddings = embed(encoder, [Record(samples[key]) for key in shares.index])
     r_squared = fit_head(embeddings, shares.to_numpy(float), out)
     return FittedHead(len(shares), r_squared, tuple(sorted(set(votes["rater_kind"]))))

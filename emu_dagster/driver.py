@@ -1,7 +1,7 @@
 """Materialises assets from the command line: the same assets, in the same Dagster instance, that the UI shows.
 
-One Dagster run an asset and partition, in this process: what is finished stays finished when a later one breaks, and
-torch is imported once. Only trainings have a process of their own.
+One Dagster run an asset, in this process: what is finished stays finished when a later one breaks, and torch is
+imported once. Only trainings have a process of their own.
 """
 
 import os
@@ -12,9 +12,7 @@ import dagster as dg
 import psutil
 
 from emu_dagster.definitions import defs
-from emu_dagster.defs.corpus import list_shard_groups, register_shard_groups
 from emu_dagster.layout import Layout, project_root
-from emu_dagster.params import Params, read_params
 from emu_dagster.staleness import StaleAsset, stale_assets
 
 PROCESS_TAG = "emu/process"
@@ -31,9 +29,8 @@ def materialize_stale(instance: dg.DagsterInstance | None = None) -> int:
     num_runs = 0
     while stale := _stale(instance):
         first = stale[0]
-        part = f" [{first.partition}]" if first.partition else ""
-        print(f"==> {first.key.to_user_string()}{part}: {first.reason}; {len(stale) - 1} more wait", flush=True)
-        materialize_one(first.key.to_user_string(), first.partition, instance)
+        print(f"==> {first.key}: {first.reason}; {len(stale) - 1} more wait", flush=True)
+        materialize_one(first.key, instance)
         num_runs += 1
     if not num_runs:
         print("==> everything is up to date; nothing was done", flush=True)
@@ -41,24 +38,22 @@ def materialize_stale(instance: dg.DagsterInstance | None = None) -> int:
 
 
 def materialize_named(keys: Sequence[str], instance: dg.DagsterInstance | None = None) -> None:
-    """Materialises the named assets, every partition of each. ValueError names an unknown one."""
+    """Materialises the named assets. ValueError names an unknown one."""
     instance = instance or dg.DagsterInstance.get()
     known = {key.to_user_string() for key in defs.resolve_all_asset_keys()}
     if unknown := sorted(set(keys) - known):
         raise ValueError(f"unknown assets: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
     close_abandoned_runs(instance)
     for key in keys:
-        for partition in _partitions(key, instance):
-            materialize_one(key, partition, instance)
+        materialize_one(key, instance)
 
 
-def materialize_one(key: str, partition: str | None, instance: dg.DagsterInstance) -> None:
+def materialize_one(key: str, instance: dg.DagsterInstance) -> None:
     """One Dagster run of one asset and its checks. Raises MaterializationFailed with the cause."""
     began = time.monotonic()
     process = psutil.Process()
     result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
         asset_selection=[dg.AssetKey(key)],
-        partition_key=partition,
         instance=instance,
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
@@ -66,8 +61,7 @@ def materialize_one(key: str, partition: str | None, instance: dg.DagsterInstanc
     )
     if not result.success:
         raise MaterializationFailed(_describe(key, result))
-    part = f" [{partition}]" if partition else ""
-    print(f"    {key}{part} done in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"    {key} done in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def close_abandoned_runs(instance: dg.DagsterInstance) -> None:
@@ -94,25 +88,17 @@ def _is_alive(tag: str) -> bool:
 
 def _stale(instance: dg.DagsterInstance) -> list[StaleAsset]:
     layout = Layout(project_root())
-    params = read_params(layout.root / "params.yaml")
-    if layout.raw.is_dir():  # shards that were there before Dagster was
-        register_shard_groups(instance, layout, params)
-    return stale_assets(defs, instance, lambda key, part: output_exists(layout, params, key.to_user_string(), part))
+    return stale_assets(defs, instance, lambda key: output_exists(layout, key))
 
 
-def output_exists(layout: Layout, params: Params, key: str, partition: str | None) -> bool:
-    """Whether what the asset writes, or its partition of the ledger, is on disk."""
-    paths = layout.outs(key)
-    if key == "filter_ledger" and partition is not None:
-        paths += [layout.ledger / f"{name}.parquet" for name in list_shard_groups(layout, params).get(partition, [])]
-    return all(path.exists() for path in paths)
+def output_exists(layout: Layout, key: str) -> bool:
+    """Whether what the asset writes is on disk; of the ledger, a part for each shard."""
+    is_there = all(path.exists() for path in layout.outs(key))
+    if key == "filter_ledger" and is_there:
+        from emu_data.shards import list_shards
 
-
-def _partitions(key: str, instance: dg.DagsterInstance) -> list[str | None]:
-    if key != "filter_ledger":
-        return [None]
-    layout = Layout(project_root())
-    return list(register_shard_groups(instance, layout, read_params(layout.root / "params.yaml")))
+        return all((layout.ledger / f"{shard.stem}.parquet").is_file() for shard in list_shards(layout.raw))
+    return is_there
 
 
 def _describe(key: str, result: dg.ExecuteInProcessResult) -> str:

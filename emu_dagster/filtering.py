@@ -1,20 +1,32 @@
 """Signals and policies from params.yaml, and the publishing of the filtered corpus with its report."""
 
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
 from emu_dagster.layout import Layout
 from emu_dagster.params import FilteredCorpus, Params, Policy
 from emu_dagster.pictures import contact_sheet
-from emu_data.cascade import Funnel
+from emu_data.cascade import Funnel, measure_group, read_values
 from emu_data.engine import Engine
 from emu_data.files import atomic_dir
-from emu_data.ledger import LIMITS, FilterPolicy, ledger_columns, open_ledger
+from emu_data.ledger import (
+    LIMITS,
+    FilterPolicy,
+    check_conserved,
+    decide,
+    funnel,
+    ledger_columns,
+    open_ledger,
+    write_ledger,
+)
 from emu_data.plan import read_or_make_plan, with_text_probe
 from emu_data.selection import SelectionPolicy, concept_entropy, final_ledger
-from emu_data.shards import list_shards, read_images, write_subset
+from emu_data.records import STATUS_UNLISTED
+from emu_data.shards import list_shards, read_images, read_rows, write_subset
 from emu_data.signals import Signal
 from emu_data.signals.aesthetics import AestheticsSignal
 from emu_data.signals.alignment import MAX_CAPTIONS, AlignmentSignal
@@ -27,6 +39,7 @@ from emu_data.signals.popularity import PopularitySignal
 from emu_data.signals.safety import SafetySignal
 from emu_data.signals.text_area import TextAreaSignal
 
+NUM_SHOWN = 40  # rejected pictures on a sheet; chosen here
 SAMPLES_PER_SHARD = 1000  # of the filtered and the curated shards; chosen here
 # Columns of the ledger that the manifest does without: write_subset brings the first two, the rest is the same in every
 # row that was kept, or in the shards' own parquets.
@@ -39,13 +52,13 @@ def build_signals(layout: Layout, params: Params) -> list[Signal]:
     name = corpus_name(layout.raw)
     counts, sample = (layout.signals / f"captions-{name}-{what}.parquet" for what in ("counts", "sample"))
     count_captions(layout.raw, counts, sample, MAX_CAPTIONS)
-    pretrained = params.alignment_model.pretrained
+    pretrained = section.alignment_weights
     model = pretrained or str(layout.model("alignment_model"))
     encoder = shared_encoder(model)
     by_picture = encoder if pretrained else None  # weights trained on a small corpus know no words but its own
     if section.unsafe_detector == "zero_shot" and not pretrained:
-        raise ValueError("filter_ledger.signals.unsafe_detector zero_shot needs alignment_model.pretrained weights")
-    concepts = [(name, text) for name, texts in params.filtered_corpus.concepts.items() for text in texts]
+        raise ValueError("filter_ledger.signals.unsafe_detector zero_shot needs filter_ledger.signals.alignment_weights")
+    concepts = [(name, text) for name, texts in section.concepts.items() for text in texts]
     head = section.aesthetics_head
     signals: list[Signal] = [
         GeometrySignal(),
@@ -78,6 +91,47 @@ def plan_signals(layout: Layout, params: Params) -> tuple[list[Signal], Funnel]:
     signals, _ = with_text_probe(layout.raw, shards, build_signals(layout, params), layout.signals, engine)
     plan = read_or_make_plan(layout.raw, shards, signals, funnel, layout.signals, engine)
     return plan.arrange(signals), funnel
+
+
+def measure_corpus(layout: Layout, params: Params) -> tuple[dict[str, float], Image.Image | None]:
+    """Brings data/signals and data/ledger up to date, a shard at a time; returns the funnel's counts, and a sheet of
+    rejected pictures where there are any. Memory holds the values of one shard.
+
+    Raises AssertionError where a row was lost.
+    """
+    signals, going_on = plan_signals(layout, params)
+    policy, shards = row_policy(params.filter_ledger.policy), [shard.stem for shard in list_shards(layout.raw)]
+    measure_group(layout.raw, shards, signals, layout.signals, going_on, engine=build_engine(params))
+    for file in layout.ledger.glob("*.parquet"):  # rows of an earlier corpus would be counted with this one's
+        if file.stem not in shards:
+            file.unlink()
+    num_kept, gates, rejected = 0, Counter[str](), []
+    for shard in shards:
+        ledger = decide(read_values(layout.raw, [shard], signals, layout.signals), policy)
+        num_unlisted = int((ledger["status"] == STATUS_UNLISTED).sum())  # in a tar, and in no parquet
+        check_conserved(ledger, len(read_rows(layout.raw / f"{shard}.parquet")) + num_unlisted)
+        write_ledger(layout.ledger, ledger)
+        num_kept += int(ledger["kept"].sum())
+        gates.update(ledger["first_failed_gate"])
+        if len(rejected) < NUM_SHOWN:
+            rejected += _examples(layout, ledger, NUM_SHOWN - len(rejected))
+    counts = funnel(gates)
+    return (
+        {
+            "num_shards": len(shards),
+            "num_rows": gates.total(),
+            "num_kept": num_kept,
+            **{f"num_dropped_{g}": n for g, n in zip(counts["gate"], counts["num_dropped"], strict=True)},
+        },
+        contact_sheet(np.stack([image for image, _ in rejected]), [gate for _, gate in rejected]) if rejected else None,
+    )
+
+
+def _examples(layout: Layout, ledger: pd.DataFrame, at_most: int) -> list[tuple[np.ndarray, str]]:
+    """Pictures of rows that a gate turned away though they can be read, with the gate's name."""
+    rows = ledger[~ledger["kept"] & (ledger["first_failed_gate"] != "readable")].head(at_most)
+    images = read_images(layout.raw, rows["key"].tolist(), 96) if len(rows) else []
+    return list(zip(images, rows["first_failed_gate"], strict=True))
 
 
 def build_engine(params: Params) -> Engine:

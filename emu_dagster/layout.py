@@ -4,15 +4,52 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+# What each asset writes, from the project's root: the outs of its stage in dvc.yaml, in this order.
+OUTS: dict[str, tuple[str, ...]] = {
+    "raw_corpus": ("data/raw", "data/damage.parquet"),
+    "alignment_model": ("data/models/alignment_model",),
+    "filter_ledger": ("data/signals", "data/ledger"),
+    "filtered_corpus": ("data/filtered", "data/reports/filtered_corpus"),
+    "generalist_selection": ("data/curation/generalist_selection",),
+    "curated_set": ("data/curated",),
+    "autoencoder_study": ("data/models/autoencoder_study", "data/reports/autoencoder_study"),
+    "autoencoder": ("data/models/autoencoder",),
+    "pretrained_low": ("data/models/pretrained_low",),
+    "pretrained_mid": ("data/models/pretrained_mid",),
+    "pretrained_full": ("data/models/pretrained_full",),
+    "quality_tuned": ("data/models/quality_tuned",),
+    "evaluation_images": ("data/evaluation_images",),
+    "automatic_report": ("data/reports/automatic_report",),
+    "appeal_report": ("data/reports/appeal_report",),
+    "faithfulness_report": ("data/reports/faithfulness_report",),
+    "registered_model": ("data/registered_model.json",),
+}
+
 
 def project_root() -> Path:
     """The folder of params.yaml, dvc.yaml and data/: the variable EMU_ROOT, else the current folder."""
     return Path(os.environ.get("EMU_ROOT") or Path.cwd()).resolve()
 
 
+class UndeclaredRead(Exception):
+    """An asset read what its declaration does not name (see emu_dagster.given)."""
+
+
 @dataclass(frozen=True)
 class Layout:
+    """root: the project. readable: the assets whose data may be looked up, None for all."""
+
     root: Path
+    readable: frozenset[str] | None = None
+
+    def outs(self, asset: str) -> list[Path]:
+        """What an asset writes."""
+        return [self.root / out for out in OUTS[asset]]
+
+    def _of(self, asset: str, path: str) -> Path:
+        if self.readable is not None and asset not in self.readable:
+            raise UndeclaredRead(f"{path} belongs to {asset}, which the declaration does not name; add it to `reads`")
+        return self.root / path
 
     @property
     def data(self) -> Path:
@@ -20,35 +57,45 @@ class Layout:
 
     @property
     def raw(self) -> Path:
-        return self.data / "raw"
+        return self._of("raw_corpus", "data/raw")
 
     @property
     def damage(self) -> Path:
-        return self.data / "damage.parquet"
+        return self._of("raw_corpus", "data/damage.parquet")
 
     @property
     def signals(self) -> Path:
-        return self.data / "signals"
+        return self._of("filter_ledger", "data/signals")
 
     @property
     def ledger(self) -> Path:
-        return self.data / "ledger"
+        return self._of("filter_ledger", "data/ledger")
 
     @property
     def filtered(self) -> Path:
-        return self.data / "filtered"
+        return self._of("filtered_corpus", "data/filtered")
 
     @property
     def generalist(self) -> Path:
-        return self.data / "curation" / "generalist_selection"
+        return self._of("generalist_selection", "data/curation/generalist_selection")
 
     @property
     def curated(self) -> Path:
-        return self.data / "curated"
+        return self._of("curated_set", "data/curated")
 
     @property
     def evaluation(self) -> Path:
-        return self.data / "evaluation_images"
+        return self._of("evaluation_images", "data/evaluation_images")
+
+    @property
+    def registered(self) -> Path:
+        return self._of("registered_model", "data/registered_model.json")
+
+    def model(self, name: str) -> Path:
+        return self._of(name, f"data/models/{name}")
+
+    def report(self, name: str) -> Path:
+        return self._of(name, f"data/reports/{name}")
 
     @property
     def cache(self) -> Path:
@@ -58,36 +105,3 @@ class Layout:
     @property
     def index(self) -> Path:
         return self.data / "reports" / "index.html"
-
-    def model(self, name: str) -> Path:
-        return self.data / "models" / name
-
-    def report(self, name: str) -> Path:
-        return self.data / "reports" / name
-
-    @property
-    def registered(self) -> Path:
-        return self.data / "registered_model.json"
-
-    def outs(self, asset: str) -> list[Path]:
-        """What an asset writes; the outs of its stage in dvc.yaml, in the same order."""
-        match asset:
-            case "raw_corpus":
-                return [self.raw, self.damage]
-            case "filter_ledger":
-                return [self.signals, self.ledger]
-            case "filtered_corpus":
-                return [self.filtered, self.report(asset)]
-            case "generalist_selection":
-                return [self.generalist]
-            case "curated_set":
-                return [self.curated]
-            case "autoencoder_study":
-                return [self.model(asset), self.report(asset)]
-            case "evaluation_images":
-                return [self.evaluation]
-            case "automatic_report" | "appeal_report" | "faithfulness_report":
-                return [self.report(asset)]
-            case "registered_model":
-                return [self.registered]
-        return [self.model(asset)]

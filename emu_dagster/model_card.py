@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emu_dagster.params import Params
+from emu_dagster.params import Params, tunes_ours
 from emu_data.files import atomic_file
 from emu_data.rubric import RUBRIC_LABEL
 
@@ -52,7 +52,7 @@ def write_model_card(record: "Record") -> None:
 def gather_facts(record: "Record") -> CardFacts:
     params, key, meta = record.params, record.key, _read_meta(record)
     is_tuned = key == "quality_tuned"
-    brought = params.quality_tuned.start_from if is_tuned and not params.quality_tuned.base_assets else None
+    brought = params.quality_tuned.start_from if is_tuned and not tunes_ours(params.quality_tuned.start_from) else None
     licences = _data_licences(params)
     if brought:
         base_licence = _licence_of(record.layout.root / brought)

@@ -53,9 +53,8 @@ class RawCorpus(Section):
 
 
 class AlignmentModel(Section):
-    """pretrained: a folder or name of open_clip weights to use instead of training; num_folds of the trained ones."""
+    """num_folds: each picture is scored by the model that did not see it."""
 
-    pretrained: str | None = None
     num_folds: Annotated[int, Field(ge=2)]
     image_size: Count
     num_steps: Count
@@ -89,11 +88,16 @@ class Policy(Section):
 class Signals(Section):
     """How pictures are measured; a change of it measures again.
 
+    alignment_weights: a folder or name of open_clip weights to embed and to score with; null takes alignment_model's.
+    concepts: name -> descriptions that captions are compared with (the signal `concept`), for filtered_corpus' quotas.
     canvas: px, of the text detector: 96 for drawings of 128 px, 384 for photographs. words_between: areas of text
     between which the words are counted, null counts none. aesthetics_head: a path, see `emu aesthetics-head`;
-    unsafe_detector zero_shot and the concepts by the picture need alignment_model.pretrained. unsafe_column and
+    unsafe_detector zero_shot and the concepts by the picture need alignment_weights. unsafe_column and
     popularity_column are the input's, null for none.
     """
+
+    alignment_weights: str | None = None
+    concepts: dict[str, list[str]]
 
     canvas: Annotated[int, Field(gt=0, multiple_of=32)] = 96
     words_between: tuple[Share, Share] | None = None
@@ -107,9 +111,8 @@ class Signals(Section):
 class FilterLedger(Section):
     """control_share: of the keys that are measured in full, whatever the gates say."""
 
-    shards_per_group: Count
     control_share: Share = 0.01
-    signals: Signals = Signals()
+    signals: Signals
     policy: Policy
 
 
@@ -130,15 +133,12 @@ class EngineSection(Section):
 
 
 class FilteredCorpus(Section):
-    """concepts: name -> descriptions that captions are compared with (the signal `concept`), for the quotas.
-
-    keep_best_by: columns by which the best of a cluster of near-twins is chosen; order_by: the column of which a
+    """keep_best_by: columns by which the best of a cluster of near-twins is chosen; order_by: the column of which a
     concept's largest values are taken (see emu_data.selection.SelectionPolicy).
     """
 
     num_images: Count
     max_hash_distance: Annotated[int, Field(ge=0, le=3)]
-    concepts: dict[str, list[str]]
     max_concept_share: Share
     min_concept_share: Share = 0.0
     keep_best_by: list[str] = ["min_side", "alignment_rank", "num_bytes"]
@@ -269,10 +269,10 @@ class QualityTuning(DenoiserTraining):
     start_from: str
     lora: Lora | None = None
 
-    @property
-    def base_assets(self) -> list[str]:
-        """The asset that start_from is the output of; none for a checkpoint that was brought along."""
-        return ["pretrained_full"] if PurePosixPath(self.start_from) == PRETRAINED else []
+
+def tunes_ours(start_from: str) -> bool:
+    """Whether quality_tuned.start_from is what pretrained_full made, and no checkpoint that was brought along."""
+    return PurePosixPath(start_from) == PRETRAINED
 
 
 class EvaluationImages(Section):
@@ -341,10 +341,6 @@ class Params(Section):
     appeal_report: AppealReport
     faithfulness_report: PanelReport
     registered_model: RegisteredModel
-
-    def section(self, name: str) -> dict[str, Any]:
-        """The section of an asset as plain values."""
-        return getattr(self, name).model_dump()
 
 
 def read_params(path: Path) -> Params:

@@ -4,68 +4,37 @@ An asset opens a record, works, and returns `record.result(...)`. The md5 that D
 in Dagster and its digest in MLflow: the one key that all three hold.
 """
 
-import hashlib
-import inspect
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from PIL import Image
 
-import emu_dagster
+from emu_dagster.given import give_params, values_of
 from emu_dagster.layout import Layout, project_root
-from emu_dagster.params import Params, Section, read_params
+from emu_dagster.params import Params, read_params
 from emu_dagster.pictures import inline_image
 from emu_dagster.resources.dvc import DvcRecord, Snapshot
+from emu_dagster.resources.gpu import TrainingProcess
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.training_jobs import training_states
 from emu_data.files import fingerprint
 
-OWNERS = ["team:emu"]
-
-
-def facts(key: str, group: str, kinds: set[str], deps: list[str], code: list[str]) -> dict[str, Any]:
-    """Arguments that every asset gives to `@dg.asset`.
-
-    code: the packages and modules that determine its result. Their text and the asset's section of params.yaml make the
-    code version, since Dagster's staleness does not look at config (dagster#13826).
-    """
-    caller = inspect.stack()[1].filename
-    params = read_params(project_root() / "params.yaml")
-    section = params.section(key)
-    version = fingerprint([section, hash_code(tuple(code)), hashlib.sha256(Path(caller).read_bytes()).hexdigest()])
-    return {
-        "key": key,
-        "group_name": group,
-        "kinds": kinds,
-        "owners": OWNERS,
-        "deps": deps,
-        "code_version": version,
-    }
-
-
-@cache
-def hash_code(code: tuple[str, ...]) -> str:
-    """SHA-256 over the .py files of packages ("emu_models/training") and modules ("emu_data/shards.py")."""
-    top = Path(emu_dagster.__file__).parent.parent
-    digest = hashlib.sha256()
-    for name in code:
-        files = sorted((top / name).rglob("*.py")) if (top / name).is_dir() else [top / name]
-        assert files and all(f.is_file() for f in files), f"no code at {name}"
-        for file in files:
-            digest.update(file.relative_to(top).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()
+if TYPE_CHECKING:
+    from emu_dagster.declaring import Declaration
 
 
 @dataclass
 class Record:
-    """An open materialisation: where to read and write, under which params, and what is to be told of it."""
+    """One materialisation in progress: what it may read and write, its params, and what it reports.
+
+    layout and params are restricted to what the asset declared (emu_dagster.given).
+    """
 
     context: dg.AssetExecutionContext
     key: str
@@ -73,11 +42,14 @@ class Record:
     params: Params
     dvc: DvcRecord
     before: Snapshot
+    trainer: TrainingProcess
     mlflow_environment: dict[str, str]
     run_id: str
+    profile: str
 
     @property
-    def section(self) -> Section:
+    def section(self) -> Any:
+        """The section of params.yaml that has the asset's name."""
         return getattr(self.params, self.key)
 
     @property
@@ -134,7 +106,7 @@ class Record:
         numbers = {name: float(value) for name, value in metrics.items() if value == value}
         mlflow.log_metrics(numbers)
         mlflow.set_tag("emu.md5", md5)
-        shown: dict[str, Any] = {"md5": md5, "mlflow_run": self.run_id, "profile": self.params.profile, **metrics}
+        shown: dict[str, Any] = {"md5": md5, "mlflow_run": self.run_id, "profile": self.profile, **metrics}
         for name, picture in (pictures or {}).items():
             shown[name] = inline_image(picture)
             if isinstance(picture, Path):
@@ -156,27 +128,39 @@ class Recorder(dg.ConfigurableResource):
     dvc: DvcRecord
 
     @contextmanager
-    def open(self, context: dg.AssetExecutionContext) -> Iterator[Record]:
-        key = context.asset_key.to_user_string()
+    def open(
+        self, context: dg.AssetExecutionContext, declaration: "Declaration", trainer: TrainingProcess
+    ) -> Iterator[Record]:
+        """The record of a materialisation of a declared asset.
+
+        Raises ValueError where params.yaml, code or files that were brought along are no longer those that the graph
+        was loaded with: what is recorded must be what was used.
+        """
+        import mlflow
+
+        key = declaration.key
         layout = Layout(project_root())
         params = read_params(layout.root / "params.yaml")
+        if context.assets_def.code_versions_by_key[context.asset_key] != declaration.code_version(params, layout):
+            raise ValueError(
+                f"{key}: params.yaml or the code changed after this graph was loaded; start the command again, or "
+                "reload the definitions on Dagster's page. What is finished stays"
+            )
         before = self.dvc.snapshot(key)
-        inputs = {
-            dep.to_user_string(): digest
-            for dep in context.assets_def.asset_deps[context.asset_key]
-            if (digest := self.dvc.digest_of(dep.to_user_string()))
-        }
-        with self.mlflow.run_for(context, params.section(key), inputs) as run:
-            import mlflow
-
+        digests = {asset: self.dvc.digest_of(asset) for asset in declaration.inputs(params, layout)}
+        given = values_of(params, [*declaration.params, *declaration.how])
+        with self.mlflow.run_for(context, given, {asset: md5 for asset, md5 in digests.items() if md5}) as run:
             mlflow.set_tags({"emu.profile": params.profile, "emu.toy": str(params.toy).lower()})
+            names = (*declaration.params, *declaration.how, *declaration.files)
             yield Record(
                 context,
                 key,
-                layout,
-                params,
+                Layout(layout.root, frozenset([key, *declaration.inputs(params, layout)])),
+                give_params(params, key, names),
                 self.dvc,
                 before,
+                trainer,
                 self.mlflow.child_environment(run),
                 run.info.run_id,
+                params.profile,
             )

@@ -221,7 +221,7 @@ def _print_examples(console: Console, con: "DuckDBPyConnection", ledger: str, ga
 def _field(name: str) -> str:
     """The entry that a name of --set stands for."""
     thresholds = [field.name for field in fields(FilterPolicy)]
-    settable = [name for name in FilteredCorpus.model_fields if name != "concepts"]  # those are measured
+    settable = list(FilteredCorpus.model_fields)
     if name in thresholds or name in settable:
         return name
     if name in ALIASES:

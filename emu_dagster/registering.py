@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emu_dagster.layout import Layout, project_root
-from emu_dagster.params import RegisteredModel
+from emu_dagster.params import RegisteredModel, tunes_ours
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_data.files import write_json
 from emu_data.rubric import RUBRIC_LABEL
@@ -93,11 +93,11 @@ def register(record: "Record") -> Version:
     client, number = mlflow.MlflowClient(), str(model.registered_model_version)
     alias = "champion" if passed else "challenger"
     client.set_registered_model_alias(section.name, alias, number)
-    tuning = record.params.quality_tuned
-    lineage = (*LINEAGE, *PRETRAINING) if tuning.base_assets else LINEAGE
+    start_from = record.params.quality_tuned.start_from
+    lineage = (*LINEAGE, *PRETRAINING) if tunes_ours(start_from) else LINEAGE
     tags = {f"md5.{name}": record.dvc.digest_of(name) or "" for name in lineage}
-    tags |= {"start_from": tuning.start_from}
-    tags |= {"md5.start_from": record.dvc.deps_of("quality_tuned").get(tuning.start_from, "")}
+    tags |= {"start_from": start_from}
+    tags |= {"md5.start_from": record.dvc.deps_of("quality_tuned").get(start_from, "")}
     tags |= {"profile": record.params.profile, "toy_scale": str(record.params.toy).lower(), "judged_by": RUBRIC_LABEL}
     for name, value in tags.items():
         client.set_model_version_tag(section.name, number, name, value)

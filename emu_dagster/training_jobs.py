@@ -1,8 +1,9 @@
 """Jobs for the training child, made from sections of params.yaml: plain values that go through Dagster Pipes."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emu_dagster.layout import Layout
 from emu_dagster.params import (
@@ -18,8 +19,17 @@ from emu_dagster.params import (
     Variant,
 )
 
+if TYPE_CHECKING:
+    from emu_dagster.recording import Record
+
 MAX_ASPECT = 2.0  # long side / short side of a picture that the autoencoder trains on; chosen here
 CHECKPOINT_SECONDS = 20.0  # wall time between two saved states, about what a crash may cost; chosen here
+
+
+def train(record: "Record", jobs: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Trains the jobs in a process of their own and returns what each reported, in their order."""
+    given = {"jobs": list(jobs)}
+    return record.trainer.train(record.context, "emu_dagster.train_process", given, record.mlflow_environment)
 
 
 def training_states(layout: Layout, asset: str) -> Path:

@@ -2,23 +2,21 @@
 
 import dagster as dg
 
-from emu_dagster.defs.corpus import list_shard_groups, shard_groups
 from emu_dagster.layout import Layout, project_root
-from emu_dagster.params import read_params
 
 DATA = dg.AssetSelection.groups("corpus", "curation")
 MODELS = dg.AssetSelection.groups("autoencoder", "pretraining", "quality_tuning")
 PROOF = dg.AssetSelection.groups("evaluation", "registry")
 
 whole_graph = dg.define_asset_job(
-    "whole_graph", dg.AssetSelection.all(), description="Everything; choose all shard groups of the partition dialog."
+    "whole_graph", dg.AssetSelection.all(), description="Everything, from raw pictures to a registered model."
 )
 data_half = dg.define_asset_job("data_half", DATA, description="From raw pictures to the curated set.")
 model_half = dg.define_asset_job(
     "model_half", MODELS | PROOF, description="From the raw and the curated set to a registered model."
 )
 filter_shards = dg.define_asset_job(
-    "filter_shards", dg.AssetSelection.assets("filter_ledger"), description="The ledger of one shard group."
+    "filter_shards", dg.AssetSelection.assets("filter_ledger"), description="The ledger of every shard that has not been measured."
 )
 evaluation = dg.define_asset_job("evaluation", PROOF, description="Pictures, reports and the registry.")
 
@@ -34,15 +32,13 @@ weekly_evaluation = dg.ScheduleDefinition(
 
 @dg.sensor(job=filter_shards, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.STOPPED)
 def new_raw_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """Starts filter_shards for every shard group that has shards it has not seen; the cursor lists the shards seen."""
+    """Starts filter_shards when there are shards it has not seen; the cursor lists the shards seen."""
+    from emu_data.shards import list_shards
+
     layout = Layout(project_root())
-    groups = list_shard_groups(layout, read_params(layout.root / "params.yaml")) if layout.raw.is_dir() else {}
-    seen = set(filter(None, (context.cursor or "").split(",")))
-    fresh = {group: shards for group, shards in groups.items() if set(shards) - seen}
+    shards = [shard.stem for shard in list_shards(layout.raw)] if layout.raw.is_dir() else []
+    fresh = set(shards) - set(filter(None, (context.cursor or "").split(",")))
     return dg.SensorResult(
-        run_requests=[
-            dg.RunRequest(run_key=f"{group}:{'-'.join(shards)}", partition_key=group) for group, shards in fresh.items()
-        ],
-        dynamic_partitions_requests=[shard_groups.build_add_request(list(fresh))] if fresh else [],
-        cursor=",".join(sorted(shard for shards in groups.values() for shard in shards)),
+        run_requests=[dg.RunRequest(run_key="-".join(sorted(fresh)))] if fresh else [],
+        cursor=",".join(shards),
     )

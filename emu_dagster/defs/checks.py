@@ -4,7 +4,6 @@ registry asks before it names a champion (they do not block: a challenger is reg
 
 import dagster as dg
 
-from emu_dagster.defs.corpus import list_shard_groups
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import Params, read_params
 
@@ -20,7 +19,7 @@ def raw_rows_are_whole() -> dg.AssetCheckResult:
     from emu_data.ledger import open_database
     from emu_data.shards import iter_rows
 
-    layout, params = _project()
+    layout, _ = _project()
     with open_database() as con:
         con.execute("CREATE TABLE raw (key VARCHAR, status VARCHAR)")
         for rows in iter_rows(layout.raw, ["key", "status"]):
@@ -33,7 +32,6 @@ def raw_rows_are_whole() -> dg.AssetCheckResult:
             "num_rows": num_rows,
             "num_keys_twice": num_twice,
             "num_arrived": num_arrived,
-            "num_shard_groups": len(list_shard_groups(layout, params)),
         },
     )
 

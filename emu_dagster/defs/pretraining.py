@@ -6,72 +6,78 @@ resolution (dagster#13248). No automation condition: people or schedules start t
 
 import dagster as dg
 
-from emu_dagster.recording import Recorder, facts
-from emu_dagster.resources.gpu import TrainingProcess
+from emu_dagster.declaring import declared
+from emu_dagster.recording import Record
 
 GROUP = "pretraining"
 KINDS = {"pytorch", "diffusers", "safetensors"}
-CODE = [
-    "emu_models/diffusion",
-    "emu_models/training",
-    "emu_models/denoiser.py",
-    "emu_models/text.py",
-    "emu_models/pipeline.py",
-    "emu_models/checkpoints.py",
-    "emu_dagster/model_card.py",
-    "emu_dagster/training_jobs.py",
+# What every training of a denoiser is given besides its own section: the text encoders, and the sheet of its preview.
+TEXT_AND_SHEET = [
+    "pretrained_low.text_encoder",
+    "pretrained_low.num_text_tokens",
+    "evaluation_images.fixed_prompts",
+    "evaluation_images.guidance_scale",
 ]
+CARD = ["profile", "toy", "raw_corpus.source", "raw_corpus.styles"]  # what the model card says of the data
+ROWS = ["raw_corpus", "filtered_corpus"]  # pictures, and the ledger that says which of them passed the gates
 
 
-def pretrain(
-    context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess, previous: str | None
-) -> dg.MaterializeResult:
+def pretrain(record: Record, previous: str | None) -> dg.MaterializeResult:
     """One stage: the rows that passed the section's gates, from the previous stage's weights."""
     from emu_dagster.model_card import write_model_card
-    from emu_dagster.params import Pretraining
-    from emu_dagster.training_jobs import denoiser_job, write_gated_rows
+    from emu_dagster.training_jobs import denoiser_job, train, write_gated_rows
 
-    with recorder.open(context) as record:
-        layout, section = record.layout, record.section
-        assert isinstance(section, Pretraining)
-        record.fresh_folder(layout.model(record.key))
-        job = denoiser_job(
-            layout,
-            record.params,
-            record.key,
-            layout.raw,
-            write_gated_rows(layout, record.key, section.gates),
-            section,
-            layout.model(previous) if previous else None,
-        )
-        (result,) = trainer.train(context, "emu_dagster.train_process", {"jobs": [job]}, record.mlflow_environment)
-        write_model_card(record)
-        return record.trained(result)
+    layout, section = record.layout, record.section
+    record.fresh_folder(layout.model(record.key))
+    job = denoiser_job(
+        layout,
+        record.params,
+        record.key,
+        layout.raw,
+        write_gated_rows(layout, record.key, section.gates),
+        section,
+        layout.model(previous) if previous else None,
+    )
+    (result,) = train(record, [job])
+    write_model_card(record)
+    return record.trained(result)
 
 
-@dg.asset(**facts("pretrained_low", GROUP, KINDS, ["autoencoder", "raw_corpus", "filtered_corpus"], CODE), pool="gpu")
-def pretrained_low(
-    context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
-) -> dg.MaterializeResult:
+@declared(
+    group=GROUP,
+    kinds=KINDS,
+    reads=["autoencoder", *ROWS],
+    params=["pretrained_low", *TEXT_AND_SHEET[2:], *CARD],
+    how=["launch"],
+    files=["pretrained_low.text_encoder"],
+    pool="gpu",
+)
+def pretrained_low(record: Record) -> dg.MaterializeResult:
     """The denoiser at the lowest resolution, from nothing. The paper's 256 px."""
-    return pretrain(context, recorder, trainer, None)
+    return pretrain(record, None)
 
 
-@dg.asset(
-    **facts("pretrained_mid", GROUP, KINDS, ["pretrained_low", "raw_corpus", "filtered_corpus"], CODE), pool="gpu"
+@declared(
+    group=GROUP,
+    kinds=KINDS,
+    reads=["pretrained_low", *ROWS],
+    params=["pretrained_mid", *TEXT_AND_SHEET, *CARD],
+    how=["launch"],
+    pool="gpu",
 )
-def pretrained_mid(
-    context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
-) -> dg.MaterializeResult:
+def pretrained_mid(record: Record) -> dg.MaterializeResult:
     """From pretrained_low, at the middle resolution. The paper's 512 px."""
-    return pretrain(context, recorder, trainer, "pretrained_low")
+    return pretrain(record, "pretrained_low")
 
 
-@dg.asset(
-    **facts("pretrained_full", GROUP, KINDS, ["pretrained_mid", "raw_corpus", "filtered_corpus"], CODE), pool="gpu"
+@declared(
+    group=GROUP,
+    kinds=KINDS,
+    reads=["pretrained_mid", *ROWS],
+    params=["pretrained_full", *TEXT_AND_SHEET, *CARD],
+    how=["launch"],
+    pool="gpu",
 )
-def pretrained_full(
-    context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
-) -> dg.MaterializeResult:
+def pretrained_full(record: Record) -> dg.MaterializeResult:
     """From pretrained_mid, at full resolution and with noise offset 0.02. The paper's 1024 px."""
-    return pretrain(context, recorder, trainer, "pretrained_mid")
+    return pretrain(record, "pretrained_mid")

@@ -2,28 +2,21 @@
 
 import dagster as dg
 
-from emu_dagster.defs.pretraining import CODE, KINDS
-from emu_dagster.layout import project_root
-from emu_dagster.params import read_params
-from emu_dagster.recording import Recorder, facts
-from emu_dagster.resources.gpu import TrainingProcess
-
-BASE = read_params(project_root() / "params.yaml").quality_tuned.base_assets
+from emu_dagster.declaring import declared
+from emu_dagster.defs.pretraining import CARD, KINDS, TEXT_AND_SHEET
+from emu_dagster.recording import Record
 
 
-@dg.asset(
-    **facts(
-        "quality_tuned",
-        "quality_tuning",
-        KINDS,
-        [*BASE, "curated_set"],
-        CODE,
-    ),
+@declared(
+    group="quality_tuning",
+    kinds=KINDS,
+    reads=["curated_set"],
+    params=["quality_tuned", *TEXT_AND_SHEET, *CARD],
+    how=["launch"],
+    files=["quality_tuned.start_from"],
     pool="gpu",
 )
-def quality_tuned(
-    context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
-) -> dg.MaterializeResult:
+def quality_tuned(record: Record) -> dg.MaterializeResult:
     """The model that people are to prefer: quality_tuned.start_from, briefly tuned on the curated set.
 
     That is pretrained_full or a Stable Diffusion checkpoint that was brought along; all weights or low-rank adapters.
@@ -31,20 +24,19 @@ def quality_tuned(
     and gives no rule; the rule here (held-out loss) is ours.
     """
     from emu_dagster.model_card import write_model_card
-    from emu_dagster.training_jobs import denoiser_job
+    from emu_dagster.training_jobs import denoiser_job, train
 
-    with recorder.open(context) as record:
-        layout, section = record.layout, record.params.quality_tuned
-        record.fresh_folder(layout.model(record.key))
-        job = denoiser_job(
-            layout,
-            record.params,
-            record.key,
-            layout.curated,
-            layout.curated / "manifest.parquet",
-            section,
-            layout.root / section.start_from,
-        )
-        (result,) = trainer.train(context, "emu_dagster.train_process", {"jobs": [job]}, record.mlflow_environment)
-        write_model_card(record)
-        return record.trained(result)
+    layout, section = record.layout, record.params.quality_tuned
+    record.fresh_folder(layout.model(record.key))
+    job = denoiser_job(
+        layout,
+        record.params,
+        record.key,
+        layout.curated,
+        layout.curated / "manifest.parquet",
+        section,
+        layout.root / section.start_from,
+    )
+    (result,) = train(record, [job])
+    write_model_card(record)
+    return record.trained(result)
