@@ -59,7 +59,7 @@ def reached_parts(function: Callable) -> set[Part]:
 
 def module_path(module: str) -> Path | None:
     """The file of a dotted name of ours; None where there is no such module."""
-    if module.partition(".")[0] not in PACKAGES:
+    if module.partition(".")[0] not in PACKAGES or not all(part.isidentifier() for part in module.split(".")):
         return None
     path = TOP.joinpath(*module.split("."))
     for file in (path.with_suffix(".py"), path / "__init__.py"):

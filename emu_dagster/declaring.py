@@ -5,15 +5,15 @@ the function is given: it cannot read anything else.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
 from emu_dagster.closures import hash_code
 from emu_dagster.digests import digest_of
+from emu_dagster.dvc_yaml import write_stages
 from emu_dagster.given import values_of
 from emu_dagster.layout import OUTS, Layout, project_root
 from emu_dagster.params import Params, read_params
@@ -96,6 +96,7 @@ def declared(
         def materialise(
             context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
         ) -> dg.MaterializeResult:
+            write_stages(DECLARATIONS.values())
             with recorder.open(context, declaration, trainer) as record:
                 return function(record)
 
@@ -107,41 +108,3 @@ def declared(
 def makers_of_outs(layout: Layout) -> dict[Path, str]:
     """Path of an output -> the asset that makes it."""
     return {path: key for key in OUTS for path in layout.outs(key)}
-
-
-def render_stages(declarations: Iterable[Declaration], params: Params, layout: Layout) -> str:
-    """The text of dvc.yaml: a stage an asset, with what its declaration reads."""
-    lines = [
-        "# Written by emu from the declarations in emu_dagster/defs and the paths in params.yaml (`make dvc`).",
-        "# One stage for each durable artifact: stage = asset key = MLflow data set. Dagster executes and DVC records;",
-        "# `dvc repro` executes through the same assets. persist: DVC must not delete what an asset is about to resume.",
-        "stages:",
-    ]
-    order = list(OUTS)
-    for declaration in sorted(declarations, key=lambda declaration: order.index(declaration.key)):
-        outs = [path.relative_to(layout.root).as_posix() for path in layout.outs(declaration.key)]
-        read = [path for asset in declaration.inputs(params, layout) for path in layout.outs(asset)]
-        deps = [_shown(path, layout) for path in [*read, *declaration.brought(params, layout)]]
-        lines += [f"  {declaration.key}:", f"    cmd: emu materialize {declaration.key}"]
-        lines += _listed("params", [name for name in declaration.params if _is_set(params, name)])
-        lines += _listed("deps", deps)
-        lines += ["    outs:", *(f"      - {out}: {{persist: true}}" for out in outs)]
-    return "\n".join(lines) + "\n"
-
-
-def _listed(name: str, items: Sequence[str]) -> list[str]:
-    return [f"    {name}:", *(f"      - {item}" for item in items)] if items else []
-
-
-def _shown(path: Path, layout: Layout) -> str:
-    return path.relative_to(layout.root).as_posix() if path.is_relative_to(layout.root) else path.as_posix()
-
-
-def _is_set(params: Params, name: str) -> bool:
-    """Whether params.yaml itself has the entry: DVC knows no defaults, and ends where one is missing."""
-    value: Any = params
-    for part in name.split("."):
-        if part not in value.model_fields_set:
-            return False
-        value = getattr(value, part)
-    return True

@@ -24,8 +24,8 @@ from emu_data.ledger import (
     write_ledger,
 )
 from emu_data.plan import read_or_make_plan, with_text_probe
-from emu_data.selection import SelectionPolicy, concept_entropy, final_ledger
 from emu_data.records import STATUS_UNLISTED
+from emu_data.selection import SelectionPolicy, concept_entropy, final_ledger
 from emu_data.shards import list_shards, read_images, read_rows, write_subset
 from emu_data.signals import Signal
 from emu_data.signals.aesthetics import AestheticsSignal
@@ -57,7 +57,7 @@ def build_signals(layout: Layout, params: Params) -> list[Signal]:
     encoder = shared_encoder(model)
     by_picture = encoder if pretrained else None  # weights trained on a small corpus know no words but its own
     if section.unsafe_detector == "zero_shot" and not pretrained:
-        raise ValueError("filter_ledger.signals.unsafe_detector zero_shot needs filter_ledger.signals.alignment_weights")
+        raise ValueError("filter_ledger.signals: unsafe_detector zero_shot needs alignment_weights")
     concepts = [(name, text) for name, texts in section.concepts.items() for text in texts]
     head = section.aesthetics_head
     signals: list[Signal] = [

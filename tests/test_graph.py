@@ -7,7 +7,9 @@ import dagster as dg
 import pytest
 import yaml
 
-from emu_dagster.layout import Layout
+from emu_dagster.declaring import DECLARATIONS
+from emu_dagster.dvc_yaml import render_stages
+from emu_dagster.layout import OUTS, Layout
 from emu_dagster.params import Params, read_params
 
 TOP = Path(__file__).parent.parent
@@ -26,13 +28,11 @@ def defs() -> dg.Definitions:
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, dict]:
-    text = (TOP / "dvc.yaml").read_text()
-    start_from = read_params(TOP / "params.yaml").quality_tuned.start_from
-    return yaml.safe_load(text.replace("${quality_tuned.start_from}", start_from))["stages"]
+    return yaml.safe_load((TOP / "dvc.yaml").read_text())["stages"]
 
 
 def describe(defs: dg.Definitions) -> dict[str, dict]:
-    """What a reviewer should see when it changes: every asset's deps, group, kinds, pool, checks and partitions."""
+    """What a reviewer should see when it changes: every asset's deps, group, kinds, pool and checks."""
     graph = defs.resolve_asset_graph()
     described = {}
     for key in sorted(graph.get_all_asset_keys()):
@@ -43,7 +43,6 @@ def describe(defs: dg.Definitions) -> dict[str, dict]:
             "kinds": sorted(node.kinds),
             "owners": sorted(node.owners),
             "pools": sorted(node.pools or []),
-            "is_partitioned": node.is_partitioned,
             "checks": sorted(check.name for check in node.check_keys),
         }
     return described
@@ -69,26 +68,19 @@ def test_each_asset_is_a_stage_and_a_section(defs, stages):
     assert keys == set(stages) == sections
 
 
-def test_stages_write_what_the_assets_write(stages):
-    layout = Layout(TOP)
-    for name, stage in stages.items():
-        outs = [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]]
-        assert outs == [path.relative_to(TOP).as_posix() for path in layout.outs(name)], name
-        assert all(out[path]["persist"] for out, path in zip(stage["outs"], outs, strict=True)), name
-        assert stage["cmd"] == f"emu materialize {name}"
-        assert stage["params"] == [name]
+def test_dvc_yaml_is_what_the_declarations_say(defs):
+    text = render_stages(DECLARATIONS.values(), read_params(TOP / "params.yaml"), Layout(TOP))
+    assert (TOP / "dvc.yaml").read_text() == text, "python -m emu_dagster.dvc_yaml writes it"
 
 
 def test_stages_depend_on_what_the_assets_depend_on(defs, stages):
-    """Each dep of a stage is an out of a direct parent, and each parent gives at least one."""
-    writer = {}
-    for name, stage in stages.items():
-        for out in stage["outs"]:
-            writer[next(iter(out))] = name
+    """Each dep of a stage is an out of a direct parent, and all outs of each parent are deps."""
     graph = defs.resolve_asset_graph()
     for name, stage in stages.items():
         parents = {parent.to_user_string() for parent in graph.get(dg.AssetKey(name)).parent_keys}
-        assert {writer[dep] for dep in stage.get("deps", [])} == parents, name
+        assert set(stage.get("deps", [])) == {out for parent in parents for out in OUTS[parent]}, name
+        assert [next(iter(out)) for out in stage["outs"]] == list(OUTS[name])
+        assert all(options == {"persist": True} for out in stage["outs"] for options in out.values()), name
 
 
 def test_trainings_share_the_gpu_pool(defs):

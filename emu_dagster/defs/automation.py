@@ -16,7 +16,9 @@ model_half = dg.define_asset_job(
     "model_half", MODELS | PROOF, description="From the raw and the curated set to a registered model."
 )
 filter_shards = dg.define_asset_job(
-    "filter_shards", dg.AssetSelection.assets("filter_ledger"), description="The ledger of every shard that has not been measured."
+    "filter_shards",
+    dg.AssetSelection.assets("filter_ledger"),
+    description="The ledger of every shard that has not been measured.",
 )
 evaluation = dg.define_asset_job("evaluation", PROOF, description="Pictures, reports and the registry.")
 

@@ -1,0 +1,78 @@
+"""dvc.yaml, written from the declarations: `python -m emu_dagster.dvc_yaml`, and by each materialisation.
+
+One stage for each durable artifact. Dagster executes and DVC records; `dvc repro` executes through the same assets.
+persist: DVC must not delete what an asset is about to resume.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emu_dagster.layout import OUTS, Layout, project_root
+from emu_dagster.params import Params, read_params
+from emu_data.files import atomic_file
+
+if TYPE_CHECKING:
+    from emu_dagster.declaring import Declaration
+
+HEAD = """\
+# Written from the declarations in emu_dagster/defs and the paths in params.yaml: python -m emu_dagster.dvc_yaml
+# stage = asset key = MLflow data set
+stages:
+"""
+
+
+def write_stages(declarations: "Iterable[Declaration]") -> None:
+    """Brings dvc.yaml in line with the declarations and the paths in params.yaml.
+
+    Raises ValueError where it is not and `dvc repro` runs (DVC_STAGE is set), which has read it already.
+    """
+    layout = Layout(project_root())
+    path = layout.root / "dvc.yaml"
+    text = render_stages(declarations, read_params(layout.root / "params.yaml"), layout)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    if "DVC_STAGE" in os.environ:
+        raise ValueError("dvc.yaml does not say what the assets read; write it: python -m emu_dagster.dvc_yaml")
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def render_stages(declarations: "Iterable[Declaration]", params: Params, layout: Layout) -> str:
+    """The text of dvc.yaml: a stage an asset, with what its declaration reads."""
+    order = list(OUTS)
+    lines = []
+    for declaration in sorted(declarations, key=lambda declaration: order.index(declaration.key)):
+        read = [path for asset in declaration.inputs(params, layout) for path in layout.outs(asset)]
+        deps = [_shown(path, layout) for path in [*read, *declaration.brought(params, layout)]]
+        lines += [f"  {declaration.key}:", f"    cmd: emu materialize {declaration.key}"]
+        lines += _listed("params", [name for name in declaration.params if _is_set(params, name)])
+        lines += _listed("deps", deps)
+        lines += ["    outs:", *(f"      - {out}: {{persist: true}}" for out in OUTS[declaration.key])]
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def _listed(name: str, items: Sequence[str]) -> list[str]:
+    return [f"    {name}:", *(f"      - {item}" for item in items)] if items else []
+
+
+def _shown(path: Path, layout: Layout) -> str:
+    return path.relative_to(layout.root).as_posix() if path.is_relative_to(layout.root) else path.as_posix()
+
+
+def _is_set(params: Params, name: str) -> bool:
+    """Whether params.yaml itself has the entry: DVC knows no defaults, and ends where one is missing."""
+    value: Any = params
+    for part in name.split("."):
+        if part not in value.model_fields_set:
+            return False
+        value = getattr(value, part)
+    return True
+
+
+if __name__ == "__main__":
+    import emu_dagster.definitions  # noqa: F401  (its assets fill DECLARATIONS)
+    from emu_dagster.declaring import DECLARATIONS
+
+    write_stages(DECLARATIONS.values())
