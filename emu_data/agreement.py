@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from irrCAC.raw import CAC
 
-from emu_data.tally import latest
-from emu_data.votes import Vote
+from emu_data.votes import Vote, check_counted
 
 NAN = float("nan")
 
@@ -37,16 +36,13 @@ class Agreement:
 
 
 def measure_agreement(votes: Sequence[Vote]) -> Agreement:
-    """Agreement of the votes of one round: the last vote of each rater on each key, repeats left out.
+    """Agreement of the counted votes of one round (`votes.counted`).
 
-    Decisions are nominal. Items that only one rater saw do not count. Raises ValueError for votes of several
-    rounds.
+    Decisions are nominal. Items that only one rater saw do not count. Raises ValueError for votes that are
+    not counted ones.
     """
-    counted = [vote for vote in latest(votes) if not vote.is_repeat]
-    rounds = {vote.round for vote in counted}
-    if len(rounds) > 1:
-        raise ValueError(f"votes of several rounds ({', '.join(sorted(rounds))}): measure one round at a time")
-    rows = [(vote.key, vote.rater, vote.decision) for vote in counted]
+    check_counted(votes)
+    rows = [(vote.key, vote.rater, vote.decision) for vote in votes]
     frame = pd.DataFrame(rows, columns=["key", "rater", "v"])
     table = frame.pivot(index="key", columns="rater", values="v")
     table = table.loc[table.notna().sum(axis=1) >= 2]
@@ -54,7 +50,7 @@ def measure_agreement(votes: Sequence[Vote]) -> Agreement:
     if table.empty:
         return Agreement(0, 0, 0, NAN, NAN, NAN)
     table = table.dropna(axis=1, how="all")
-    decisions = sorted({vote.decision for vote in counted})
+    decisions = sorted({vote.decision for vote in votes})
     counts = np.stack([(table == decision).sum(axis=1).to_numpy() for decision in decisions], axis=1)
     of_item = counts.sum(axis=1)
     raw = float(np.mean((counts * (counts - 1)).sum(axis=1) / (of_item * (of_item - 1))))

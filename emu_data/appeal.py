@@ -1,6 +1,6 @@
 """Rubric judges of visual appeal, side by side (paper sec. 4: caption hidden, 5 annotators, A / B / tie).
 
-They stand in for people and are labelled RUBRIC_LABEL. They are not the raters that chose the pictures
+They stand in for people and are labelled so (votes.describe_voters). They are not the raters that chose the pictures
 (rubric.py): other criteria, taken from image-quality work where there is a source, and other seeds. All
 ramps and weights are ours (chosen here by trial on drawings and on noisy, blurred, blocky and dull copies of
 them: a clean picture must win over its damaged copy; measured figures: docs/log.md). Tonal richness in the

@@ -1,7 +1,7 @@
 """The rubric panel: automatic raters with written criteria that choose pictures where no person is at hand.
 
-Stands in for the paper's annotators (sec. 3.3, items 5 and 6) and is labelled RUBRIC_LABEL wherever it was
-used. Its criteria take up what a photographer's guideline asks for and what pixels can answer: exposure,
+Stands in for the paper's annotators (sec. 3.3, items 5 and 6); votes.describe_voters labels what it decided as
+"not people". Its criteria take up what a photographer's guideline asks for and what pixels can answer: exposure,
 light that models the subject, colour, composition, an uncluttered ground. All of them, their weights and
 every constant here are ours (chosen here, tried on the demo's three drawings of 450 emoji; measured figures:
 docs/log.md); the paper's guideline is a text for people and has no numbers.
@@ -22,8 +22,6 @@ from scipy import ndimage
 from skimage.color import rgb2lab
 
 from emu_data.votes import Vote
-
-RUBRIC_LABEL = "rubric panel, not people"
 
 LOOK_SIZE = 64  # px at which pictures are judged
 GROUND_DISTANCE = 6.0  # CIELAB distance from the ground's colour at which a pixel belongs to the subject

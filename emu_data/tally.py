@@ -11,36 +11,25 @@ from typing import Literal
 
 import pandas as pd
 
-from emu_data.votes import CURATION_DECISIONS, Vote
+from emu_data.votes import CURATION_DECISIONS, Vote, check_counted
 
 Rule = Literal["any", "majority"]
 
 
-def latest(votes: Sequence[Vote]) -> list[Vote]:
-    """The last vote of each (round, rater, key, is_repeat), in order of first appearance: what counts."""
-    last: dict[tuple[str, str, str, bool], Vote] = {}
-    for vote in votes:
-        last[(vote.round, vote.rater, vote.key, vote.is_repeat)] = vote
-    return list(last.values())
-
-
 def tally(votes: Sequence[Vote], rule: Rule = "majority") -> pd.DataFrame:
-    """A row for each picture of one round, best first.
+    """A row for each picture that the counted votes of one round are about (`votes.counted`), best first.
 
-    Columns: key, num_votes, num_keep, keep_share (0..1), mean_score (0..1, NaN for people), goes_on, reason
-    (the commonest reason among the drops, "" if none). `rule` "any": one keep is enough (recall);
-    "majority": more keeps than drops (precision). Order: goes_on, keep_share, mean_score, key; so it does
-    not depend on the order of votes of different raters. Raises ValueError for votes of several rounds or of
-    a side-by-side round.
+    Columns: key, num_votes, num_keep, keep_share (0..1), mean_score (0..1, NaN for people), by_people (whether a
+    person voted), goes_on, reason (the commonest reason among the drops, "" if none). `rule` "any": one keep is
+    enough (recall); "majority": more keeps than drops (precision). Order: goes_on, keep_share, by_people (of two
+    that all kept, the one that people kept comes first), mean_score, key; so it does not depend on the order of
+    votes of different raters. Raises ValueError for votes that are not counted ones, or of a side-by-side round.
     """
-    counted = [vote for vote in latest(votes) if not vote.is_repeat]
-    rounds = {vote.round for vote in counted}
-    if len(rounds) > 1:
-        raise ValueError(f"votes of several rounds ({', '.join(sorted(rounds))}): tally one round at a time")
-    if any(vote.decision not in CURATION_DECISIONS for vote in counted):
+    check_counted(votes)
+    if any(vote.decision not in CURATION_DECISIONS for vote in votes):
         raise ValueError("side-by-side votes have no keep or drop; use emu_models.evaluation.preference for them")
     by_key: dict[str, list[Vote]] = {}
-    for vote in counted:
+    for vote in votes:
         by_key.setdefault(vote.key, []).append(vote)
     rows = []
     for key, own in by_key.items():
@@ -55,16 +44,17 @@ def tally(votes: Sequence[Vote], rule: Rule = "majority") -> pd.DataFrame:
                 "num_keep": num_keep,
                 "keep_share": num_keep / len(own),
                 "mean_score": sum(scores) / len(scores) if scores else float("nan"),
+                "by_people": any(vote.rater_kind == "person" for vote in own),
                 "goes_on": goes_on,
                 # Counter breaks ties by first appearance; by name, the order of the votes does not matter.
                 "reason": min(reasons, key=lambda reason: (-reasons[reason], reason)) if reasons else "",
             }
         )
-    columns = ["key", "num_votes", "num_keep", "keep_share", "mean_score", "goes_on", "reason"]
+    columns = ["key", "num_votes", "num_keep", "keep_share", "mean_score", "by_people", "goes_on", "reason"]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.sort_values(
-        ["goes_on", "keep_share", "mean_score", "key"],
-        ascending=[False, False, False, True],
+        ["goes_on", "keep_share", "by_people", "mean_score", "key"],
+        ascending=[False, False, False, False, True],
         ignore_index=True,
     )
 

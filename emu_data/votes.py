@@ -1,41 +1,23 @@
-"""People's decisions as an append-only, hash-chained JSONL log (paper sec. 3.3, 3.4 and 4: the human steps).
+"""People's decisions about pictures and pairs, and which of them count (paper sec. 3.3, 3.4 and 4: the human steps).
 
 One format for choosing pictures (keep / drop) and for comparing them side by side (A / B / tie / both /
 neither), and the same for people and for the rubric panel that stands in for them; `rater_kind` tells the
-two apart for ever.
-
-Each line of the log is `{"index", "previous", "vote", "hash"}`: `hash` is the SHA-256 of the other three,
-`previous` the hash of the line before. An edited, removed or reordered line breaks the chain. Lines cut from
-the end would leave a shorter but sound chain, so `LOG.head.json` beside the log holds the count and hash of
-what was acknowledged. The chain has no key: somebody who rewrites the log *and* its head can forge both, so
-reports print the head hash and `verify(expected_head=...)` checks a log against one that was printed.
-Nothing is changed in place: who corrects a decision votes again, and `tally.latest` keeps the last word.
+two apart for ever. Votes lie in an append-only log (vote_log.py), which holds every word that was ever said;
+`counted` says which of them count now, and is the only place that does.
 """
 
 import hashlib
-import json
-import os
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-from filelock import FileLock
-
-from emu_data.files import atomic_file
 
 CURATION_DECISIONS = ("keep", "drop")
 APPEAL_DECISIONS = ("A", "B", "tie")  # paper sec. 4: caption hidden
 FAITHFULNESS_DECISIONS = ("A", "B", "both", "neither")  # paper sec. 4: caption shown
-DECISIONS = frozenset(CURATION_DECISIONS + APPEAL_DECISIONS + FAITHFULNESS_DECISIONS)
-
-GENESIS = "0" * 64  # `previous` of the first line
-LOCK_TIMEOUT_SECONDS = 60.0  # chosen here: an append takes milliseconds, so a minute means a hung holder
+WITHDRAWN = "withdrawn"  # the rater takes back what they said of the item
+DECISIONS = frozenset((*CURATION_DECISIONS, *APPEAL_DECISIONS, *FAITHFULNESS_DECISIONS, WITHDRAWN))
 
 
 @dataclass(frozen=True)
@@ -46,7 +28,9 @@ class Vote:
     ("AB": A on the left, "BA": B on the left, "" where there is only one picture). `key` is the picture's
     key or the id of the pair. `score` is a rubric's own: 0..1 for a picture, A's less B's for a pair (None
     for people). `reason` says why a picture was dropped. `seconds` is the time the rater took. `is_repeat`
-    marks a pair shown again with the sides swapped. `time` is UTC in ISO 8601; `VoteLog.append` fills it in.
+    marks a pair shown again with the sides swapped. `time` is UTC in ISO 8601; `VoteLog.append` fills it in
+    for people; a panel's votes have none, so that the same panel writes the same bytes whenever it sits.
+    `seen` is the digest of what was shown (`digest_picture`, `digest_pair`), "" where that is not known.
     """
 
     round: str
@@ -60,6 +44,7 @@ class Vote:
     side_order: str = ""
     is_repeat: bool = False
     time: str = ""
+    seen: str = ""
 
     def __post_init__(self) -> None:
         for name in ("round", "rater", "key"):
@@ -71,249 +56,104 @@ class Vote:
             raise ValueError(f"decision is {self.decision!r}; it must be one of {', '.join(sorted(DECISIONS))}")
         if self.side_order not in ("", "AB", "BA"):
             raise ValueError(f'side_order is {self.side_order!r}; it must be "", "AB" or "BA"')
-        if self.decision not in CURATION_DECISIONS and not self.side_order:
+        if self.decision not in (*CURATION_DECISIONS, WITHDRAWN) and not self.side_order:
             raise ValueError(f"a side-by-side vote ({self.decision}) must say which model stood on the left")
 
 
 VOTE_COLUMNS = [field.name for field in fields(Vote)]
 
 
-class VoteLogError(ValueError):
-    """The log is not what was written: the message says at which line and what to do."""
+def digest_picture(image: bytes) -> str:
+    """`Vote.seen` of a picture: the SHA-256 of its encoded bytes as they lie in their shard, 64 hex digits."""
+    return hashlib.sha256(image).hexdigest()
 
 
-class TruncatedVoteLog(VoteLogError):
-    """The last line is incomplete (a crash while appending). `VoteLog.recover` sets it aside."""
+def digest_pair(image_a: bytes, image_b: bytes, caption: str = "") -> str:
+    """`Vote.seen` of a pair: SHA-256 over the encoded pictures of A and B, and the caption where it was shown."""
+    parts = [hashlib.sha256(part).digest() for part in (image_a, image_b, caption.encode())]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What `VoteLog.verify` found. `problems` is empty for a sound log."""
+def counted(votes: Iterable[Vote], items: Mapping[str, str]) -> list[Vote]:
+    """The votes of one round that count: at most one of each rater on each item, in order of first appearance.
 
-    num_votes: int
-    head: str
-    problems: tuple[str, ...]
-    num_truncated_bytes: int = 0
+    items: key -> digest of what is shown under that key now. A vote on what is not shown is out: its key is
+    not among the items, or its `seen` is another digest. A vote without `seen` (an older log, an import)
+    counts by its key for a picture, and never for a pair, whose key is a mere number that the next
+    evaluation uses again. Of the rest the last word of each rater on each item counts, unless it takes the
+    vote back; second showings are left out (`counted_repeats`); and where any person voted on an item, the
+    panel's votes on it do not count.
 
-    @property
-    def is_sound(self) -> bool:
-        return not self.problems
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    Handing in what came out changes nothing. Raises ValueError for votes of several rounds.
+    """
+    return [vote for vote in _standing(votes, items) if not vote.is_repeat]
 
 
-def _hash_line(index: int, previous: str, vote: dict[str, Any]) -> str:
-    return hashlib.sha256(_canonical({"index": index, "previous": previous, "vote": vote})).hexdigest()
+def counted_repeats(votes: Iterable[Vote], items: Mapping[str, str]) -> list[Vote]:
+    """What raters said when they were shown an item again, by the same rules as `counted`."""
+    return [vote for vote in _standing(votes, items) if vote.is_repeat]
 
 
-def now_utc() -> str:
-    """The present time as ISO 8601 in UTC with milliseconds, as the log stores it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _standing(votes: Iterable[Vote], items: Mapping[str, str]) -> list[Vote]:
+    last: dict[tuple[str, str, str, bool], Vote] = {}
+    rounds: set[str] = set()
+    for vote in votes:
+        rounds.add(vote.round)
+        if is_about(vote, items):
+            last[vote.rater_kind, vote.rater, vote.key, vote.is_repeat] = vote
+    _refuse_several(rounds)
+    standing = [vote for vote in last.values() if vote.decision != WITHDRAWN]
+    by_people = {vote.key for vote in standing if vote.rater_kind == "person" and not vote.is_repeat}
+    return [vote for vote in standing if vote.rater_kind == "person" or vote.key not in by_people]
 
 
-class VoteLog:
-    """An append-only log of votes at `path` (JSONL), safe for several processes at once and after a crash."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.head_path = self.path.with_name(self.path.name + ".head.json")
-        self._lock = FileLock(str(self.path) + ".lock", timeout=LOCK_TIMEOUT_SECONDS)
-
-    def append(self, votes: Iterable[Vote]) -> str:
-        """Write the votes at the end of the log, flushed to disk, and return the new head hash.
-
-        Votes without a time get the present one. Raises TruncatedVoteLog if an earlier append was
-        interrupted (call `recover` first) and VoteLogError if acknowledged lines are missing from the end.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock:
-            index, previous = self._end_of_chain()
-            lines = []
-            stamp = now_utc()
-            for vote in votes:
-                record = asdict(vote)
-                record["time"] = record["time"] or stamp
-                line_hash = _hash_line(index, previous, record)
-                lines.append(_canonical({"index": index, "previous": previous, "vote": record, "hash": line_hash}))
-                index, previous = index + 1, line_hash
-            if lines:
-                with open(self.path, "ab") as stream:
-                    stream.write(b"\n".join(lines) + b"\n")
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                self._write_head(index, previous)
-            return previous
-
-    def read(self) -> list[Vote]:
-        """All votes in order. Raises VoteLogError if the log is not sound."""
-        with self._reading():
-            found, votes = self._check()
-        if found.num_truncated_bytes:
-            raise TruncatedVoteLog(found.problems[-1])
-        if not found.is_sound:
-            raise VoteLogError(found.problems[0])
-        return votes
-
-    def verify(self, expected_head: str | None = None) -> Verification:
-        """Check every line, the chain, and the end; never raises for a damaged log.
-
-        `expected_head` is a head hash printed in a report: it must be somewhere in the chain.
-        """
-        with self._reading():
-            return self._check(expected_head)[0]
-
-    def recover(self) -> Path | None:
-        """Set an incomplete last line aside, in a file beside the log, and cut it from the log.
-
-        Returns that file, or None if there was nothing to do. Only the incomplete line goes: its append never
-        returned, so nobody was told that this vote had been taken. Whole lines before it stay.
-        """
-        if not self.path.exists():
-            return None
-        with self._lock:
-            data = self.path.read_bytes()
-            end = data.rfind(b"\n") + 1
-            if end == len(data):
-                return None
-            aside = self.path.with_name(f"{self.path.name}.truncated-at-{end}")
-            with atomic_file(aside) as temporary:
-                temporary.write_bytes(data[end:])
-            os.truncate(self.path, end)
-            return aside
-
-    def _reading(self) -> AbstractContextManager[object]:
-        """The lock, so that no half-written line is read; a log in a read-only folder has no writers."""
-        can_lock = self.path.exists() and os.access(self.path.parent, os.W_OK)
-        return self._lock if can_lock else nullcontext()
-
-    def _write_head(self, num_votes: int, head: str) -> None:
-        with atomic_file(self.head_path) as temporary:
-            temporary.write_bytes(_canonical({"num_votes": num_votes, "head": head}) + b"\n")
-
-    def _read_head(self) -> tuple[int, str]:
-        if not self.head_path.exists():
-            return 0, GENESIS
-        try:
-            record = json.loads(self.head_path.read_bytes())
-            return int(record["num_votes"]), str(record["head"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise VoteLogError(f"{self.head_path} is not readable ({error}); restore it with its log") from error
-
-    def _end_of_chain(self) -> tuple[int, str]:
-        """Index of the next line and hash of the last one, from the end of the file alone."""
-        num_acknowledged, _ = self._read_head()
-        last = b""
-        if self.path.exists() and self.path.stat().st_size:
-            with open(self.path, "rb") as stream:
-                last = _last_line(stream)
-            if not last.endswith(b"\n"):
-                raise TruncatedVoteLog(_truncation_message(self.path, len(last)))
-        if not last:
-            index, previous = 0, GENESIS
-        else:
-            try:
-                record = json.loads(last)
-                index, previous = int(record["index"]) + 1, str(record["hash"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise VoteLogError(f"{self.path}: the last line is no vote ({error}); call verify()") from error
-        if index < num_acknowledged:
-            raise VoteLogError(
-                f"{self.path} ends after {index} votes but {num_acknowledged} were acknowledged: lines were "
-                "removed from the end. Restore the log from a copy; nothing was appended."
-            )
-        return index, previous
-
-    def _check(self, expected_head: str | None = None) -> tuple[Verification, list[Vote]]:
-        problems: list[str] = []
-        votes: list[Vote] = []
-        hashes: list[str] = []
-        data = self.path.read_bytes() if self.path.exists() else b""
-        end = data.rfind(b"\n") + 1
-        previous = GENESIS
-        for index, line in enumerate(data[:end].splitlines()):
-            try:
-                record = json.loads(line)
-                vote, line_hash = record["vote"], record["hash"]
-                votes.append(Vote(**vote))
-                is_intact = line_hash == _hash_line(record["index"], record["previous"], vote)
-            except (ValueError, KeyError, TypeError) as error:
-                problems.append(f"{self.path}, line {index + 1}: no readable vote ({error})")
-                break
-            if not is_intact:
-                problems.append(f"{self.path}, line {index + 1}: the line was edited (its hash does not fit)")
-            elif record["index"] != index or record["previous"] != previous:
-                problems.append(
-                    f"{self.path}, line {index + 1}: does not follow the line before (removed, inserted or reordered)"
-                )
-            previous = line_hash
-            hashes.append(line_hash)
-        if not problems:
-            problems.extend(self._compare_head(hashes))
-            if expected_head not in (None, GENESIS) and expected_head not in hashes:
-                problems.append(f"{self.path}: the head {expected_head} printed earlier is not in this log")
-        if end < len(data):
-            problems.append(_truncation_message(self.path, len(data) - end))
-        return Verification(len(hashes), previous, tuple(problems), len(data) - end), votes
-
-    def _compare_head(self, hashes: Sequence[str]) -> list[str]:
-        """Problems between a sound chain and the head that was acknowledged."""
-        try:
-            num_acknowledged, head = self._read_head()
-        except VoteLogError as error:
-            return [str(error)]
-        if len(hashes) < num_acknowledged:
-            num_missing = num_acknowledged - len(hashes)
-            return [
-                f"{self.path}: {num_missing} of {num_acknowledged} acknowledged votes are missing from the "
-                "end; restore the log from a copy"
-            ]
-        if num_acknowledged and hashes[num_acknowledged - 1] != head:
-            return [f"{self.path}: does not fit {self.head_path.name}; one of the two was replaced"]
-        return []
+def is_about(vote: Vote, items: Mapping[str, str]) -> bool:
+    """Whether the vote is on something that is shown now; see `counted`."""
+    if not vote.seen:
+        return vote.key in items and not vote.side_order
+    return items.get(vote.key) == vote.seen
 
 
-def _truncation_message(path: Path, num_bytes: int) -> str:
-    return (
-        f"{path}: the last line is incomplete ({num_bytes} bytes; an append was interrupted). All votes "
-        "before it are intact. VoteLog(path).recover() sets the piece aside, then the log can be used again."
-    )
+def check_counted(votes: Sequence[Vote]) -> None:
+    """Raises ValueError unless these can be votes that `counted` returned: whoever sums them up would count twice."""
+    _refuse_several({vote.round for vote in votes})
+    said: set[tuple[str, str, str]] = set()
+    kinds: dict[str, str] = {}
+    for vote in votes:
+        who = (vote.rater_kind, vote.rater, vote.key)
+        if vote.is_repeat or vote.decision == WITHDRAWN or who in said:
+            raise ValueError(f"{vote.rater} has more than one word on {vote.key}: hand in what counted() returns")
+        if kinds.setdefault(vote.key, vote.rater_kind) != vote.rater_kind:
+            raise ValueError(f"people and a panel voted on {vote.key}: hand in what counted() returns")
+        said.add(who)
 
 
-def _last_line(stream: Any, block: int = 4096) -> bytes:
-    """The last line of an open binary file with its newline, if it has one, without reading the rest."""
-    size = stream.seek(0, os.SEEK_END)
-    tail = b""
-    while len(tail) < size:
-        start = max(0, size - len(tail) - block)
-        stream.seek(start)
-        tail = stream.read(size - len(tail) - start) + tail
-        cut = tail.rfind(b"\n", 0, len(tail) - 1)
-        if cut >= 0:
-            return tail[cut + 1 :]
-    return tail
+def _refuse_several(rounds: Iterable[str]) -> None:
+    names = sorted(set(rounds))
+    if len(names) > 1:
+        raise ValueError(f"votes of several rounds ({', '.join(names)}): count one round at a time")
+
+
+def describe_voters(votes: Sequence[Vote]) -> str:
+    """Who voted, for labels: "412 votes of 5 people, 88 of the rubric panel".
+
+    Says "not people" wherever no person voted.
+    """
+    people = [vote for vote in votes if vote.rater_kind == "person"]
+    num_others = len(votes) - len(people)
+    if not votes:
+        return "no votes"
+    if not people:
+        return f"{_count(num_others, 'vote')} of the rubric panel, not people"
+    num_raters = len({vote.rater for vote in people})
+    told = f"{_count(len(people), 'vote')} of {num_raters} {'person' if num_raters == 1 else 'people'}"
+    return f"{told}, {num_others} of the rubric panel" if num_others else told
+
+
+def _count(num: int, noun: str) -> str:
+    return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
 
 
 def votes_to_frame(votes: Sequence[Vote]) -> pd.DataFrame:
     """A row for every vote with the columns of `Vote`, for `preference` and the reports."""
     return pd.DataFrame([asdict(vote) for vote in votes], columns=VOTE_COLUMNS)
-
-
-def export_parquet(log: VoteLog, path: Path) -> int:
-    """Write the sound log's votes to a parquet file (all of them, in order); return their number.
-
-    The head hash goes into the file's schema metadata (`vote_log_head`). Raises VoteLogError for a damaged
-    log.
-    """
-    votes = log.read()
-    text, number = pa.string(), pa.float64()
-    types = {"score": number, "seconds": number, "is_repeat": pa.bool_()}
-    schema = pa.schema(
-        [(name, types.get(name, text)) for name in VOTE_COLUMNS],
-        metadata={"vote_log_head": log.verify().head},
-    )
-    table = pa.Table.from_pylist([asdict(vote) for vote in votes], schema=schema)
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary)
-    return len(votes)

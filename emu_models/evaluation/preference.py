@@ -7,8 +7,9 @@ sign test counts prompts. Half-width to expect at a win rate of 68 %: 2.3 points
 over 20 at 16.
 
 A votes table has a row for every vote: key (the pair), rater, decision ("A", "B", "tie", "both", "neither"),
-side_order ("AB": A on the left, "BA"), is_repeat. "both" and "neither" count as ties, as in the paper.
-`emu_data.votes.votes_to_frame` makes it.
+side_order ("AB": A on the left, "BA"). "both" and "neither" count as ties, as in the paper.
+`emu_data.votes.votes_to_frame` makes it of the votes that count (`emu_data.votes.counted`): one of each rater
+on each pair, no second showings; which votes count is not decided here.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from scipy import stats
 
 from emu_models.evaluation.intervals import Interval, bootstrap_rate
 
-VOTE_COLUMNS = ("key", "rater", "decision", "side_order", "is_repeat")
+VOTE_COLUMNS = ("key", "rater", "decision", "side_order")
 DECISIONS = ("A", "B", "tie", "both", "neither")
 
 
@@ -77,26 +78,25 @@ def summarise_preference(
     confidence: float = 0.95,
     num_resamples: int = 9999,
 ) -> Preference:
-    """Rates, intervals and the sign test of a round; repeats are left out, a rater's last vote on a pair
-    counts.
+    """Rates, intervals and the sign test of a round's counted votes.
 
     `prompt_of` gives the prompt of each pair where a prompt has several pairs (seeds); without it each pair
-    is its own prompt. Raises ValueError for an empty table, missing columns, unknown decisions or pairs
-    without a prompt.
+    is its own prompt. Raises ValueError for an empty table, what `check_table` refuses, or pairs without a
+    prompt.
     """
-    first = first_showings(votes)
-    if first.empty:
+    check_table(votes)
+    if votes.empty:
         raise ValueError("there are no votes to summarise")
-    shares = share_by_prompt(first, prompt_of)
+    shares = share_by_prompt(votes, prompt_of)
     rng = np.random.default_rng(seed)
     ties = shares[["tie", "both", "neither"]].sum(axis=1).to_numpy()
     won, lost = shares["A"].to_numpy(), shares["B"].to_numpy()
     num_won, num_lost = int((won > lost).sum()), int((won < lost).sum())
     return Preference(
         num_prompts=len(shares),
-        num_pairs=first["key"].nunique(),
-        num_raters=first["rater"].nunique(),
-        num_votes=len(first),
+        num_pairs=votes["key"].nunique(),
+        num_raters=votes["rater"].nunique(),
+        num_votes=len(votes),
         win=bootstrap_rate(100 * won, rng, confidence, num_resamples),
         lose=bootstrap_rate(100 * lost, rng, confidence, num_resamples),
         tie=bootstrap_rate(100 * ties, rng, confidence, num_resamples),
@@ -109,18 +109,18 @@ def summarise_preference(
     )
 
 
-def first_showings(votes: pd.DataFrame) -> pd.DataFrame:
-    """The table without repeats, and the last vote of each rater on each pair only; checks columns and
-    decisions.
-    """
+def check_table(votes: pd.DataFrame) -> None:
+    """Raises ValueError for missing columns, unknown decisions, or a rater who has more than one vote on a pair."""
     missing = [name for name in VOTE_COLUMNS if name not in votes.columns]
     if missing:
         raise ValueError(f"the votes table lacks {', '.join(missing)}; it needs {', '.join(VOTE_COLUMNS)}")
     unknown = set(votes["decision"]) - set(DECISIONS)
     if unknown:
         raise ValueError(f"decisions {sorted(unknown)} are not of a side-by-side round ({', '.join(DECISIONS)})")
-    first = votes.loc[~votes["is_repeat"].astype(bool)]
-    return first.drop_duplicates(["rater", "key"], keep="last")
+    twice = votes[votes.duplicated(["rater", "key"])]
+    if len(twice):
+        rater, key = twice.iloc[0][["rater", "key"]]
+        raise ValueError(f"{rater} has more than one vote on {key}: hand in what counted() returns")
 
 
 def share_by_prompt(votes: pd.DataFrame, prompt_of: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -161,18 +161,18 @@ def position_bias(votes: pd.DataFrame) -> PositionBias:
     on the left with probability a half independently of the others, whichever model is better: an exact
     binomial test on single votes is valid here, although votes on one prompt resemble each other.
     """
-    first = first_showings(votes)
-    chosen = first.loc[first["decision"].isin(["A", "B"])]
+    check_table(votes)
+    chosen = votes.loc[votes["decision"].isin(["A", "B"])]
     if chosen.empty:
         return PositionBias(0, float("nan"), 1.0)
     num_left = int((chosen["decision"] == chosen["side_order"].str[0]).sum())
     return PositionBias(len(chosen), num_left / len(chosen), float(stats.binomtest(num_left, len(chosen), 0.5).pvalue))
 
 
-def self_consistency(votes: pd.DataFrame) -> SelfConsistency:
-    """Compare each repeat with the rater's first vote on the same pair."""
-    first = first_showings(votes)
-    repeats = votes.loc[votes["is_repeat"].astype(bool)].drop_duplicates(["rater", "key"], keep="last")
-    both = repeats.merge(first, on=["rater", "key"], suffixes=("_repeat", "_first"))
+def self_consistency(votes: pd.DataFrame, repeats: pd.DataFrame) -> SelfConsistency:
+    """Compare each second showing (`emu_data.votes.counted_repeats`) with the rater's counted vote on the pair."""
+    check_table(votes)
+    check_table(repeats)
+    both = repeats.merge(votes, on=["rater", "key"], suffixes=("_repeat", "_first"))
     same = (both["decision_repeat"] == both["decision_first"]).mean() if len(both) else float("nan")
     return SelfConsistency(len(both), float(same))

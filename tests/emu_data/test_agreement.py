@@ -54,10 +54,9 @@ def test_undefined_coefficients_are_no_number():
     assert isnan(measure_agreement(make_round([["keep"], ["drop"]])).gwet_ac1)
 
 
-def test_the_last_word_counts_and_repeats_do_not():
+def test_votes_that_were_not_counted_are_refused():
     votes = make_round([["keep", "drop", "keep"], ["keep", "drop", "drop"]])
-    votes.append(Vote("round", "r1", "person", "k2", "keep"))
-    votes.append(Vote("round", "r1", "person", "k1", "keep", is_repeat=True))
-    assert measure_agreement(votes).krippendorff_alpha == 1.0
-    with pytest.raises(ValueError, match="several rounds"):
-        measure_agreement([*votes, Vote("other", "r1", "person", "k1", "keep")])
+    with pytest.raises(ValueError, match="more than one word"):
+        measure_agreement([*votes, Vote("round", "r1", "person", "k2", "keep")])
+    with pytest.raises(ValueError, match="more than one word"):
+        measure_agreement([*votes, Vote("round", "r9", "person", "k1", "keep", is_repeat=True)])
