@@ -15,6 +15,8 @@ from emu_dagster.environment import collect_rarely, prepare_environment
 from emu_dagster.layout import project_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+votes_app = typer.Typer(no_args_is_help=True, help="Rounds of votes: people's, and the rubric panel's.")
+app.add_typer(votes_app, name="votes")
 
 
 @app.command()
@@ -145,9 +147,25 @@ def aesthetics_head(
 
     layout = Layout(project_root())
     fitted = fit_from_votes(layout, read_params(layout.root / "params.yaml"), layout.root / out)
-    print(f"{out}: fitted to {fitted.num_pictures} pictures with votes of {', '.join(fitted.raters)}")
+    print(f"{out}: fitted to {fitted.num_pictures} pictures with {fitted.voters}")
     print(f"leave-one-out R squared {fitted.r_squared:.2f} (1 is perfect, 0 no better than the mean)")
     print(f"to use it: filter_ledger.signals.aesthetics_head: {out} in params.yaml")
+
+
+@votes_app.command()
+def verify(
+    round: Annotated[
+        str | None, typer.Argument(help="generalist, specialist, appeal or faithfulness; none: all")
+    ] = None,
+) -> None:
+    """Check the hash chain of each round's log, and that it holds what was recorded; exit code 1 for any edit."""
+    from emu_dagster.layout import Layout
+    from emu_dagster.voting import verify_rounds
+
+    found = verify_rounds(Layout(project_root()), round)
+    for checked in found:
+        print(f"{checked.round}: {checked.told}")
+    sys.exit(not all(checked.is_sound for checked in found))
 
 
 @app.command()

@@ -44,7 +44,7 @@ def render_stages(declarations: "Iterable[Declaration]", params: Params, layout:
     order = list(OUTS)
     lines = []
     for declaration in sorted(declarations, key=lambda declaration: order.index(declaration.key)):
-        read = [path for asset in declaration.inputs(params, layout) for path in layout.outs(asset)]
+        read = [path for asset in declaration.inputs(params, layout) for path in layout.read_outs(asset)]
         deps = [_shown(path, layout) for path in [*read, *declaration.brought(params, layout)]]
         lines += [f"  {declaration.key}:", f"    cmd: emu materialize {declaration.key}"]
         lines += _listed("params", [name for name in declaration.params if _is_set(params, name)])

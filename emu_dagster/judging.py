@@ -1,48 +1,61 @@
-"""Side-by-side judgement of the two models by rubric panels, in the votes' format, and the reports on it.
+"""Side-by-side judgement of the two models: what rubric panels say where no person voted, and the reports on the votes.
 
 A is the tuned model, B the pretrained one. The appeal judges' criteria are not those that chose the curated set; the
 faithfulness judge is a model that filtering never used.
 """
 
-import shutil
-import tempfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from PIL import Image
 
 from emu_dagster.evaluating import read_pictures
 from emu_dagster.layout import Layout
-from emu_dagster.params import PanelReport, Params
+from emu_dagster.params import AppealVotes, FaithfulnessVotes, Params
 from emu_dagster.registering import METRICS_FILE
+from emu_dagster.voting import Ballots, read_votes
 from emu_data.agreement import measure_agreement
-from emu_data.appeal import AppealPanel
-from emu_data.files import atomic_file, write_json
+from emu_data.appeal import AppealPanel, round_score
+from emu_data.files import write_json
 from emu_data.ledger import read_ledger
 from emu_data.pairs import draw_side_order
-from emu_data.votes import Vote, VoteLog, export_parquet, votes_to_frame
+from emu_data.votes import Vote, counted, counted_repeats, digest_pair, votes_to_frame
+
+if TYPE_CHECKING:
+    from emu_dagster.reporting.preference import Axis
 
 
-def report_appeal(layout: Layout, params: Params) -> tuple[dict[str, float], Image.Image]:
-    """Holds the appeal round and writes data/reports/appeal_report."""
-    section = params.appeal_report
+def read_prompts(layout: Layout, axis: "Axis") -> pd.DataFrame:
+    """The prompts that are judged: all for appeal, those that name a subject of the corpus for faithfulness."""
     prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
+    return prompts if axis == "appeal" else prompts.query("caption != ''")
+
+
+def digest_pairs(layout: Layout, axis: "Axis", prompts: pd.DataFrame) -> dict[str, str]:
+    """key -> digest of what raters are shown, for `counted`: both pictures, and for faithfulness the caption."""
+    found = {}
+    for key, caption in zip(prompts["key"], prompts["caption"], strict=True):
+        tuned, pretrained = ((layout.evaluation / m / f"{key}.png").read_bytes() for m in ("tuned", "pretrained"))
+        found[key] = digest_pair(tuned, pretrained, caption if axis == "faithfulness" else "")
+    return found
+
+
+def appeal_ballots(layout: Layout, section: AppealVotes) -> Ballots:
+    prompts = read_prompts(layout, "appeal")
     tuned, pretrained = (read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained"))
-    votes = AppealPanel(section.num_raters, section.seed, section.repeat_share).vote(
-        tuned, pretrained, prompts["key"].tolist(), "appeal"
-    )
-    return _report(layout, params, "appeal_report", section, prompts, votes)
+    panel = AppealPanel(section.num_raters, section.seed, section.repeat_share)
+    votes = panel.vote(tuned, pretrained, prompts["key"].tolist(), "appeal")
+    return Ballots(votes, digest_pairs(layout, "appeal", prompts))
 
 
-def report_faithfulness(layout: Layout, params: Params) -> tuple[dict[str, float], Image.Image]:
-    """Holds the faithfulness round, on the prompts that name a subject, and writes data/reports/faithfulness_report."""
+def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes) -> Ballots:
+    """On the prompts that name a subject. ValueError for more raters than the panel has."""
     from emu_models.evaluation.faithfulness import RATERS, judge_pairs
     from emu_models.evaluation.judge import load_judge
 
-    section = params.faithfulness_report
     if section.num_raters > len(RATERS):
-        raise ValueError(f"faithfulness_report.num_raters is {section.num_raters}; the panel has {len(RATERS)} raters")
-    prompts = pd.read_parquet(layout.evaluation / "prompts.parquet").query("caption != ''")
+        raise ValueError(f"faithfulness_votes.num_raters is {section.num_raters}; the panel has {len(RATERS)} raters")
+    prompts = read_prompts(layout, "faithfulness")
     tuned, pretrained = (read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained"))
     captions = sorted(set(read_ledger(layout.filtered / "ledger")["caption"].dropna()) | set(prompts["caption"]))
     judge = load_judge(layout.model("alignment_model") / "judge")
@@ -62,28 +75,35 @@ def report_faithfulness(layout: Layout, params: Params) -> tuple[dict[str, float
             rater_kind="rubric",
             key=row["key"],
             decision=row["decision"],
-            score=row["score_a"] - row["score_b"],
+            score=round_score(row["score_a"] - row["score_b"]),
             side_order=draw_side_order(section.seed, row["rater"], row["key"]),
         )
         for row in decisions.to_dict(orient="records")
     ]
-    return _report(layout, params, "faithfulness_report", section, prompts, votes)
+    return Ballots(votes, digest_pairs(layout, "faithfulness", prompts))
 
 
-def _report(
-    layout: Layout, params: Params, name: str, section: PanelReport, prompts: pd.DataFrame, votes: list[Vote]
-) -> tuple[dict[str, float], Image.Image]:
-    from emu_dagster.reporting.preference import Axis, picture_preference, write_preference_report
+def report_preference(layout: Layout, params: Params, axis: "Axis") -> tuple[dict[str, float], str, Image.Image]:
+    """Writes data/reports/AXIS_report from the votes of the round; returns metrics, who voted, and a plot."""
+    from emu_dagster.reporting.preference import picture_preference, write_preference_report
     from emu_models.evaluation.preference import position_bias, self_consistency, summarise_preference
 
-    axis: Axis = "appeal" if name == "appeal_report" else "faithfulness"
+    name = f"{axis}_report"
+    section = params.appeal_report if axis == "appeal" else params.faithfulness_report
+    prompts = read_prompts(layout, axis)
     pictures = {m: read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained")}
+    recorded, items = read_votes(layout, axis), digest_pairs(layout, axis, prompts)
+    votes, repeats = counted(recorded.votes, items), counted_repeats(recorded.votes, items)
+    if not votes:
+        raise ValueError(f"no vote in {layout.votes(axis)} is on the pictures shown now: materialise {axis}_votes")
     table = votes_to_frame(votes)
     preference = summarise_preference(table, seed=section.seed, num_resamples=section.num_bootstrap)
-    agreement, bias, consistency = measure_agreement(votes), position_bias(table), self_consistency(table)
+    agreement, bias = measure_agreement(votes), position_bias(table)
+    consistency = self_consistency(table, votes_to_frame(repeats))
     metrics = {
         "num_prompts": preference.num_prompts,
         "num_votes": preference.num_votes,
+        "num_votes_of_people": sum(vote.rater_kind == "person" for vote in votes),
         "win": preference.win.estimate,
         "win_low": preference.win.low,
         "win_high": preference.win.high,
@@ -99,28 +119,20 @@ def _report(
         "gwet_ac1": agreement.gwet_ac1,
     }
     folder = layout.report(name)
-    # the log is complete before the report that names its head is, and joins it in one piece
-    with tempfile.TemporaryDirectory() as scratch:
-        log = VoteLog(Path(scratch) / "votes.jsonl")
-        head = log.append(votes)
-        write_preference_report(
-            folder,
-            axis,
-            preference,
-            votes,
-            prompts,
-            pictures["tuned"],
-            pictures["pretrained"],
-            agreement,
-            bias,
-            consistency,
-            head,
-            params,
-        )
-        export_parquet(log, folder / "votes.parquet")
-        for file in (log.path, log.head_path):
-            with atomic_file(folder / file.name) as partial:
-                shutil.copyfile(file, partial)
+    page = write_preference_report(
+        folder,
+        axis,
+        preference,
+        votes,
+        prompts,
+        pictures["tuned"],
+        pictures["pretrained"],
+        agreement,
+        bias,
+        consistency,
+        recorded.head,
+        params,
+    )
     known = {metric: value for metric, value in metrics.items() if value == value}
     write_json(folder / METRICS_FILE, known)
-    return known, picture_preference(axis, preference)
+    return known, page["voters"], picture_preference(axis, preference)

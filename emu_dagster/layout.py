@@ -4,13 +4,22 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+
+def _round_files(name: str) -> tuple[str, ...]:
+    """A round's export, and its log with the head. Files and not the folder: what else lies there (a lock, a piece that
+    an interrupted append left) is no data."""
+    return tuple(f"data/votes/{name}/{file}" for file in ("votes.parquet", "votes.jsonl", "votes.jsonl.head.json"))
+
+
 # What each asset writes, from the project's root: the outs of its stage in dvc.yaml, in this order.
 OUTS: dict[str, tuple[str, ...]] = {
     "raw_corpus": ("data/raw", "data/damage.parquet"),
     "alignment_model": ("data/models/alignment_model",),
     "filter_ledger": ("data/signals", "data/ledger"),
     "filtered_corpus": ("data/filtered", "data/reports/filtered_corpus"),
+    "generalist_votes": _round_files("generalist"),
     "generalist_selection": ("data/curation/generalist_selection",),
+    "specialist_votes": _round_files("specialist"),
     "curated_set": ("data/curated",),
     "autoencoder_study": ("data/models/autoencoder_study", "data/reports/autoencoder_study"),
     "autoencoder": ("data/models/autoencoder",),
@@ -20,7 +29,9 @@ OUTS: dict[str, tuple[str, ...]] = {
     "quality_tuned": ("data/models/quality_tuned",),
     "evaluation_images": ("data/evaluation_images",),
     "automatic_report": ("data/reports/automatic_report",),
+    "appeal_votes": _round_files("appeal"),
     "appeal_report": ("data/reports/appeal_report",),
+    "faithfulness_votes": _round_files("faithfulness"),
     "faithfulness_report": ("data/reports/faithfulness_report",),
     "registered_model": ("data/registered_model.json",),
 }
@@ -45,6 +56,12 @@ class Layout:
     def outs(self, asset: str) -> list[Path]:
         """What an asset writes."""
         return [self.root / out for out in OUTS[asset]]
+
+    def read_outs(self, asset: str) -> list[Path]:
+        """What others read of it. Of a round the export alone, which names the head up to which its log is read: the
+        log itself grows at any time, and what was made of its beginning stays true."""
+        outs = self.outs(asset)
+        return [out for out in outs if out.suffix == ".parquet"] if asset.endswith("_votes") else outs
 
     def _of(self, asset: str, path: str) -> Path:
         if self.readable is not None and asset not in self.readable:
@@ -78,6 +95,10 @@ class Layout:
     @property
     def generalist(self) -> Path:
         return self._of("generalist_selection", "data/curation/generalist_selection")
+
+    def votes(self, name: str) -> Path:
+        """The folder of a round's log: generalist, specialist, appeal or faithfulness."""
+        return self._of(f"{name}_votes", f"data/votes/{name}")
 
     @property
     def curated(self) -> Path:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from emu_dagster.params import Params, tunes_ours
 from emu_data.files import atomic_file
-from emu_data.rubric import RUBRIC_LABEL
 
 if TYPE_CHECKING:
     from emu_dagster.recording import Record
@@ -68,7 +67,8 @@ def gather_facts(record: "Record") -> CardFacts:
     }
     labels = ["toy scale: shows that the system works, not what the method can do"] if params.toy else []
     if is_tuned:
-        labels.append(f"the pictures it was tuned on were chosen by a {RUBRIC_LABEL}")
+        chosen_by = json.loads((record.layout.curated / "meta.json").read_text())["chosen_by"]
+        labels.append(f"the pictures it was tuned on were chosen by {chosen_by}")
     return CardFacts(
         name=key,
         title=f"emu {key.replace('_', ' ')}, profile {params.profile}",

@@ -146,10 +146,17 @@ class FilteredCorpus(Section):
     seed: int
 
 
-class Selection(Section):
-    num_images: Count
+class CurationVotes(Section):
+    """The rubric panel that votes where no person did."""
+
     num_raters: Count
     seed: int
+
+
+class Selection(Section):
+    """num_images: how many are wanted; fewer are taken where the round chose fewer."""
+
+    num_images: Count
 
 
 class Perceptual(Section):
@@ -288,16 +295,24 @@ class AutomaticReport(Section):
     seed: int
 
 
-class PanelReport(Section):
+class AppealVotes(Section):
+    """The rubric panel; repeat_share: of the pairs, shown again with sides swapped."""
+
     num_raters: Count
-    num_bootstrap: Count
+    repeat_share: Share
     seed: int
 
 
-class AppealReport(PanelReport):
-    """repeat_share: of the pairs, shown again with sides swapped. (The faithfulness raters cannot waver.)"""
+class FaithfulnessVotes(Section):
+    """The rubric panel. It has no repeats: its raters cannot waver. seed: of which model stands left."""
 
-    repeat_share: Share
+    num_raters: Count
+    seed: int
+
+
+class PreferenceReport(Section):
+    num_bootstrap: Count
+    seed: int
 
 
 class RegisteredModel(Section):
@@ -328,7 +343,9 @@ class Params(Section):
     alignment_model: AlignmentModel
     filter_ledger: FilterLedger
     filtered_corpus: FilteredCorpus
+    generalist_votes: CurationVotes
     generalist_selection: Selection
+    specialist_votes: CurationVotes
     curated_set: Selection
     autoencoder_study: AutoencoderStudy
     autoencoder: AutoencoderSection
@@ -338,8 +355,10 @@ class Params(Section):
     quality_tuned: QualityTuning
     evaluation_images: EvaluationImages
     automatic_report: AutomaticReport
-    appeal_report: AppealReport
-    faithfulness_report: PanelReport
+    appeal_votes: AppealVotes
+    appeal_report: PreferenceReport
+    faithfulness_votes: FaithfulnessVotes
+    faithfulness_report: PreferenceReport
     registered_model: RegisteredModel
 
 

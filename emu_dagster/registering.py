@@ -14,7 +14,6 @@ from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import RegisteredModel, tunes_ours
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_data.files import write_json
-from emu_data.rubric import RUBRIC_LABEL
 
 if TYPE_CHECKING:
     from emu_dagster.recording import Record
@@ -71,6 +70,13 @@ def judge_reports(layout: Layout, section: RegisteredModel) -> dict[str, Verdict
     return verdicts
 
 
+def describe_judges(layout: Layout) -> str:
+    """Who voted on the models, by round; the reports know it."""
+    pages = {axis: layout.report(f"{axis}_report") / "report.json" for axis in ("appeal", "faithfulness")}
+    found = {axis: json.loads(page.read_text())["voters"] for axis, page in pages.items() if page.is_file()}
+    return "; ".join(f"{axis}: {voters}" for axis, voters in found.items()) or "nobody"
+
+
 def register(record: "Record") -> Version:
     """Registers data/models/quality_tuned as a new version, sets alias and tags, writes data/registered_model.json."""
     import mlflow
@@ -98,10 +104,11 @@ def register(record: "Record") -> Version:
     tags = {f"md5.{name}": record.dvc.digest_of(name) or "" for name in lineage}
     tags |= {"start_from": start_from}
     tags |= {"md5.start_from": record.dvc.deps_of("quality_tuned").get(start_from, "")}
-    tags |= {"profile": record.params.profile, "toy_scale": str(record.params.toy).lower(), "judged_by": RUBRIC_LABEL}
+    voters = describe_judges(record.layout)
+    tags |= {"profile": record.params.profile, "toy_scale": str(record.params.toy).lower(), "judged_by": voters}
     for name, value in tags.items():
         client.set_model_version_tag(section.name, number, name, value)
-    description = "\n\n".join([f"**{alias}**, judged by a {RUBRIC_LABEL}.", *reasons])
+    description = "\n\n".join([f"**{alias}**, judged by {voters}.", *reasons])
     client.update_model_version(section.name, number, description)
     write_json(
         record.layout.registered,

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import Params, read_params
-from emu_data.rubric import RUBRIC_LABEL
 
 TRAININGS = {
     "autoencoder": "Autoencoder",
@@ -69,16 +68,16 @@ def summary_lines(found: Mapping[str, Mapping[str, Any]], registered: Mapping[st
     losses = [found[f"pretrained_{n}"]["val_loss"] for n in ("low", "mid", "full")]
     return {
         "funnel": f"{raw['num_rows']} rows -> {kept['num_images']} filtered -> {wide['num_images']} by generalists -> "
-        f"{curated['num_images']} curated ({RUBRIC_LABEL})",
+        f"{curated['num_images']} curated ({curated['chosen_by']})",
         "autoencoder": "PSNR "
         + ", ".join(f"{n} {v:.1f}" for n, v in study.items())
         + f" dB; trained on: {found['autoencoder']['val_psnr']:.1f} dB",
         "held-out loss": "low {:.3f}, mid {:.3f}, full {:.3f}".format(*losses)
         + f"; tuned {found['quality_tuned']['val_loss']:.3f} at step {found['quality_tuned']['best_step']:.0f}",
         "appeal": f"tuned wins {appeal['win']:.1f} % [{appeal['win_low']:.1f}, {appeal['win_high']:.1f}], "
-        f"loses {appeal['lose']:.1f} % ({RUBRIC_LABEL})",
+        f"loses {appeal['lose']:.1f} % ({appeal['voters']})",
         "faithfulness": f"tuned wins {faithful['win']:.1f} % [{faithful['win_low']:.1f}, {faithful['win_high']:.1f}], "
-        f"loses {faithful['lose']:.1f} %",
+        f"loses {faithful['lose']:.1f} % ({faithful['voters']})",
         "named in top 5": f"real {auto['named_top_5_real']:.0f} %, pretrained {auto['named_top_5_pretrained']:.0f} %, "
         f"tuned {auto['named_top_5_tuned']:.0f} %",
         "registry": f"models:/{registered['name']}/{registered['version']} is {registered['alias']}",

@@ -1,99 +1,176 @@
-"""Rounds of votes over pictures: the rubric panel's, in the format that people's votes have."""
+"""Rounds of votes: what the rubric panel says where no person voted, and the recording of a round's log.
 
-from collections.abc import Sequence
+A round is an asset that appends and never replaces: its log takes people's votes at any time, by VoteLog.append.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from emu_dagster.filtering import SAMPLES_PER_SHARD
 from emu_dagster.layout import Layout
-from emu_dagster.params import Selection
-from emu_dagster.pictures import contact_sheet
+from emu_dagster.params import CurationVotes
 from emu_data.agreement import measure_agreement
-from emu_data.captions import CAPTION_LABEL, write_caption
-from emu_data.files import atomic_dir, write_json, write_parquet
-from emu_data.rubric import RUBRIC_LABEL, CurationPanel, Stage
-from emu_data.shards import read_images, read_manifest, write_subset
-from emu_data.tally import Rule, tally
-from emu_data.votes import Vote, VoteLog, export_parquet
+from emu_data.records import decode_rgb
+from emu_data.rounds import Recorded, check_log, num_new, open_log, read_round, record_round
+from emu_data.rubric import CurationPanel, Stage
+from emu_data.shards import read_manifest, read_many, square
+from emu_data.votes import Vote, counted, describe_voters, digest_picture, is_about
 
-VIEW_SIZE = 128  # px that raters see; the criteria were fitted at 64 and 128
+ROUNDS = ("generalist", "specialist", "appeal", "faithfulness")
+VIEW_SIZE = 128  # px that the panel sees; the criteria were fitted at 64 and 128
+CHUNK = 1000  # pictures whose bytes are in memory at once
 # Of the pictures shown, how many times the wanted number each rater may keep: generalists are tuned for recall.
 KEEP_FACTOR = {"generalist": 1.2, "specialist": 1.0}  # chosen here
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Ballots:
+    """What a panel says of the items of a round. items: key -> digest of what is shown (emu_data.votes.counted)."""
+
+    panel: list[Vote]
+    items: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Tallied:
+    """A round as recorded. voters: who the votes that count are of, in words; not_shown: people's votes that are on
+    other pictures than those shown now, in words, "" for none."""
+
+    head: str
     metrics: dict[str, float]
-    kept: Image.Image
-    dropped: Image.Image
+    voters: str
+    not_shown: str
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """What Dagster's page says of the round."""
+        return {"voters": self.voters, "head": self.head, **({"not_counted": self.not_shown} if self.not_shown else {})}
 
 
-def hold_generalist_round(layout: Layout, section: Selection) -> Outcome:
-    """Votes on data/filtered; the pictures that go on, and the votes, to data/curation/generalist_selection."""
-    keys = read_manifest(layout.filtered)["key"].tolist()
-    votes, table, images = _vote(layout, "generalist", section, keys, "any")
-    chosen = table.head(section.num_images)
-    with atomic_dir(layout.generalist) as folder:
-        _write_votes(folder, votes)
-        write_parquet(folder / "selection.parquet", chosen)
-    return _outcome(votes, table, images, keys, chosen["key"].tolist())
+def generalist_ballots(layout: Layout, section: CurationVotes, num_wanted: int) -> Ballots:
+    """The generalists' panel on all of data/filtered."""
+    return _curation_ballots(layout, "generalist", section, shown_to_generalists(layout), num_wanted)
 
 
-def hold_specialist_round(layout: Layout, section: Selection) -> Outcome:
-    """Votes on the generalists' choice; shards with written captions, and the votes, to data/curated."""
-    keys = sorted(pd.read_parquet(layout.generalist / "selection.parquet")["key"])
-    votes, table, images = _vote(layout, "specialist", section, keys, "majority")
-    chosen = table.head(section.num_images)
-    names = read_manifest(layout.filtered).set_index("key")["caption"]
-    captions = {key: write_caption(names[key]) for key in chosen["key"]}
-    columns = chosen.assign(
-        raw_caption=[names[key] for key in chosen["key"]],
-        chosen_by=RUBRIC_LABEL,
-        caption_by=CAPTION_LABEL,
+def specialist_ballots(layout: Layout, section: CurationVotes, num_wanted: int) -> Ballots:
+    """The specialists' panel on what the generalists let through."""
+    return _curation_ballots(layout, "specialist", section, shown_to_specialists(layout), num_wanted)
+
+
+def shown_to_generalists(layout: Layout) -> list[str]:
+    return read_manifest(layout.filtered)["key"].tolist()
+
+
+def shown_to_specialists(layout: Layout) -> list[str]:
+    return sorted(pd.read_parquet(layout.generalist / "selection.parquet")["key"])
+
+
+def digest_pictures(layout: Layout, keys: Sequence[str]) -> dict[str, str]:
+    """key -> digest of the picture's bytes in data/filtered, for `counted`."""
+    found = {}
+    for start in range(0, len(keys), CHUNK):
+        samples = read_many(layout.filtered, keys[start : start + CHUNK])
+        found |= {key: digest_picture(sample.image) for key, sample in samples.items()}
+    return {key: found[key] for key in keys}
+
+
+def _curation_ballots(
+    layout: Layout, stage: Stage, section: CurationVotes, keys: list[str], num_wanted: int
+) -> Ballots:
+    """The panel looks at all pictures, also at those that people voted on, so that what it says of the others does
+    not change with every vote that comes."""
+    images = np.empty((len(keys), VIEW_SIZE, VIEW_SIZE, 3), np.uint8)
+    items: dict[str, str] = {}
+    for start in range(0, len(keys), CHUNK):
+        part = keys[start : start + CHUNK]
+        samples = read_many(layout.filtered, part)
+        for position, key in enumerate(part, start):
+            images[position] = square(decode_rgb(samples[key].image), VIEW_SIZE)
+            items[key] = digest_picture(samples[key].image)
+    share = min(1.0, KEEP_FACTOR[stage] * num_wanted / max(1, len(keys)))
+    return Ballots(CurationPanel(section.num_raters, section.seed, stage).vote(images, keys, stage, share), items)
+
+
+@contextmanager
+def recorded_round(layout: Layout, name: str, ballots: Ballots) -> Iterator[Tallied]:
+    """Appends the panel's votes where no person voted, and holds the log until the block is left: record it there."""
+    with record_round(layout.votes(name), ballots.panel, ballots.items, older_log(layout, name)) as recorded:
+        yield tally_round(recorded, ballots.items)
+
+
+def read_votes(layout: Layout, name: str) -> Recorded:
+    """The round as its asset recorded it last. ValueError where it never did; see emu_data.rounds.read_round."""
+    return read_round(layout.votes(name), older_log(layout, name))
+
+
+def older_log(layout: Layout, name: str) -> Path:
+    """Where version 0.1 kept the round's log: among what an asset replaced."""
+    return (
+        layout.data
+        / {
+            "generalist": "curation/generalist_selection/votes.jsonl",
+            "specialist": "curated/votes.jsonl",
+            "appeal": "reports/appeal_report/votes.jsonl",
+            "faithfulness": "reports/faithfulness_report/votes.jsonl",
+        }[name]
     )
-    with atomic_dir(layout.curated) as folder:
-        write_subset(
-            layout.filtered, folder, chosen["key"].tolist(), SAMPLES_PER_SHARD, captions=captions, columns=columns
-        )
-        _write_votes(folder, votes)
-    return _outcome(votes, table, images, keys, chosen["key"].tolist())
 
 
-def _vote(
-    layout: Layout, stage: Stage, section: Selection, keys: list[str], rule: Rule
-) -> tuple[list[Vote], pd.DataFrame, np.ndarray]:
-    images = read_images(layout.filtered, keys, VIEW_SIZE)
-    share = min(1.0, KEEP_FACTOR[stage] * section.num_images / max(1, len(keys)))
-    votes = CurationPanel(section.num_raters, section.seed, stage).vote(images, keys, stage, share)
-    return votes, tally(votes, rule), images
-
-
-def _write_votes(folder: Path, votes: Sequence[Vote]) -> None:
-    log = VoteLog(folder / "votes.jsonl")
-    log.append(votes)
-    export_parquet(log, folder / "votes.parquet")
-    write_json(folder / "meta.json", {"votes_by": RUBRIC_LABEL, "head": log.verify().head})
-
-
-def _outcome(
-    votes: Sequence[Vote], table: pd.DataFrame, images: np.ndarray, keys: list[str], chosen: list[str]
-) -> Outcome:
-    position = {key: i for i, key in enumerate(keys)}
-    dropped = [key for key in table["key"] if key not in set(chosen)]
-    reasons = table.set_index("key")["reason"]
+def tally_round(recorded: Recorded, items: dict[str, str]) -> Tallied:
+    """Counts of a round's votes about `items`, and whether its raters agree."""
+    votes = counted(recorded.votes, items)
+    people = {vote.rater for vote in votes if vote.rater_kind == "person"}
+    num_elsewhere = sum(vote.rater_kind == "person" and not is_about(vote, items) for vote in recorded.votes)
     agreement = measure_agreement(votes)
     metrics = {
-        "num_shown": len(keys),
-        "num_images": len(chosen),
+        "num_shown": len(items),
+        "num_not_voted_on": len(set(items) - {vote.key for vote in votes}),
         "num_votes": len(votes),
+        "num_votes_of_people": sum(vote.rater_kind == "person" for vote in votes),
+        "num_people": len(people),
         "krippendorff_alpha": agreement.krippendorff_alpha,
         "gwet_ac1": agreement.gwet_ac1,
     }
-    kept_sheet = contact_sheet(images[[position[k] for k in chosen[:40]]], [""] * min(40, len(chosen)))
-    worst = dropped[-40:]
-    dropped_sheet = contact_sheet(images[[position[k] for k in worst]], [reasons[k] for k in worst])
-    return Outcome(metrics, kept_sheet, dropped_sheet)
+    not_shown = f"{num_elsewhere} votes of people are on other pictures than those shown now" if num_elsewhere else ""
+    return Tallied(recorded.head, metrics, describe_voters(votes), not_shown)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A round's log as `verify_rounds` found it. told: what it holds, or what is wrong with it."""
+
+    round: str
+    is_sound: bool
+    told: str
+
+
+def verify_rounds(layout: Layout, name: str | None = None) -> list[Checked]:
+    """The log of one round, or of all. ValueError for a round that there is not."""
+    if name is not None and name not in ROUNDS:
+        raise ValueError(f"there is no round {name!r}; there are: {', '.join(ROUNDS)}")
+    return [_verify(layout, one) for one in ([name] if name else ROUNDS)]
+
+
+def _verify(layout: Layout, name: str) -> Checked:
+    log = open_log(layout.votes(name))
+    if problems := check_log(layout.votes(name)):
+        return Checked(name, False, "; ".join(problems))
+    votes = log.read()
+    told = f"{describe_voters(votes)} in the log, head {log.head()}" if votes else "no votes yet"
+    return Checked(name, True, told)
+
+
+def grown(layout: Layout, key: str, recorded_head: str) -> str | None:
+    """Why the asset of a round has to record its log again, for people to read; None where it need not, and for other
+    assets. recorded_head: the data version that it was last materialised with."""
+    name = key.removesuffix("_votes")
+    if name not in ROUNDS or name == key:
+        return None
+    num = num_new(layout.votes(name), recorded_head)
+    if num is None:
+        return "its log is not the one that was recorded"
+    return f"{num} new vote{'s' if num > 1 else ''}" if num else None

@@ -1,6 +1,7 @@
-"""The needles: two stages of voting and a written caption each (Emu paper, sec. 3.3, items 5 to 7).
+"""The needles: two rounds of votes, what they chose, and a written caption each (Emu paper, sec. 3.3, items 5 to 7).
 
-Where no person is at hand a rubric panel votes, labelled as such in every vote; people's votes have the same format.
+A round is an input: people's votes come to its log at any time, and where no person voted a rubric panel does, labelled
+as such in every vote. What reads a round writes no votes.
 """
 
 import dagster as dg
@@ -11,24 +12,64 @@ from emu_dagster.recording import Record
 GROUP = "curation"
 
 
-@declared(group=GROUP, kinds={"parquet"}, reads=["filtered_corpus"], params=["generalist_selection"])
-def generalist_selection(record: Record) -> dg.MaterializeResult:
-    """Generalists drop what is of low and middling quality; tuned for recall. The paper's 20 K."""
-    from emu_dagster.voting import hold_generalist_round
+@declared(
+    group=GROUP,
+    kinds={"parquet"},
+    reads=["filtered_corpus"],
+    params=["generalist_votes", "generalist_selection.num_images"],
+)
+def generalist_votes(record: Record) -> dg.MaterializeResult:
+    """What generalists say of the filtered pictures, keep or drop; the panel's votes are appended where nobody voted.
 
-    outcome = hold_generalist_round(record.layout, record.params.generalist_selection)
-    return record.result(outcome.metrics, pictures={"kept": outcome.kept, "dropped": outcome.dropped})
+    Its data version is the head hash of the log, which nothing replaces.
+    """
+    from emu_dagster.voting import generalist_ballots, recorded_round
+
+    params = record.params
+    ballots = generalist_ballots(record.layout, params.generalist_votes, params.generalist_selection.num_images)
+    with recorded_round(record.layout, "generalist", ballots) as found:
+        return record.result(found.metrics, tables=found.tables, data_version=found.head)
+
+
+@declared(
+    group=GROUP,
+    kinds={"parquet"},
+    reads=["filtered_corpus", "generalist_votes"],
+    params=["generalist_selection"],
+)
+def generalist_selection(record: Record) -> dg.MaterializeResult:
+    """What a generalist kept: all of low and middling quality is gone; tuned for recall. The paper's 20 K."""
+    from emu_dagster.choosing import select_generalists_choice, sheets
+
+    choice = select_generalists_choice(record.layout, record.params.generalist_selection.num_images)
+    return record.result(choice.metrics, pictures=sheets(record.layout, choice), tables=choice.tables)
+
+
+@declared(
+    group=GROUP,
+    kinds={"parquet"},
+    reads=["filtered_corpus", "generalist_selection"],
+    params=["specialist_votes", "curated_set.num_images"],
+)
+def specialist_votes(record: Record) -> dg.MaterializeResult:
+    """What specialists say of the generalists' choice; as generalist_votes."""
+    from emu_dagster.voting import recorded_round, specialist_ballots
+
+    params = record.params
+    ballots = specialist_ballots(record.layout, params.specialist_votes, params.curated_set.num_images)
+    with recorded_round(record.layout, "specialist", ballots) as found:
+        return record.result(found.metrics, tables=found.tables, data_version=found.head)
 
 
 @declared(
     group=GROUP,
     kinds={"webdataset", "parquet"},
-    reads=["generalist_selection", "filtered_corpus"],
+    reads=["filtered_corpus", "generalist_selection", "specialist_votes"],
     params=["curated_set"],
 )
 def curated_set(record: Record) -> dg.MaterializeResult:
-    """Specialists keep the few that are exceptional, and each gets a written caption. The paper's 2 K."""
-    from emu_dagster.voting import hold_specialist_round
+    """The few that most specialists kept as exceptional, each with a written caption. The paper's 2 K."""
+    from emu_dagster.choosing import sheets, write_curated_set
 
-    outcome = hold_specialist_round(record.layout, record.params.curated_set)
-    return record.result(outcome.metrics, pictures={"kept": outcome.kept, "dropped": outcome.dropped})
+    choice = write_curated_set(record.layout, record.params.curated_set.num_images)
+    return record.result(choice.metrics, pictures=sheets(record.layout, choice), tables=choice.tables)

@@ -40,28 +40,61 @@ def automatic_report(record: Record) -> dg.MaterializeResult:
     return record.result(metrics, pictures, pages={"report": record.layout.report(record.key) / "index.html"})
 
 
-@declared(group=GROUP, kinds={"pandas"}, reads=["evaluation_images"], params=["appeal_report", *LABELS])
-def appeal_report(record: Record) -> dg.MaterializeResult:
-    """Which picture is more appealing, caption hidden: five raters, A / B / tie."""
-    from emu_dagster.judging import report_appeal
+@declared(group=GROUP, kinds={"parquet"}, reads=["evaluation_images"], params=["appeal_votes"])
+def appeal_votes(record: Record) -> dg.MaterializeResult:
+    """Which picture of a pair is more appealing, caption hidden: A / B / tie; the panel votes where no person did.
 
-    metrics, plot = report_appeal(record.layout, record.params)
-    return record.result(
-        metrics, pictures={"win_rates": plot}, pages={"report": record.layout.report(record.key) / "index.html"}
-    )
+    Its data version is the head hash of the log, which nothing replaces.
+    """
+    from emu_dagster.judging import appeal_ballots
+    from emu_dagster.voting import recorded_round
+
+    ballots = appeal_ballots(record.layout, record.params.appeal_votes)
+    with recorded_round(record.layout, "appeal", ballots) as found:
+        return record.result(found.metrics, tables=found.tables, data_version=found.head)
 
 
 @declared(
     group=GROUP,
     kinds={"pandas"},
+    reads=["evaluation_images", "appeal_votes"],
+    params=["appeal_report", *LABELS],
+)
+def appeal_report(record: Record) -> dg.MaterializeResult:
+    """Which model's pictures are more appealing: win rates of the votes, with intervals over prompts."""
+    from emu_dagster.judging import report_preference
+
+    metrics, voters, plot = report_preference(record.layout, record.params, "appeal")
+    page = record.layout.report(record.key) / "index.html"
+    return record.result(metrics, pictures={"win_rates": plot}, pages={"report": page}, tables={"voters": voters})
+
+
+@declared(
+    group=GROUP,
+    kinds={"parquet"},
     reads=["evaluation_images", "alignment_model", "filtered_corpus"],
+    params=["faithfulness_votes"],
+)
+def faithfulness_votes(record: Record) -> dg.MaterializeResult:
+    """Which picture of a pair shows what its caption says: A / B / both / neither; as appeal_votes."""
+    from emu_dagster.judging import faithfulness_ballots
+    from emu_dagster.voting import recorded_round
+
+    ballots = faithfulness_ballots(record.layout, record.params.faithfulness_votes)
+    with recorded_round(record.layout, "faithfulness", ballots) as found:
+        return record.result(found.metrics, tables=found.tables, data_version=found.head)
+
+
+@declared(
+    group=GROUP,
+    kinds={"pandas"},
+    reads=["evaluation_images", "faithfulness_votes"],
     params=["faithfulness_report", *LABELS],
 )
 def faithfulness_report(record: Record) -> dg.MaterializeResult:
-    """Which picture shows what its caption says: three raters, A / B / both / neither."""
-    from emu_dagster.judging import report_faithfulness
+    """Which model's pictures show what their captions say: win rates of the votes, with intervals over prompts."""
+    from emu_dagster.judging import report_preference
 
-    metrics, plot = report_faithfulness(record.layout, record.params)
-    return record.result(
-        metrics, pictures={"win_rates": plot}, pages={"report": record.layout.report(record.key) / "index.html"}
-    )
+    metrics, voters, plot = report_preference(record.layout, record.params, "faithfulness")
+    page = record.layout.report(record.key) / "index.html"
+    return record.result(metrics, pictures={"win_rates": plot}, pages={"report": page}, tables={"voters": voters})

@@ -8,7 +8,6 @@ from typing import Any
 from emu_dagster.reporting.page import SCHEMA, Run, describe_run, to_json, write_page
 from emu_dagster.reporting.paper import FUNNEL
 from emu_dagster.reporting.training import loss_chart
-from emu_data.rubric import RUBRIC_LABEL
 
 
 def write_index(
@@ -32,9 +31,10 @@ def write_index(
             continue
         name = report["axis"] if report["kind"] == "preference" else report["kind"]
         found[name] = {**report, "folder": path.parent.name}
-    is_panel = any(RUBRIC_LABEL in report["labels"] for report in found.values())
+    voters = [f"{axis}: {found[axis]['voters']}" for axis in ("appeal", "faithfulness") if axis in found]
     content = {
-        **describe_run(run, *([RUBRIC_LABEL] if is_panel else [])),
+        **describe_run(run, *voters),
+        "has_panel": any("rubric panel" in text for text in voters),
         "reports": found,
         "sizes": dict(sizes),
         "paper_sizes": FUNNEL,

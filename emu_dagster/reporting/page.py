@@ -17,8 +17,8 @@ from emu_data.files import atomic_dir, atomic_file, write_json
 
 TOY_LABEL = "toy scale"
 # Of what report.json holds; raised when an entry is renamed or removed, so that the index leaves out a report
-# that an older version wrote until it is made again.
-SCHEMA = 1
+# that an older version wrote until it is made again. 2: preference reports say who voted.
+SCHEMA = 2
 
 Picture = Image.Image | np.ndarray  # arrays are uint8 (H, W, 3)
 

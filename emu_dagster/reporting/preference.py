@@ -12,8 +12,7 @@ from emu_dagster.reporting.evaluation import save_pairs
 from emu_dagster.reporting.page import Picture, Run, describe_run, write_report
 from emu_dagster.reporting.paper import PREFERENCE
 from emu_data.agreement import Agreement
-from emu_data.rubric import RUBRIC_LABEL
-from emu_data.votes import Vote, votes_to_frame
+from emu_data.votes import Vote, describe_voters, votes_to_frame
 
 if TYPE_CHECKING:
     from emu_models.evaluation.preference import PositionBias, Preference, SelfConsistency
@@ -37,24 +36,25 @@ def write_preference_report(
 ) -> dict[str, Any]:
     """Write the page and return what its report.json holds. A is the tuned model, B the pretrained one.
 
-    votes: of this round. prompts: columns key, prompt, one row a pair. tuned, pretrained: uint8 (N, H, W, 3)
-    in their order. votes_head: the head hash of the log that holds the votes, by which it can be checked
-    later.
+    votes: those that count (emu_data.votes.counted). prompts: columns key, prompt, one row a pair. tuned,
+    pretrained: uint8 (N, H, W, 3) in their order. votes_head: the head hash of the log that holds the votes, by which
+    it can be checked later.
     """
     saved: dict[str, Picture] = {}
     rows = save_pairs(prompts, {"pretrained": pretrained, "tuned": tuned}, saved)
-    frame = votes_to_frame([vote for vote in votes if not vote.is_repeat])
-    frame = frame.drop_duplicates(["rater", "key"], keep="last")
+    frame = votes_to_frame(votes)
     counts = pd.crosstab(frame["key"], frame["decision"]).reindex(prompts["key"], fill_value=0)
     by_rater = pd.crosstab(frame["rater"], frame["decision"], normalize="index") * 100
     names = ["A", "tie", "B"] if axis == "appeal" else ["A", "both", "neither", "B"]
     for row, (_, given) in zip(rows, counts.iterrows(), strict=True):
         row["votes"] = {name: int(given.get(name, 0)) for name in names}
-    is_panel = any(vote.rater_kind == "rubric" for vote in votes)
+    voters = describe_voters(votes)
     data = {
         "kind": "preference",
         "axis": axis,
-        **describe_run(run, *([RUBRIC_LABEL] if is_panel else [])),
+        **describe_run(run, voters),
+        "voters": voters,
+        "num_votes_of_people": sum(vote.rater_kind == "person" for vote in votes),
         "preference": preference,
         "agreement": agreement,
         "bias": bias,
