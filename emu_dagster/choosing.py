@@ -3,6 +3,7 @@
 No picture is taken that its round did not choose, even if there are then fewer than were asked for.
 """
 
+import json
 from dataclasses import dataclass
 
 import pandas as pd
@@ -18,6 +19,7 @@ from emu_data.shards import read_images, read_manifest, write_subset
 from emu_data.tally import Rule, choose, tally
 from emu_data.votes import Vote, counted, describe_voters
 
+META_NAME = "meta.json"
 NUM_SHOWN = 40  # pictures of a contact sheet
 SHEET_SIZE = 96  # px of each
 
@@ -71,8 +73,16 @@ def write_curated_set(layout: Layout, num_wanted: int) -> Choice:
     columns = choice.chosen.assign(raw_caption=[names[key] for key in keys], caption_by=CAPTION_LABEL)
     with atomic_dir(layout.curated) as folder:
         write_subset(layout.filtered, folder, keys, SAMPLES_PER_SHARD, captions=captions, columns=columns)
-        write_json(folder / "meta.json", {"chosen_by": choice.tables["chosen_by"]})
+        write_json(folder / META_NAME, {"chosen_by": choice.tables["chosen_by"]})
     return choice
+
+
+def read_chosen_by(layout: Layout) -> str:
+    """Who voted on the pictures of data/curated, in words. ValueError where an older version wrote it."""
+    path = layout.curated / META_NAME
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: an older version wrote this set; materialise curated_set")
+    return json.loads(path.read_text())["chosen_by"]
 
 
 def sheets(layout: Layout, choice: Choice) -> dict[str, Image.Image]:

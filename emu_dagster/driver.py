@@ -14,6 +14,7 @@ import psutil
 from emu_dagster.definitions import defs
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.staleness import StaleAsset, stale_assets
+from emu_dagster.voting import grown
 
 PROCESS_TAG = "emu/process"
 
@@ -88,7 +89,19 @@ def _is_alive(tag: str) -> bool:
 
 def _stale(instance: dg.DagsterInstance) -> list[StaleAsset]:
     layout = Layout(project_root())
-    return stale_assets(defs, instance, lambda key: output_exists(layout, key))
+    return stale_assets(
+        defs,
+        instance,
+        lambda key: output_exists(layout, key),
+        lambda key: grown(layout, key, recorded_version(instance, key)),
+    )
+
+
+def recorded_version(instance: dg.DagsterInstance, key: str) -> str:
+    """The data version that an asset was last materialised with; empty where it never was."""
+    event = instance.get_latest_materialization_event(dg.AssetKey(key))
+    tags = event.asset_materialization.tags if event and event.asset_materialization else None
+    return (tags or {}).get("dagster/data_version", "")
 
 
 def output_exists(layout: Layout, key: str) -> bool:

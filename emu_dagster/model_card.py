@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emu_dagster.choosing import read_chosen_by
 from emu_dagster.params import Params, tunes_ours
 from emu_data.files import atomic_file
 
@@ -67,8 +68,7 @@ def gather_facts(record: "Record") -> CardFacts:
     }
     labels = ["toy scale: shows that the system works, not what the method can do"] if params.toy else []
     if is_tuned:
-        chosen_by = json.loads((record.layout.curated / "meta.json").read_text())["chosen_by"]
-        labels.append(f"the pictures it was tuned on were chosen by {chosen_by}")
+        labels.append(f"the pictures it was tuned on were chosen by {read_chosen_by(record.layout)}")
     return CardFacts(
         name=key,
         title=f"emu {key.replace('_', ' ')}, profile {params.profile}",

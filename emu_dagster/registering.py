@@ -73,8 +73,8 @@ def judge_reports(layout: Layout, section: RegisteredModel) -> dict[str, Verdict
 def describe_judges(layout: Layout) -> str:
     """Who voted on the models, by round; the reports know it."""
     pages = {axis: layout.report(f"{axis}_report") / "report.json" for axis in ("appeal", "faithfulness")}
-    found = {axis: json.loads(page.read_text())["voters"] for axis, page in pages.items() if page.is_file()}
-    return "; ".join(f"{axis}: {voters}" for axis, voters in found.items()) or "nobody"
+    found = {axis: json.loads(page.read_text()) for axis, page in pages.items() if page.is_file()}
+    return "; ".join(f"{axis}: {report.get('voters', 'not stated')}" for axis, report in found.items()) or "nobody"
 
 
 def register(record: "Record") -> Version:

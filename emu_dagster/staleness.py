@@ -26,25 +26,33 @@ class StaleAsset:
 
 
 def stale_assets(
-    defs: dg.Definitions, instance: dg.DagsterInstance, output_exists: Callable[[str], bool]
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    output_exists: Callable[[str], bool],
+    grown: Callable[[str], str | None] = lambda key: None,
 ) -> list[StaleAsset]:
     """What is missing or made from something else than what is there now, in topological order.
 
     Staleness is that of direct inputs: an asset below a stale one is listed only after that one was made
     again and turned out different. So materialise the first of the list and ask again, until the list is
-    empty.
+    empty. grown: why an asset that is up to date has something new to record all the same, None for nothing.
     """
     graph = defs.resolve_asset_graph()
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
     found = {
-        key.to_user_string(): _reason(resolver, key, output_exists)
+        key.to_user_string(): _reason(resolver, key, output_exists, grown)
         for key in graph.toposorted_asset_keys
         if graph.get(key).is_executable
     }
     return [StaleAsset(key, reason) for key, reason in found.items() if reason]
 
 
-def _reason(resolver: CachingStaleStatusResolver, key: dg.AssetKey, output_exists: Callable[[str], bool]) -> str:
+def _reason(
+    resolver: CachingStaleStatusResolver,
+    key: dg.AssetKey,
+    output_exists: Callable[[str], bool],
+    grown: Callable[[str], str | None],
+) -> str:
     """Why the asset is stale; empty when it is not."""
     status = resolver.get_status(key)
     if status == StaleStatus.MISSING:
@@ -52,7 +60,7 @@ def _reason(resolver: CachingStaleStatusResolver, key: dg.AssetKey, output_exist
     if not output_exists(key.to_user_string()):
         return MISSING_OUTPUT
     if status == StaleStatus.FRESH:
-        return ""
+        return grown(key.to_user_string()) or ""
     reasons = [
         cause.reason + (f" ({cause.dependency.asset_key.to_user_string()})" if cause.dependency else "")
         for cause in resolver.get_stale_causes(key)

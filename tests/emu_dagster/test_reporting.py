@@ -20,7 +20,6 @@ from emu_dagster.reporting.page import format_count, format_duration, format_num
 from emu_dagster.reporting.preference import Axis, picture_preference, write_preference_report
 from emu_dagster.reporting.training import TrainingStage, read_training_stage, total_seconds, write_training_report
 from emu_data.agreement import measure_agreement
-from emu_data.rubric import RUBRIC_LABEL
 from emu_data.votes import Vote, votes_to_frame
 from emu_models.evaluation.faithfulness import Naming
 from emu_models.evaluation.intervals import Interval
@@ -151,7 +150,7 @@ def write_preference(folder: Path, run: Run, axis: Axis, kind: Any = "rubric") -
         make_pictures(NUM_PROMPTS, 1),
         measure_agreement(votes),
         position_bias(table),
-        self_consistency(table),
+        self_consistency(table, table.head(0)),
         "ab" * 32,
         run,
     )
@@ -239,15 +238,18 @@ def test_the_funnel_says_by_how_much_a_goal_is_missed_and_shows_how_it_was_measu
 
 def test_toy_scale_and_the_panel_are_labelled_where_they_are_true(tmp_path: Path, reports: Path):
     index = (reports / "index.html").read_text(encoding="utf-8")
-    assert "toy scale" in index and RUBRIC_LABEL in index
-    assert RUBRIC_LABEL in (reports / "appeal_report" / "index.html").read_text(encoding="utf-8")
-    assert RUBRIC_LABEL not in (reports / "training" / "index.html").read_text(encoding="utf-8")
+    panel = "60 votes of the rubric panel, not people"
+    assert "toy scale" in index and panel in index
+    appeal = (reports / "appeal_report" / "index.html").read_text(encoding="utf-8")
+    assert panel in appeal and "0 of 60 votes are people’s" in appeal and "abab" in appeal
+    assert "not people" not in (reports / "training" / "index.html").read_text(encoding="utf-8")
     by_people = write_preference(tmp_path / "appeal_report", Run(toy=False), "appeal", kind="person")
-    assert by_people["labels"] == []
+    assert by_people["labels"] == ["60 votes of 3 people"] and by_people["num_votes_of_people"] == 60
     write_index(tmp_path, Run(toy=False), {})
     for path in tmp_path.rglob("index.html"):
         html = path.read_text(encoding="utf-8")
-        assert "toy" not in html.split("</style>")[1] and RUBRIC_LABEL not in html
+        assert "60 votes of 3 people" in html
+        assert "toy" not in html.split("</style>")[1] and "rubric panel" not in html and "not people" not in html
 
 
 def test_the_papers_figures_stand_beside_ours_and_are_told_apart(reports: Path):

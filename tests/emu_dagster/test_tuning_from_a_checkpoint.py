@@ -37,6 +37,8 @@ def fake_record(project: Path, key: str) -> Any:
     result = {"metrics": {"val_loss": 0.25}, "num_steps": 6}
     meta = {"result": result, "num_rows": 40, "num_held_out": 4, "resolution": 64}
     (folder / "meta.json").write_text(json.dumps(meta))
+    layout.curated.mkdir(parents=True)
+    (layout.curated / "meta.json").write_text('{"chosen_by": "60 votes of the rubric panel, not people"}')
     digests = {"raw_corpus": "1" * 32, "curated_set": "2" * 32 + ".dir", "filtered_corpus": "3" * 32}
     deps = {"data/curated": "2" * 32 + ".dir", params.quality_tuned.start_from: "4" * 32 + ".dir"}
     dvc, before = SimpleNamespace(digest_of=digests.get), SimpleNamespace(deps=deps)
@@ -88,7 +90,7 @@ def test_the_card_of_our_own_model(project):
     assert card.data.license == "other" and card.data.pipeline_tag == "text-to-image"  # type: ignore[attr-defined]
     for text in ("trust_remote_code=True", "1" * 32, "2" * 32, "4" * 32, "Apache-2.0", "CC-BY-4.0", "0.25"):
         assert text in card.text
-    assert "Toy scale" in card.text and "rubric panel" in card.text
+    assert "Toy scale" in card.text and "chosen by 60 votes of the rubric panel, not people" in card.text
     assert str(project) not in card.text
 
 
