@@ -14,7 +14,6 @@ import psutil
 from emu_dagster.definitions import defs
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.staleness import StaleAsset, stale_assets
-from emu_dagster.voting import grown
 
 PROCESS_TAG = "emu/process"
 
@@ -88,6 +87,8 @@ def _is_alive(tag: str) -> bool:
 
 
 def _stale(instance: dg.DagsterInstance) -> list[StaleAsset]:
+    from emu_dagster.voting import grown
+
     layout = Layout(project_root())
     return stale_assets(
         defs,

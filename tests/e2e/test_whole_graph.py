@@ -115,18 +115,78 @@ def test_an_unknown_model_is_one_line(demo):
 
 def test_votes_are_labelled_and_chained(demo):
     project, _ = demo
-    for folder in ("data/curated", "data/curation/generalist_selection", "data/reports/appeal_report"):
-        votes = pd.read_parquet(project.root / folder / "votes.parquet")
-        assert set(votes["rater_kind"]) == {"rubric"}, folder
+    for name in ("generalist", "specialist", "appeal", "faithfulness"):
+        votes = pd.read_parquet(project.root / "data/votes" / name / "votes.parquet")
+        assert set(votes["rater_kind"]) == {"rubric"} and set(votes["time"]) == {""}, name
+        assert votes["seen"].str.len().eq(64).all(), name
+    assert len(project.must("emu", "votes", "verify").splitlines()) == 4
     curated = pd.read_parquet(project.root / "data/curated/manifest.parquet")
-    assert (curated["chosen_by"] == "rubric panel, not people").all()
+    assert (curated["chosen_by"] == "5 votes of the rubric panel, not people").all()
     assert curated["caption"].str.len().min() > 2
+    report = json.loads((project.root / "data/reports/appeal_report/report.json").read_text())
+    head = json.loads((project.root / "data/votes/appeal/votes.jsonl.head.json").read_text())["head"]
+    assert report["votes_head"] == head and report["num_votes_of_people"] == 0
+
+
+def test_no_curated_picture_was_voted_down(demo):
+    """Of twelve wanted, as many as most specialists kept."""
+    project, _ = demo
+    votes = pd.read_parquet(project.root / "data/votes/specialist/votes.parquet")
+    keeps = votes["decision"].eq("keep").groupby(votes["key"]).mean()
+    curated = pd.read_parquet(project.root / "data/curated/manifest.parquet")["key"]
+    assert keeps[curated].gt(0.5).all()
+    assert len(curated) == min(12, keeps.gt(0.5).sum())
+
+
+def test_votes_of_people_survive_the_graph_and_decide(demo, tmp_path):
+    """Twenty, appended by the documented call while nothing runs."""
+    finished, _ = demo
+    project = Project(tmp_path / "project")
+    shutil.copytree(finished.root, project.root, symlinks=True)
+    script = """
+from pathlib import Path
+import pandas as pd
+from emu_dagster.driver import _stale
+from emu_dagster.layout import Layout, project_root
+from emu_dagster.voting import digest_pictures, shown_to_specialists
+from emu_data.rounds import open_log
+from emu_data.votes import Vote
+import dagster as dg
+layout = Layout(project_root())
+keys = shown_to_specialists(layout)[:5]
+seen = digest_pictures(layout, keys)
+open_log(layout.votes("specialist")).append(
+    Vote("specialist", rater, "person", key, "drop" if n < 4 else "keep", seen=seen[key])
+    for n, key in enumerate(keys) for rater in ("anna", "ben", "cem", "dora")
+)
+print(*keys)
+print(*[f"{stale.key}: {stale.reason}" for stale in _stale(dg.DagsterInstance.get())], sep=", ")
+"""
+    keys, stale = project.must("python", "-c", script).splitlines()[-2:]
+    assert stale == "specialist_votes: 20 new votes"
+    before = pd.read_parquet(project.root / "data/votes/specialist/votes.parquet")
+    project.must("emu", "materialize", "curated_set")  # of what was recorded: the new votes wait
+    project.must("emu", "materialize", "generalist_votes", "generalist_selection", "specialist_votes", "curated_set")
+    votes = pd.read_parquet(project.root / "data/votes/specialist/votes.parquet")
+    pd.testing.assert_frame_equal(votes.head(len(before)), before)
+    assert votes["rater_kind"].iloc[len(before) :].tolist() == ["person"] * 20
+    curated = pd.read_parquet(project.root / "data/curated/manifest.parquet").set_index("key")
+    *dropped, kept = keys.split()
+    assert not set(dropped) & set(curated.index)
+    assert curated.loc[kept, "chosen_by"] == "4 votes of 4 people"
+    status = json.loads(project.must("dvc", "status", "--json", "curated_set", "specialist_votes"))
+    assert status == {}
+    log = project.root / "data/votes/specialist/votes.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"rater":"anna"', b'"rater":"anne"', 1))
+    done = project.run("emu", "votes", "verify", "specialist")
+    assert done.returncode == 1 and f"line {len(before) + 1}" in done.stdout and "edited" in done.stdout
+    assert project.run("emu", "votes", "verify", "appeal").returncode == 0
 
 
 def test_votes_become_a_head(demo, tmp_path):
     project, _ = demo
     printed = project.must("emu", "aesthetics-head", "--out", str(tmp_path / "head.safetensors"))
-    assert "votes of rubric" in printed and (tmp_path / "head.safetensors").is_file()
+    assert "votes of the rubric panel, not people" in printed and (tmp_path / "head.safetensors").is_file()
 
 
 def test_the_funnel_is_decided_again_without_a_model(demo):

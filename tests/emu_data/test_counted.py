@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from emu_data.votes import WITHDRAWN, Vote, check_counted, counted, counted_repeats, describe_voters
 
-KEYS = ("1", "2", "3")
+KEYS: tuple[str, ...] = ("1", "2", "3")
 ITEMS = {"1": "one", "2": "two"}  # "3" is not shown any more
 kinds = st.sampled_from(["person", "rubric"])
 raters = st.sampled_from(["anna", "ben", "rubric-1"])
