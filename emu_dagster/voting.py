@@ -18,6 +18,7 @@ from emu_data.records import decode_rgb
 from emu_data.rounds import Recorded, check_log, num_new, open_log, read_round, record_round
 from emu_data.rubric import CurationPanel, Stage
 from emu_data.shards import read_manifest, read_many, square
+from emu_data.vote_log import VoteLogError
 from emu_data.votes import Vote, counted, describe_voters, digest_picture, is_about
 
 ROUNDS = ("generalist", "specialist", "appeal", "faithfulness")
@@ -170,7 +171,10 @@ def grown(layout: Layout, key: str, recorded_head: str) -> str | None:
     name = key.removesuffix("_votes")
     if name not in ROUNDS or name == key:
         return None
-    num = num_new(layout.votes(name), recorded_head)
+    try:
+        num = num_new(layout.votes(name), recorded_head)
+    except VoteLogError:  # the asset mends it, or says what is wrong
+        return "its log is not as it was written"
     if num is None:
         return "its log is not the one that was recorded"
     return f"{num} new vote{'s' if num > 1 else ''}" if num else None

@@ -112,14 +112,16 @@ class VoteLog:
     def read(self, until: str | None = None) -> list[Vote]:
         """All votes in order, or those up to the line whose hash is `until` (GENESIS: none).
 
-        Raises VoteLogError if the log is not sound, or has no such line.
+        Raises VoteLogError if the log is not sound, or has no such line. An incomplete last line matters only
+        where everything is read.
         """
         with self._reading():
             found, votes, hashes = self._check(until)
-        if found.num_truncated_bytes:
-            raise TruncatedVoteLog(found.problems[-1])
-        if not found.is_sound:
-            raise VoteLogError(found.problems[0])
+        *problems, truncation = [*found.problems, ""] if not found.num_truncated_bytes else found.problems
+        if problems:
+            raise VoteLogError(problems[0])
+        if truncation and until is None:
+            raise TruncatedVoteLog(truncation)
         if until is None:
             return votes
         return votes[: hashes.index(until) + 1] if until != GENESIS else []

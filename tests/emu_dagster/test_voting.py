@@ -229,6 +229,16 @@ def test_what_grew_is_said_and_waits_to_be_recorded(layout: Layout):
     assert grown(layout, "generalist_votes", "ab" * 32) == "its log is not the one that was recorded"
 
 
+def test_a_piece_of_an_append_that_was_killed_stops_nobody(layout: Layout):
+    head = hold(layout, "generalist")
+    log = open_log(layout.votes("generalist"))
+    with log.path.open("ab") as stream:
+        stream.write(b'{"hash":"half a li')
+    select_generalists_choice(layout, 8)
+    assert grown(layout, "generalist_votes", head) == "its log is not as it was written"
+    assert hold(layout, "generalist") == head and log.verify().is_sound
+
+
 def test_votes_that_an_older_version_kept_in_the_set_s_folder_are_taken_over(layout: Layout):
     make_all(layout)
     shown = sorted(pd.read_parquet(layout.generalist / "selection.parquet")["key"])
