@@ -74,7 +74,7 @@ def test_dvc_yaml_is_what_the_declarations_say(defs):
 
 
 def test_stages_depend_on_what_the_assets_depend_on(defs, stages):
-    """Each dep of a stage is an out of a direct parent, and all outs of each parent are deps, but for the logs of votes,
+    """Each dep of a stage is an out of a direct parent, and all outs of each parent are deps, but for logs of votes,
     which grow at any time: of a round the export alone is read."""
     layout = Layout(TOP)
     graph = defs.resolve_asset_graph()
