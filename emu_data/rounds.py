@@ -46,8 +46,7 @@ def record_round(folder: Path, panel: Sequence[Vote], items: Mapping[str, str], 
             log.read(until=known)
         take_over(log, older)
         append_panel(log, panel, items)
-        head = export_parquet(log, folder / EXPORT_NAME)
-        yield Recorded(log.read(), head)
+        yield Recorded(*export_parquet(log, folder / EXPORT_NAME))
 
 
 def read_round(folder: Path, older: Path) -> Recorded:

@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,11 @@ class Verification:
         return not self.problems
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _hash_line(index: int, previous: str, vote: dict[str, Any]) -> str:
@@ -87,7 +90,7 @@ class VoteLog:
             lines = []
             stamp = now_utc()
             for vote in votes:
-                record = asdict(vote)
+                record = dict(vars(vote))
                 record["time"] = record["time"] or (stamp if vote.rater_kind == "person" else "")
                 line_hash = _hash_line(index, previous, record)
                 lines.append(_canonical({"index": index, "previous": previous, "vote": record, "hash": line_hash}))
@@ -287,8 +290,8 @@ def _last_line(stream: Any, block: int = 4096) -> bytes:
     return tail
 
 
-def export_parquet(log: VoteLog, path: Path) -> str:
-    """Write the sound log's votes to a parquet file (all of them, in order); return the head hash of what it holds.
+def export_parquet(log: VoteLog, path: Path) -> tuple[list[Vote], str]:
+    """Write the sound log's votes to a parquet file (all of them, in order); return them, and their head hash.
 
     The head goes into the file's schema metadata: `exported_head` reads it. Raises VoteLogError for a
     damaged log.
@@ -298,10 +301,10 @@ def export_parquet(log: VoteLog, path: Path) -> str:
     text, number = pa.string(), pa.float64()
     types = {"score": number, "seconds": number, "is_repeat": pa.bool_()}
     schema = pa.schema([(name, types.get(name, text)) for name in VOTE_COLUMNS], metadata={_HEAD_NAME: head})
-    table = pa.Table.from_pylist([asdict(vote) for vote in votes], schema=schema)
+    table = pa.table({name: [getattr(vote, name) for vote in votes] for name in VOTE_COLUMNS}, schema=schema)
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary)
-    return head
+    return votes, head
 
 
 def exported_head(path: Path) -> str | None:

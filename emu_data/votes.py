@@ -8,7 +8,7 @@ two apart for ever. Votes lie in an append-only log (vote_log.py), which holds e
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import pandas as pd
@@ -156,4 +156,4 @@ def _count(num: int, noun: str) -> str:
 
 def votes_to_frame(votes: Sequence[Vote]) -> pd.DataFrame:
     """A row for every vote with the columns of `Vote`, for `preference` and the reports."""
-    return pd.DataFrame([asdict(vote) for vote in votes], columns=VOTE_COLUMNS)
+    return pd.DataFrame([vars(vote) for vote in votes], columns=VOTE_COLUMNS)

@@ -174,7 +174,8 @@ def test_several_processes_append_at_once(tmp_path: Path):
 def test_export_holds_the_votes_and_the_head(log: VoteLog, tmp_path: Path):
     path = tmp_path / "out" / "votes.parquet"
     assert exported_head(path) is None
-    assert export_parquet(log, path) == log.head() == exported_head(path)
+    assert export_parquet(log, path) == (log.read(), log.head())
+    assert exported_head(path) == log.head()
     expected = votes_to_frame(log.read()).astype({"score": float, "seconds": float})
     pd.testing.assert_frame_equal(pd.read_parquet(path), expected)
 
