@@ -177,14 +177,14 @@ def doctor() -> None:
 
 
 @app.command()
-def up(
-    dagster_port: int = 3000,
-    mlflow_port: int = 5000,
-) -> None:
-    """Start Dagster's and MLflow's pages on 127.0.0.1; Ctrl-C stops both."""
+def up(dagster_port: int = 3000, mlflow_port: int = 5000, reports_port: int = 8000) -> None:
+    """Start Dagster's, MLflow's and the reports' pages on 127.0.0.1; Ctrl-C stops all three."""
+    from emu_dagster.addresses import Ports
     from emu_dagster.pages import serve
 
-    sys.exit(serve(dagster_port, mlflow_port))
+    code = serve(Ports(dagster_port, mlflow_port, reports_port))
+    sys.stdout.flush()
+    os._exit(code)  # all is stopped; to free what Dagster imported would take another second or two
 
 
 @app.command()

@@ -1,83 +1,264 @@
-"""`emu up`: Dagster's and MLflow's pages on this machine, started together and stopped together."""
+"""`emu up`: Dagster's, MLflow's and the reports' pages on this machine, started together and stopped together.
+
+What the servers log goes to data/cache/logs. A changed params.yaml is loaded by Dagster without a click.
+"""
 
 import contextlib
+import functools
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import psutil
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
+from emu_dagster.addresses import HOST, Ports, remember_ports
 from emu_dagster.layout import Layout, project_root
-from emu_dagster.resources.gpu import end_session
+from emu_dagster.resources.gpu import TrainingProcess, end_session
 from emu_dagster.resources.mlflow import MlflowTracking
 
 START_SECONDS = 120  # for both pages to answer; chosen here
-STOP_SECONDS = 20  # for each to end after a signal
+STOP_SECONDS = 3  # for a server to end after a signal, when no run is in progress; chosen here
+SETTLE_SECONDS = 1.0  # that params.yaml has to stay as it is before it is loaded; chosen here
+LAST_LINES = 15  # of a server's log, shown where it died; chosen here
+RELOAD = """mutation { reloadRepositoryLocation(repositoryLocationName: "emu") { __typename
+  ... on WorkspaceLocationEntry { locationOrLoadError { __typename
+    ... on PythonError { message errorChain { error { message } } } } }
+  ... on PythonError { message } } }"""
 
 
-def serve(dagster_port: int, mlflow_port: int) -> int:
-    """Runs `dagster dev` and `mlflow server` until Ctrl-C or SIGTERM; returns the exit code. ValueError: busy port."""
-    for port in (dagster_port, mlflow_port):
-        with contextlib.closing(socket.socket()) as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                raise ValueError(f"port {port} is taken; choose others with --dagster-port and --mlflow-port")
+def serve(ports: Ports) -> int:
+    """Runs `dagster dev`, `mlflow server` and the reports' server until Ctrl-C or SIGTERM; returns the exit code.
+
+    ValueError: a port that is none, is given twice or is taken. RuntimeError: a server ended; its last lines.
+    """
+    _check_ports(ports)
+    layout = Layout(project_root())
     dg.DagsterInstance.get().dispose()  # makes or migrates its storage before two processes would
-    uri = MlflowTracking().resolve_uri()
-    root = project_root()
-    commands = {
-        f"http://127.0.0.1:{dagster_port}": [
-            *("dagster", "dev", "-w", str(root / "workspace.yaml"), "-h", "127.0.0.1"),
-            *("-p", str(dagster_port), "--log-level", "warning"),
-        ],
-        f"http://127.0.0.1:{mlflow_port}": [
-            *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"),
-            *("--port", str(mlflow_port), "--workers", "1"),
-        ],
-    }
-    # MLflow's jobs (scoring of LLM traces) are not used here, and their seven consumers take ten seconds to stop
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
-    # sessions of their own: Ctrl-C reaches them once, through us, and a group can be ended as one
-    processes = {
-        url: subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
-        for url, command in commands.items()
-    }
-    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job would ignore Ctrl-C
+    remember_ports(layout, ports)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # a shell's background job would ignore Ctrl-C
         signal.signal(number, signal.default_int_handler)
+    with _serve_reports(layout, ports.reports), _start_servers(layout, ports) as servers:
+        try:
+            _wait_until_up(servers)
+            for name, port in (("Dagster", ports.dagster), ("MLflow", ports.mlflow), ("Reports", ports.reports)):
+                print(f"{name:<7}  http://{HOST}:{port}", flush=True)
+            watcher = ParamsWatcher(layout.root / "params.yaml", ports.dagster)
+            while not (ended := [server for server in servers if server.process.poll() is not None]):
+                time.sleep(SETTLE_SECONDS / 2)
+                watcher.look()
+            raise RuntimeError(ended[0].describe_end())
+        except KeyboardInterrupt:
+            return 0
+
+
+def _check_ports(ports: Ports) -> None:
+    given = asdict(ports)
+    for name, port in given.items():
+        if not 0 < port < 65536:
+            raise ValueError(f"--{name}-port {port}: a port is a number from 1 to 65535")
+        if twice := [other for other in given if other != name and given[other] == port]:
+            raise ValueError(f"port {port} is given twice, for {name} and {twice[0]}")
+        with contextlib.closing(socket.socket()) as probe:
+            if probe.connect_ex((HOST, port)) == 0:
+                raise ValueError(f"port {port} is taken; choose another with --{name}-port")
+
+
+class Server:
+    """A server's process, which leads a session of its own: Ctrl-C reaches it once, through us, and its group can be
+    ended as one. It gets SIGTERM when we are killed."""
+
+    def __init__(self, name: str, url: str, command: list[str], log: Path, environment: dict[str, str]) -> None:
+        self.name, self.url, self.log = name, url, log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "emu_dagster.stopping", *command],
+                cwd=project_root(),
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def describe_end(self) -> str:
+        last = self.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        told = "\n".join(["its last lines:", *(f"  {line}" for line in last)]) if last else "it said nothing"
+        return f"{self.name}'s server ended with code {self.process.returncode} ({self.log}); {told}"
+
+
+@contextlib.contextmanager
+def _start_servers(layout: Layout, ports: Ports) -> Iterator[list[Server]]:
+    logs, uri = layout.cache / "logs", MlflowTracking().resolve_uri()
+    dagster = [
+        *("dagster", "dev", "-w", str(layout.root / "workspace.yaml"), "-h", HOST),
+        *("-p", str(ports.dagster), "--log-level", "warning"),
+    ]
+    mlflow = [
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST),
+        *("--port", str(ports.mlflow), "--workers", "1"),
+    ]
+    # MLflow's jobs (scoring of LLM traces) are not used here, and their seven consumers take ten seconds to stop
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")}
+    servers = [
+        Server("Dagster", f"http://{HOST}:{ports.dagster}", dagster, logs / "dagster.log", {}),
+        Server("MLflow", f"http://{HOST}:{ports.mlflow}", mlflow, logs / "mlflow.log", quiet),
+    ]
     try:
-        _wait_until_up(processes)
-        dagster_url, mlflow_url = processes
-        print(f"\n  Dagster  {dagster_url}\n  MLflow   {mlflow_url}")
-        if (index := Layout(root).index).is_file():
-            print(f"  Reports  {index.relative_to(root)}")
-        print("\nCtrl-C stops both.", flush=True)
-        while all(process.poll() is None for process in processes.values()):
-            time.sleep(0.5)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopping", flush=True)
-        return 0
+        yield servers
     finally:
-        for process in processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGINT)
-        for process in processes.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
-            end_session(process)  # workers of the servers that outlived them
+        _stop(servers)
 
 
-def _wait_until_up(processes: dict[str, subprocess.Popen]) -> None:
+def _stop(servers: list[Server]) -> None:
+    """Ends the servers, and before them the runs in progress, whose trainings save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    canceled = _cancel_runs()
+    helpers = [helper for server in servers for helper in _descendants(server.process)]
+    # Dagster's web server waits for the live queries of every open page before it ends, up to a minute. It holds no
+    # state: runs, ticks and events are written by the daemon and by the runs themselves.
+    _kill(helpers, "dagster_webserver")
+    for server in servers:  # before the wait: the daemon would start the next run of the queue
+        with contextlib.suppress(ProcessLookupError):
+            server.process.send_signal(signal.SIGINT)
+    if canceled:
+        print(f"waiting for {len(canceled)} run(s) in progress to stop; a training saves its state", flush=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):  # impatient: a training also saves when its parent dies
+            _wait_for_runs(canceled)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _kill(helpers, "code-server", "grpc")  # they have no run left, and take seconds to say good-bye to one another
+    deadline = time.monotonic() + STOP_SECONDS
+    for server in servers:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(max(0.0, deadline - time.monotonic()))
+        end_session(server.process)  # what outlived them
+
+
+def _descendants(process: subprocess.Popen) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(process.pid).children(recursive=True)
+    return []
+
+
+def _kill(processes: list[psutil.Process], *words: str) -> None:
+    """Kills those that have one of the words among their command line's."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if set(words) & set(process.cmdline()):
+                process.kill()
+
+
+def _cancel_runs() -> list[str]:
+    """Cancels the runs that Dagster's page, schedules and sensors started; returns their ids.
+
+    Those of the `emu` command in another terminal go on: they are in its process.
+    """
+    going = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    instance, canceled = dg.DagsterInstance.get(), []
+    for run in instance.get_runs(dg.RunsFilter(statuses=going)):
+        # a run of servers that were killed has no one who could stop it
+        with contextlib.suppress(Exception):
+            if GRPC_INFO_TAG in run.tags and instance.run_launcher.terminate(run.run_id):
+                canceled.append(run.run_id)
+    return canceled
+
+
+def _wait_for_runs(run_ids: list[str]) -> None:
+    deadline = time.monotonic() + TrainingProcess().save_seconds + STOP_SECONDS
+    instance = dg.DagsterInstance.get()
+    while time.monotonic() < deadline:
+        if all((run := instance.get_run_by_id(run_id)) is None or run.is_finished for run_id in run_ids):
+            return
+        time.sleep(0.3)
+
+
+def _wait_until_up(servers: list[Server]) -> None:
     deadline = time.monotonic() + START_SECONDS
-    for url, process in processes.items():
+    for server in servers:
         while True:
-            if process.poll() is not None:
-                raise RuntimeError(f"the server of {url} ended with code {process.returncode}; its message is above")
-            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
+            if server.process.poll() is not None:
+                raise RuntimeError(server.describe_end())
+            with contextlib.suppress(OSError), urllib.request.urlopen(server.url, timeout=2):
                 break
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{url} does not answer after {START_SECONDS} s")
+                raise RuntimeError(f"{server.url} does not answer after {START_SECONDS} s; its log is {server.log}")
             time.sleep(0.5)
+
+
+class ParamsWatcher:
+    """Has Dagster load its definitions anew when params.yaml has changed, since code versions are made of it."""
+
+    def __init__(self, path: Path, dagster_port: int) -> None:
+        self.path, self.url = path, f"http://{HOST}:{dagster_port}/graphql"
+        self.loaded = self.seen = self._read()
+        self.since = time.monotonic()
+        self.was_wrong = False
+
+    def look(self) -> None:
+        """To be called again and again: loads what has been the same for SETTLE_SECONDS."""
+        found = self._read()
+        if found != self.seen:
+            self.seen, self.since = found, time.monotonic()
+        elif found != self.loaded and time.monotonic() - self.since >= SETTLE_SECONDS:
+            self.loaded = found
+            problem = self._reload()
+            if problem:
+                print(f"emu: {problem}; Dagster's page shows it, too", file=sys.stderr, flush=True)
+            elif self.was_wrong:
+                print("emu: params.yaml is loaded again", file=sys.stderr, flush=True)
+            self.was_wrong = bool(problem)
+
+    def _read(self) -> bytes:
+        with contextlib.suppress(OSError):
+            return self.path.read_bytes()
+        return b""
+
+    def _reload(self) -> str:
+        """What keeps the definitions from being loaded, as one line; empty where nothing does."""
+        body = json.dumps({"query": RELOAD}).encode()
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
+                entry: dict[str, Any] = json.load(answer)["data"]["reloadRepositoryLocation"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"params.yaml has changed, and Dagster could not be told ({error}): click Reload on its page"
+        error = entry.get("locationOrLoadError", entry)
+        if error["__typename"] == "RepositoryLocation":
+            return ""
+        messages = [error.get("message", error["__typename"])]
+        messages += [link["error"]["message"] for link in error.get("errorChain", [])]
+        return " ".join(messages[-1].removeprefix("ValueError: ").split())
+
+
+class _Reports(SimpleHTTPRequestHandler):
+    """Files of data/reports, to be looked at only; nothing is logged."""
+
+    error_message_format = "<h1>%(code)d</h1><p>%(explain)s. Reports appear here as the graph writes them.</p>\n"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _serve_reports(layout: Layout, port: int) -> Iterator[None]:
+    handler = functools.partial(_Reports, directory=str(layout.index.parent))
+    with ThreadingHTTPServer((HOST, port), handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield
+        server.shutdown()
