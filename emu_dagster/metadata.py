@@ -1,0 +1,68 @@
+"""What Dagster's pages show of a materialisation: pictures openly, links in words, numbers as a person reads them.
+
+The pages show Markdown of fewer than OPEN_CHARACTERS as it is meant and hide longer text behind "[Show Markdown]". So a
+picture is not put into the event but linked to, as MLflow's server hands it out: of this very run, whatever was made
+since. While that page is not up, the page shows in its place where to find it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import dagster as dg
+import pandas as pd
+
+from emu_dagster.addresses import mlflow_address, report_address
+from emu_dagster.layout import Layout
+
+OPEN_CHARACTERS = 1000  # dagster-webserver 1.13.27, MetadataEntry.tsx
+DIGITS = 4  # significant ones; chosen here
+
+
+def shown(
+    layout: Layout,
+    experiment_id: str,
+    run_id: str,
+    metrics: Mapping[str, float],
+    pictures: Mapping[str, str] | None = None,
+    pages: Mapping[str, Path] | None = None,
+    tables: Mapping[str, str | pd.DataFrame] | None = None,
+) -> dict[str, Any]:
+    """Metadata of a MaterializeResult, in the order in which the page shows it.
+
+    experiment_id, run_id: of the MLflow run. pictures: name -> the artifact's path in that run. pages: name -> file
+    below data/reports. tables: name -> Markdown (open below 1000 characters) or a DataFrame (always open).
+    """
+    entries: dict[str, Any] = {}
+    mlflow = mlflow_address(layout)
+    for name, path in (pictures or {}).items():
+        address = f"{mlflow}/get-artifact?{urlencode({'path': path, 'run_uuid': run_id})}"
+        told = f"{name}: MLflow has it, on {mlflow} while `emu up` runs"
+        entries[name] = dg.MetadataValue.md(f"[![{told}]({address})]({address})")
+    for name, file in (pages or {}).items():
+        address = report_address(layout, file.relative_to(layout.index.parent).as_posix())
+        entries[name] = dg.MetadataValue.md(f"[{name.replace('_', ' ')}]({address})")
+    address = f"{mlflow}/#/experiments/{experiment_id}/runs/{run_id}"
+    entries["mlflow_run"] = dg.MetadataValue.md(f"[this run in MLflow]({address})")
+    entries |= {name: readable(value) for name, value in metrics.items()}
+    for name, table in (tables or {}).items():
+        if isinstance(table, pd.DataFrame):
+            rows = [{str(k): readable(v) for k, v in row.items()} for row in table.to_dict(orient="records")]
+            entries[name] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
+        else:
+            entries[name] = dg.MetadataValue.md(table)
+    return entries
+
+
+def readable(value: Any) -> Any:
+    """A whole number as int, another with four significant digits (from 1000 on rounded to whole ones); NaN as "–"."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    if value != value:
+        return "–"
+    if value in (float("inf"), float("-inf")):
+        return float(value)
+    if value == int(value) or abs(value) >= 10 ** (DIGITS - 1):
+        return round(value)
+    return float(f"{value:.{DIGITS}g}")
