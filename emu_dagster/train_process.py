@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dagster_pipes import PipesDefaultContextLoader, PipesEnvVarParamsLoader, open_dagster_pipes
+from dagster_pipes import PipesContext, PipesDefaultContextLoader, PipesEnvVarParamsLoader, open_dagster_pipes
 
 from emu_dagster.environment import collect_rarely
+from emu_dagster.progress import Progress
 from emu_dagster.stopping import STOPPED, save_on_signal
 
 if TYPE_CHECKING:
@@ -53,6 +54,17 @@ def mlflow_picture_sink(prefix: str) -> Callable[[int, "Image"], None]:
 
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     return lambda step, sheet: client.log_image(run_id, sheet, key=f"{prefix}_samples", step=step, synchronous=True)
+
+
+def told_sink(name: str, num_steps: int) -> Callable[[int, dict[str, float]], None]:
+    """`mlflow_sink`, and now and then a line with the numbers on the page of the asset's run in Dagster."""
+    sink, progress = mlflow_sink(name), Progress(PipesContext.get().log.info, name, "step")
+
+    def both(step: int, metrics: dict[str, float]) -> None:
+        sink(step, metrics)
+        progress(step, num_steps, metrics)
+
+    return both
 
 
 def train_alignment_models(given: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +107,7 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "W
         name=given["name"],
         resolution=given["resolution"],
         loop=LoopConfig(**given["loop"]),
-        sink=mlflow_sink(given["name"]) if world.leads else lambda step, metrics: None,
+        sink=told_sink(given["name"], given["loop"]["num_steps"]) if world.leads else lambda step, metrics: None,
         picture_sink=mlflow_picture_sink(given["name"]) if world.leads else lambda step, sheet: None,
         stop_requested=stop_requested,
         world=world,

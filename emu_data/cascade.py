@@ -95,13 +95,15 @@ def measure_group(
     funnel: Funnel | None = None,
     progress: bool = True,
     engine: Engine | None = None,
+    told: Callable[[int, int], None] | None = None,
 ) -> int:
     """Bring out_dir/NAME@VERSION/NNNNN.parquet of each signal and shard up to date; return how many were written.
 
     Each file has a row for every picture that this signal was needed for, in key order: `key`, the signal's columns,
     and `error` (null, or why this record has no values). Signals run in their order; without a `funnel` all are
-    measured on every picture. Raises RuntimeError where a signal cannot be loaded, or more than half of a shard's
-    records raise: that is a fault of the signal, not of the records.
+    measured on every picture. `told` hears how many shards are done and how many were to do. Raises RuntimeError where
+    a signal cannot be loaded, or more than half of a shard's records raise: that is a fault of the signal, not of the
+    records.
     """
     funnel = funnel or Funnel()
     work = partial(_bring_up_to_date, Path(raw_dir), tuple(signals), Path(out_dir), funnel)
@@ -114,6 +116,7 @@ def measure_group(
         partial(load_signals, loaded, funnel),
         engine,
         progress="signals" if progress and waiting else None,
+        told=told,
     )
     return sum(num_written)
 

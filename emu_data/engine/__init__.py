@@ -7,6 +7,7 @@ with a fixed number of threads and a shard is always cut into the same batches, 
 engine or on the number of workers.
 """
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,12 +56,14 @@ def run_shards(
     factory: Factory,
     engine: Engine | None = None,
     progress: str | None = None,
+    told: Callable[[int, int], None] | None = None,
 ) -> list[Any]:
     """Return `function(shard, guard)` for each shard, in order. The guard's child calls `factory` once.
 
     Shards and results are names and counts; pictures stay in files, which on a cluster all nodes must see under the
     same path. An exception in `function` ends the run and is raised, as is KeyboardInterrupt: shards that are done
-    stay done. `progress` names the bar on stderr, None shows none. Raises ValueError where no cluster answers, and
+    stay done. `progress` names the bar on stderr, None shows none; `told` is called with the number of shards that are
+    done and of all, after each, in any thread. Raises ValueError where no cluster answers, and
     where `function` or `factory` cannot be imported by name.
     """
     engine = engine or Engine()
@@ -72,8 +75,15 @@ def run_shards(
         Guard, factory, engine.base_timeout, engine.record_timeout, engine.max_memory, engine.threads_per_worker
     )
     with tqdm(total=len(shards), desc=progress, unit="shard", disable=progress is None, file=sys.stderr) as bar:
+        done = itertools.count(1)
+
+        def report() -> None:
+            bar.update()
+            if told is not None:
+                told(next(done), len(shards))
+
         if engine.name == "local":
-            return run_here(function, shards, make_guard, engine.num_workers, bar.update)
+            return run_here(function, shards, make_guard, engine.num_workers, report)
         return run_on_ray(
             function,
             shards,
@@ -82,5 +92,5 @@ def run_shards(
             engine.num_workers,
             engine.threads_per_worker,
             engine.num_gpus_per_actor,
-            bar.update,
+            report,
         )

@@ -127,6 +127,15 @@ def test_shards_come_back_in_order_for_any_number_of_workers(tmp_path: Path) -> 
         run_shards(square_shard, [[1], [13], [2]], make_squarer, Engine(num_workers=2))
 
 
+def test_each_shard_that_is_done_is_told_of() -> None:
+    heard: list[tuple[int, int]] = []
+    shards = [[n] for n in range(9)]
+    run_shards(
+        square_shard, shards, make_squarer, Engine(num_workers=3), told=lambda done, of: heard.append((done, of))
+    )
+    assert sorted(heard) == [(done, 9) for done in range(1, 10)]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 def test_hung_child_does_not_outlive_its_killed_parent(tmp_path: Path) -> None:
     code = (

@@ -1,0 +1,39 @@
+"""Progress on a run's page: now and then, with numbers, and always the end."""
+
+import dagster as dg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emu_dagster.progress import SECONDS, Progress
+
+
+@settings(deadline=None)  # the first call imports
+@given(st.lists(st.floats(0, 20), min_size=1, max_size=60))
+def test_events_are_rare_and_the_end_is_always_told(waits: list[float]):
+    now, heard = [0.0], []
+    progress = Progress(lambda text: heard.append((now[0], text)), "filter_ledger", "shard", clock=lambda: now[0])
+    for done, wait in enumerate(waits, start=1):
+        now[0] += wait
+        progress(done, len(waits))
+    times = [at for at, _ in heard]
+    assert all(later - earlier >= SECONDS for earlier, later in zip(times[:-2], times[1:-1], strict=True))
+    assert heard[-1][1] == f"filter_ledger: shard {len(waits)} of {len(waits)}"
+    assert len(heard) == 1 or "left" in heard[0][1]
+
+
+def test_a_training_tells_its_losses_and_the_time_that_is_left():
+    heard: list[str] = []
+    Progress(heard.append, "pretrained_low", "step")(
+        50, 380, {"loss": 0.123456, "val_loss": 0.2, "grad": 1.0, "steps_per_second": 2.0}
+    )
+    assert heard == ["pretrained_low: step 50 of 380, loss 0.1235, val loss 0.2, about 2 min 45 s left"]
+
+
+def test_it_becomes_an_event_of_the_run():
+    @dg.asset
+    def long_one(context: dg.AssetExecutionContext) -> None:
+        Progress(context.log.info, "long_one", "shard")(1, 1)
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = dg.materialize([long_one], instance=instance)
+        assert "long_one: shard 1 of 1" in [entry.user_message for entry in instance.all_logs(run.run_id)]
