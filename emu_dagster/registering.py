@@ -6,7 +6,9 @@ did not, with the reasons on the version's page.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +18,16 @@ from emu_dagster.resources.mlflow import MlflowTracking
 from emu_data.files import write_json
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
     from emu_dagster.recording import Record
 
 LINEAGE = ("raw_corpus", "filtered_corpus", "curated_set", "quality_tuned")
 PRETRAINING = ("autoencoder", "pretrained_full")  # in the lineage where they are what was tuned
 REPORTS = ("appeal_report", "faithfulness_report", "automatic_report")
 METRICS_FILE = "metrics.json"
+MD5_TAG = "md5.quality_tuned"  # by which a version is known
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,13 @@ def describe_judges(layout: Layout) -> str:
 
 
 def register(record: "Record") -> Version:
-    """Registers data/models/quality_tuned as a new version, sets alias and tags, writes data/registered_model.json."""
+    """Registers data/models/quality_tuned under registered_model.name, sets alias, tags and description, and writes
+    data/registered_model.json.
+
+    The same bytes are one version, however often they are judged: a version with their md5 gets the new verdict. A
+    version appears with its tags at once, so that one whose registration was interrupted is found and completed.
+    Raises ValueError where the name has versions of another profile: an alias must not change hands unseen.
+    """
     import mlflow
 
     section = record.params.registered_model
@@ -88,33 +100,66 @@ def register(record: "Record") -> Version:
     reasons = [f"{'passed' if v.passed else 'FAILED'}: {v.reason}" for v in verdicts.values()]
     reasons += [f"FAILED: {name} is missing" for name in missing]
 
-    model = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(Path(__file__).with_name("served_model.py")),
-        artifacts={"pipeline": str(record.layout.model("quality_tuned"))},
-        code_paths=[str(Path(__file__).parent.parent / "emu_models"), str(Path(__file__).parent.parent / "emu_data")],
-        pip_requirements=served_requirements(),
-        registered_model_name=section.name,
-    )
-    client, number = mlflow.MlflowClient(), str(model.registered_model_version)
-    alias = "champion" if passed else "challenger"
-    client.set_registered_model_alias(section.name, alias, number)
+    client = mlflow.MlflowClient()
+    profile, md5 = record.params.profile, record.dvc.digest_of("quality_tuned") or ""
+    versions = _versions_of(client, section.name)
+    if others := sorted({v.tags["profile"] for v in versions if "profile" in v.tags} - {profile}):
+        raise ValueError(
+            f"models:/{section.name} has versions of the profile {', '.join(others)}, and this one is of {profile}: "
+            "give registered_model.name in params.yaml a name of its own"
+        )
     start_from = record.params.quality_tuned.start_from
     lineage = (*LINEAGE, *PRETRAINING) if tunes_ours(start_from) else LINEAGE
     tags = {f"md5.{name}": record.dvc.digest_of(name) or "" for name in lineage}
     tags |= {"start_from": start_from}
     tags |= {"md5.start_from": record.dvc.deps_of("quality_tuned").get(start_from, "")}
     voters = describe_judges(record.layout)
-    tags |= {"profile": record.params.profile, "toy_scale": str(record.params.toy).lower(), "judged_by": voters}
+    tags |= {"profile": profile, "toy_scale": str(record.params.toy).lower(), "judged_by": voters}
+
+    alias = "champion" if passed else "challenger"
+    same = [int(v.version) for v in versions if md5 and v.tags.get(MD5_TAG) == md5]
+    number = str(min(same) if same else _create_version(record, section.name, tags))
     for name, value in tags.items():
         client.set_model_version_tag(section.name, number, name, value)
     description = "\n\n".join([f"**{alias}**, judged by {voters}.", *reasons])
-    client.update_model_version(section.name, number, description)
+    judged = f"Judged {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+    client.update_model_version(section.name, number, f"{description}\n\n{judged}")
+    holders = client.get_registered_model(section.name).aliases
+    for other in {"champion", "challenger"} - {alias}:  # what it was called after an earlier judgement
+        if str(holders.get(other)) == number:
+            client.delete_registered_model_alias(section.name, other)
+    client.set_registered_model_alias(section.name, alias, number)
     write_json(
         record.layout.registered,
         {"name": section.name, "version": int(number), "alias": alias, "reasons": reasons, "tags": tags},
     )
     return Version(int(number), alias, description)
+
+
+def _versions_of(client: "MlflowClient", name: str) -> list["ModelVersion"]:
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _create_version(record: "Record", name: str, tags: Mapping[str, str]) -> int:
+    """Logs the pipeline as a model and makes it a version, tags and all, in one step."""
+    import mlflow
+
+    top = Path(__file__).parent.parent
+    model = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={"pipeline": str(record.layout.model("quality_tuned"))},
+        code_paths=[str(top / "emu_models"), str(top / "emu_data")],
+        pip_requirements=served_requirements(),
+    )
+    return int(mlflow.register_model(model.model_uri, name, tags=dict(tags)).version)
 
 
 def served_requirements() -> list[str]:

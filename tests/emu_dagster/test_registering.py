@@ -1,0 +1,119 @@
+"""The registry knows bytes and profiles: the same bytes are one version, and no profile takes another's alias."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from emu_dagster import registering
+from emu_dagster.layout import Layout
+from emu_dagster.params import read_params
+from emu_dagster.registering import MD5_TAG, Verdict, register
+from emu_dagster.resources.mlflow import MlflowTracking
+
+TOP = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a model to register; one MLflow database for the module, since making it takes seconds."""
+    root = tmp_path_factory.mktemp("root")
+    MlflowTracking(root=str(root)).connect()
+    folder = Layout(root).model("quality_tuned")
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    return root
+
+
+@pytest.fixture
+def judge(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """judge(name, md5, passed, profile) registers a model of these bytes under that judgement."""
+    MlflowTracking(root=str(root)).connect()
+    params = read_params(TOP / "profiles" / "smoke.yaml")
+    monkeypatch.setattr(registering, "served_requirements", list)
+
+    def run(name: str, md5: str, passed: bool, profile: str = "smoke") -> Any:
+        def judge_reports(*_: Any) -> dict[str, Verdict]:
+            return {report: Verdict(passed, f"{report} says so") for report in registering.REPORTS}
+
+        monkeypatch.setattr(registering, "judge_reports", judge_reports)
+        section = params.registered_model.model_copy(update={"name": name})
+        given = params.model_copy(update={"registered_model": section, "profile": profile})
+        dvc = SimpleNamespace(digest_of=lambda asset: md5, deps_of=lambda asset: {})
+        return register(SimpleNamespace(params=given, layout=Layout(root), dvc=dvc))  # type: ignore[arg-type]
+
+    return run
+
+
+def registered(name: str) -> tuple[dict[str, str], list[Any]]:
+    """Aliases, and the versions with the lowest number first."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    aliases = {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
+    return aliases, sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version))
+
+
+def test_the_same_bytes_judged_again_are_the_same_version(root: Path, judge: Callable[..., Any]):
+    assert judge("again", "a" * 32, passed=False).number == 1
+    assert judge("again", "a" * 32, passed=True).number == 1
+    aliases, (version,) = registered("again")
+    assert aliases == {"champion": "1"}  # and no challenger any more
+    assert "**champion**" in version.description and "Judged" in version.description
+    assert judge("again", "b" * 32, passed=False).number == 2
+    assert registered("again")[0] == {"champion": "1", "challenger": "2"}
+    judge("again", "a" * 32, passed=False)  # what the reports no longer allow is no champion
+    assert registered("again")[0] == {"challenger": "1"}
+    assert json.loads(Layout(root).registered.read_text())["version"] == 1
+
+
+def test_another_profile_does_not_take_an_alias(judge: Callable[..., Any]):
+    judge("mine", "a" * 32, passed=True, profile="emoji")
+    before = registered("mine")[0]
+    with pytest.raises(ValueError, match=r"models:/mine has versions of the profile emoji.*registered_model\.name"):
+        judge("mine", "b" * 32, passed=True, profile="smoke")
+    aliases, versions = registered("mine")
+    assert aliases == before and len(versions) == 1
+
+
+def test_each_profile_has_a_name_of_its_own():
+    names = [read_params(path).registered_model.name for path in (TOP / "profiles").glob("*.yaml")]
+    assert len(names) == len(set(names)) > 3
+    assert read_params(TOP / "params.yaml").registered_model.name == "emu"  # README: models:/emu@champion
+
+
+@pytest.mark.parametrize("moment", ["log_model", "register_model", "tag", "describe", "alias", "write"])
+def test_what_is_cut_short_is_completed_and_never_half(
+    judge: Callable[..., Any], moment: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The registration ends after `moment`; whatever there is then has its tags, and the next run mends the rest."""
+    import mlflow
+
+    owner, method = {
+        "log_model": (mlflow.pyfunc, "log_model"),
+        "register_model": (mlflow, "register_model"),
+        "tag": (mlflow.MlflowClient, "set_model_version_tag"),
+        "describe": (mlflow.MlflowClient, "update_model_version"),
+        "alias": (mlflow.MlflowClient, "set_registered_model_alias"),
+        "write": (registering, "write_json"),
+    }[moment]
+    real = getattr(owner, method)
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        raise KeyboardInterrupt
+
+    name = f"cut-{moment}"
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, killed)
+        with pytest.raises(KeyboardInterrupt):
+            judge(name, "c" * 32, passed=True)
+    if moment != "log_model":
+        (version,) = registered(name)[1]
+        assert version.tags[MD5_TAG] == "c" * 32 and version.tags["profile"] == "smoke"
+    judge(name, "c" * 32, passed=True)
+    aliases, (version,) = registered(name)
+    assert aliases == {"champion": "1"} and "**champion**" in version.description
