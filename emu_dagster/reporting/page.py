@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from PIL import Image
 
-from emu_data.files import atomic_dir, atomic_file, write_json
+from emu_data.files import atomic_dir, write_json
 
 TOY_LABEL = "toy scale"
 # Of what report.json holds; raised when an entry is renamed or removed, so that the index leaves out a report
@@ -66,13 +66,6 @@ def write_report(
         (folder / "index.html").write_text(html, encoding="utf-8")
         write_json(folder / "report.json", content)
     return content
-
-
-def write_page(path: Path, template: str, content: Mapping[str, Any], charts: Mapping[str, str]) -> None:
-    """Write one HTML file atomically; its pictures are elsewhere."""
-    html = render(template, content, charts, root="")
-    with atomic_file(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
 
 
 def render(template: str, content: Mapping[str, Any], charts: Mapping[str, str], root: str) -> str:

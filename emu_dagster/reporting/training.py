@@ -27,13 +27,12 @@ class TrainingStage:
     num_steps: int
     best_step: int
     stopped_early: bool
-    seconds: float | None  # None where it was trained elsewhere
     curves: pd.DataFrame
     noise_offset: float | None = None
     preview: Image.Image | None = None
 
 
-def read_training_stage(folder: Path, title: str, seconds: float | None = None) -> TrainingStage:
+def read_training_stage(folder: Path, title: str) -> TrainingStage:
     """What a training left in its model folder (meta.json, metrics.jsonl, preview.png), which no times are part of.
 
     Raises ValueError if the folder holds no finished training.
@@ -53,7 +52,6 @@ def read_training_stage(folder: Path, title: str, seconds: float | None = None) 
         num_steps=result["num_steps"],
         best_step=result["best_step"],
         stopped_early=result["stopped_early"],
-        seconds=seconds,
         curves=pd.DataFrame(lines, columns=["step", "loss", "val_loss"]),
         noise_offset=meta["spec"].get("training", {}).get("noise_offset"),
         preview=Image.open(preview).convert("RGB") if preview.is_file() else None,
@@ -75,16 +73,9 @@ def write_training_report(directory: Path, stages: Sequence[TrainingStage], run:
         "kind": "training",
         **describe_run(run),
         "stages": shown,
-        "seconds": total_seconds(stages),
     }
     charts = {stage.name: loss_chart(stage.curves.to_dict(orient="list")) for stage in stages}
     return write_report(directory, "training", data, pictures, charts)
-
-
-def total_seconds(stages: Sequence[TrainingStage]) -> float | None:
-    """Seconds of all stages; None where that of one is not known."""
-    known = [stage.seconds for stage in stages if stage.seconds is not None]
-    return sum(known) if len(known) == len(stages) else None
 
 
 def loss_chart(curves: Mapping[Any, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> str:

@@ -2,7 +2,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from emu_dagster.reporting.funnel import Findings, write_funnel_report
 from emu_dagster.reporting.index import write_index
 from emu_dagster.reporting.page import format_count, format_duration, format_number, format_p_value, to_json
 from emu_dagster.reporting.preference import Axis, picture_preference, write_preference_report
-from emu_dagster.reporting.training import TrainingStage, read_training_stage, total_seconds, write_training_report
+from emu_dagster.reporting.training import TrainingStage, read_training_stage, write_training_report
 from emu_data.agreement import measure_agreement
 from emu_data.votes import Vote, votes_to_frame
 from emu_models.evaluation.faithfulness import Naming
@@ -96,7 +96,6 @@ def write_training(folder: Path, run: Run) -> dict[str, Any]:
             30,
             20,
             name == "tuned",
-            75.0,
             curves,
             0.1 if name == "tuned" else None,
             Image.fromarray(make_pictures(1)[0]) if name == "tuned" else None,
@@ -167,8 +166,15 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_preference(reports / "appeal_report", Run(), "appeal")
     write_preference(reports / "faithfulness_report", Run(), "faithfulness")
     sizes = {"raw": 1234, "filtered": 1000, "generalists": 100, "curated": 40}
-    write_index(reports, Run(), sizes, 615.0, "a machine", [("make up", "shows pages")])
+    registered = {"name": "emu", "version": 3, "alias": "challenger", "reasons": [f"FAILED: {EVIL}"]}
+    write_front(reports, Run(), sizes, registered, [("make up", "shows pages")])
     yield reports
+
+
+def write_front(reports: Path, *arguments: Any) -> None:
+    """The index over all reports that lie in `reports`."""
+    folders = [path.parent for path in sorted(reports.glob("*/report.json"))]
+    write_index(reports / "index.html", reports / "front_page", folders, *arguments)
 
 
 class Links(HTMLParser):
@@ -245,7 +251,7 @@ def test_toy_scale_and_the_panel_are_labelled_where_they_are_true(tmp_path: Path
     assert "not people" not in (reports / "training" / "index.html").read_text(encoding="utf-8")
     by_people = write_preference(tmp_path / "appeal_report", Run(toy=False), "appeal", kind="person")
     assert by_people["labels"] == ["60 votes of 3 people"] and by_people["num_votes_of_people"] == 60
-    write_index(tmp_path, Run(toy=False), {})
+    write_front(tmp_path, Run(toy=False), {})
     for path in tmp_path.rglob("index.html"):
         html = path.read_text(encoding="utf-8")
         assert "60 votes of 3 people" in html
@@ -262,19 +268,34 @@ def test_the_papers_figures_stand_beside_ours_and_are_told_apart(reports: Path):
 
 def test_the_index_shows_sixteen_pairs_first_and_says_what_is_missing(tmp_path: Path, reports: Path):
     html = (reports / "index.html").read_text(encoding="utf-8")
-    pairs = re.findall(r'src="automatic_report/pictures/(\d+)-(pretrained|tuned)\.png"', html)
+    pairs = re.findall(r'src="front_page/automatic_report-pictures-(\d+)-(pretrained|tuned)\.png"', html)
     assert [model for _, model in pairs] == ["pretrained", "tuned"] * 16
-    assert html.index("automatic_report/pictures") < html.index("Which is more appealing")
+    assert html.index("front_page/automatic_report") < html.index("Which is more appealing")
     write_training(tmp_path / "training", Run())
-    write_index(tmp_path, Run(), {"raw": 5})
+    write_front(tmp_path, Run(), {"raw": 5})
     text = Links((tmp_path / "index.html").read_text(encoding="utf-8")).text
     assert "Not made yet: funnel, autoencoder, automatic, appeal, faithfulness" in text
     old = json.loads((tmp_path / "training" / "report.json").read_text()) | {"schema": 0, "stages": [{}]}
     (tmp_path / "training" / "report.json").write_text(json.dumps(old))
-    write_index(tmp_path, Run(), {"raw": 5})
+    write_front(tmp_path, Run(), {"raw": 5})
     assert "Not made yet: funnel, autoencoder, training" in (tmp_path / "index.html").read_text()
-    write_index(tmp_path / "empty", Run(), {})
+    write_front(tmp_path / "empty", Run(), {})
     assert (tmp_path / "empty" / "index.html").is_file()
+
+
+def test_the_index_keeps_the_pictures_of_its_numbers(tmp_path: Path, reports: Path):
+    """A report that is made anew, with fewer pictures, breaks none of the page's."""
+    shutil.copytree(reports, tmp_path / "reports")
+    html = (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
+    pictures = [tmp_path / "reports" / src for src in re.findall(r'<img src="([^"]+)"', html)]
+    before = [path.read_bytes() for path in pictures]
+    assert len(before) > 32
+    for folder in ("automatic_report", "filtered_corpus", "autoencoder_study"):
+        shutil.rmtree(tmp_path / "reports" / folder)
+    assert [path.read_bytes() for path in pictures] == before
+    assert f"FAILED: {EVIL}" in Links(html).text and "models:/emu/3" in html
+    with pytest.raises(ValueError, match="of profile test, the page of other"):
+        write_front(tmp_path / "reports", Run(profile="other"), {})
 
 
 def test_the_same_findings_give_the_same_bytes_and_a_failure_leaves_the_old_report(tmp_path: Path):
@@ -311,8 +332,7 @@ def test_a_training_is_read_from_its_model_folder(tmp_path: Path):
         {"step": 50, "loss": 0.9, "val_loss": 1.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    stage = read_training_stage(tmp_path, "Quality-tuning", 12.5)
-    assert total_seconds([stage, stage]) == 25 and total_seconds([stage, replace(stage, seconds=None)]) is None
+    stage = read_training_stage(tmp_path, "Quality-tuning")
     assert stage.curves["val_loss"].tolist() == [1.1, 1.0] and stage.noise_offset == 0.1
     assert stage.stopped_early and stage.preview is None
 
