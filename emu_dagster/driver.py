@@ -5,11 +5,21 @@ imported once. Only trainings have a process of their own.
 """
 
 import os
+import sys
 import time
 from collections.abc import Sequence
+from functools import partial
+from unittest.mock import patch
 
 import dagster as dg
 import psutil
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from emu_dagster.definitions import defs
 from emu_dagster.layout import Layout, project_root
@@ -52,16 +62,27 @@ def materialize_one(key: str, instance: dg.DagsterInstance) -> None:
     """One Dagster run of one asset and its checks. Raises MaterializationFailed with the cause."""
     began = time.monotonic()
     process = psutil.Process()
-    result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
-        asset_selection=[dg.AssetKey(key)],
-        instance=instance,
-        raise_on_error=False,
-        run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
-        tags={PROCESS_TAG: f"{process.pid}:{process.create_time():.0f}"},
-    )
+    job = defs.resolve_implicit_global_asset_job_def()
+    # without an origin Dagster's timeline leaves a run out, and its page cannot launch it again
+    create_run = partial(instance.create_run_for_job, remote_job_origin=origin_of(job.name))
+    with patch.object(instance, "create_run_for_job", create_run):
+        result = job.execute_in_process(
+            asset_selection=[dg.AssetKey(key)],
+            instance=instance,
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
+            tags={PROCESS_TAG: f"{process.pid}:{process.create_time():.0f}"},
+        )
     if not result.success:
         raise MaterializationFailed(_describe(key, result))
     print(f"    {key} done in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def origin_of(job_name: str) -> RemoteJobOrigin:
+    """Where Dagster's page finds the job: in the code location of workspace.yaml."""
+    target = LoadableTargetOrigin(executable_path=sys.executable, module_name="emu_dagster.definitions")
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(loadable_target_origin=target, location_name="emu")
+    return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), job_name)
 
 
 def close_abandoned_runs(instance: dg.DagsterInstance) -> None:

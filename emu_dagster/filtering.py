@@ -1,6 +1,7 @@
 """Signals and policies from params.yaml, and the publishing of the filtered corpus with its report."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -93,15 +94,18 @@ def plan_signals(layout: Layout, params: Params) -> tuple[list[Signal], Funnel]:
     return plan.arrange(signals), funnel
 
 
-def measure_corpus(layout: Layout, params: Params) -> tuple[dict[str, float], Image.Image | None]:
+def measure_corpus(
+    layout: Layout, params: Params, told: Callable[[int, int], None] | None = None
+) -> tuple[dict[str, float], Image.Image | None]:
     """Brings data/signals and data/ledger up to date, a shard at a time; returns the funnel's counts, and a sheet of
-    rejected pictures where there are any. Memory holds the values of one shard.
+    rejected pictures where there are any. Memory holds the values of one shard. told: hears how many shards are
+    measured, and of how many.
 
     Raises AssertionError where a row was lost.
     """
     signals, going_on = plan_signals(layout, params)
     policy, shards = row_policy(params.filter_ledger.policy), [shard.stem for shard in list_shards(layout.raw)]
-    measure_group(layout.raw, shards, signals, layout.signals, going_on, engine=build_engine(params))
+    measure_group(layout.raw, shards, signals, layout.signals, going_on, engine=build_engine(params), told=told)
     for file in layout.ledger.glob("*.parquet"):  # rows of an earlier corpus would be counted with this one's
         if file.stem not in shards:
             file.unlink()
@@ -167,10 +171,10 @@ def _only(policy: FilterPolicy, gates: list[str]) -> FilterPolicy:
     return replace(policy, **{limit.field: None for limit in LIMITS if limit.gate not in gates})
 
 
-def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], str, Image.Image]:
+def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], pd.DataFrame | None, Image.Image]:
     """Applies the gates that need the whole corpus, writes data/filtered and the funnel report.
 
-    Returns counts, the gates' precision and recall as Markdown ("" where no damage is known), a contact sheet.
+    Returns counts, the gates' precision and recall (None where no damage is known), a contact sheet.
     """
     from emu_dagster.reporting.funnel import read_findings, write_funnel_report
 
@@ -201,4 +205,4 @@ def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], 
     write_funnel_report(layout.report("filtered_corpus"), findings, counts, params)
     shown = kept.head(40)
     sheet = contact_sheet(read_images(layout.filtered, shown["key"].tolist(), 96), shown["concept"].tolist())
-    return counts, quality.round(3).to_markdown(index=False) if quality is not None else "", sheet
+    return counts, quality, sheet

@@ -4,10 +4,8 @@ Its numbers are read from the files that the assets wrote, so that they are true
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from emu_dagster.layout import Layout
 from emu_dagster.params import Params
@@ -26,8 +24,8 @@ COMMANDS = [
 ]
 
 
-def write_front_page(layout: Layout, params: Params, trainings: Sequence[str]) -> dict[str, float]:
-    """Writes the training report of `trainings`, the index and its pictures; returns the sizes of the funnel.
+def write_front_page(layout: Layout, params: Params) -> dict[str, float]:
+    """Writes the training report, the index and its pictures; returns the sizes of the funnel.
 
     ValueError: a report of another profile, or a training that is not finished.
     """
@@ -35,7 +33,7 @@ def write_front_page(layout: Layout, params: Params, trainings: Sequence[str]) -
     from emu_dagster.reporting.training import read_training_stage, write_training_report
 
     index, pictures, training = layout.outs("front_page")
-    stages = [read_training_stage(layout.model(name), TRAININGS[name]) for name in trainings]
+    stages = [read_training_stage(layout.model(name), title) for name, title in TRAININGS.items()]
     write_training_report(training, stages, params)
     sizes, registered = read_sizes(layout), read_registered(layout)
     generate = (generate_command(registered), "pictures from the registered model")
@@ -59,6 +57,8 @@ def read_registered(layout: Layout) -> dict[str, Any]:
 
 def read_sizes(layout: Layout) -> dict[str, int]:
     """How many pictures there were at each step from the raw corpus to the curated set."""
+    import pyarrow.parquet as pq
+
     from emu_data.shards import read_manifest
 
     funnel = read_report(layout, "filtered_corpus")

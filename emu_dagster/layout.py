@@ -34,6 +34,7 @@ OUTS: dict[str, tuple[str, ...]] = {
     "faithfulness_votes": _round_files("faithfulness"),
     "faithfulness_report": ("data/reports/faithfulness_report",),
     "registered_model": ("data/registered_model.json",),
+    "front_page": ("data/reports/index.html", "data/reports/front_page", "data/reports/training"),
 }
 
 

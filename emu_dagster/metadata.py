@@ -7,14 +7,16 @@ since. While that page is not up, the page shows in its place where to find it.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import dagster as dg
-import pandas as pd
 
 from emu_dagster.addresses import mlflow_address, report_address
 from emu_dagster.layout import Layout
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OPEN_CHARACTERS = 1000  # dagster-webserver 1.13.27, MetadataEntry.tsx
 DIGITS = 4  # significant ones; chosen here
@@ -27,7 +29,7 @@ def shown(
     metrics: Mapping[str, float],
     pictures: Mapping[str, str] | None = None,
     pages: Mapping[str, Path] | None = None,
-    tables: Mapping[str, str | pd.DataFrame] | None = None,
+    tables: "Mapping[str, str | pd.DataFrame] | None" = None,
 ) -> dict[str, Any]:
     """Metadata of a MaterializeResult, in the order in which the page shows it.
 
@@ -47,7 +49,7 @@ def shown(
     entries["mlflow_run"] = dg.MetadataValue.md(f"[this run in MLflow]({address})")
     entries |= {name: readable(value) for name, value in metrics.items()}
     for name, table in (tables or {}).items():
-        if isinstance(table, pd.DataFrame):
+        if not isinstance(table, str):
             rows = [{str(k): readable(v) for k, v in row.items()} for row in table.to_dict(orient="records")]
             entries[name] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
         else:

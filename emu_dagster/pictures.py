@@ -1,20 +1,13 @@
-"""Pictures where people would rather look than read: labelled contact sheets, and sheets inside Dagster's
-pages.
-"""
+"""Pictures where people would rather look than read: labelled contact sheets."""
 
-import base64
-import io
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
-import dagster as dg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 GROUND = (128, 128, 128)  # neutral grey, so that neither white nor black borders mislead
 LABEL_HEIGHT = 14  # px
-MAX_INLINE_BYTES = 200_000  # of the text that a picture becomes in an event of Dagster's log; chosen here
 
 
 def contact_sheet(images: np.ndarray, labels: Sequence[str], columns: int = 10, tile: int = 96) -> Image.Image:
@@ -30,27 +23,6 @@ def contact_sheet(images: np.ndarray, labels: Sequence[str], columns: int = 10, 
         sheet.paste(Image.fromarray(image).resize((tile, tile), Image.Resampling.LANCZOS), (x, y))
         draw.text((x, y + tile + 1), _fit(label, tile), fill="white", font=_font())
     return sheet
-
-
-def inline_image(picture: Path | Image.Image) -> dg.MarkdownMetadataValue:
-    """A picture as Markdown metadata of at most MAX_INLINE_BYTES: PNG, or where that is too large JPEG at
-    falling quality, then at half the size.
-    """
-    image = (Image.open(picture) if isinstance(picture, Path) else picture).convert("RGB")
-    text = _as_markdown(image, "png")
-    while len(text) > MAX_INLINE_BYTES:
-        for quality in (90, 75, 50):
-            text = _as_markdown(image, "jpeg", quality=quality)
-            if len(text) <= MAX_INLINE_BYTES:
-                break
-        image = image.reduce(2)
-    return dg.MetadataValue.md(text)
-
-
-def _as_markdown(image: Image.Image, kind: str, **options: int) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return f"![picture](data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()})"
 
 
 @cache

@@ -17,8 +17,8 @@ from PIL import Image
 
 from emu_dagster.given import give_params, values_of
 from emu_dagster.layout import Layout, project_root
+from emu_dagster.metadata import shown
 from emu_dagster.params import Params, read_params
-from emu_dagster.pictures import inline_image
 from emu_dagster.resources.dvc import DvcRecord, Snapshot
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_dagster.resources.mlflow import MlflowTracking
@@ -26,6 +26,8 @@ from emu_dagster.training_jobs import training_states
 from emu_data.files import fingerprint
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from emu_dagster.declaring import Declaration
 
 
@@ -92,13 +94,13 @@ class Record:
         metrics: Mapping[str, float],
         pictures: Mapping[str, Path | Image.Image] | None = None,
         pages: Mapping[str, Path] | None = None,
-        tables: Mapping[str, str] | None = None,
+        tables: "Mapping[str, str | pd.DataFrame] | None" = None,
         data_version: str | None = None,
     ) -> dg.MaterializeResult:
         """Commits the output to DVC and tells Dagster and MLflow of it.
 
-        metrics: plain names; pictures: contact sheets, shown inline in Dagster and stored in MLflow; pages: reports on
-        disk; tables: Markdown.
+        metrics: plain names; pictures: contact sheets, stored in MLflow and shown by Dagster from there; pages: reports
+        on disk; tables: Markdown, or DataFrames.
         """
         import mlflow
 
@@ -106,19 +108,20 @@ class Record:
         numbers = {name: float(value) for name, value in metrics.items() if value == value}
         mlflow.log_metrics(numbers)
         mlflow.set_tag("emu.md5", md5)
-        shown: dict[str, Any] = {"md5": md5, "mlflow_run": self.run_id, "profile": self.profile, **metrics}
+        logged: dict[str, str] = {}
         for name, picture in (pictures or {}).items():
-            shown[name] = inline_image(picture)
             if isinstance(picture, Path):
                 mlflow.log_artifact(str(picture))
+                logged[name] = picture.name
             else:
-                mlflow.log_image(picture, f"{name}.png")
-        for name, page in (pages or {}).items():
-            shown[name] = dg.MetadataValue.path(str(page.relative_to(self.layout.root)))
+                logged[name] = f"{name}.png"
+                mlflow.log_image(picture, logged[name])
+        for page in (pages or {}).values():
             mlflow.log_artifact(str(page), "report")
-        for name, table in (tables or {}).items():
-            shown[name] = dg.MetadataValue.md(table)
-        return dg.MaterializeResult(metadata=shown, data_version=dg.DataVersion(data_version or md5))
+        experiment_id = self.mlflow_environment["MLFLOW_EXPERIMENT_ID"]
+        entries = shown(self.layout, experiment_id, self.run_id, metrics, logged, pages, tables)
+        facts = {"profile": self.profile, "md5": md5}
+        return dg.MaterializeResult(metadata=entries | facts, data_version=dg.DataVersion(data_version or md5))
 
 
 class Recorder(dg.ConfigurableResource):

@@ -64,7 +64,4 @@ def _describe_preference(report: dict[str, Any]) -> str:
     found = report["preference"]
     win, lose = found["win"], found["lose"]
     span = "" if win["low"] is None else f" [{win['low']:.1f}, {win['high']:.1f}]"
-    voters = "; ".join(label for label in report["labels"] if label != TOY_LABEL)
-    return f"tuned wins {win['estimate']:.1f} %{span}, loses {lose['estimate']:.1f} %" + (
-        f" ({voters})" if voters else ""
-    )
+    return f"tuned wins {win['estimate']:.1f} %{span}, loses {lose['estimate']:.1f} % ({report['voters']})"

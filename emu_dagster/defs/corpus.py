@@ -74,8 +74,10 @@ def filter_ledger(record: Record) -> dg.MaterializeResult:
     goes on, and new shards cost only themselves. The engine spreads shards over cores or a Ray cluster.
     """
     from emu_dagster.filtering import measure_corpus
+    from emu_dagster.progress import Progress
 
-    counts, rejected = measure_corpus(record.layout, record.params)
+    told = Progress(record.context.log.info, record.key, "shard")
+    counts, rejected = measure_corpus(record.layout, record.params, told)
     return record.result(counts, pictures={"rejected": rejected} if rejected else {})
 
 
@@ -98,5 +100,5 @@ def filtered_corpus(record: Record) -> dg.MaterializeResult:
         counts,
         pictures={"contact_sheet": sheet},
         pages={"funnel_report": record.layout.report("filtered_corpus") / "index.html"},
-        tables={"gate_quality": quality} if quality else None,
+        tables={"gate_quality": quality} if quality is not None else None,
     )

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from emu_dagster.declaring import declared
+from emu_dagster.front_page import REPORTS, TRAININGS
 from emu_dagster.recording import Record
 
 GROUP = "evaluation"
@@ -98,3 +99,21 @@ def faithfulness_report(record: Record) -> dg.MaterializeResult:
     metrics, voters, plot = report_preference(record.layout, record.params, "faithfulness")
     page = record.layout.report(record.key) / "index.html"
     return record.result(metrics, pictures={"win_rates": plot}, pages={"report": page}, tables={"voters": voters})
+
+
+@declared(
+    group=GROUP,
+    kinds={"jinja"},
+    reads=[*REPORTS, *TRAININGS, "generalist_selection", "curated_set", "registered_model"],
+    params=LABELS,
+)
+def front_page(record: Record) -> dg.MaterializeResult:
+    """The first page of the reports, data/reports/index.html: before and after, verdicts, the funnel, the trainings.
+
+    Its numbers are those of the files that the assets wrote, and its pictures are copies beside it: they stay together.
+    """
+    from emu_dagster.front_page import write_front_page
+
+    sizes = write_front_page(record.layout, record.params)
+    index, _, training = record.layout.outs(record.key)
+    return record.result(sizes, pages={"front_page": index, "trainings": training / "index.html"})

@@ -1,16 +1,7 @@
-import base64
-import io
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
-from emu_dagster.pictures import GROUND, MAX_INLINE_BYTES, contact_sheet, inline_image
-
-
-def decode(text: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(text.split("base64,")[1].rstrip(")"))))
+from emu_dagster.pictures import GROUND, contact_sheet
 
 
 def test_a_sheet_holds_every_picture_in_order_and_writes_its_label():
@@ -30,19 +21,3 @@ def test_labels_and_pictures_must_be_as_many_and_none_is_a_sheet_too():
     with pytest.raises(ValueError, match="2 pictures but 1 labels"):
         contact_sheet(np.zeros((2, 8, 8, 3), np.uint8), ["a"])
     assert contact_sheet(np.zeros((0, 8, 8, 3), np.uint8), []).size[0] > 0
-
-
-def test_a_small_picture_is_inlined_losslessly_from_disk_or_memory(tmp_path: Path):
-    values = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    image = Image.fromarray(values)
-    image.save(tmp_path / "p.png")
-    for picture in (image, image.convert("RGBA"), tmp_path / "p.png"):
-        text = inline_image(picture).md_str
-        assert text is not None and "image/png" in text
-        assert np.array_equal(np.asarray(decode(text)), values)
-
-
-def test_a_large_picture_is_made_to_fit():
-    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
-    text = inline_image(Image.fromarray(noise)).md_str
-    assert text is not None and len(text) <= MAX_INLINE_BYTES and decode(text).width >= 300
