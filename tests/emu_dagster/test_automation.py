@@ -1,11 +1,16 @@
-"""The schedule and the sensor do, once switched on, what they say."""
+"""The schedule and the sensors do, once switched on, what they say."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import SENSOR_NAME_TAG
 
+from emu_dagster import requests
+from emu_dagster.requests import PAUSES
 from tests.shards import write_toy_shards
 
 TOP = Path(__file__).parent.parent.parent
@@ -20,6 +25,12 @@ def automation(project: Path):
     return automation
 
 
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
 def put_shards(project: Path, *names: str) -> None:
     raw = project / "data" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
@@ -30,25 +41,92 @@ def put_shards(project: Path, *names: str) -> None:
             shutil.copy(project / "shards" / f"00000{suffix}", raw / f"{name}{suffix}")
 
 
-def evaluate(automation, cursor: str | None) -> dg.SensorResult:
-    with dg.DagsterInstance.ephemeral() as instance:
-        context = dg.build_sensor_context(instance=instance, cursor=cursor)
-        result = automation.new_raw_shards(context)
-    assert isinstance(result, dg.SensorResult)
-    return result
+def filter_all(project: Path) -> None:
+    """What filtered_corpus leaves for each shard."""
+    ledger = project / "data" / "filtered" / "ledger"
+    ledger.mkdir(parents=True, exist_ok=True)
+    for shard in (project / "data" / "raw").glob("*.tar"):
+        (ledger / f"{shard.stem}.parquet").touch()
 
 
-def test_the_sensor_asks_for_new_shards_once(automation, project):
-    assert not evaluate(automation, None).run_requests
-    put_shards(project, "00000", "00001", "00002")
-    first = evaluate(automation, None)
-    assert len(first.run_requests or ()) == 1
-    assert not evaluate(automation, first.cursor).run_requests
+class Ticks:
+    """The ticks of a sensor, one after the other, as the daemon makes them; its runs end as the test says."""
+
+    def __init__(self, sensor: dg.SensorDefinition, instance: dg.DagsterInstance) -> None:
+        self.sensor, self.instance = sensor, instance
+        self.cursor: str | None = None
+
+    def __call__(self) -> list[Any]:
+        context = dg.build_sensor_context(self.instance, self.cursor, sensor_name=self.sensor.name)
+        result = self.sensor(context)
+        assert isinstance(result, dg.SensorResult)
+        self.cursor, self.told = result.cursor, result.skip_reason and result.skip_reason.skip_message
+        return list(result.run_requests or ())
+
+    def start(self, request: Any) -> dg.DagsterRun:
+        tags = {**request.tags, SENSOR_NAME_TAG: self.sensor.name}
+
+        @dg.op
+        def nothing() -> None: ...
+
+        @dg.job
+        def work() -> None:
+            nothing()
+
+        return self.instance.create_run_for_job(work, tags=tags, status=dg.DagsterRunStatus.STARTED)
+
+
+@pytest.fixture
+def ticks(automation, instance) -> Ticks:
+    return Ticks(automation.new_raw_shards, instance)
+
+
+def test_switched_on_first_it_starts_nothing(ticks, project):
+    assert not ticks() and not ticks()  # a fresh clone
+    put_shards(project, "00000", "00001")
+    filter_all(project)
+    ticks.cursor = None
+    assert not ticks() and not ticks() and ticks.told == "nothing new"
+
+
+def test_new_shards_are_one_run_once_they_stopped_growing(ticks, project):
+    put_shards(project, "00000")
+    filter_all(project)
+    put_shards(project, "00001", "00002")
+    assert not ticks()
+    with (project / "data/raw/00002.tar").open("ab") as file:  # it is still being copied
+        file.write(b"\0" * 512)
+    assert not ticks()
+    (request,) = ticks()
+    run = ticks.start(request)
+    assert not ticks() and "at work" in ticks.told
     put_shards(project, "00003")
-    second = evaluate(automation, first.cursor)
-    assert len(second.run_requests or ()) == 1
-    seen = {request.run_key for request in first.run_requests or ()}
-    assert not seen & {request.run_key for request in second.run_requests or ()}
+    assert not ticks() and not ticks() and "at work" in ticks.told  # one run at a time
+    filter_all(project)
+    ticks.instance.report_run_failed(run)  # whatever it says of itself: the shards are in
+    assert not ticks() and not ticks()
+    assert ticks.told == "nothing new"
+
+
+def test_a_failed_run_is_asked_for_again_and_not_for_ever(ticks, project, monkeypatch):
+    now = [1_000_000_000.0]
+    monkeypatch.setattr(requests.time, "time", lambda: now[0])
+    put_shards(project, "00000")
+    ticks()
+    for num_runs, pause in enumerate(PAUSES):
+        if num_runs:
+            assert not ticks() and "again in" in ticks.told
+        now[0] += pause + 1
+        (request,) = ticks()
+        assert request.run_key is None
+        run = ticks.start(request)
+        ticks.instance.report_run_failed(run)
+        now[0] = ticks.instance.get_run_record_by_id(run.run_id).end_time
+    now[0] += 10 * max(PAUSES)
+    assert not ticks() and "by hand" in ticks.told and run.run_id[:8] in ticks.told
+    put_shards(project, "00001")  # other news, other runs
+    assert not ticks()
+    assert len(ticks()) == 1
 
 
 def test_the_schedule_starts_the_evaluation(automation):
@@ -56,3 +134,22 @@ def test_the_schedule_starts_the_evaluation(automation):
         requests = automation.weekly_evaluation.evaluate_tick(context).run_requests
     assert len(requests) == 1
     assert automation.weekly_evaluation.job_name == "evaluation"
+
+
+def test_all_say_what_they_do_and_are_off(automation):
+    from emu_dagster.definitions import defs
+
+    repository = defs.get_repository_def()
+    jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    assert len(jobs) >= 5 and repository.sensor_defs and repository.schedule_defs
+    for thing in (*jobs, *repository.sensor_defs, *repository.schedule_defs):
+        assert thing.description and len(thing.description) > 30, thing.name
+    assert {sensor.default_status for sensor in repository.sensor_defs} == {dg.DefaultSensorStatus.STOPPED}
+    assert {schedule.default_status for schedule in repository.schedule_defs} == {dg.DefaultScheduleStatus.STOPPED}
+
+
+def test_no_job_asks_for_partitions(automation):
+    from emu_dagster.definitions import defs
+
+    repository = defs.get_repository_def()
+    assert not [job.name for job in repository.get_all_jobs() if job.partitions_def is not None]
