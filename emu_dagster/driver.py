@@ -21,11 +21,10 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from emu_dagster.abandoned import PROCESS_TAG, close_abandoned_runs
 from emu_dagster.definitions import defs
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.staleness import StaleAsset, stale_assets
-
-PROCESS_TAG = "emu/process"
 
 
 class MaterializationFailed(RuntimeError):
@@ -83,28 +82,6 @@ def origin_of(job_name: str) -> RemoteJobOrigin:
     target = LoadableTargetOrigin(executable_path=sys.executable, module_name="emu_dagster.definitions")
     location = ManagedGrpcPythonEnvCodeLocationOrigin(loadable_target_origin=target, location_name="emu")
     return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), job_name)
-
-
-def close_abandoned_runs(instance: dg.DagsterInstance) -> None:
-    """Marks as failed the runs of this command whose process is gone: nobody else would, without a daemon."""
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-        if (tag := run.tags.get(PROCESS_TAG)) and not _is_alive(tag):
-            instance.report_run_failed(run, "The process that ran it is gone (killed, or the machine stopped).")
-    # A killed run still holds its place in the pool, and the next training would wait for it for ever: only Dagster's
-    # daemon would free it (dagster.yaml, free_slots_after_run_end_seconds), and none runs here.
-    storage = instance.event_log_storage
-    for run_id in storage.get_concurrency_run_ids():
-        holder = instance.get_run_by_id(run_id)
-        if holder is None or holder.is_finished:
-            storage.free_concurrency_slots_for_run(run_id)
-
-
-def _is_alive(tag: str) -> bool:
-    pid, created = tag.split(":")
-    try:
-        return int(pid) != os.getpid() and abs(psutil.Process(int(pid)).create_time() - float(created)) < 2
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _stale(instance: dg.DagsterInstance) -> list[StaleAsset]:

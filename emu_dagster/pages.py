@@ -24,6 +24,7 @@ import dagster as dg
 import psutil
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
+from emu_dagster.abandoned import close_abandoned_runs
 from emu_dagster.addresses import HOST, Ports, remember_ports
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.resources.gpu import TrainingProcess, end_session
@@ -32,6 +33,7 @@ from emu_dagster.resources.mlflow import MlflowTracking
 START_SECONDS = 120  # for both pages to answer; chosen here
 STOP_SECONDS = 3  # for a server to end after a signal, when no run is in progress; chosen here
 SETTLE_SECONDS = 1.0  # that params.yaml has to stay as it is before it is loaded; chosen here
+ABANDONED_SECONDS = 10.0  # between two looks for runs whose process was killed; chosen here
 LAST_LINES = 15  # of a server's log, shown where it died; chosen here
 RELOAD = """mutation { reloadRepositoryLocation(repositoryLocationName: "emu") { __typename
   ... on WorkspaceLocationEntry { locationOrLoadError { __typename
@@ -55,10 +57,13 @@ def serve(ports: Ports) -> int:
             _wait_until_up(servers)
             for name, port in (("Dagster", ports.dagster), ("MLflow", ports.mlflow), ("Reports", ports.reports)):
                 print(f"{name:<7}  http://{HOST}:{port}", flush=True)
-            watcher = ParamsWatcher(layout.root / "params.yaml", ports.dagster)
+            watcher, instance, looked = ParamsWatcher(layout.root / "params.yaml", ports.dagster), None, 0.0
             while not (ended := [server for server in servers if server.process.poll() is not None]):
                 time.sleep(SETTLE_SECONDS / 2)
                 watcher.look()
+                if time.monotonic() - looked > ABANDONED_SECONDS:  # else the queue would wait for such a run for ever
+                    looked, instance = time.monotonic(), instance or dg.DagsterInstance.get()
+                    close_abandoned_runs(instance)
             raise RuntimeError(ended[0].describe_end())
         except KeyboardInterrupt:
             return 0
