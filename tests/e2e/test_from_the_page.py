@@ -1,0 +1,179 @@
+"""The graph worked from Dagster's own page: a click, a job, the daemon. Each is one run; the real servers all."""
+
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.conftest import Project, make_project
+from tests.e2e.pages import CHROMIUM, QUIET_FLAGS, REPOSITORY, Pages, serve
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """As a clone is: no data, nothing ever materialised."""
+    project = make_project(tmp_path_factory.mktemp("page") / "project")
+    project.must("emu", "profile", "smoke")
+    return project
+
+
+@pytest.fixture(scope="module")
+def pages(project: Project):
+    with serve(project) as pages:
+        yield pages
+
+
+@pytest.fixture(scope="module")
+def clicked(pages: Pages) -> str:
+    """The run that one click on "Materialize all" starts, when it has ended."""
+    click(pages, "/asset-groups", "Materialize all")
+    (run,) = started(pages, 1)
+    assert pages.wait(run, 1200) == "SUCCESS", "\n".join(pages.messages(run)[-40:])
+    return run
+
+
+def click(pages: Pages, path: str, button: str) -> None:
+    """Clicks a button of Dagster's page in Chromium, and nothing else."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET_FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.goto(f"{pages.dagster}{path}", timeout=60_000)
+        target = page.get_by_role("button", name=button)
+        target.wait_for(timeout=60_000)
+        page.wait_for_function(
+            "name => [...document.querySelectorAll('button')].some(b => b.innerText.includes(name) && !b.disabled)",
+            arg=button,
+        )
+        before = len(pages.runs())
+        target.click()
+        started(pages, before + 1)
+        browser.close()
+
+
+def started(pages: Pages, num_runs: int) -> list[str]:
+    """Ids of all runs, as soon as there are so many."""
+    deadline = time.monotonic() + 60
+    while len(runs := pages.runs()) < num_runs and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert len(runs) >= num_runs
+    return [run["runId"] for run in runs]
+
+
+def test_one_click_on_a_fresh_clone_is_one_run_of_everything(project: Project, pages: Pages, clicked: str):
+    assert [run["runId"] for run in pages.runs()] == [clicked]
+    assert (project.root / "data/reports/index.html").is_file()
+    assert (project.root / "data/registered_model.json").is_file()
+    printed = project.must("emu", "materialize")  # the command sees what the page made
+    assert "nothing was done" in printed, printed
+
+
+def test_its_page_tells_of_progress_in_numbers(pages: Pages, clicked: str):
+    told = "\n".join(pages.messages(clicked))
+    assert re.search(r"pretrained_low: step \d+ of 6, loss \d\.\d+, val loss \d\.\d+", told), told
+    assert re.search(r"filter_ledger: shard 4 of 4", told)
+
+
+@pytest.mark.parametrize("job", ["filter_shards", "data_half", "model_half", "whole_graph"])
+def test_a_job_is_one_run(pages: Pages, clicked: str, job: str):
+    before = len(pages.runs())
+    run = pages.launch(job)
+    assert pages.wait(run, 1200) == "SUCCESS", "\n".join(pages.messages(run)[-40:])
+    assert len(pages.runs()) == before + 1
+
+
+def test_the_launch_button_of_a_job_is_one_run(pages: Pages, clicked: str):
+    before = len(pages.runs())
+    click(pages, "/locations/emu/jobs/evaluation/playground", "Launch Run")
+    run = started(pages, before + 1)[0]
+    assert pages.wait(run) == "SUCCESS", "\n".join(pages.messages(run)[-40:])
+    assert len(pages.runs()) == before + 1 and pages.runs()[0]["jobName"] == "evaluation"
+
+
+def test_a_second_run_waits_for_the_first(pages: Pages, clicked: str):
+    launched = [pages.launch("evaluation"), pages.launch("evaluation")]
+    assert [pages.wait(run) for run in launched] == ["SUCCESS", "SUCCESS"]
+    first, second = sorted((run for run in pages.runs() if run["runId"] in launched), key=lambda run: run["startTime"])
+    assert second["startTime"] >= first["endTime"]
+
+
+def test_switched_on_with_nothing_new_the_sensor_starts_nothing(pages: Pages, clicked: str):
+    before = len(pages.runs())
+    selector = {**REPOSITORY, "sensorName": "new_raw_shards"}
+    switch = "mutation($s: SensorSelector!) { startSensor(sensorSelector: $s) { __typename } }"
+    assert pages.ask(switch, s=selector)["startSensor"]["__typename"] == "Sensor"
+    look = """query($s: SensorSelector!) { sensorOrError(sensorSelector: $s) { ... on Sensor { sensorState { id
+        ticks(limit: 5) { status skipReason } } } } }"""
+    deadline, ticks = time.monotonic() + 200, []
+    while len(ticks) < 2 and time.monotonic() < deadline:
+        time.sleep(2)
+        state = pages.ask(look, s=selector)["sensorOrError"]["sensorState"]
+        ticks = [tick for tick in state["ticks"] if tick["status"] != "STARTED"]
+    stop = "mutation($id: String!) { stopSensor(id: $id) { __typename } }"
+    pages.ask(stop, id=state["id"])
+    assert len(ticks) >= 2
+    assert {(tick["status"], tick["skipReason"]) for tick in ticks} == {("SKIPPED", "nothing new")}
+    assert len(pages.runs()) == before
+
+
+def change(project: Project, section: str, **values: object) -> None:
+    path = project.root / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params[section] |= values
+    path.write_text(yaml.safe_dump(params))
+
+
+def staleness(pages: Pages, asset: str) -> str:
+    nodes = pages.ask("{ assetNodes { assetKey { path } staleStatus } }")["assetNodes"]
+    (found,) = [node["staleStatus"] for node in nodes if node["assetKey"]["path"] == [asset]]
+    return found
+
+
+def becomes(pages: Pages, asset: str, status: str) -> bool:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if staleness(pages, asset) == status:
+            return True
+        time.sleep(1)
+    return False
+
+
+def test_the_page_sees_a_changed_params_yaml_without_a_click(project: Project, pages: Pages, clicked: str):
+    before = (project.root / "params.yaml").read_bytes()
+    assert becomes(pages, "appeal_report", "FRESH")
+    change(project, "appeal_report", num_bootstrap=123)
+    assert becomes(pages, "appeal_report", "STALE")
+    assert staleness(pages, "automatic_report") == "FRESH"
+    (project.root / "params.yaml").write_bytes(before)
+    assert becomes(pages, "appeal_report", "FRESH")
+
+
+def test_a_training_saves_when_the_pages_are_stopped(project: Project, clicked: str, pages: Pages):
+    """Ctrl-C with a training in progress and Dagster's page open in a browser."""
+    from playwright.sync_api import sync_playwright
+
+    change(project, "quality_tuned", num_steps=15_000, validate_every=20)
+    assert becomes(pages, "quality_tuned", "STALE")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET_FLAGS)
+        browser.new_page().goto(f"{pages.dagster}/runs", timeout=60_000)
+        run = pages.launch("model_half")
+        deadline = time.monotonic() + 600
+        while not any("quality_tuned: step" in message for message in pages.messages(run)):
+            assert time.monotonic() < deadline, "\n".join(pages.messages(run)[-40:])
+            time.sleep(2)
+        pages.process.send_signal(signal.SIGINT)
+        assert pages.process.wait(120) == 0
+        browser.close()
+    assert pages.process.stdout is not None
+    assert "waiting for 1 run(s)" in pages.process.stdout.read()
+    states = list((project.root / "data").rglob("state/*.json"))
+    assert any("quality_tuned" in str(Path(path)) for path in states), states
+    script = f"import dagster as dg; print(dg.DagsterInstance.get().get_run_by_id('{run}').status.value)"
+    assert project.must("python", "-c", script).strip() == "CANCELED"
