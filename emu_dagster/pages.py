@@ -31,7 +31,7 @@ from emu_dagster.resources.gpu import TrainingProcess, end_session
 from emu_dagster.resources.mlflow import MlflowTracking
 
 START_SECONDS = 120  # for both pages to answer; chosen here
-STOP_SECONDS = 3  # for a server to end after a signal, when no run is in progress; chosen here
+STOP_SECONDS = 2.5  # for the servers to end after a signal, when no run is in progress; chosen here
 SETTLE_SECONDS = 1.0  # that params.yaml has to stay as it is before it is loaded; chosen here
 ABANDONED_SECONDS = 10.0  # between two looks for runs whose process was killed; chosen here
 LAST_LINES = 15  # of a server's log, shown where it died; chosen here
@@ -48,21 +48,21 @@ def serve(ports: Ports) -> int:
     """
     _check_ports(ports)
     layout = Layout(project_root())
-    dg.DagsterInstance.get().dispose()  # makes or migrates its storage before two processes would
+    instance = dg.DagsterInstance.get()  # makes or migrates its storage before two processes would
     remember_ports(layout, ports)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # a shell's background job would ignore Ctrl-C
         signal.signal(number, signal.default_int_handler)
-    with _serve_reports(layout, ports.reports), _start_servers(layout, ports) as servers:
+    with _serve_reports(layout, ports.reports), _start_servers(layout, ports, instance) as servers:
         try:
             _wait_until_up(servers)
             for name, port in (("Dagster", ports.dagster), ("MLflow", ports.mlflow), ("Reports", ports.reports)):
                 print(f"{name:<7}  http://{HOST}:{port}", flush=True)
-            watcher, instance, looked = ParamsWatcher(layout.root / "params.yaml", ports.dagster), None, 0.0
+            watcher, looked = ParamsWatcher(layout.root / "params.yaml", ports.dagster), 0.0
             while not (ended := [server for server in servers if server.process.poll() is not None]):
                 time.sleep(SETTLE_SECONDS / 2)
                 watcher.look()
                 if time.monotonic() - looked > ABANDONED_SECONDS:  # else the queue would wait for such a run for ever
-                    looked, instance = time.monotonic(), instance or dg.DagsterInstance.get()
+                    looked = time.monotonic()
                     close_abandoned_runs(instance)
             raise RuntimeError(ended[0].describe_end())
         except KeyboardInterrupt:
@@ -106,7 +106,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def _start_servers(layout: Layout, ports: Ports) -> Iterator[list[Server]]:
+def _start_servers(layout: Layout, ports: Ports, instance: dg.DagsterInstance) -> Iterator[list[Server]]:
     logs, uri = layout.cache / "logs", MlflowTracking().resolve_uri()
     dagster = [
         *("dagster", "dev", "-w", str(layout.root / "workspace.yaml"), "-h", HOST),
@@ -125,13 +125,13 @@ def _start_servers(layout: Layout, ports: Ports) -> Iterator[list[Server]]:
     try:
         yield servers
     finally:
-        _stop(servers)
+        _stop(servers, instance)
 
 
-def _stop(servers: list[Server]) -> None:
+def _stop(servers: list[Server], instance: dg.DagsterInstance) -> None:
     """Ends the servers, and before them the runs in progress, whose trainings save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    canceled = _cancel_runs()
+    canceled = _cancel_runs(instance)
     helpers = [helper for server in servers for helper in _descendants(server.process)]
     # Dagster's web server waits for the live queries of every open page before it ends, up to a minute. It holds no
     # state: runs, ticks and events are written by the daemon and by the runs themselves.
@@ -143,14 +143,15 @@ def _stop(servers: list[Server]) -> None:
         print(f"waiting for {len(canceled)} run(s) in progress to stop; a training saves its state", flush=True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):  # impatient: a training also saves when its parent dies
-            _wait_for_runs(canceled)
+            _wait_for_runs(instance, canceled)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _kill(helpers, "code-server", "grpc")  # they have no run left, and take seconds to say good-bye to one another
     deadline = time.monotonic() + STOP_SECONDS
     for server in servers:
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.process.wait(max(0.0, deadline - time.monotonic()))
-        end_session(server.process)  # what outlived them
+    _kill(helpers)  # no run is left in them; Dagster's code servers take long to say good-bye to one another
+    for server in servers:
+        end_session(server.process)
 
 
 def _descendants(process: subprocess.Popen) -> list[psutil.Process]:
@@ -160,20 +161,20 @@ def _descendants(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def _kill(processes: list[psutil.Process], *words: str) -> None:
-    """Kills those that have one of the words among their command line's."""
+    """Kills those that have one of the words among their command line's; without words, all."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            if set(words) & set(process.cmdline()):
+            if not words or set(words) & set(process.cmdline()):
                 process.kill()
 
 
-def _cancel_runs() -> list[str]:
+def _cancel_runs(instance: dg.DagsterInstance) -> list[str]:
     """Cancels the runs that Dagster's page, schedules and sensors started; returns their ids.
 
     Those of the `emu` command in another terminal go on: they are in its process.
     """
     going = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-    instance, canceled = dg.DagsterInstance.get(), []
+    canceled = []
     for run in instance.get_runs(dg.RunsFilter(statuses=going)):
         # a run of servers that were killed has no one who could stop it
         with contextlib.suppress(Exception):
@@ -182,9 +183,8 @@ def _cancel_runs() -> list[str]:
     return canceled
 
 
-def _wait_for_runs(run_ids: list[str]) -> None:
+def _wait_for_runs(instance: dg.DagsterInstance, run_ids: list[str]) -> None:
     deadline = time.monotonic() + TrainingProcess().save_seconds + STOP_SECONDS
-    instance = dg.DagsterInstance.get()
     while time.monotonic() < deadline:
         if all((run := instance.get_run_by_id(run_id)) is None or run.is_finished for run_id in run_ids):
             return
