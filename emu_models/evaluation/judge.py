@@ -1,10 +1,11 @@
 """The judge: an open_clip model that compares pictures with captions, and that filtering never used.
 
-The default is the small one that `emu_models.alignment` trains on the corpus under another seed (folder
-`judge/`); any open_clip model folder, or name of one, can take its place. Small judges know only the corpus
-they were trained on, so every rate from them is read against the rate for real pictures.
+The default is the small one that `emu_models.judge_training` trains on the rows that passed the gates; any open_clip
+model folder, or name of one, can take its place. Small judges know only the corpus they were trained on, so every rate
+from them is read against the rate for real pictures, and what they decide against their error on known pairs.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,18 @@ class Judge:
         with torch.inference_mode():
             parts = [self.model.encode_text(self.tokenize(list(batch)), normalize=True) for batch in batches]
         return torch.cat(parts).float().numpy()
+
+
+def load_faithfulness_judge(folder: Path) -> tuple[Judge, dict[str, Any]]:
+    """The judge of data/models/faithfulness_judge, and its `judge_error` (see known_pairs.JudgeError) as plain values.
+
+    Raises ValueError where there is none.
+    """
+    meta = folder / "meta.json"
+    if not meta.is_file():
+        raise ValueError(f"{folder} is no judge: it lacks meta.json; materialise faithfulness_judge")
+    told = json.loads(meta.read_text())
+    return load_judge(told["weights"] or folder), told["judge_error"]
 
 
 def load_judge(source: str | Path) -> Judge:

@@ -2,9 +2,8 @@
 
 The paper reports win and lose rates in per cent, no intervals, no tests. Ours differ on purpose: the
 *prompt* is the unit. Votes on one prompt (several raters, several seeds) resemble each other, so a rate is
-the mean over prompts of the share of votes within the prompt, its interval a bootstrap over prompts, for the
-pages. What decides counts prompts, each won by the model that more of its raters chose: the exact interval of
-the decided ones, the score interval of win less lose, the sign test. Half-width to expect at a win rate of 68 %: 2.3 points at 1 600 prompts, 9 at 100,
+the mean over prompts of the share of votes within the prompt, its interval a bootstrap over prompts, and the
+sign test counts prompts. Half-width to expect at a win rate of 68 %: 2.3 points at 1 600 prompts, 9 at 100,
 over 20 at 16.
 
 A votes table has a row for every vote: key (the pair), rater, decision ("A", "B", "tie", "both", "neither"),

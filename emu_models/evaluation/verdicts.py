@@ -72,7 +72,7 @@ def faithfulness_verdict(
     if num_prompts:
         told += (
             f": win less lose is {_signed(found.estimate)} points, at least {_signed(found.low)} (one-sided "
-            f"{_percent(0.5 + confidence / 2)}), allowed is a loss of less than {margin:.4g}"
+            f"{_percent(0.5 + confidence / 2)}), allowed is a loss of less than {margin:.3g}"
         )
     if not is_harmless:
         win, lose = (num_won / num_prompts, num_lost / num_prompts) if num_prompts else (0.0, 0.0)

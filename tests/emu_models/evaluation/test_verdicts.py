@@ -60,9 +60,9 @@ def test_fewer_data_at_the_same_rates_turn_no_refusal_into_a_pass(gate, counts, 
 @EACH
 @settings(deadline=None)
 @given(counts=COUNTS, bound=BOUNDS)
-def test_one_more_bad_case_turns_no_refusal_into_a_pass(gate, counts, bound):
+def test_a_good_case_that_turns_bad_turns_no_refusal_into_a_pass(gate, counts, bound):
     good, bad, neither = counts
-    assert GATES[gate](good, bad, neither, bound).passed or not GATES[gate](good, bad + 1, neither, bound).passed
+    assert GATES[gate](good + 1, bad, neither, bound).passed or not GATES[gate](good, bad + 1, neither, bound).passed
 
 
 @EACH
