@@ -78,7 +78,7 @@ def make_judge(
     """
     held = hold_out(captions, keys, config.held_share)
     learnt = [i for i in range(len(keys)) if not held[i]]
-    known = np.flatnonzero(held)[:MAX_KNOWN]
+    known = [i for i in range(len(keys)) if held[i]][:MAX_KNOWN]
     with atomic_dir(out) as folder:
         numbers = {"num_held": int(held.sum())}
         if not config.weights:

@@ -77,9 +77,9 @@ def paired_difference(num_won: float, num_lost: float, num_pairs: float, confide
     edge = 1e-12  # at -1 and 1 themselves the variance is 0
     low = high = estimate
     if estimate > -1:
-        low = optimize.brentq(lambda d: min(score(d), 2 * z) - z, -1 + edge, estimate)
+        low = float(optimize.brentq(lambda d: min(score(d), 2 * z) - z, -1 + edge, estimate))  # type: ignore
     if estimate < 1:
-        high = optimize.brentq(lambda d: max(score(d), -2 * z) + z, estimate, 1 - edge)
+        high = float(optimize.brentq(lambda d: max(score(d), -2 * z) + z, estimate, 1 - edge))  # type: ignore
     return Interval(100 * estimate, 100 * low, 100 * high)
 
 

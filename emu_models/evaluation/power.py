@@ -8,6 +8,7 @@ from scipy import stats
 from emu_models.evaluation.intervals import Interval, exact_rate, is_above, paired_difference
 
 POWER = 0.8  # the usual one
+MOST = 1_000_000  # beyond it nobody asks, and the exact interval takes seconds
 
 
 def trials_for_share(share: float, bound: float, confidence: float = 0.95, power: float = POWER) -> int | None:
@@ -15,7 +16,8 @@ def trials_for_share(share: float, bound: float, confidence: float = 0.95, power
 
     One proportion against a fixed one, the variance under each hypothesis its own (Fleiss, Levin and Paik 2003,
     Statistical Methods for Rates and Proportions, eq. 4.14 for one sample), and at least as many as the exact interval
-    needs to pass with that very share. None where the share itself is not above the bound.
+    needs to pass with that very share. None where the share itself is not above the bound, or
+    so little that more than MOST would be needed.
     """
     if not share > bound:
         return None
@@ -36,7 +38,7 @@ def prompts_for_non_inferiority(
     The variance of a paired difference is (win + lose - (win - lose)^2) / n (Connor 1987, Biometrics 43:207;
     here around -`margin` instead of 0); and at least as many as the score interval needs to pass with those very
     rates, which is what counts where nothing was decided. None where win less lose is not above
-    -`margin`.
+    -`margin`, or so little that more than MOST would be needed.
     """
     difference = win - lose
     if not difference > -margin:
@@ -49,11 +51,15 @@ def prompts_for_non_inferiority(
     )
 
 
-def _first(start: float, interval: Callable[[int], Interval], passes: Callable[[Interval], bool]) -> int:
+def _first(start: float, interval: Callable[[int], Interval], passes: Callable[[Interval], bool]) -> int | None:
     """The first number from `start` on whose interval passes; all later ones do, since it only narrows."""
+    if start > MOST:
+        return None
     low = high = max(1, math.ceil(start - 1e-9))
     while not passes(interval(high)):
         low, high = high, 2 * high
+        if high > MOST:
+            return None
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if passes(interval(middle)) else (middle + 1, high)
