@@ -97,7 +97,7 @@ def measure_corpus(layout: Layout, params: Params) -> tuple[dict[str, float], Im
     """Brings data/signals and data/ledger up to date, a shard at a time; returns the funnel's counts, and a sheet of
     rejected pictures where there are any. Memory holds the values of one shard.
 
-    Raises AssertionError where a row was lost.
+    Raises ValueError where a row was lost.
     """
     signals, going_on = plan_signals(layout, params)
     policy, shards = row_policy(params.filter_ledger.policy), [shard.stem for shard in list_shards(layout.raw)]

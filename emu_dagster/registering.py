@@ -5,29 +5,29 @@ that serves it. Aliases, not stages: `champion` goes to a version that passed ev
 did not, with the reasons on the version's page.
 """
 
-import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from emu_dagster.evidence import METRICS_FILE, NoEvidence, read_evidence
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import RegisteredModel, tunes_ours
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_data.files import write_json
+from emu_models.evaluation.verdicts import (
+    Verdict,
+    appeal_verdict,
+    copy_verdict,
+    faithfulness_verdict,
+    judge_verdict,
+)
 
 if TYPE_CHECKING:
     from emu_dagster.recording import Record
 
 LINEAGE = ("raw_corpus", "filtered_corpus", "curated_set", "quality_tuned")
 PRETRAINING = ("autoencoder", "pretrained_full")  # in the lineage where they are what was tuned
-REPORTS = ("appeal_report", "faithfulness_report", "automatic_report")
-METRICS_FILE = "metrics.json"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    passed: bool
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -37,39 +37,53 @@ class Version:
     verdict: str  # Markdown
 
 
-def judge_reports(layout: Layout, section: RegisteredModel) -> dict[str, Verdict]:
-    """What each report that exists says against the thresholds of params.yaml; rates among decided prompts."""
+def judge_reports(
+    layout: Layout, section: RegisteredModel, digest_of: Callable[[str], str | None]
+) -> dict[str, Verdict]:
+    """Report -> what it allows, for each of REPORTS; one that is missing, old or about another model allows nothing.
+
+    digest_of: asset -> the md5 that DVC has recorded of it.
+    """
     verdicts = {}
-    for name in REPORTS:
-        path = layout.report(name) / METRICS_FILE
-        if not path.is_file():
-            continue
-        found = json.loads(path.read_text())
-        if name == "appeal_report":
-            low = found["decided_win_low"] / 100
-            passed = low > section.min_appeal_win
-            reason = (
-                f"appeal: tuned wins {found['win']:.1f} %, loses {found['lose']:.1f} %; of those decided at least "
-                f"{100 * low:.1f} % with 95 % confidence, asked for more than {100 * section.min_appeal_win:.0f} %"
+    for name, gate in REPORTS.items():
+        try:
+            verdicts[name] = gate(read_evidence(layout, name, digest_of), section)
+        except NoEvidence as error:
+            verdicts[name] = Verdict(False, f"{name.removesuffix('_report')}: nothing is known: {error}")
+        except (KeyError, TypeError, ValueError) as error:
+            path = (layout.report(name) / METRICS_FILE).relative_to(layout.root)
+            verdicts[name] = Verdict(
+                False, f"{name.removesuffix('_report')}: {path} is no evidence ({error}); materialise {name} again"
             )
-        elif name == "faithfulness_report":
-            low = 1 - found["decided_win_high"] / 100
-            passed = low < section.max_faithfulness_loss
-            reason = (
-                f"faithfulness: tuned wins {found['win']:.1f} %, loses {found['lose']:.1f} %; of those decided it "
-                f"loses at least {100 * low:.1f} % with 95 % confidence, allowed is less than "
-                f"{100 * section.max_faithfulness_loss:.0f} %"
-            )
-        else:
-            share = found["near_copy_share_tuned"]
-            passed = share <= section.max_near_copies
-            reason = (
-                f"near-copies: {100 * share:.0f} % of the tuned pictures, at most {100 * section.max_near_copies:.0f} %"
-            )
-        verdicts[name] = Verdict(passed, reason)
     return verdicts
 
 
+def _judge_appeal(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
+    return appeal_verdict(
+        found["num_prompts_won"], found["num_prompts_lost"], found["num_prompts"], section.min_appeal_win
+    )
+
+
+def _judge_faithfulness(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
+    judge = judge_verdict(found["num_known_wrong"], found["num_known_pairs"], section.max_judge_error)
+    counts = found["num_prompts_won"], found["num_prompts_lost"], found["num_prompts"]
+    return faithfulness_verdict(*counts, section.faithfulness_margin, judge)
+
+
+def _judge_copies(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
+    counts = {
+        who: (found[f"num_near_copies_{who}"], found[f"num_pictures_{who}"])
+        for who in ("tuned", "pretrained", "real")
+        if f"num_pictures_{who}" in found
+    }
+    return copy_verdict(*counts.pop("tuned"), section.max_near_copies, counts)
+
+
+REPORTS = {
+    "appeal_report": _judge_appeal,
+    "faithfulness_report": _judge_faithfulness,
+    "automatic_report": _judge_copies,
+}
 def describe_judges(layout: Layout) -> str:
     """Who voted on the models, by round; the reports know it."""
     pages = {axis: layout.report(f"{axis}_report") / "report.json" for axis in ("appeal", "faithfulness")}
@@ -82,11 +96,9 @@ def register(record: "Record") -> Version:
     import mlflow
 
     section = record.params.registered_model
-    verdicts = judge_reports(record.layout, section)
-    missing = [name for name in REPORTS if name not in verdicts]
-    passed = not missing and all(v.passed for v in verdicts.values())
+    verdicts = judge_reports(record.layout, section, record.dvc.digest_of)
+    passed = all(verdict.passed for verdict in verdicts.values())
     reasons = [f"{'passed' if v.passed else 'FAILED'}: {v.reason}" for v in verdicts.values()]
-    reasons += [f"FAILED: {name} is missing" for name in missing]
 
     model = mlflow.pyfunc.log_model(
         name="model",

@@ -78,7 +78,8 @@ def summary_lines(found: Mapping[str, Mapping[str, Any]], registered: Mapping[st
         f"loses {appeal['lose']:.1f} % ({appeal['voters']})",
         "faithfulness": f"tuned wins {faithful['win']:.1f} % [{faithful['win_low']:.1f}, {faithful['win_high']:.1f}], "
         f"loses {faithful['lose']:.1f} % ({faithful['voters']})",
-        "named in top 5": f"real {auto['named_top_5_real']:.0f} %, pretrained {auto['named_top_5_pretrained']:.0f} %, "
+        "named in top 5": f"real {auto.get('named_top_5_real', float('nan')):.0f} %, "
+        f"pretrained {auto['named_top_5_pretrained']:.0f} %, "
         f"tuned {auto['named_top_5_tuned']:.0f} %",
         "registry": f"models:/{registered['name']}/{registered['version']} is {registered['alias']}",
     }

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from emu_data.files import atomic_dir, write_json, write_parquet
 from emu_models.alignment import AlignmentConfig, save_network, train_network
-from emu_models.evaluation.judge import load_judge
+from emu_models.evaluation.judge import find_weights, load_judge
 from emu_models.evaluation.known_pairs import measure_judge
 
 KNOWN_FILE = "known_pairs.parquet"  # key_a, key_b, caption, right, decision
@@ -68,11 +68,13 @@ def make_judge(
     keys: Sequence[str],
     config: JudgeConfig,
     out: Path,
+    root: Path,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train on the rows that are not held out, measure on pairs of the others, and write `out`; returns its numbers.
 
     read: keys and a size to uint8 (N, size, size, 3). captions, keys: N each, no near-twins among the pictures.
+    root: the project, from which `weights` are named.
     Writes open_clip's files (none where `weights` are given), meta.json with `judge_error`, held.parquet and
     known_pairs.parquet, in one go. Raises ValueError where nothing is left to learn from.
     """
@@ -92,7 +94,7 @@ def make_judge(
                 network, loss = train_network(images, [captions[i] for i in learnt], config, bar)
             save_network(network, config, folder)
             numbers |= {"num_learnt": len(learnt), "loss": round(loss, 4)}
-        judge = load_judge(config.weights or folder)
+        judge = load_judge(find_weights(config.weights, root) if config.weights else folder)
         images = read([keys[i] for i in known], SIZE_SCALE * config.image_size)
         error, pairs = measure_judge(judge, images, [captions[i] for i in known], captions, config.seed)
         numbers |= {"num_known_pairs": error.num_pairs, "num_known_wrong": error.num_wrong}

@@ -55,16 +55,26 @@ class Judge:
         return torch.cat(parts).float().numpy()
 
 
-def load_faithfulness_judge(folder: Path) -> tuple[Judge, dict[str, Any]]:
+def load_faithfulness_judge(folder: Path, root: Path) -> tuple[Judge, dict[str, Any]]:
     """The judge of data/models/faithfulness_judge, and its `judge_error` (see known_pairs.JudgeError) as plain values.
 
-    Raises ValueError where there is none.
+    root: the project, from which weights that were brought along are named. Raises ValueError where there is no judge.
     """
+    error, weights = read_judge_error(folder), json.loads((folder / "meta.json").read_text())["weights"]
+    return load_judge(find_weights(weights, root) if weights else folder), error
+
+
+def read_judge_error(folder: Path) -> dict[str, Any]:
+    """What a judge's folder says of its error on known pairs. Raises ValueError where there is no judge."""
     meta = folder / "meta.json"
     if not meta.is_file():
         raise ValueError(f"{folder} is no judge: it lacks meta.json; materialise faithfulness_judge")
-    told = json.loads(meta.read_text())
-    return load_judge(told["weights"] or folder), told["judge_error"]
+    return json.loads(meta.read_text())["judge_error"]
+
+
+def find_weights(weights: str, root: Path) -> str | Path:
+    """A folder named from `root`; or `weights` as it is, a name that open_clip knows."""
+    return root / weights if (root / weights).is_dir() else weights
 
 
 def load_judge(source: str | Path) -> Judge:

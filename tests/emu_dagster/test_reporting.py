@@ -22,11 +22,17 @@ from emu_dagster.reporting.training import TrainingStage, read_training_stage, t
 from emu_data.agreement import measure_agreement
 from emu_data.votes import Vote, votes_to_frame
 from emu_models.evaluation.faithfulness import Naming
-from emu_models.evaluation.intervals import Interval
+from emu_models.evaluation.intervals import Interval, exact_rate
 from emu_models.evaluation.preference import position_bias, self_consistency, summarise_preference
 from emu_models.evaluation.reconstruction import Difference, Reconstruction
 
 NUM_PROMPTS = 20
+JUDGE_ERROR = {
+    "num_pairs": 30,
+    "num_wrong": 3,
+    "error": {"estimate": 10.0, "low": 2.1, "high": 26.5},
+    "by_right": {"A": (14, 15), "neither": (13, 15)},
+}
 EVIL = "<script>alert('\"&')</script>"
 
 
@@ -118,9 +124,10 @@ def write_automatic(folder: Path, run: Run) -> dict[str, Any]:
     )
     findings = AutomaticFindings(
         judge="judge",
+        judge_error=JUDGE_ERROR,
         naming={"real": rate, "pretrained": rate, "tuned": rate},
         nearest={"pretrained": nearest, "tuned": nearest},
-        copy_share={"pretrained": 0.0, "tuned": 0.05},
+        copies={"pretrained": exact_rate(0, 20), "tuned": exact_rate(1, 20), "real": exact_rate(2, 60)},
         among=pd.DataFrame({"similarity": [0.4, 0.5], "pixel_distance": [0.2, 0.3]}),
         frechet={"pretrained": 2.0, "tuned": 1.0},
         frechet_features="the judge's embeddings",
@@ -153,6 +160,7 @@ def write_preference(folder: Path, run: Run, axis: Axis, kind: Any = "rubric") -
         self_consistency(table, table.head(0)),
         "ab" * 32,
         run,
+        JUDGE_ERROR if axis == "faithfulness" else None,
     )
 
 

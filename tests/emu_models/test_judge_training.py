@@ -79,7 +79,7 @@ def test_its_folder_has_the_error_on_pictures_that_it_did_not_see(tmp_path: Path
     config = JudgeConfig(
         width=8, embed_dim=32, text_width=32, num_steps=60, batch_size=32, learning_rate=4e-3, held_share=0.25
     )
-    numbers = make_judge(reader, captions, keys, config, tmp_path / "judge", progress=False)
+    numbers = make_judge(reader, captions, keys, config, tmp_path / "judge", tmp_path, progress=False)
     learnt, tested = read
     assert not set(learnt) & set(tested) and sorted([*learnt, *tested]) == keys
     held = pd.read_parquet(tmp_path / "judge" / HELD_FILE)
@@ -87,18 +87,20 @@ def test_its_folder_has_the_error_on_pictures_that_it_did_not_see(tmp_path: Path
     known = pd.read_parquet(tmp_path / "judge" / KNOWN_FILE)
     assert set(known["key_a"]) | set(known["key_b"]) <= set(tested)
     assert numbers["num_known_wrong"] == (known["right"] != known["decision"]).sum()
-    _, error = load_faithfulness_judge(tmp_path / "judge")
+    _, error = load_faithfulness_judge(tmp_path / "judge", tmp_path)
     assert (error["num_pairs"], error["num_wrong"]) == (numbers["num_known_pairs"], numbers["num_known_wrong"])
     assert json.loads((tmp_path / "judge" / "meta.json").read_text())["result"] == numbers
-    weights = str(tmp_path / "judge")
+    weights = "judge"  # named from the project
     brought = JudgeConfig(held_share=0.25, weights=weights)
-    again = make_judge(reader, captions, keys, brought, tmp_path / "brought", progress=False)
+    again = make_judge(reader, captions, keys, brought, tmp_path / "brought", tmp_path, progress=False)
     assert again["num_known_wrong"] == numbers["num_known_wrong"] and "loss" not in again
-    assert load_faithfulness_judge(tmp_path / "brought")[0].name == "judge"
+    assert load_faithfulness_judge(tmp_path / "brought", tmp_path)[0].name == "judge"
 
 
 def test_nothing_to_learn_from_is_said(tmp_path: Path):
     with pytest.raises(ValueError, match="none to learn from"):
-        make_judge(lambda keys, size: np.zeros(0), ["a"], ["1"], JudgeConfig(held_share=0.9), tmp_path / "judge")
+        make_judge(
+            lambda keys, size: np.zeros(0), ["a"], ["1"], JudgeConfig(held_share=0.9), tmp_path / "judge", tmp_path
+        )
     with pytest.raises(ValueError, match="materialise faithfulness_judge"):
-        load_faithfulness_judge(tmp_path / "judge")
+        load_faithfulness_judge(tmp_path / "judge", tmp_path)
