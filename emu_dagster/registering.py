@@ -5,6 +5,7 @@ that serves it. Aliases, not stages: `champion` goes to a version that passed ev
 did not, with the reasons on the version's page.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
