@@ -195,7 +195,9 @@ def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], 
     }
     quality = findings.quality
     if quality is not None:
-        counts["alignment_auc"] = findings.alignment_auc
+        if findings.alignment_auc:
+            auc = findings.alignment_auc
+            counts |= {"alignment_auc": auc.value, "alignment_auc_low": auc.low, "num_swapped": auc.num_swapped}
         for row in quality.to_dict(orient="records"):
             counts[f"precision_{row['gate']}"], counts[f"recall_{row['gate']}"] = row["precision"], row["recall"]
     write_funnel_report(layout.report("filtered_corpus"), findings, counts, params)

@@ -6,6 +6,7 @@ did not, with the reasons on the version's page.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,35 +52,47 @@ def judge_reports(
             verdicts[name] = gate(read_evidence(layout, name, digest_of), section)
         except NoEvidence as error:
             verdicts[name] = Verdict(False, f"{name.removesuffix('_report')}: nothing is known: {error}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             path = (layout.report(name) / METRICS_FILE).relative_to(layout.root)
             verdicts[name] = Verdict(
-                False, f"{name.removesuffix('_report')}: {path} is no evidence ({error}); materialise {name} again"
+                False, f"{name.removesuffix('_report')}: {path} is no evidence, {error}; materialise {name} again"
             )
     return verdicts
 
 
 def _judge_appeal(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
-    return appeal_verdict(
-        found["num_prompts_won"], found["num_prompts_lost"], found["num_prompts"], section.min_appeal_win
-    )
+    won, lost, num = _counts(found, *PROMPTS)
+    return appeal_verdict(won, lost, num, section.min_appeal_win)
 
 
 def _judge_faithfulness(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
-    judge = judge_verdict(found["num_known_wrong"], found["num_known_pairs"], section.max_judge_error)
-    counts = found["num_prompts_won"], found["num_prompts_lost"], found["num_prompts"]
-    return faithfulness_verdict(*counts, section.faithfulness_margin, judge)
+    wrong, pairs = _counts(found, "num_known_wrong", "num_known_pairs")
+    judge = judge_verdict(wrong, pairs, section.max_judge_error)
+    won, lost, num = _counts(found, *PROMPTS)
+    return faithfulness_verdict(won, lost, num, section.faithfulness_margin, judge)
 
 
 def _judge_copies(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
-    counts = {
-        who: (found[f"num_near_copies_{who}"], found[f"num_pictures_{who}"])
+    counts: dict[str, Any] = {
+        who: _counts(found, f"num_near_copies_{who}", f"num_pictures_{who}")
         for who in ("tuned", "pretrained", "real")
-        if f"num_pictures_{who}" in found
+        if who == "tuned" or f"num_pictures_{who}" in found
     }
-    return copy_verdict(*counts.pop("tuned"), section.max_near_copies, counts)
+    near, num = counts.pop("tuned")
+    return copy_verdict(near, num, section.max_near_copies, counts)
 
 
+def _counts(found: Mapping[str, Any], *names: str) -> tuple[int, ...]:
+    """The counts of these names. KeyError or ValueError where one is missing or is none."""
+    for name in names:
+        value = found[name]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or value < 0 or value != int(value):
+            raise ValueError(f"{name} is {value!r}, which is no count")
+    return tuple(int(found[name]) for name in names)
+
+
+PROMPTS = ("num_prompts_won", "num_prompts_lost", "num_prompts")
 REPORTS = {
     "appeal_report": _judge_appeal,
     "faithfulness_report": _judge_faithfulness,

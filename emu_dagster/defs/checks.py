@@ -57,6 +57,8 @@ def rows_are_conserved() -> dg.AssetCheckResult:
 
     layout, _ = _project()
     ledger = layout.filtered / "ledger"
+    if not ledger.is_dir():
+        return _failed("there is no ledger: materialise filtered_corpus")
     try:
         raw = compare_with_raw(ledger, iter_rows(layout.raw, ["key"]))
         check_conserved(ledger, raw.num_rows + raw.num_unlisted)

@@ -33,6 +33,8 @@ def appeal_verdict(
 ) -> Verdict:
     """Passes where the share (0..1) of the decided prompts that were won is surely above `min_win`."""
     num_decided = num_won + num_lost
+    if num_decided > num_prompts:
+        raise ValueError(f"{num_won} won and {num_lost} lost of {num_prompts} prompts: the counts do not fit")
     found = exact_rate(num_won, num_decided, confidence)
     passed = is_above(found, 100 * min_win)
     told = f"appeal: of {num_prompts} prompts the tuned model wins {num_won} and loses {num_lost}"

@@ -30,7 +30,7 @@ COUNTS = st.tuples(*[st.integers(0, 60)] * 3).map(lambda c: (c[0], c[1], sum(c))
     ],
 )
 def test_the_paired_difference_is_that_of_published_examples(counts, confidence, low, high):
-    found = paired_difference(*counts, confidence)
+    found = paired_difference(*counts, confidence=confidence)
     assert found.low / 100 == pytest.approx(low, abs=5e-4) and found.high / 100 == pytest.approx(high, abs=5e-4)
 
 
@@ -99,7 +99,7 @@ def test_counts_that_do_not_fit_are_refused(counts):
     with pytest.raises(ValueError, match="no share"):
         exact_rate(*counts)
     with pytest.raises(ValueError, match="do not fit"):
-        paired_difference(*counts, 0)
+        paired_difference(*counts, num_pairs=0)
 
 
 @settings(deadline=None)

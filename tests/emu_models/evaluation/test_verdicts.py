@@ -45,7 +45,7 @@ def test_every_gate_is_among_those_that_are_tested():
 @settings(deadline=None)
 @given(counts=COUNTS, bound=BOUNDS, levels=st.tuples(*[st.floats(0.5, 0.999)] * 2))
 def test_a_wider_interval_turns_no_refusal_into_a_pass(gate, counts, bound, levels):
-    narrow, wide = (GATES[gate](*counts, bound, confidence=level).passed for level in sorted(levels))
+    narrow, wide = (GATES[gate](*counts, bound=bound, confidence=level).passed for level in sorted(levels))
     assert narrow or not wide
 
 
@@ -53,8 +53,8 @@ def test_a_wider_interval_turns_no_refusal_into_a_pass(gate, counts, bound, leve
 @settings(deadline=None)
 @given(counts=COUNTS, bound=BOUNDS, times=st.integers(2, 20))
 def test_fewer_data_at_the_same_rates_turn_no_refusal_into_a_pass(gate, counts, bound, times):
-    many = GATES[gate](*(times * count for count in counts), bound)
-    assert many.passed or not GATES[gate](*counts, bound).passed
+    many = GATES[gate](*(times * count for count in counts), bound=bound)
+    assert many.passed or not GATES[gate](*counts, bound=bound).passed
 
 
 @EACH
@@ -77,7 +77,7 @@ def test_no_data_is_a_refusal_and_enough_good_data_a_pass(gate, bound):
 @settings(deadline=None)
 @given(counts=COUNTS, bound=BOUNDS)
 def test_the_reason_is_one_sentence_without_a_number_that_is_none(gate, counts, bound):
-    told = GATES[gate](*counts, bound).reason
+    told = GATES[gate](*counts, bound=bound).reason
     assert "\n" not in told and not re.search(r"\b(nan|inf|None)\b|\d\.\d{4}", told)
 
 
