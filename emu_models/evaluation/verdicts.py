@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 # Two one-sided tests at 5 % look at the interval of 90 % (Schuirmann 1987); Tango 1998 (sec. 6.1) does so, too.
 NON_INFERIORITY_CONFIDENCE = 0.90
 # Below it the score interval is not trusted: with 3 prompts a model 5 points worse would pass in up to 11 % of rounds,
-# from 5 prompts on in at most 7 %, where 5 % are promised (all outcomes enumerated, docs/log.md). Chosen here.
+# from 5 prompts on in at most 7.3 %, where 5 % are promised (all outcomes enumerated, docs/log.md). Chosen here.
 MIN_PROMPTS = 20
 SUPPOSED_GAIN = 0.10  # share above the bound for which a number of prompts is named where nothing was decided
 
