@@ -66,8 +66,12 @@ def _judge_appeal(found: Mapping[str, Any], section: RegisteredModel) -> Verdict
 
 
 def _judge_faithfulness(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
-    wrong, pairs = _counts(found, "num_known_wrong", "num_known_pairs")
-    judge = judge_verdict(wrong, pairs, section.max_judge_error)
+    num_votes, num_of_people = _counts(found, "num_votes", "num_votes_of_people")
+    if num_votes and num_votes == num_of_people:
+        judge = Verdict(True, "all votes are of people")
+    else:
+        wrong, pairs = _counts(found, "num_known_wrong", "num_known_pairs")
+        judge = judge_verdict(wrong, pairs, section.max_judge_error)
     won, lost, num = _counts(found, *PROMPTS)
     return faithfulness_verdict(won, lost, num, section.faithfulness_margin, judge)
 
@@ -98,6 +102,8 @@ REPORTS = {
     "faithfulness_report": _judge_faithfulness,
     "automatic_report": _judge_copies,
 }
+
+
 def describe_judges(layout: Layout) -> str:
     """Who voted on the models, by round; the reports know it."""
     pages = {axis: layout.report(f"{axis}_report") / "report.json" for axis in ("appeal", "faithfulness")}

@@ -23,7 +23,7 @@ GOOD = {
     "appeal_report": {"num_prompts": 60, "num_prompts_won": 40, "num_prompts_lost": 10},
     "faithfulness_report": {
         **{"num_prompts": 60, "num_prompts_won": 2, "num_prompts_lost": 0},
-        **{"num_known_pairs": 30, "num_known_wrong": 3},
+        **{"num_known_pairs": 30, "num_known_wrong": 3, "num_votes": 180, "num_votes_of_people": 60},
     },
     "automatic_report": {
         **{"num_near_copies_tuned": 2, "num_pictures_tuned": 40},
@@ -95,6 +95,8 @@ def test_a_faithful_model_is_no_champion_by_a_judge_that_errs(layout: Layout):
     assert not judge(layout)["faithfulness_report"].passed
     change(layout, "faithfulness_report", num_known_wrong=0, num_known_pairs=0)
     assert not judge(layout)["faithfulness_report"].passed
+    change(layout, "faithfulness_report", num_votes_of_people=180)  # nobody asked the judge
+    assert judge(layout)["faithfulness_report"].passed
 
 
 @pytest.mark.parametrize(
