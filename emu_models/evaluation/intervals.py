@@ -55,7 +55,7 @@ def paired_difference(num_won: float, num_lost: float, num_pairs: float, confide
     interval is then plus and minus z^2 / (n + z^2). No pairs: -100 to 100, the estimate NaN. Raises ValueError for
     counts that do not fit.
     """
-    if num_won < 0 or num_lost < 0 or num_won + num_lost > num_pairs:
+    if num_won < 0 or num_lost < 0 or num_won + num_lost > num_pairs * (1 + 1e-9):  # shares of a number add up so far
         raise ValueError(f"{num_won} won and {num_lost} lost of {num_pairs} pairs: the counts do not fit")
     if not num_pairs:
         return Interval(float("nan"), -100.0, 100.0)
