@@ -2,7 +2,7 @@
 
 A judge that tells nothing apart finds no model worse than another, so what it says of faithfulness is worth what it
 scores here ("assay sensitivity", ICH E10, sec. 1.5). The pairs are plain ones of real pictures: on generated pictures
-it errs more often, so its error here is the least to be reckoned with.
+it may err more often, so its error here is the least to be reckoned with.
 """
 
 from collections.abc import Sequence
