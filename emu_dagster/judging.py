@@ -102,10 +102,16 @@ def judge_sheet(layout: Layout) -> Image.Image:
 
 
 def told_error(error: Mapping[str, Any]) -> str:
-    """A judge's error on known pairs (known_pairs.JudgeError) as a Markdown table."""
+    """A judge's error on known pairs (known_pairs.JudgeError) in Markdown: a sentence and a table."""
+    if not error["num_pairs"]:
+        return "No pair was there to test it on."
+    interval = error["error"]
+    told = (
+        f"Wrong: {interval['estimate']:.1f} %, {interval['low']:.1f} to {interval['high']:.1f} (exact 95 % interval)."
+    )
     rows = [(right, num_right, num) for right, (num_right, num) in error["by_right"].items()]
     rows.append(("all", error["num_pairs"] - error["num_wrong"], error["num_pairs"]))
-    return pd.DataFrame(rows, columns=["right answer", "found", "of"]).to_markdown(index=False)
+    return f"{told}\n\n{pd.DataFrame(rows, columns=['right answer', 'found', 'of']).to_markdown(index=False)}"
 
 
 def report_preference(
