@@ -30,6 +30,8 @@ def main() -> int:
             f"  {who:10} {top['estimate']:5.1f} ({top['low']:.1f} to {top['high']:.1f}), "
             f"{rates['num_images']} pictures, {rates['num_captions']} names, guessing {rates['chance_top_5']:.1f}"
         )
+    if "real" not in naming:
+        raise ValueError("the judge has no held-out picture of these subjects to compare with: more pictures of each")
     num = naming["tuned"]["num_images"]
     if num < NUM_PROMPTS:
         print(f"  only {num} of the {NUM_PROMPTS} prompts that the goal is meant for: evaluation_images.num_prompts")

@@ -91,12 +91,13 @@ def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[s
 
 
 def choose_features(layout: Layout, section: AutoencoderStudy) -> "Features":
-    """Inception's where its weights are given, else those of the judge, which no loss of the study looks at."""
-    from emu_models.evaluation.features import inception_features, judge_features
+    """Inception's where its weights are given, else those of the alignment model that no loss of the study looks at
+    (the perceptual one takes fold_0). The faithfulness judge would do as well, and makes the study wait for filters."""
+    from emu_models.evaluation.features import encoder_features, inception_features
 
     if section.inception:
         return inception_features(Path(section.inception))
-    return judge_features(layout.model("alignment_model") / "judge")
+    return encoder_features(layout.model("alignment_model") / "fold_1")
 
 
 def late_gain(folder: Path) -> float:
@@ -123,8 +124,10 @@ def describe_steps(
 ) -> str:
     """What the study shows, from its numbers: does quality rise with the channels, and if not, what the learning curves
     say about why; and what the Fourier transform changes, whichever sign it has."""
+    from emu_models.evaluation.intervals import is_above, is_below
+
     channels = [step for step in steps if not variants[step.after].fourier_bands]
-    rising = [step for step in channels if step.difference.psnr.low > 0]
+    rising = [step for step in channels if is_above(step.difference.psnr, 0)]
     said = []
     if channels:
         how_often = "with every step" if len(rising) == len(channels) else f"in {len(rising)} of {len(channels)} steps"
@@ -135,7 +138,8 @@ def describe_steps(
     for step in steps:
         if variants[step.after].fourier_bands:
             psnr, ssim = step.difference.psnr, step.difference.ssim
-            verdict = "helps" if psnr.low > 0 else "hurts" if psnr.high < 0 else "makes no difference that can be told"
+            no_verdict = "makes no difference that can be told"
+            verdict = "helps" if is_above(psnr, 0) else "hurts" if is_below(psnr, 0) else no_verdict
             said.append(
                 f"The Fourier transform {verdict} at {variants[step.after].latent_channels} channels: "
                 f"PSNR {_signed(psnr, 2)} dB, SSIM {_signed(ssim, 4)}."
@@ -152,17 +156,16 @@ def describe_losses(section: AutoencoderStudy) -> str:
 
 
 def _reason(step: "Step", variants: Mapping[str, Variant], late_gains: Mapping[str, float], num_images: int) -> str:
+    from emu_models.evaluation.intervals import is_below
+
     before, after = variants[step.before].latent_channels, variants[step.after].latent_channels
     gains = late_gains[step.before], late_gains[step.after]
     curves = (
         f"in the last third of the training {before} channels won {gains[0]:+.2f} dB and {after} channels "
         f"{gains[1]:+.2f} dB"
     )
-    if step.difference.psnr.high > 0:
-        return (
-            f"Between {before} and {after} channels {num_images} held-out pictures cannot tell the sign (the interval "
-            f"holds zero); {curves}."
-        )
+    if not is_below(step.difference.psnr, 0):
+        return f"Between {before} and {after} channels {num_images} held-out pictures cannot tell the sign; {curves}."
     if gains[1] > gains[0]:
         return (
             f"{after} channels are behind {before} because the budget ended first: {curves}, so they were catching up."
@@ -177,4 +180,4 @@ def _told(step: "Step", variants: Mapping[str, Variant]) -> str:
 
 def _signed(interval, digits: int) -> str:
     told = [f"{value:+.{digits}f}".replace("-", "−") for value in (interval.estimate, interval.low, interval.high)]
-    return f"{told[0]} ({told[1]} to {told[2]})"
+    return f"{told[0]} ({told[1]} to {told[2]})" if interval.low == interval.low else f"{told[0]} (no interval)"

@@ -9,6 +9,7 @@ from emu_dagster.defs import (
     corpus,
     curation,
     evaluation,
+    judge,
     pretraining,
     quality_tuning,
     registry,
@@ -24,7 +25,7 @@ from emu_dagster.resources.mlflow import MlflowTracking
 prepare_environment()  # before any library that would wait for a network is imported by an asset
 
 launch = read_params(project_root() / "params.yaml").launch
-ASSET_MODULES = [corpus, curation, autoencoder, pretraining, quality_tuning, evaluation, registry]
+ASSET_MODULES = [corpus, curation, autoencoder, pretraining, quality_tuning, judge, evaluation, registry]
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(ASSET_MODULES),

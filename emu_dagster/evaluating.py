@@ -1,5 +1,6 @@
 """Generating the pictures that are judged, and the automatic report on them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,18 +8,20 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from emu_dagster.evidence import write_evidence
 from emu_dagster.layout import Layout
 from emu_dagster.params import Params
 from emu_dagster.pictures import contact_sheet
-from emu_dagster.registering import METRICS_FILE
 from emu_data.files import atomic_dir, write_json, write_parquet
 from emu_data.ledger import read_ledger
 from emu_data.shards import read_images, read_manifest
 
 MODELS = ("pretrained", "tuned")
+JUDGED_FILE = "judged.json"
 NUM_NEAREST = 16  # tuned pictures shown with the curated one nearest to them
 BATCH = 32  # prompts at a time; fixed, since results move in the last bits with it
 SHEET_TILE = 96  # px
+MAX_REAL = 1000  # real pictures that are compared with the curated ones; chosen here
 
 
 def choose_prompts(layout: Layout, params: Params) -> pd.DataFrame:
@@ -47,11 +50,14 @@ def choose_prompts(layout: Layout, params: Params) -> pd.DataFrame:
     )
 
 
-def generate_pairs(layout: Layout, params: Params) -> tuple[dict[str, float], Image.Image, Image.Image]:
+def generate_pairs(
+    layout: Layout, params: Params, judged: Mapping[str, str]
+) -> tuple[dict[str, float], Image.Image, Image.Image]:
     """Writes data/evaluation_images: prompts.parquet and a PNG a prompt and model; returns counts and two sheets.
 
     "pretrained" is what was tuned: pretrained_full or the checkpoint that was brought along. Both draw at the
-    resolution of the tuning.
+    resolution of the tuning. judged: asset -> md5 of what drew them, kept beside the pictures (JUDGED_FILE), so that a
+    verdict is of these models and no others.
     """
     from emu_models.checkpoints import load_pipeline
     from emu_models.pipeline import draw
@@ -81,6 +87,7 @@ def generate_pairs(layout: Layout, params: Params) -> tuple[dict[str, float], Im
                         image.save(folder / model / f"{key}.png")
                     bar.update(len(some))
         write_parquet(folder / "prompts.parquet", prompts)
+        write_json(folder / JUDGED_FILE, dict(judged))
     return (
         {"num_prompts": len(prompts), "num_images": len(MODELS) * len(prompts)},
         fixed_prompts_sheet(layout),
@@ -120,17 +127,27 @@ def nearest_sheet(
     return contact_sheet(np.stack(pairs), labels, columns=8, tile=SHEET_TILE)
 
 
-def report_automatically(layout: Layout, params: Params) -> tuple[dict[str, float], Image.Image]:
+def report_automatically(
+    layout: Layout, params: Params, judged: Mapping[str, str]
+) -> tuple[dict[str, float], Image.Image]:
     """Naming rates of real, pretrained and tuned pictures by a judge that filtering did not use; near-copies; a Fréchet
-    distance on the judge's features to the curated set. Returns the metrics and the sheet of the nearest pictures."""
+    distance on the judge's features to the curated set. Returns the metrics and the sheet of the nearest pictures.
+
+    The real pictures are those that the judge has not seen; for near-copies, those of them that were not curated, so
+    that the models' shares can be read against that of pictures which copy nothing. judged: asset -> md5 of what the
+    report is made of.
+    """
     from emu_dagster.reporting.evaluation import AutomaticFindings, write_automatic_report
     from emu_models.evaluation.faithfulness import measure_naming
-    from emu_models.evaluation.judge import load_judge
-    from emu_models.evaluation.memorisation import copy_share, find_nearest, nearest_among
+    from emu_models.evaluation.intervals import exact_rate
+    from emu_models.evaluation.judge import load_faithfulness_judge
+    from emu_models.evaluation.memorisation import find_nearest, is_near_copy, nearest_among
     from emu_models.evaluation.reconstruction import frechet_distance
+    from emu_models.judge_training import HELD_FILE
 
     seed = params.automatic_report.seed
-    judge = load_judge(layout.model("alignment_model") / "judge")
+    judge, judge_error = load_faithfulness_judge(layout.model("faithfulness_judge"), layout.root)
+    held = pd.read_parquet(layout.model("faithfulness_judge") / HELD_FILE)
     prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
     named = prompts[prompts["caption"] != ""]
     ledger = read_ledger(layout.filtered / "ledger")
@@ -141,33 +158,38 @@ def report_automatically(layout: Layout, params: Params) -> tuple[dict[str, floa
     curated_images = read_images(layout.curated, curated["key"].tolist(), size)
     pictures = {model: read_pictures(layout.evaluation, model, prompts) for model in MODELS}
 
-    real = real_rows[real_rows["caption"].isin(set(named["caption"]))]
-    real_images = read_images(layout.raw, real["key"].tolist(), size)
-    naming = {"real": measure_naming(judge, real_images, real["caption"].tolist(), captions, seed)}
-    embeddings, copies, distances = {}, {}, {}
-    curated_embeddings = judge.embed_images(curated_images)
-    for model, images in pictures.items():
-        mask = (prompts["caption"] != "").to_numpy()
-        naming[model] = measure_naming(judge, images[mask], named["caption"].tolist(), captions, seed)
-        embeddings[model] = judge.embed_images(images)
-        found = find_nearest(embeddings[model], curated_embeddings, curated["key"].tolist(), images, curated_images)
-        copies[model] = (found, copy_share(found, nearest_among(curated_embeddings, curated_images)))
-        distances[model] = frechet_distance(embeddings[model], curated_embeddings)
+    real = held[held["caption"].isin(set(named["caption"]))]
+    naming = {}
+    if len(real):
+        real_images = read_images(layout.raw, real["key"].tolist(), size)
+        naming["real"] = measure_naming(judge, real_images, real["caption"].tolist(), captions, seed)
+    curated_embeddings, curated_keys = judge.embed_images(curated_images), curated["key"].tolist()
     among = nearest_among(curated_embeddings, curated_images)
+    others = real_rows.loc[~real_rows["key"].isin(curated_keys), "key"].head(MAX_REAL).tolist()
+    nearest, distances = {}, {}
+    for who, images in {**pictures, **({"real": read_images(layout.raw, others, size)} if others else {})}.items():
+        embedded = judge.embed_images(images)
+        nearest[who] = find_nearest(embedded, curated_embeddings, curated_keys, images, curated_images)
+        if who in MODELS:
+            mask = (prompts["caption"] != "").to_numpy()
+            naming[who] = measure_naming(judge, images[mask], named["caption"].tolist(), captions, seed)
+            distances[who] = frechet_distance(embedded, curated_embeddings)
+    copies = {who: (int(is_near_copy(found, among).sum()), len(found)) for who, found in nearest.items()}
     write_automatic_report(
         layout.report("automatic_report"),
         AutomaticFindings(
             judge=judge.name,
+            judge_error=judge_error,
             naming=naming,
-            nearest={model: found for model, (found, _) in copies.items()},
-            copy_share={model: share for model, (_, share) in copies.items()},
+            nearest={model: nearest[model] for model in MODELS},
+            copies={who: exact_rate(*counts) for who, counts in copies.items()},
             among=among,
             frechet=distances,
             frechet_features="the judge's image embedding (not FID)",
         ),
         prompts,
         pictures,
-        curated["key"].tolist(),
+        curated_keys,
         curated_images,
         params,
     )
@@ -175,9 +197,10 @@ def report_automatically(layout: Layout, params: Params) -> tuple[dict[str, floa
     for who, rates in naming.items():
         metrics[f"named_top_1_{who}"] = rates.top_1.estimate
         metrics[f"named_top_5_{who}"] = rates.top_5.estimate
+    for who, (num_near, num) in copies.items():
+        metrics[f"num_near_copies_{who}"], metrics[f"num_pictures_{who}"] = num_near, num
+        metrics[f"near_copy_share_{who}"] = num_near / num
     for model in MODELS:
-        metrics[f"near_copy_share_{model}"] = copies[model][1]
         metrics[f"frechet_to_curated_{model}"] = distances[model]
-    write_json(layout.report("automatic_report") / METRICS_FILE, metrics)
-    keys = curated["key"].tolist()
-    return metrics, nearest_sheet(prompts, pictures["tuned"], copies["tuned"][0], keys, curated_images)
+    write_evidence(layout, "automatic_report", metrics, judged)
+    return metrics, nearest_sheet(prompts, pictures["tuned"], nearest["tuned"], curated_keys, curated_images)

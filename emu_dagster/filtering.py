@@ -101,7 +101,7 @@ def measure_corpus(
     rejected pictures where there are any. Memory holds the values of one shard. told: hears how many shards are
     measured, and of how many.
 
-    Raises AssertionError where a row was lost.
+    Raises ValueError where a row was lost.
     """
     signals, going_on = plan_signals(layout, params)
     policy, shards = row_policy(params.filter_ledger.policy), [shard.stem for shard in list_shards(layout.raw)]
@@ -199,7 +199,9 @@ def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], 
     }
     quality = findings.quality
     if quality is not None:
-        counts["alignment_auc"] = findings.alignment_auc
+        if findings.alignment_auc:
+            auc = findings.alignment_auc
+            counts |= {"alignment_auc": auc.value, "alignment_auc_low": auc.low, "num_swapped": auc.num_swapped}
         for row in quality.to_dict(orient="records"):
             counts[f"precision_{row['gate']}"], counts[f"recall_{row['gate']}"] = row["precision"], row["recall"]
     write_funnel_report(layout.report("filtered_corpus"), findings, counts, params)

@@ -4,21 +4,23 @@ A is the tuned model, B the pretrained one. The appeal judges' criteria are not 
 faithfulness judge is a model that filtering never used.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from PIL import Image
 
-from emu_dagster.evaluating import read_pictures
+from emu_dagster.evaluating import SHEET_TILE, read_pictures
+from emu_dagster.evidence import write_evidence
 from emu_dagster.layout import Layout
 from emu_dagster.params import AppealVotes, FaithfulnessVotes, Params
-from emu_dagster.registering import METRICS_FILE
+from emu_dagster.pictures import contact_sheet
 from emu_dagster.voting import Ballots, read_votes
 from emu_data.agreement import measure_agreement
 from emu_data.appeal import AppealPanel, round_score
-from emu_data.files import write_json
 from emu_data.ledger import read_ledger
 from emu_data.pairs import draw_side_order
+from emu_data.shards import read_images
 from emu_data.votes import Vote, counted, counted_repeats, digest_pair, votes_to_frame
 
 if TYPE_CHECKING:
@@ -51,14 +53,17 @@ def appeal_ballots(layout: Layout, section: AppealVotes) -> Ballots:
 def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes) -> Ballots:
     """On the prompts that name a subject. ValueError for more raters than the panel has."""
     from emu_models.evaluation.faithfulness import RATERS, judge_pairs
-    from emu_models.evaluation.judge import load_judge
+    from emu_models.evaluation.judge import load_faithfulness_judge
 
     if section.num_raters > len(RATERS):
         raise ValueError(f"faithfulness_votes.num_raters is {section.num_raters}; the panel has {len(RATERS)} raters")
     prompts = read_prompts(layout, "faithfulness")
     tuned, pretrained = (read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained"))
-    captions = sorted(set(read_ledger(layout.filtered / "ledger")["caption"].dropna()) | set(prompts["caption"]))
-    judge = load_judge(layout.model("alignment_model") / "judge")
+    ledger = read_ledger(layout.filtered / "ledger")
+    # those that its error was measured among: what the gates turned away is no subject
+    subjects = ledger.loc[ledger["first_failed_gate"].isin(["", "quota"]), "caption"]
+    captions = sorted(set(subjects) | set(prompts["caption"]))
+    judge, _ = load_faithfulness_judge(layout.model("faithfulness_judge"), layout.root)
     decisions = judge_pairs(
         judge,
         tuned,
@@ -83,9 +88,41 @@ def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes) -> Ballots:
     return Ballots(votes, digest_pairs(layout, "faithfulness", prompts))
 
 
-def report_preference(layout: Layout, params: Params, axis: "Axis") -> tuple[dict[str, float], str, Image.Image]:
-    """Writes data/reports/AXIS_report from the votes of the round; returns metrics, who voted, and a plot."""
+def judge_sheet(layout: Layout) -> Image.Image:
+    """Known pairs that the judge decided, wrongly decided ones first, each picture with the caption and the answers."""
+    from emu_models.judge_training import KNOWN_FILE
+
+    pairs = pd.read_parquet(layout.model("faithfulness_judge") / KNOWN_FILE)
+    pairs = pairs.assign(is_right=pairs["right"] == pairs["decision"]).sort_values("is_right", kind="stable").head(20)
+    if not len(pairs):
+        return Image.new("RGB", (1, 1))
+    keys = [key for row in pairs.itertuples() for key in (str(row.key_a), str(row.key_b))]
+    labels = [text for row in pairs.itertuples() for text in (str(row.caption), f"{row.right}: {row.decision}")]
+    return contact_sheet(read_images(layout.raw, keys, SHEET_TILE), labels, columns=8, tile=SHEET_TILE)
+
+
+def told_error(error: Mapping[str, Any]) -> str:
+    """A judge's error on known pairs (known_pairs.JudgeError) in Markdown: a sentence and a table."""
+    if not error["num_pairs"]:
+        return "No pair was there to test it on."
+    interval = error["error"]
+    told = (
+        f"Wrong: {interval['estimate']:.1f} %, {interval['low']:.1f} to {interval['high']:.1f} (exact 95 % interval)."
+    )
+    rows = [(right, num_right, num) for right, (num_right, num) in error["by_right"].items()]
+    rows.append(("all", error["num_pairs"] - error["num_wrong"], error["num_pairs"]))
+    return f"{told}\n\n{pd.DataFrame(rows, columns=['right answer', 'found', 'of']).to_markdown(index=False)}"
+
+
+def report_preference(
+    layout: Layout, params: Params, axis: "Axis", judged: Mapping[str, str]
+) -> tuple[dict[str, float], str, Image.Image]:
+    """Writes data/reports/AXIS_report from the votes of the round; returns metrics, who voted, and a plot.
+
+    judged: asset -> md5 of what the report is made of.
+    """
     from emu_dagster.reporting.preference import picture_preference, write_preference_report
+    from emu_models.evaluation.judge import read_judge_error
     from emu_models.evaluation.preference import position_bias, self_consistency, summarise_preference
 
     name = f"{axis}_report"
@@ -102,6 +139,8 @@ def report_preference(layout: Layout, params: Params, axis: "Axis") -> tuple[dic
     consistency = self_consistency(table, votes_to_frame(repeats))
     metrics = {
         "num_prompts": preference.num_prompts,
+        "num_prompts_won": preference.num_prompts_won,
+        "num_prompts_lost": preference.num_prompts_lost,
         "num_votes": preference.num_votes,
         "num_votes_of_people": sum(vote.rater_kind == "person" for vote in votes),
         "win": preference.win.estimate,
@@ -114,10 +153,16 @@ def report_preference(layout: Layout, params: Params, axis: "Axis") -> tuple[dic
         "decided_win": preference.decided_win.estimate,
         "decided_win_low": preference.decided_win.low,
         "decided_win_high": preference.decided_win.high,
+        "win_less_lose": preference.win_less_lose.estimate,
+        "win_less_lose_low": preference.win_less_lose.low,
+        "win_less_lose_high": preference.win_less_lose.high,
         "sign_test_p": preference.sign_test_p,
         "left_share": bias.left_share,
         "gwet_ac1": agreement.gwet_ac1,
     }
+    judge_error = read_judge_error(layout.model("faithfulness_judge")) if axis == "faithfulness" else None
+    if judge_error:
+        metrics |= {"num_known_pairs": judge_error["num_pairs"], "num_known_wrong": judge_error["num_wrong"]}
     folder = layout.report(name)
     page = write_preference_report(
         folder,
@@ -132,7 +177,8 @@ def report_preference(layout: Layout, params: Params, axis: "Axis") -> tuple[dic
         consistency,
         recorded.head,
         params,
+        judge_error,
     )
     known = {metric: value for metric, value in metrics.items() if value == value}
-    write_json(folder / METRICS_FILE, known)
+    write_evidence(layout, name, known, judged)
     return known, page["voters"], picture_preference(axis, preference)

@@ -17,6 +17,7 @@ OUTS: dict[str, tuple[str, ...]] = {
     "alignment_model": ("data/models/alignment_model",),
     "filter_ledger": ("data/signals", "data/ledger"),
     "filtered_corpus": ("data/filtered", "data/reports/filtered_corpus"),
+    "faithfulness_judge": ("data/models/faithfulness_judge",),
     "generalist_votes": _round_files("generalist"),
     "generalist_selection": ("data/curation/generalist_selection",),
     "specialist_votes": _round_files("specialist"),

@@ -61,7 +61,19 @@ class AlignmentModel(Section):
     batch_size: Count
     learning_rate: float
     seed: int
-    judge_seed: int
+
+
+class FaithfulnessJudge(Section):
+    """Who votes on faithfulness. weights: a folder or name of open_clip weights to take instead of training on what
+    passed the gates; held_share: of these pictures, kept from training, on which its error is measured."""
+
+    weights: str | None = None
+    held_share: Annotated[float, Field(gt=0, lt=1)]
+    image_size: Count
+    num_steps: Count
+    batch_size: Count
+    learning_rate: float
+    seed: int
 
 
 class Policy(Section):
@@ -316,12 +328,19 @@ class PreferenceReport(Section):
 
 
 class RegisteredModel(Section):
-    """champion_* are what the blocking checks ask of the reports; see docs/decisions."""
+    """What the reports of a champion must show (emu_models.evaluation.verdicts). A bound that nothing can miss is
+    refused.
+
+    min_appeal_win: share of the decided prompts. faithfulness_margin: points of win less lose that it may lose; 20 is
+    a prompt in five. max_judge_error: share of known pairs; a guess among the four answers is wrong in 0.75, so half is
+    the most that a judge may err who is to find harm. max_near_copies: share of the tuned pictures.
+    """
 
     name: str
-    min_appeal_win: Share
-    max_faithfulness_loss: Share
-    max_near_copies: Share
+    min_appeal_win: Annotated[float, Field(ge=0.5, lt=1)]
+    faithfulness_margin: Annotated[float, Field(gt=0, le=20)] = 5.0
+    max_judge_error: Annotated[float, Field(gt=0, le=0.5)] = 0.5
+    max_near_copies: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Launch(Section):
@@ -343,6 +362,7 @@ class Params(Section):
     alignment_model: AlignmentModel
     filter_ledger: FilterLedger
     filtered_corpus: FilteredCorpus
+    faithfulness_judge: FaithfulnessJudge
     generalist_votes: CurationVotes
     generalist_selection: Selection
     specialist_votes: CurationVotes

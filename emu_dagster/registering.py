@@ -6,16 +6,25 @@ did not, with the reasons on the version's page.
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from emu_dagster.evidence import METRICS_FILE, NoEvidence, read_evidence
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import RegisteredModel, tunes_ours
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_data.files import write_json
+from emu_models.evaluation.verdicts import (
+    Verdict,
+    appeal_verdict,
+    copy_verdict,
+    faithfulness_verdict,
+    judge_verdict,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,15 +34,7 @@ if TYPE_CHECKING:
 
 LINEAGE = ("raw_corpus", "filtered_corpus", "curated_set", "quality_tuned")
 PRETRAINING = ("autoencoder", "pretrained_full")  # in the lineage where they are what was tuned
-REPORTS = ("appeal_report", "faithfulness_report", "automatic_report")
-METRICS_FILE = "metrics.json"
 MD5_TAG = "md5.quality_tuned"  # by which a version is known
-
-
-@dataclass(frozen=True)
-class Verdict:
-    passed: bool
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -43,37 +44,69 @@ class Version:
     verdict: str  # Markdown
 
 
-def judge_reports(layout: Layout, section: RegisteredModel) -> dict[str, Verdict]:
-    """What each report that exists says against the thresholds of params.yaml; rates among decided prompts."""
+def judge_reports(
+    layout: Layout, section: RegisteredModel, digest_of: Callable[[str], str | None]
+) -> dict[str, Verdict]:
+    """Report -> what it allows, for each of REPORTS; one that is missing, old or about another model allows nothing.
+
+    digest_of: asset -> the md5 that DVC has recorded of it.
+    """
     verdicts = {}
-    for name in REPORTS:
-        path = layout.report(name) / METRICS_FILE
-        if not path.is_file():
-            continue
-        found = json.loads(path.read_text())
-        if name == "appeal_report":
-            low = found["decided_win_low"] / 100
-            passed = low > section.min_appeal_win
-            reason = (
-                f"appeal: tuned wins {found['win']:.1f} %, loses {found['lose']:.1f} %; of those decided at least "
-                f"{100 * low:.1f} % with 95 % confidence, asked for more than {100 * section.min_appeal_win:.0f} %"
+    for name, gate in REPORTS.items():
+        try:
+            verdicts[name] = gate(read_evidence(layout, name, digest_of), section)
+        except NoEvidence as error:
+            verdicts[name] = Verdict(False, f"{name.removesuffix('_report')}: nothing is known: {error}")
+        except (KeyError, ValueError) as error:
+            path = (layout.report(name) / METRICS_FILE).relative_to(layout.root)
+            verdicts[name] = Verdict(
+                False, f"{name.removesuffix('_report')}: {path} is no evidence, {error}; materialise {name} again"
             )
-        elif name == "faithfulness_report":
-            low = 1 - found["decided_win_high"] / 100
-            passed = low < section.max_faithfulness_loss
-            reason = (
-                f"faithfulness: tuned wins {found['win']:.1f} %, loses {found['lose']:.1f} %; of those decided it "
-                f"loses at least {100 * low:.1f} % with 95 % confidence, allowed is less than "
-                f"{100 * section.max_faithfulness_loss:.0f} %"
-            )
-        else:
-            share = found["near_copy_share_tuned"]
-            passed = share <= section.max_near_copies
-            reason = (
-                f"near-copies: {100 * share:.0f} % of the tuned pictures, at most {100 * section.max_near_copies:.0f} %"
-            )
-        verdicts[name] = Verdict(passed, reason)
     return verdicts
+
+
+def _judge_appeal(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
+    won, lost, num = _counts(found, *PROMPTS)
+    return appeal_verdict(won, lost, num, section.min_appeal_win)
+
+
+def _judge_faithfulness(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
+    num_votes, num_of_people = _counts(found, "num_votes", "num_votes_of_people")
+    if num_votes and num_votes == num_of_people:
+        judge = Verdict(True, "all votes are of people")
+    else:
+        wrong, pairs = _counts(found, "num_known_wrong", "num_known_pairs")
+        judge = judge_verdict(wrong, pairs, section.max_judge_error)
+    won, lost, num = _counts(found, *PROMPTS)
+    return faithfulness_verdict(won, lost, num, section.faithfulness_margin, judge)
+
+
+def _judge_copies(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
+    counts: dict[str, Any] = {
+        who: _counts(found, f"num_near_copies_{who}", f"num_pictures_{who}")
+        for who in ("tuned", "pretrained", "real")
+        if who == "tuned" or f"num_pictures_{who}" in found
+    }
+    near, num = counts.pop("tuned")
+    return copy_verdict(near, num, section.max_near_copies, counts)
+
+
+def _counts(found: Mapping[str, Any], *names: str) -> tuple[int, ...]:
+    """The counts of these names. KeyError or ValueError where one is missing or is none."""
+    for name in names:
+        value = found[name]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or value < 0 or value != int(value):
+            raise ValueError(f"{name} is {value!r}, which is no count")
+    return tuple(int(found[name]) for name in names)
+
+
+PROMPTS = ("num_prompts_won", "num_prompts_lost", "num_prompts")
+REPORTS = {
+    "appeal_report": _judge_appeal,
+    "faithfulness_report": _judge_faithfulness,
+    "automatic_report": _judge_copies,
+}
 
 
 def describe_judges(layout: Layout) -> str:
@@ -94,11 +127,9 @@ def register(record: "Record") -> Version:
     import mlflow
 
     section = record.params.registered_model
-    verdicts = judge_reports(record.layout, section)
-    missing = [name for name in REPORTS if name not in verdicts]
-    passed = not missing and all(v.passed for v in verdicts.values())
+    verdicts = judge_reports(record.layout, section, record.dvc.digest_of)
+    passed = all(verdict.passed for verdict in verdicts.values())
     reasons = [f"{'passed' if v.passed else 'FAILED'}: {v.reason}" for v in verdicts.values()]
-    reasons += [f"FAILED: {name} is missing" for name in missing]
 
     client = mlflow.MlflowClient()
     profile, md5 = record.params.profile, record.dvc.digest_of("quality_tuned") or ""

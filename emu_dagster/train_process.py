@@ -84,10 +84,29 @@ def train_alignment_models(given: dict[str, Any]) -> dict[str, Any]:
     return {"num_images": len(table), **{f"loss_{name}": loss for name, loss in result.losses.items()}}
 
 
+def train_judge(given: dict[str, Any]) -> dict[str, Any]:
+    """Makes the judge of the faithfulness round and measures its error on known pairs."""
+    import pandas as pd
+
+    from emu_data.shards import read_images
+    from emu_models.judge_training import JudgeConfig, make_judge
+
+    table, shards = pd.read_parquet(given["rows"]), Path(given["shards"])
+    return make_judge(
+        lambda keys, size: read_images(shards, keys, size),
+        table["caption"].tolist(),
+        table["key"].tolist(),
+        JudgeConfig(**given["config"]),
+        Path(given["out"]),
+        Path(given["root"]),
+    )
+
+
 def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "World") -> dict[str, Any]:
     """Trains one job and returns what came of it, as plain values."""
-    if given["kind"] == "alignment":  # small: one process trains it and the others wait
-        result = train_alignment_models(given) if world.leads else {}
+    if given["kind"] in ("alignment", "judge"):  # small: one process trains it and the others wait
+        make = train_alignment_models if given["kind"] == "alignment" else train_judge
+        result = make(given) if world.leads else {}
         world.wait()
         return result
     from dataclasses import asdict

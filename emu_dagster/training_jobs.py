@@ -11,6 +11,7 @@ from emu_dagster.params import (
     AutoencoderSection,
     AutoencoderStudy,
     AutoencoderTraining,
+    FaithfulnessJudge,
     FirstPretraining,
     Params,
     Pretraining,
@@ -69,7 +70,28 @@ def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
         "shards": str(layout.raw),
         "rows": str(path),
         "out": str(layout.model("alignment_model")),
-        "config": section.model_dump(exclude={"pretrained"}),
+        "config": section.model_dump(),
+    }
+
+
+def judge_job(layout: Layout, section: FaithfulnessJudge, out: Path) -> dict[str, Any]:
+    """A job that makes the judge from the rows that passed every gate but the quota.
+
+    Of near-twins only the one that was kept: its copies would straddle what is learnt and what is held out.
+    """
+    from emu_data.ledger import open_ledger
+
+    passed = "SELECT key, caption FROM ledger WHERE first_failed_gate IN ('', 'quota') ORDER BY key"
+    with open_ledger(layout.filtered / "ledger") as con:
+        rows = _write_rows(layout, "faithfulness_judge", con.execute(passed).df())
+    return {
+        "kind": "judge",
+        "name": "faithfulness_judge",
+        "root": str(layout.root),
+        "shards": str(layout.raw),
+        "rows": str(rows),
+        "out": str(out),
+        "config": section.model_dump(),
     }
 
 
@@ -141,7 +163,7 @@ def autoencoder_job(
     """A job that trains one autoencoder on raw pictures: from `network`, or on from the folder `start_from`."""
     losses = section.losses.model_dump()
     if section.losses.perceptual.kind == "encoder" and not section.losses.perceptual.path:
-        # one that filtering uses; the judge's features are what the study's distances are measured on
+        # not fold_1, on whose features the study's distances are measured
         losses["perceptual"]["path"] = str(layout.model("alignment_model") / "fold_0")
     training = {**_batches(section), "losses": losses}
     spec = {"network": network, "start_from": str(start_from) if start_from else None, "training": training}

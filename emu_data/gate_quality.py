@@ -3,10 +3,13 @@
 Never read by a gate; the funnel report shows it beside the goals.
 """
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from duckdb import DuckDBPyConnection
+from scipy import optimize, stats
 
 from emu_data.ledger import GLOBAL_GATES, ROW_GATES
 
@@ -29,11 +32,14 @@ def gate_quality(con: DuckDBPyConnection, damage: Path, ledger: str = "ledger") 
     """Compare what the gates dropped (`ledger`: a table or view) with what is known to be damaged (a parquet).
 
     A gate is judged on the rows that reached it. Columns: gate, num_damaged (rows that it should drop),
-    num_dropped, num_right, precision and recall (0..1, NaN of nothing), missed_by (how far the lower of the two is
-    below its goal, 0 where it is not, NaN where there is no goal). A duplicate drop is right when the row and the one
-    kept in its place (`duplicate_of`) come of the same picture, whichever of them was the copy; of the pictures that
-    reached the gate more than once all but one should go, so that a copy whose original fell at an earlier gate is no
-    miss. `quota` has no truth.
+    num_dropped, num_right, precision and recall (0..1, NaN of nothing), precision_low and recall_low (what they are at
+    least, 0 of nothing: the lower ends of Clopper and Pearson's exact 95 % intervals), missed_by (how far the lower of
+    the two is below its goal, 0 where it is not, NaN where there is no goal or no row), is_shown (whether both lower
+    ends reach the goal: a gate that was asked about two rows has met it and shown nothing).
+
+    A duplicate drop is right when the row and the one kept in its place (`duplicate_of`) come of the same picture,
+    whichever of them was the copy; of the pictures that reached the gate more than once all but one should go, so that
+    a copy whose original fell at an earlier gate is no miss. `quota` has no truth.
     """
     con.execute(f"""
         CREATE OR REPLACE TEMP VIEW truth AS
@@ -62,11 +68,20 @@ def gate_quality(con: DuckDBPyConnection, damage: Path, ledger: str = "ledger") 
     return pd.DataFrame([*rows, _row("duplicate", *duplicates)])
 
 
-def alignment_auc(con: DuckDBPyConnection, damage: Path, column: str = "alignment_rank") -> float:
-    """Return the chance (0..1) that a swapped caption scores below a right one, over all rows with a score.
+@dataclass(frozen=True)
+class Auc:
+    """The chance (0..1) that a swapped caption scores below a right one, with its 95 % interval; NaN, from 0 to 1,
+    where either has no row."""
 
-    By ranks (Mann and Whitney's U), ties counting half. NaN where there is no swapped caption, or nothing else.
-    """
+    value: float
+    low: float
+    high: float
+    num_swapped: int
+    num_right: int
+
+
+def alignment_auc(con: DuckDBPyConnection, damage: Path, column: str = "alignment_rank") -> Auc:
+    """Return it over all rows with a score, by ranks (Mann and Whitney's U), ties counting half."""
     found = con.execute(f"""
         WITH scored AS (SELECT damage = 'caption' AS swapped, {column} AS score
             FROM ledger JOIN read_parquet('{damage}') USING (key) WHERE {column} IS NOT NULL),
@@ -77,13 +92,35 @@ def alignment_auc(con: DuckDBPyConnection, damage: Path, column: str = "alignmen
     assert found is not None
     num_swapped, num_right, places = found
     if not num_swapped or not num_right:
-        return float("nan")
-    return float((places - num_right * (num_right + 1) / 2) / (num_swapped * num_right))
+        return Auc(math.nan, 0.0, 1.0, num_swapped, num_right)
+    value = float((places - num_right * (num_right + 1) / 2) / (num_swapped * num_right))
+    return Auc(value, *auc_interval(value, num_swapped, num_right), num_swapped, num_right)
+
+
+def auc_interval(value: float, num_first: int, num_second: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of an AUC of so many rows of either kind: Newcombe's method 5 (2006, Stat. Med. 25:559), which
+    takes Hanley and McNeil's variance at each end of the interval, so that an AUC of 1 in a few rows is no certainty.
+    """
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    half = (num_first + num_second) / 2 - 1
+
+    def variance(auc: float) -> float:
+        spread = 1 + half * ((1 - auc) / (2 - auc) + auc / (1 + auc))
+        return auc * (1 - auc) * spread / (num_first * num_second)
+
+    def beyond(auc: float) -> float:
+        return abs(auc - value) - z * math.sqrt(variance(auc))
+
+    near = 1e-9  # at 0 and 1 themselves the variance is 0, and the estimate its own limit
+    low = 0.0 if value <= near else float(optimize.brentq(beyond, 0.0, min(value, 1 - near)))  # type: ignore
+    high = 1.0 if value >= 1 - near else float(optimize.brentq(beyond, max(value, near), 1.0))  # type: ignore
+    return low, high
 
 
 def _row(gate: str, num_damaged: int, num_dropped: int, num_right: int) -> dict[str, object]:
     precision = num_right / num_dropped if num_dropped else float("nan")
     recall = num_right / num_damaged if num_damaged else float("nan")
+    precision_low, recall_low = _at_least(num_right, num_dropped), _at_least(num_right, num_damaged)
     known = [value for value in (precision, recall) if value == value]
     has_goal = gate in GATES_WITH_GOAL and known
     return {
@@ -93,5 +130,13 @@ def _row(gate: str, num_damaged: int, num_dropped: int, num_right: int) -> dict[
         "num_right": num_right,
         "precision": precision,
         "recall": recall,
+        "precision_low": precision_low,
+        "recall_low": recall_low,
         "missed_by": max(0.0, GATE_GOAL - min(known)) if has_goal else float("nan"),
+        "is_shown": gate in GATES_WITH_GOAL and min(precision_low, recall_low) >= GATE_GOAL,
     }
+
+
+def _at_least(num: int, total: int) -> float:
+    """The lower end of the exact 95 % interval of a share; 0 of nothing."""
+    return float(stats.beta.ppf(0.025, num, total - num + 1)) if num else 0.0

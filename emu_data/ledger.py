@@ -8,7 +8,7 @@ compare rows (duplicate, quota) are in selection.py.
 """
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from emu_data.files import fingerprint, write_parquet
-from emu_data.records import STATUS_SUCCESS
+from emu_data.records import STATUS_SUCCESS, STATUS_UNLISTED
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -185,10 +185,44 @@ def count_gates(con: "DuckDBPyConnection", expression: str = "first_failed_gate"
     return {str(gate): int(num) for gate, num in rows}
 
 
-def check_conserved(ledger: pd.DataFrame | Path, num_raw: int) -> None:
-    """Assert that rows in = rows kept + rows dropped by reason, each key once, and every reason a gate's name.
+@dataclass(frozen=True)
+class RawRows:
+    """num_rows: of the raw parquets. num_unlisted: rows of a ledger beyond them, for what only tars hold."""
 
-    ledger: of a group of shards in memory, or the folder of a whole corpus's.
+    num_rows: int
+    num_unlisted: int
+
+
+def compare_with_raw(ledger: Path, raw: Iterable[pd.DataFrame]) -> RawRows:
+    """Compare the keys of a ledger on disk with those of the raw rows (column key), a part at a time.
+
+    Raises ValueError where a raw row is not in the ledger, or the ledger has a row that is neither a raw one nor said
+    to be unlisted.
+    """
+    with open_ledger(ledger) as con:
+        con.execute("CREATE TABLE raw (key VARCHAR)")
+        for rows in raw:
+            con.append("raw", rows[["key"]])
+        found = con.execute(f"""
+            SELECT (SELECT count(*) FROM raw),
+                (SELECT count(*) FROM raw ANTI JOIN ledger USING (key)),
+                (SELECT count(*) FROM ledger ANTI JOIN raw USING (key)),
+                (SELECT count(*) FROM ledger ANTI JOIN raw USING (key)
+                    WHERE status IS DISTINCT FROM '{STATUS_UNLISTED}')
+        """).fetchone()
+    assert found is not None
+    num_rows, num_lost, num_beyond, num_strange = found
+    if num_lost:
+        raise ValueError(f"{num_lost} of {num_rows} raw rows are not in the ledger: materialise filter_ledger again")
+    if num_strange:
+        raise ValueError(f"{num_strange} rows of the ledger are of no raw row: materialise filter_ledger again")
+    return RawRows(num_rows, num_beyond)
+
+
+def check_conserved(ledger: pd.DataFrame | Path, num_raw: int) -> None:
+    """Make sure that rows in = rows kept + rows dropped by reason, each key once, and every reason a gate's name.
+
+    ledger: of a group of shards in memory, or the folder of a whole corpus's. Raises ValueError where it is not so.
     """
     import duckdb
 
@@ -197,15 +231,20 @@ def check_conserved(ledger: pd.DataFrame | Path, num_raw: int) -> None:
             con.register("ledger", pa.Table.from_pandas(ledger[["key", "kept", "first_failed_gate"]]))
         found = con.execute("""
             SELECT count(*), (SELECT count(*) FROM (SELECT key FROM ledger GROUP BY key)),
-                count(*) FILTER (kept <> (first_failed_gate = '')) FROM ledger
+                count(*) FILTER (kept IS DISTINCT FROM (first_failed_gate = '')) FROM ledger
         """).fetchone()
         assert found is not None
         num_rows, num_keys, num_odd = found
         gates = count_gates(con)
-    assert num_keys == num_rows, "a key has two rows"
-    assert gates.keys() <= {"", *GATES}, f"unknown reasons {sorted(gates.keys() - {'', *GATES})}"
-    assert num_odd == 0, f"{num_odd} rows are kept with a reason, or dropped without one"
-    assert num_rows == num_raw, f"{num_rows} rows of {num_raw}"
+    unknown = sorted(gates.keys() - {"", *GATES})
+    wrong = {
+        f"{num_rows - num_keys} rows have a key that another row has": num_keys != num_rows,
+        f"unknown reasons {unknown}": bool(unknown),
+        f"{num_odd} rows are kept with a reason, or dropped without one": num_odd > 0,
+        f"{num_rows} rows of {num_raw}": num_rows != num_raw,
+    }
+    if problems := [text for text, is_so in wrong.items() if is_so]:
+        raise ValueError(f"the ledger does not hold every raw row once: {'; '.join(problems)}")
 
 
 def funnel(counts: Mapping[str, int]) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
 It answers one question, whether a caption fits a picture (Emu paper, section 3.3: CLIP image-text score). For
 filtering it must not have seen the pair that it judges, so one model is trained for each fold, without that
-fold (data filtering networks, arXiv 2309.17425, are the precedent for training a network for the filter). One
-more, the judge of the reports, has another width and seed, sees all pairs, and is never used in filtering.
+fold (data filtering networks, arXiv 2309.17425, are the precedent for training a network for the filter). The
+judge of the reports is another one, trained on what passed the gates (judge_training.py).
 
 What differs from CLIP on purpose: every picture is compared with all distinct captions of the corpus (up to
 MAX_CANDIDATES), not with those of its batch, since in a small corpus several pictures share a caption; the
@@ -33,7 +33,6 @@ from tqdm import tqdm
 from emu_data.files import atomic_dir, fingerprint, write_json, write_parquet
 from emu_models.training.device import choose_device
 
-JUDGE = "judge"
 FOLDS_FILE = "folds.parquet"  # key, fold: what emu_data.signals.alignment reads
 MAX_CANDIDATES = 512  # captions that a picture is compared with in a step
 
@@ -47,14 +46,13 @@ COLOUR_MIX = 0.08  # standard deviation of the entries of the colour matrix
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """Sizes and schedule of all models; values chosen here for about 500 drawings and some ten seconds a
+    """Sizes and schedule of a model; values chosen here for about 500 drawings and some ten seconds a
     model.
     """
 
     num_folds: int = 3
     image_size: int = 32  # px
     width: int = 16  # of the convolutional tower's first stage (open_clip's ModifiedResNet)
-    judge_width: int = 24
     embed_dim: int = 128
     text_width: int = 64
     max_tokens: int = 16  # the text tower is as long as the corpus's longest caption, up to this
@@ -64,7 +62,6 @@ class AlignmentConfig:
     weight_decay: float = 0.1
     label_smoothing: float = 0.1
     seed: int = 0
-    judge_seed: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,6 @@ class AlignmentResult:
     """The folders of the models, and the mean loss of each one's last 20 steps (of those trained now)."""
 
     folds: tuple[Path, ...]
-    judge: Path
     losses: dict[str, float]
 
 
@@ -107,8 +103,7 @@ def train_alignment(
     out_dir: Path,
     progress: bool = True,
 ) -> AlignmentResult:
-    """Train out_dir/fold_0 … (each without its fold) and out_dir/judge (on everything), and write
-    out_dir/folds.parquet.
+    """Train out_dir/fold_0 … (each without its fold), and write out_dir/folds.parquet.
 
     Args:
         images: uint8 (N, H, W, 3), square.
@@ -127,16 +122,14 @@ def train_alignment(
     captions = list(captions)
     written = fingerprint([captions, list(keys)]).encode()
     pairs = hashlib.sha256(images.tobytes() + written).hexdigest()[:16]
-    jobs = [(f"fold_{fold}", np.flatnonzero(folds != fold), config.width) for fold in range(config.num_folds)]
-    jobs.append((JUDGE, np.arange(num_images), config.judge_width))
+    jobs = [(f"fold_{fold}", np.flatnonzero(folds != fold)) for fold in range(config.num_folds)]
     waiting = []
-    for name, rows, width in jobs:
-        seed = config.judge_seed if name == JUDGE else config.seed
+    for name, rows in jobs:
         made_from = {"pairs": pairs, "rows": fingerprint(rows.tolist()), "config": fingerprint(config)}
         if not rows.size:
             raise ValueError(f"{name} has no picture to learn from: fewer folds, or more pictures")
         if _read_origin(out_dir / name) != made_from:
-            waiting.append((name, rows, width, seed, made_from))
+            waiting.append((name, rows, made_from))
     losses = {}
     bar = tqdm(
         total=len(waiting) * config.num_steps,
@@ -145,23 +138,26 @@ def train_alignment(
         disable=not progress or not waiting,
         file=sys.stderr,
     )
-    for name, rows, width, seed, made_from in waiting:
+    for name, rows, made_from in waiting:
         bar.set_postfix_str(name)
-        network, loss = _train(images[rows], [captions[i] for i in rows], config, width, seed, bar)
+        network, loss = train_network(images[rows], [captions[i] for i in rows], config, bar)
         with atomic_dir(out_dir / name) as folder:
-            _save(network, config, width, folder)
+            save_network(network, config, folder)
             meta = {"num_images": len(rows), "loss": round(loss, 4), "config": config, "made_from": made_from}
             write_json(folder / "meta.json", meta)
         losses[name] = loss
     bar.close()
     write_parquet(out_dir / FOLDS_FILE, pd.DataFrame({"key": list(keys), "fold": folds.astype(np.int64)}))
-    return AlignmentResult(tuple(out_dir / name for name, *_ in jobs[:-1]), out_dir / JUDGE, losses)
+    return AlignmentResult(tuple(out_dir / name for name, _ in jobs), losses)
 
 
-def _train(
-    images: np.ndarray, captions: Sequence[str], config: AlignmentConfig, width: int, seed: int, bar: Any
+def train_network(
+    images: np.ndarray, captions: Sequence[str], config: AlignmentConfig, bar: Any
 ) -> tuple[torch.nn.Module, float]:
-    """Return the trained network (eval mode, CPU) and its mean loss over the last 20 steps."""
+    """Train one model on uint8 (N, S, S, 3) pictures with N captions; `bar.update()` is called every step.
+
+    Return the trained network (eval mode, CPU) and its mean loss over the last 20 steps.
+    """
     from open_clip.tokenizer import SimpleTokenizer
 
     device = choose_device()
@@ -170,8 +166,8 @@ def _train(
     context_length = int((tokens_TL != 0).sum(dim=1).max())
     tokens_TL = tokens_TL[:, :context_length]
     with torch.random.fork_rng(devices=[]):  # the towers draw their weights from torch's global generator
-        torch.manual_seed(seed)
-        network = _build(config, width, context_length).to(device)
+        torch.manual_seed(config.seed)
+        network = _build(config, context_length).to(device)
     index = {caption: row for row, caption in enumerate(distinct)}
     label_N = torch.tensor([index[caption] for caption in captions])
     pixels_NCHW = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -184,7 +180,7 @@ def _train(
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(config.seed)
     recent: list[float] = []
     network.train()
     for step in range(config.num_steps):
@@ -209,10 +205,10 @@ def _train(
     return network.eval().cpu(), float(np.mean(recent))
 
 
-def _build(config: AlignmentConfig, width: int, context_length: int) -> Any:
+def _build(config: AlignmentConfig, context_length: int) -> Any:
     from open_clip.model import CLIP
 
-    network: Any = CLIP(**_model_config(config, width, context_length))
+    network: Any = CLIP(**_model_config(config, context_length))
     with torch.no_grad():
         # Rounded to half precision, in which they are saved.
         drawn = torch.randn_like(network.token_embedding.weight) * 0.1
@@ -221,8 +217,8 @@ def _build(config: AlignmentConfig, width: int, context_length: int) -> Any:
     return network
 
 
-def _model_config(config: AlignmentConfig, width: int, context_length: int) -> dict[str, Any]:
-    vision = {"image_size": config.image_size, "layers": [1, 1, 1, 1], "width": width, "head_width": 32}
+def _model_config(config: AlignmentConfig, context_length: int) -> dict[str, Any]:
+    vision = {"image_size": config.image_size, "layers": [1, 1, 1, 1], "width": config.width, "head_width": 32}
     text = {
         "context_length": context_length,
         "vocab_size": 49408,  # open_clip's SimpleTokenizer
@@ -233,12 +229,13 @@ def _model_config(config: AlignmentConfig, width: int, context_length: int) -> d
     return {"embed_dim": config.embed_dim, "vision_cfg": vision, "text_cfg": text}
 
 
-def _save(network: Any, config: AlignmentConfig, width: int, folder: Path) -> None:
+def save_network(network: Any, config: AlignmentConfig, folder: Path) -> None:
+    """Write a trained model into `folder` in open_clip's own layout."""
     from safetensors.torch import save
 
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
     open_clip_config = {
-        "model_cfg": _model_config(config, width, network.context_length),
+        "model_cfg": _model_config(config, network.context_length),
         "preprocess_cfg": preprocess,
     }
     write_json(folder / "open_clip_config.json", open_clip_config)

@@ -11,7 +11,7 @@ GROUP = "autoencoder"
 @declared(
     group=GROUP,
     kinds={"pytorch", "safetensors"},
-    reads=["raw_corpus", "alignment_model"],  # its encoder for the perceptual loss, its judge for the distances
+    reads=["raw_corpus", "alignment_model"],  # fold_0 for the perceptual loss, fold_1 for the distances
     params=["autoencoder_study", "profile", "toy"],
     how=["launch"],
     files=["autoencoder_study.losses.perceptual.path", "autoencoder_study.inception"],

@@ -6,6 +6,7 @@ import dagster as dg
 
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import Params, read_params
+from emu_dagster.resources.dvc import DvcRecord
 
 
 def _project() -> tuple[Layout, Params]:
@@ -15,46 +16,61 @@ def _project() -> tuple[Layout, Params]:
 
 @dg.asset_check(asset="raw_corpus", blocking=True)
 def raw_rows_are_whole() -> dg.AssetCheckResult:
-    """Every shard has its parquet, no key appears twice, and something arrived."""
+    """No parquet lacks its pictures, no key appears twice, and something arrived."""
     from emu_data.ledger import open_database
-    from emu_data.shards import iter_rows
+    from emu_data.shards import SHARD_NUMBER, iter_rows, list_shards
 
     layout, _ = _project()
+    shards = {shard.stem for shard in list_shards(layout.raw)}
+    parquets = {path.stem for path in layout.raw.glob("*.parquet") if SHARD_NUMBER.fullmatch(path.stem)}
+    if not shards:
+        return _failed(f"{layout.raw.name} holds no shard: materialise raw_corpus")
     with open_database() as con:
         con.execute("CREATE TABLE raw (key VARCHAR, status VARCHAR)")
         for rows in iter_rows(layout.raw, ["key", "status"]):
             con.append("raw", rows[["key", "status"]])
         counts = "SELECT count(*), count(*) - count(DISTINCT key), count(*) FILTER (status = 'success') FROM raw"
         ((num_rows, num_twice, num_arrived),) = con.execute(counts).fetchall()
+    orphans = sorted(parquets - shards)
+    wrong = {
+        f"{len(orphans)} parquets have no .tar or .ref, the first is {next(iter(orphans), '')}": bool(orphans),
+        f"{num_twice} rows have a key that is another row's, too": num_twice > 0,
+        f"no picture arrived in {num_rows} rows": num_arrived == 0,
+    }
     return dg.AssetCheckResult(
-        passed=num_twice == 0 and num_arrived > 0,
+        passed=not any(wrong.values()),
+        description="; ".join(text for text, is_so in wrong.items() if is_so),
         metadata={
             "num_rows": num_rows,
             "num_keys_twice": num_twice,
             "num_arrived": num_arrived,
+            "num_shards_without_parquet": len(shards - parquets),  # their rows are made from the tar
         },
     )
 
 
 @dg.asset_check(asset="filtered_corpus", blocking=True)
 def rows_are_conserved() -> dg.AssetCheckResult:
-    """Rows in, and what tars hold beyond them, = rows kept + rows dropped by reason, over the whole corpus."""
-    from emu_data.ledger import check_conserved, count_gates, open_ledger
-    from emu_data.records import STATUS_UNLISTED
+    """Every raw row, and whatever tars hold beyond them, is in the ledger once: kept, or dropped with a reason."""
+    from emu_data.ledger import check_conserved, compare_with_raw, count_gates, open_ledger
     from emu_data.shards import iter_rows
 
     layout, _ = _project()
     ledger = layout.filtered / "ledger"
-    num_raw = sum(len(rows) for rows in iter_rows(layout.raw, ["status"]))
-    with open_ledger(ledger) as con:
-        num_raw += count_gates(con, "status").get(STATUS_UNLISTED, 0)
+    if not ledger.is_dir():
+        return _failed("there is no ledger: materialise filtered_corpus")
     try:
-        check_conserved(ledger, num_raw)
-    except AssertionError as error:
-        return dg.AssetCheckResult(passed=False, description=str(error))
+        raw = compare_with_raw(ledger, iter_rows(layout.raw, ["key"]))
+        check_conserved(ledger, raw.num_rows + raw.num_unlisted)
+    except ValueError as error:
+        return _failed(str(error))
     with open_ledger(ledger) as con:
         num_kept = count_gates(con).get("", 0)
-    return dg.AssetCheckResult(passed=True, metadata={"num_rows": num_raw, "num_kept": num_kept})
+    return dg.AssetCheckResult(
+        passed=num_kept > 0,
+        description="" if num_kept else f"none of {raw.num_rows} rows was kept: the thresholds let nothing pass",
+        metadata={"num_rows": raw.num_rows, "num_unlisted": raw.num_unlisted, "num_kept": num_kept},
+    )
 
 
 def check_votes(name: str) -> dg.AssetChecksDefinition:
@@ -65,7 +81,10 @@ def check_votes(name: str) -> dg.AssetChecksDefinition:
         """The hash chain of the votes is whole and holds what was recorded of it."""
         from emu_data.rounds import check_log
 
-        problems = check_log(_project()[0].votes(name))
+        folder = _project()[0].votes(name)
+        if not folder.is_dir():
+            return _failed(f"there is no vote: materialise {name}_votes")
+        problems = check_log(folder)
         return dg.AssetCheckResult(passed=not problems, description="; ".join(problems))
 
     return votes_are_unaltered
@@ -81,35 +100,65 @@ def every_picture_has_a_caption() -> dg.AssetCheckResult:
     """Something was chosen, and each picture has a written caption."""
     from emu_data.shards import read_manifest
 
-    manifest = read_manifest(_project()[0].curated)
-    num_without = int((manifest["caption"].str.strip() == "").sum())
+    layout, _ = _project()
+    if not layout.curated.is_dir():
+        return _failed("there is no curated set: materialise curated_set")
+    manifest = read_manifest(layout.curated)
+    num_without = int((manifest["caption"].fillna("").str.strip() == "").sum())
+    problems = ["no picture was chosen"] if not len(manifest) else []
+    problems += [f"{num_without} curated pictures have no caption"] if num_without else []
     return dg.AssetCheckResult(
-        passed=num_without == 0 and len(manifest) > 0,
+        passed=not problems,
+        description="; ".join(problems),
         metadata={"num_images": len(manifest), "num_without_caption": num_without},
     )
+
+
+def _failed(reason: str) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(passed=False, description=reason)
+
+
+@dg.asset_check(asset="faithfulness_judge")
+def judge_may_be_trusted() -> dg.AssetCheckResult:
+    """On known pairs the judge errs less often than registered_model.max_judge_error, with 95 % confidence."""
+    import json
+
+    from emu_models.evaluation.verdicts import judge_verdict
+
+    layout, params = _project()
+    meta = layout.model("faithfulness_judge") / "meta.json"
+    if not meta.is_file():
+        return _warned(False, "there is no judge: materialise faithfulness_judge")
+    error = json.loads(meta.read_text())["judge_error"]
+    verdict = judge_verdict(error["num_wrong"], error["num_pairs"], params.registered_model.max_judge_error)
+    return _warned(verdict.passed, verdict.reason)
+
+
+def _warned(passed: bool, reason: str) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(passed=passed, severity=dg.AssetCheckSeverity.WARN, description=reason)
 
 
 def _check_verdict(name: str) -> dg.AssetCheckResult:
     from emu_dagster.registering import judge_reports
 
     layout, params = _project()
-    verdict = judge_reports(layout, params.registered_model)[name]
-    return dg.AssetCheckResult(passed=verdict.passed, severity=dg.AssetCheckSeverity.WARN, description=verdict.reason)
+    verdict = judge_reports(layout, params.registered_model, DvcRecord().digest_of)[name]
+    return _warned(verdict.passed, verdict.reason)
 
 
 @dg.asset_check(asset="appeal_report")
 def tuned_is_more_appealing() -> dg.AssetCheckResult:
-    """The tuned model wins more often than registered_model.min_appeal_win, with 95 % confidence."""
+    """Of the decided prompts the tuned model wins a share above registered_model.min_appeal_win, with its interval."""
     return _check_verdict("appeal_report")
 
 
 @dg.asset_check(asset="faithfulness_report")
 def tuned_is_no_less_faithful() -> dg.AssetCheckResult:
-    """The tuned model does not lose more often than registered_model.max_faithfulness_loss, with 95 % confidence."""
+    """Win less lose is above -registered_model.faithfulness_margin, with its interval, by a judge that is trusted."""
     return _check_verdict("faithfulness_report")
 
 
 @dg.asset_check(asset="automatic_report")
 def tuned_is_no_copier() -> dg.AssetCheckResult:
-    """No more near-copies of curated pictures than registered_model.max_near_copies."""
+    """The share of near-copies of curated pictures is below registered_model.max_near_copies, with its interval."""
     return _check_verdict("automatic_report")

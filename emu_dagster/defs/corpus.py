@@ -40,8 +40,9 @@ def raw_corpus(record: Record) -> dg.MaterializeResult:
     pool="gpu",
 )
 def alignment_model(record: Record) -> dg.MaterializeResult:
-    """Small open_clip models trained on the corpus itself, each scoring what it has not seen; and a judge for the
-    reports that filtering never uses. With filter_ledger.signals.alignment_weights, filtering uses those instead.
+    """Small open_clip models trained on the corpus itself, each scoring what it has not seen.
+
+    With filter_ledger.signals.alignment_weights, filtering uses those instead.
     """
     import pandas as pd
 

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from emu_dagster.declaring import declared
+from emu_dagster.evidence import judged_by
 from emu_dagster.front_page import REPORTS, TRAININGS
 from emu_dagster.recording import Record
 
@@ -22,21 +23,21 @@ def evaluation_images(record: Record) -> dg.MaterializeResult:
     """Pictures from the model before and after tuning: the 16 fixed prompts and the names of the subjects."""
     from emu_dagster.evaluating import generate_pairs
 
-    metrics, fixed, common = generate_pairs(record.layout, record.params)
+    metrics, fixed, common = generate_pairs(record.layout, record.params, judged_by(record))
     return record.result(metrics, pictures={"fixed_prompts": fixed, "common_prompts": common})
 
 
 @declared(
     group=GROUP,
     kinds={"pandas"},
-    reads=["evaluation_images", "curated_set", "alignment_model", "filtered_corpus", "raw_corpus"],
+    reads=["evaluation_images", "curated_set", "faithfulness_judge", "filtered_corpus", "raw_corpus"],
     params=["automatic_report", "quality_tuned.resolution", *LABELS],
 )
 def automatic_report(record: Record) -> dg.MaterializeResult:
     """What can be measured without a voter: does a held-out judge name the subject, is it a copy, how far from real."""
     from emu_dagster.evaluating import fixed_prompts_sheet, report_automatically
 
-    metrics, nearest = report_automatically(record.layout, record.params)
+    metrics, nearest = report_automatically(record.layout, record.params, judged_by(record))
     pictures = {"fixed_prompts": fixed_prompts_sheet(record.layout), "nearest_curated": nearest}
     return record.result(metrics, pictures, pages={"report": record.layout.report(record.key) / "index.html"})
 
@@ -65,7 +66,7 @@ def appeal_report(record: Record) -> dg.MaterializeResult:
     """Which model's pictures are more appealing: win rates of the votes, with intervals over prompts."""
     from emu_dagster.judging import report_preference
 
-    metrics, voters, plot = report_preference(record.layout, record.params, "appeal")
+    metrics, voters, plot = report_preference(record.layout, record.params, "appeal", judged_by(record))
     page = record.layout.report(record.key) / "index.html"
     return record.result(metrics, pictures={"win_rates": plot}, pages={"report": page}, tables={"voters": voters})
 
@@ -73,7 +74,7 @@ def appeal_report(record: Record) -> dg.MaterializeResult:
 @declared(
     group=GROUP,
     kinds={"parquet"},
-    reads=["evaluation_images", "alignment_model", "filtered_corpus"],
+    reads=["evaluation_images", "faithfulness_judge", "filtered_corpus"],
     params=["faithfulness_votes"],
 )
 def faithfulness_votes(record: Record) -> dg.MaterializeResult:
@@ -89,14 +90,14 @@ def faithfulness_votes(record: Record) -> dg.MaterializeResult:
 @declared(
     group=GROUP,
     kinds={"pandas"},
-    reads=["evaluation_images", "faithfulness_votes"],
+    reads=["evaluation_images", "faithfulness_votes", "faithfulness_judge"],
     params=["faithfulness_report", *LABELS],
 )
 def faithfulness_report(record: Record) -> dg.MaterializeResult:
     """Which model's pictures show what their captions say: win rates of the votes, with intervals over prompts."""
     from emu_dagster.judging import report_preference
 
-    metrics, voters, plot = report_preference(record.layout, record.params, "faithfulness")
+    metrics, voters, plot = report_preference(record.layout, record.params, "faithfulness", judged_by(record))
     page = record.layout.report(record.key) / "index.html"
     return record.result(metrics, pictures={"win_rates": plot}, pages={"report": page}, tables={"voters": voters})
 

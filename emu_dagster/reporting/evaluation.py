@@ -14,24 +14,27 @@ from emu_dagster.reporting.page import Picture, Run, describe_run, write_report
 
 if TYPE_CHECKING:
     from emu_models.evaluation.faithfulness import Naming
+    from emu_models.evaluation.intervals import Interval
 
 NUM_NEAREST = 12  # generated pictures shown with the training picture nearest to them
 
 
 @dataclass(frozen=True)
 class AutomaticFindings:
-    """judge: name of the model that named the pictures. naming: "real", "pretrained", "tuned" -> rates.
+    """judge: name of the model that named the pictures; judge_error: see known_pairs.JudgeError. naming: "real" (where
+    there are any), "pretrained", "tuned" -> rates.
 
-    nearest: model -> rows of `find_nearest`, in the order of the prompts. copy_share: model -> share (0..1)
-    of suspected copies. among: rows of `nearest_among` over the training pictures. frechet: model ->
-    distance to the curated set on the features called `frechet_features` (not FID unless those are
+    nearest: model -> rows of `find_nearest`, in the order of the prompts. copies: model, or "real" for pictures that
+    were not curated, -> suspected copies in per cent. among: rows of `nearest_among` over the training pictures.
+    frechet: model -> distance to the curated set on the features called `frechet_features` (not FID unless those are
     Inception's).
     """
 
     judge: str
+    judge_error: Mapping[str, Any]
     naming: Mapping[str, "Naming"]
     nearest: Mapping[str, pd.DataFrame]
-    copy_share: Mapping[str, float]
+    copies: Mapping[str, "Interval"]
     among: pd.DataFrame
     frechet: Mapping[str, float]
     frechet_features: str
@@ -66,9 +69,11 @@ def write_automatic_report(
         "kind": "automatic",
         **describe_run(run),
         "judge": findings.judge,
+        "judge_error": findings.judge_error,
         "num_prompts": len(prompts),
         "naming": findings.naming,
-        "copy_share": findings.copy_share,
+        "copies": findings.copies,
+        "copy_share": {who: share.estimate / 100 for who, share in findings.copies.items()},
         "copy_threshold": findings.among["pixel_distance"].quantile(0.05),
         "similarity": {model: table["similarity"].median() for model, table in findings.nearest.items()},
         "similarity_among": findings.among["similarity"].median(),

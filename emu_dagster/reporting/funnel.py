@@ -11,7 +11,7 @@ import pandas as pd
 
 from emu_dagster.layout import Layout
 from emu_dagster.reporting.page import Picture, Run, describe_run, write_report
-from emu_data.gate_quality import AUC_GOAL, GATE_GOAL, alignment_auc, gate_quality
+from emu_data.gate_quality import AUC_GOAL, GATE_GOAL, Auc, alignment_auc, gate_quality
 from emu_data.ledger import UNMEASURED, funnel
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Findings:
     """What a ledger says, for the page.
 
     counts: gate -> rows, "" the kept. reasons: why rows are not readable, with counts. examples: gate -> rejected
-    pictures, uint8 (H, W, 3), with their captions. quality, alignment_auc: against the known damage, None and NaN
-    where none is known. plan: the steps of the cascade as it ran, each a row of names and values; sources: what
+    pictures, uint8 (H, W, 3), with their captions. quality, alignment_auc: against the known damage, None where
+    none is known. plan: the steps of the cascade as it ran, each a row of names and values; sources: what
     measured a signal, in words.
     """
 
@@ -50,7 +50,7 @@ class Findings:
     reasons: Sequence[tuple[str, int]] = ()
     examples: Mapping[str, Sequence[tuple[np.ndarray, str]]] = field(default_factory=dict)
     quality: pd.DataFrame | None = None
-    alignment_auc: float = float("nan")
+    alignment_auc: Auc | None = None
     plan: Sequence[Mapping[str, Any]] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ def read_findings(
         unreadable_reasons(con, ledger),
         read_examples(con, layout, ledger),
         gate_quality(con, layout.damage, ledger) if has_truth else None,
-        alignment_auc(con, layout.damage) if has_truth else float("nan"),
+        alignment_auc(con, layout.damage) if has_truth else None,
         plan,
         sources,
     )
@@ -150,7 +150,7 @@ def write_funnel_report(
             name = f"pictures/{gate}-{number:02d}"
             pictures[name] = picture
             shown[gate].append({"file": f"{name}.png", "caption": caption or ""})
-    quality = findings.quality
+    quality, auc = findings.quality, findings.alignment_auc
     by_gate = {} if quality is None else quality.set_index("gate").to_dict(orient="index")
     table = funnel(findings.counts)
     table = table[(table["gate"] != UNMEASURED) | (table["num_dropped"] > 0)]
@@ -175,11 +175,10 @@ def write_funnel_report(
         "reasons": [{"reason": reason, "num": num} for reason, num in findings.reasons],
         "has_truth": quality is not None,
         "goals": {"gate": GATE_GOAL, "auc": AUC_GOAL},
-        "auc_missed_by": max(0.0, AUC_GOAL - findings.alignment_auc)
-        if findings.alignment_auc == findings.alignment_auc
-        else None,
+        "auc": auc,
+        "auc_missed_by": max(0.0, AUC_GOAL - auc.value) if auc and auc.value == auc.value else None,
         "plan": [dict(step) for step in findings.plan],
         "sources": dict(findings.sources),
-        "counts": {"alignment_auc": findings.alignment_auc, **figures},
+        "counts": {"alignment_auc": auc.value if auc else None, **figures},
     }
     return write_report(directory, "funnel", data, pictures)

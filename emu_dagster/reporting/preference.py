@@ -1,5 +1,6 @@
 """The side-by-side reports: which model wins on appeal, and on faithfulness (paper sec. 4)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,12 +34,13 @@ def write_preference_report(
     consistency: "SelfConsistency",
     votes_head: str,
     run: Run,
+    judge_error: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the page and return what its report.json holds. A is the tuned model, B the pretrained one.
 
     votes: those that count (emu_data.votes.counted). prompts: columns key, prompt, one row a pair. tuned,
     pretrained: uint8 (N, H, W, 3) in their order. votes_head: the head hash of the log that holds the votes, by which
-    it can be checked later.
+    it can be checked later. judge_error: of the model that voted on known pairs, see known_pairs.JudgeError.
     """
     saved: dict[str, Picture] = {}
     rows = save_pairs(prompts, {"pretrained": pretrained, "tuned": tuned}, saved)
@@ -60,6 +62,7 @@ def write_preference_report(
         "bias": bias,
         "consistency": consistency,
         "votes_head": votes_head,
+        "judge_error": judge_error,
         "paper": PREFERENCE[axis],
         "decisions": names,
         "raters": [

@@ -35,6 +35,6 @@ def inception_features(weights: Path) -> Features:
     return Features("Inception v3 of 2015-12-05 (FID)", extract)
 
 
-def judge_features(folder: Path) -> Features:
-    """The image embedding of the judge of the reports, which neither filtering nor any loss uses."""
-    return Features("the image embedding of the corpus’s own judge (not FID)", load_judge(folder).embed_images)
+def encoder_features(folder: Path) -> Features:
+    """The image embedding of an open_clip folder: one that no loss of what is measured looks at."""
+    return Features("the image embedding of a model trained on the corpus (not FID)", load_judge(folder).embed_images)

@@ -1,10 +1,11 @@
 """The judge: an open_clip model that compares pictures with captions, and that filtering never used.
 
-The default is the small one that `emu_models.alignment` trains on the corpus under another seed (folder
-`judge/`); any open_clip model folder, or name of one, can take its place. Small judges know only the corpus
-they were trained on, so every rate from them is read against the rate for real pictures.
+The default is the small one that `emu_models.judge_training` trains on the rows that passed the gates; any open_clip
+model folder, or name of one, can take its place. Small judges know only the corpus they were trained on, so every rate
+from them is read against the rate for real pictures, and what they decide against their error on known pairs.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,28 @@ class Judge:
         with torch.inference_mode():
             parts = [self.model.encode_text(self.tokenize(list(batch)), normalize=True) for batch in batches]
         return torch.cat(parts).float().numpy()
+
+
+def load_faithfulness_judge(folder: Path, root: Path) -> tuple[Judge, dict[str, Any]]:
+    """The judge of data/models/faithfulness_judge, and its `judge_error` (see known_pairs.JudgeError) as plain values.
+
+    root: the project, from which weights that were brought along are named. Raises ValueError where there is no judge.
+    """
+    error, weights = read_judge_error(folder), json.loads((folder / "meta.json").read_text())["weights"]
+    return load_judge(find_weights(weights, root) if weights else folder), error
+
+
+def read_judge_error(folder: Path) -> dict[str, Any]:
+    """What a judge's folder says of its error on known pairs. Raises ValueError where there is no judge."""
+    meta = folder / "meta.json"
+    if not meta.is_file():
+        raise ValueError(f"{folder} is no judge: it lacks meta.json; materialise faithfulness_judge")
+    return json.loads(meta.read_text())["judge_error"]
+
+
+def find_weights(weights: str, root: Path) -> str | Path:
+    """A folder named from `root`; or `weights` as it is, a name that open_clip knows."""
+    return root / weights if (root / weights).is_dir() else weights
 
 
 def load_judge(source: str | Path) -> Judge:

@@ -65,11 +65,11 @@ def nearest_among(training: np.ndarray, training_images: np.ndarray) -> pd.DataF
     return pd.DataFrame({"similarity": similarity.max(1), "pixel_distance": distance.min(1)})
 
 
-def copy_share(found: pd.DataFrame, among: pd.DataFrame) -> float:
-    """Share (0..1) of generated pictures that lie nearer to a training picture in pixels than 95 % of the
-    training pictures lie to each other: suspected copies, to be looked at.
+def is_near_copy(found: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
+    """Which generated pictures lie nearer to a training picture in pixels than 95 % of the training pictures lie
+    to each other: suspected copies, to be looked at.
     """
-    return float((found["pixel_distance"] < among["pixel_distance"].quantile(0.05)).mean())
+    return found["pixel_distance"] < among["pixel_distance"].quantile(0.05)
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:

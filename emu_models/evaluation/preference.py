@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from emu_models.evaluation.intervals import Interval, bootstrap_rate
+from emu_models.evaluation.intervals import Interval, bootstrap_rate, exact_rate, paired_difference
 
 VOTE_COLUMNS = ("key", "rater", "decision", "side_order")
 DECISIONS = ("A", "B", "tie", "both", "neither")
@@ -32,7 +32,8 @@ class Preference:
 
     `decisions` has the rate of each decision as it was given. `num_prompts_won` counts prompts where A got
     more votes than B. Of the decided prompts, level ones left out, `decided_win` is the share that A won, and
-    `sign_test_p` the two-sided p of half (1.0 if none is decided).
+    `sign_test_p` the two-sided p of half (1.0 if none is decided). `win_less_lose`: prompts won less prompts lost,
+    in points of all prompts, level ones among them.
     """
 
     num_prompts: int
@@ -47,6 +48,7 @@ class Preference:
     num_prompts_lost: int
     num_prompts_level: int
     decided_win: Interval
+    win_less_lose: Interval
     sign_test_p: float
 
 
@@ -105,6 +107,7 @@ def summarise_preference(
         num_prompts_lost=num_lost,
         num_prompts_level=len(shares) - num_won - num_lost,
         decided_win=decided_rate(num_won, num_lost, confidence),
+        win_less_lose=paired_difference(num_won, num_lost, len(shares), confidence),
         sign_test_p=sign_test(num_won, num_lost),
     )
 
@@ -138,14 +141,9 @@ def share_by_prompt(votes: pd.DataFrame, prompt_of: Mapping[str, str] | None = N
 def decided_rate(num_won: int, num_lost: int, confidence: float = 0.95) -> Interval:
     """Per cent of the decided prompts that A won, with the exact interval of Clopper and Pearson 1934.
 
-    It lies above 50 exactly when the sign test rejects in A's favour. Without decided prompts: 50, from 0 to
-    100.
+    It lies above 50 exactly when the sign test rejects in A's favour. Without decided prompts: NaN, from 0 to 100.
     """
-    num_decided = num_won + num_lost
-    if not num_decided:
-        return Interval(50.0, 0.0, 100.0)
-    exact = stats.binomtest(num_won, num_decided).proportion_ci(confidence, method="exact")
-    return Interval(100 * num_won / num_decided, 100 * float(exact.low), 100 * float(exact.high))
+    return exact_rate(num_won, num_won + num_lost, confidence)
 
 
 def sign_test(num_won: int, num_lost: int) -> float:

@@ -144,14 +144,19 @@ def frechet_interval(
     interval = _spread_interval(
         lambda chosen: frechet_distance(first[chosen], second[chosen]), len(first), rng, num_resamples
     )
-    return Interval(interval.estimate, max(0.0, interval.low), interval.high)
+    return Interval(interval.estimate, float(np.maximum(0.0, interval.low)), interval.high)  # NaN stays NaN
 
 
 def _spread_interval(
     measure: Callable[[np.ndarray], float], num_images: int, rng: np.random.Generator, num_resamples: int = 100
 ) -> Interval:
-    """`measure` of all images, plus and minus 1.96 standard deviations of it over resampled ones (rows drawn)."""
+    """`measure` of all images, plus and minus 1.96 standard deviations of it over resampled ones (rows drawn).
+
+    Where no draw differs from another the spread says nothing: NaN.
+    """
     estimate = measure(np.arange(num_images))
     resampled = [measure(rng.integers(num_images, size=num_images)) for _ in range(num_resamples)]
     half = 1.96 * float(np.std(resampled, ddof=1))
+    if not half:
+        half = float("nan")
     return Interval(estimate, estimate - half, estimate + half)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emu_dagster.autoencoder_study import describe_steps, late_gain, neighbours
+from emu_dagster.autoencoder_study import choose_features, describe_steps, late_gain, neighbours
 from emu_dagster.layout import Layout
 from emu_dagster.params import Variant, read_params
 from emu_dagster.reporting.autoencoder import Step
@@ -53,13 +53,25 @@ def test_fourier_is_reported_whichever_sign_it_has(estimate, verdict):
     assert verdict in told(step("c16", "c16_fourier", estimate, 0.1))
 
 
+def test_without_an_interval_nothing_is_claimed():
+    """Too few pictures, or all alike: the estimate is there and its interval is not."""
+    nan = float("nan")
+    unknown = [
+        Step(before, after, Difference(NONE, Interval(-2.0, nan, nan), NONE))
+        for before, after in (("c8", "c16"), ("c16", "c16_fourier"))
+    ]
+    text = told(*unknown)
+    assert "rises in 0 of 1" in text and "cannot tell the sign" in text and "no difference that can be told" in text
+    assert "nan" not in text and "behind" not in text and "(no interval)" in text
+
+
 def test_the_late_gain_is_that_of_the_last_third(tmp_path):
     lines = [{"step": s, "val_psnr": p} for s, p in ((40, 20.0), (80, 23.0), (120, 23.5))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert late_gain(tmp_path) == pytest.approx(0.5)
 
 
-def test_the_encoder_of_the_perceptual_loss_is_one_that_no_report_measures_on(tmp_path):
+def test_the_encoder_of_the_perceptual_loss_is_one_that_no_report_measures_on(tmp_path, monkeypatch):
     section = read_params(PROFILES / "smoke.yaml").autoencoder_study
     perceptual = section.losses.perceptual.model_copy(update={"kind": "encoder", "weight": 0.1})
     losses = section.losses.model_copy(update={"perceptual": perceptual})
@@ -69,3 +81,7 @@ def test_the_encoder_of_the_perceptual_loss_is_one_that_no_report_measures_on(tm
     job = autoencoder_job(layout, "a", "a", tmp_path, tmp_path, section, network, None)
     path = job["spec"]["training"]["losses"]["perceptual"]["path"]
     assert path == str(layout.model("alignment_model") / "fold_0")
+    measured_on = []
+    monkeypatch.setattr("emu_models.evaluation.features.encoder_features", measured_on.append)
+    choose_features(layout, section)
+    assert measured_on == [layout.model("alignment_model") / "fold_1"]

@@ -20,13 +20,20 @@ from emu_dagster.reporting.page import format_count, format_duration, format_num
 from emu_dagster.reporting.preference import Axis, picture_preference, write_preference_report
 from emu_dagster.reporting.training import TrainingStage, read_training_stage, write_training_report
 from emu_data.agreement import measure_agreement
+from emu_data.gate_quality import Auc
 from emu_data.votes import Vote, votes_to_frame
 from emu_models.evaluation.faithfulness import Naming
-from emu_models.evaluation.intervals import Interval
+from emu_models.evaluation.intervals import Interval, exact_rate
 from emu_models.evaluation.preference import position_bias, self_consistency, summarise_preference
 from emu_models.evaluation.reconstruction import Difference, Reconstruction
 
 NUM_PROMPTS = 20
+JUDGE_ERROR = {
+    "num_pairs": 30,
+    "num_wrong": 3,
+    "error": {"estimate": 10.0, "low": 2.1, "high": 26.5},
+    "by_right": {"A": (14, 15), "neither": (13, 15)},
+}
 EVIL = "<script>alert('\"&')</script>"
 
 
@@ -53,18 +60,30 @@ def write_funnel(folder: Path, run: Run, **options: Any) -> dict[str, Any]:
     nan = float("nan")
     quality = pd.DataFrame(
         [
-            ("text_area", 110, 100, 95, 0.95, 0.86, 0.09),
-            ("alignment", 90, 100, 0, nan, 0.0, nan),
-            ("duplicate", 10, 10, 10, 1.0, 1.0, 0.0),
+            ("text_area", 110, 100, 95, 0.95, 0.86, 0.88, 0.78, 0.09, False),
+            ("alignment", 90, 0, 0, nan, 0.0, 0.0, 0.0, nan, False),
+            ("duplicate", 10, 10, 10, 1.0, 1.0, 0.69, 0.69, 0.0, False),
+            ("readable", 0, 0, 0, nan, nan, 0.0, 0.0, nan, False),
         ],
-        columns=["gate", "num_damaged", "num_dropped", "num_right", "precision", "recall", "missed_by"],
+        columns=[
+            "gate",
+            "num_damaged",
+            "num_dropped",
+            "num_right",
+            "precision",
+            "recall",
+            "precision_low",
+            "recall_low",
+            "missed_by",
+            "is_shown",
+        ],
     )
     findings = Findings(
         counts={"readable": 34, "text_area": 100, "alignment": 100, "": 1000},
         reasons=[("HTTP Error 404 " + EVIL, 30), ("corrupt", 4)],
         examples={gate: [(one, EVIL) for one in make_pictures(3)] for gate in ("text_area", "alignment")},
         quality=quality,
-        alignment_auc=0.87,
+        alignment_auc=Auc(0.87, 0.6, 0.95, 4, 100),
         plan=[{"signal": "geometry", "milliseconds": 0.123456, "pass_rate": 0.9}, {"signal": "text_area"}],
         sources={"safety": "the corpus's own column punsafe"},
     )
@@ -117,9 +136,10 @@ def write_automatic(folder: Path, run: Run) -> dict[str, Any]:
     )
     findings = AutomaticFindings(
         judge="judge",
+        judge_error=JUDGE_ERROR,
         naming={"real": rate, "pretrained": rate, "tuned": rate},
         nearest={"pretrained": nearest, "tuned": nearest},
-        copy_share={"pretrained": 0.0, "tuned": 0.05},
+        copies={"pretrained": exact_rate(0, 20), "tuned": exact_rate(1, 20), "real": exact_rate(2, 60)},
         among=pd.DataFrame({"similarity": [0.4, 0.5], "pixel_distance": [0.2, 0.3]}),
         frechet={"pretrained": 2.0, "tuned": 1.0},
         frechet_features="the judge's embeddings",
@@ -152,6 +172,7 @@ def write_preference(folder: Path, run: Run, axis: Axis, kind: Any = "rubric") -
         self_consistency(table, table.head(0)),
         "ab" * 32,
         run,
+        JUDGE_ERROR if axis == "faithfulness" else None,
     )
 
 

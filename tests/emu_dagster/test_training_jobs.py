@@ -11,9 +11,12 @@ from PIL import Image
 from emu_dagster.defs.checks import raw_rows_are_whole
 from emu_dagster.layout import Layout
 from emu_dagster.params import read_params
-from emu_dagster.training_jobs import write_training_rows
+from emu_dagster.training_jobs import judge_job, write_training_rows
+from emu_data.files import write_parquet
+from emu_data.ledger import GATES
 from emu_data.records import Sample, make_key
 from emu_data.shards import write_shard
+from emu_models.judge_training import JudgeConfig
 from emu_models.training.order import held_out
 from tests.shards import encode
 
@@ -58,6 +61,23 @@ def test_the_sample_is_the_same_in_any_order_of_shards(tmp_path: Path) -> None:
 def test_what_is_too_small_or_never_came_is_not_trained_on(tmp_path: Path) -> None:
     chosen = choose(write_corpus(tmp_path, [rows_of(shard) for shard in range(NUM_SHARDS)]), 10_000)
     assert len(chosen) == NUM_SHARDS * (NUM_ROWS - 2)
+
+
+def test_the_judge_learns_nothing_that_a_gate_turned_away(tmp_path: Path) -> None:
+    """Not the captions that the alignment gate threw out, nor copies, which would straddle what it learns and what it
+    is tested on; what only a quota turned away is as good as what was kept."""
+    layout, gates = Layout(tmp_path), ["", "quota", *GATES]
+    ledger = pd.DataFrame({"key": [f"{i:03d}" for i in range(len(gates))], "first_failed_gate": gates})
+    ledger["caption"] = "caption of " + ledger["key"]
+    write_parquet(layout.filtered / "ledger" / "00000.parquet", ledger.iloc[:5])
+    write_parquet(layout.filtered / "ledger" / "00001.parquet", ledger.iloc[5:])
+    section = read_params(TOP / "profiles" / "smoke.yaml").faithfulness_judge
+    job = judge_job(layout, section, tmp_path / "judge")
+    passed = ledger["first_failed_gate"].isin(["", "quota"])
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(job["rows"]), ledger.loc[passed, ["key", "caption"]].reset_index(drop=True), check_dtype=False
+    )
+    JudgeConfig(**job["config"])  # takes what the section has
 
 
 @pytest.mark.parametrize("keys_twice", [0, 3])

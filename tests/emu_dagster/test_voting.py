@@ -293,7 +293,7 @@ def test_a_report_is_of_the_votes_on_the_pictures_shown_now(tmp_path: Path):
             return ballots.items
 
     items = hold_appeal()
-    metrics, voters, _ = report_preference(layout, params, "appeal")
+    metrics, voters, _ = report_preference(layout, params, "appeal", {})
     assert voters == "18 votes of the rubric panel, not people" and metrics["num_votes_of_people"] == 0
     people = [
         Vote("appeal", rater, "person", key, "B", side_order="AB", seen=items[key])
@@ -302,22 +302,22 @@ def test_a_report_is_of_the_votes_on_the_pictures_shown_now(tmp_path: Path):
     ]
     open_log(layout.votes("appeal")).append(people[:4])
     hold_appeal()
-    metrics, voters, _ = report_preference(layout, params, "appeal")
+    metrics, voters, _ = report_preference(layout, params, "appeal", {})
     assert voters == "4 votes of 2 people, 12 of the rubric panel" and metrics["num_votes"] == 16
     open_log(layout.votes("appeal")).append(people[4:])
     hold_appeal()
-    metrics, voters, _ = report_preference(layout, params, "appeal")
+    metrics, voters, _ = report_preference(layout, params, "appeal", {})
     assert voters == "12 votes of 2 people" and metrics["lose"] == 100
     assert describe_judges(layout) == "appeal: 12 votes of 2 people"
 
     # Another model under the same keys: what people said of the old pictures is kept and says nothing of these.
     write_pairs(layout, draw_balls(True)[6:])
     with pytest.raises(ValueError, match="materialise appeal_votes"):
-        report_preference(layout, params, "appeal")
+        report_preference(layout, params, "appeal", {})
     ballots = appeal_ballots(layout, section)
     with recorded_round(layout, "appeal", ballots) as found:
         assert found.tables["not_counted"].startswith("12 votes of people are on other pictures")
-    metrics, voters, _ = report_preference(layout, params, "appeal")
+    metrics, voters, _ = report_preference(layout, params, "appeal", {})
     assert voters == "18 votes of the rubric panel, not people" and metrics["lose"] < 50
     kept = [v for v in read_votes(layout, "appeal").votes if v.rater_kind == "person"]
     assert [replace(vote, time="") for vote in kept] == people

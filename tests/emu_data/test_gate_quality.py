@@ -6,20 +6,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from emu_data.files import write_parquet
-from emu_data.gate_quality import alignment_auc, gate_quality
+from emu_data.gate_quality import Auc, alignment_auc, auc_interval, gate_quality
 from emu_data.ledger import open_ledger
 
 
-def measure(folder: Path, ledger: pd.DataFrame, damage: pd.DataFrame) -> tuple[dict[Any, Any], float]:
+def measure(folder: Path, ledger: pd.DataFrame, damage: pd.DataFrame) -> tuple[dict[Any, Any], Auc | None]:
     ledger = ledger.assign(key=[f"{i:03d}" for i in ledger.index])
     write_parquet(folder / "ledger" / "00000.parquet", ledger)
     write_parquet(folder / "damage.parquet", damage.assign(key=ledger["key"]))
     with open_ledger(folder / "ledger") as con:
         table = gate_quality(con, folder / "damage.parquet")
-        auc = alignment_auc(con, folder / "damage.parquet") if "alignment_rank" in ledger else float("nan")
+        auc = alignment_auc(con, folder / "damage.parquet") if "alignment_rank" in ledger else None
     return table.set_index("gate").to_dict("index"), auc
 
 
@@ -57,5 +60,35 @@ def test_auc_of_swapped_captions_is_scikit_learns(tmp_path: Path) -> None:
     damage = pd.DataFrame({"damage": np.where(swapped, "caption", ""), "duplicate_of": ""})
     known = ledger["alignment_rank"].notna()
     expected = roc_auc_score(swapped[known], -ranks[known])
-    assert measure(tmp_path / "a", ledger, damage)[1] == pytest.approx(expected)
-    assert np.isnan(measure(tmp_path / "b", ledger, damage.assign(damage=""))[1])
+    found = measure(tmp_path / "a", ledger, damage)[1]
+    assert found is not None and found.value == pytest.approx(expected)
+    assert (found.num_swapped, found.num_right) == (swapped[known].sum(), (~swapped[known]).sum())
+    nothing = measure(tmp_path / "b", ledger, damage.assign(damage=""))[1]
+    assert nothing is not None and np.isnan(nothing.value) and (nothing.low, nothing.high) == (0, 1)
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1), st.integers(1, 30), st.integers(1, 200), st.integers(2, 6))
+def test_the_interval_of_an_auc_is_no_point_and_narrows_with_the_rows(value, num_swapped, num_right, times) -> None:
+    low, high = auc_interval(value, num_swapped, num_right)
+    assert 0 <= low <= value <= high <= 1 and low < high
+    closer = auc_interval(value, times * num_swapped, times * num_right)
+    assert low <= closer[0] + 1e-6 and closer[1] <= high + 1e-6
+
+
+def test_it_holds_the_truth_about_as_often_as_it_says() -> None:
+    rng, truth, hits = np.random.default_rng(0), 0.95, 0
+    shift = np.sqrt(2) * stats.norm.ppf(truth)
+    for _ in range(400):
+        swapped, right = rng.normal(size=6), rng.normal(shift, size=100)
+        low, high = auc_interval(float((swapped[:, None] < right).mean()), 6, 100)
+        hits += low <= truth <= high
+    assert hits / 400 > 0.92  # 95 % promised, 3 binomial errors are 3 points
+
+
+def test_a_gate_that_met_its_goal_on_two_rows_has_shown_nothing(tmp_path: Path) -> None:
+    for number, (num, is_shown) in enumerate(((2, False), (200, True))):
+        ledger = pd.DataFrame({"first_failed_gate": ["text_area"] * num, "duplicate_of": ""})
+        found = measure(tmp_path / str(number), ledger, pd.DataFrame({"damage": ["text"] * num, "duplicate_of": ""}))[0]
+        assert found["text_area"]["missed_by"] == 0 and found["text_area"]["is_shown"] == is_shown
+        assert found["geometry"]["recall_low"] == 0 and not found["geometry"]["is_shown"]

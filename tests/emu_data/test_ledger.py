@@ -14,7 +14,9 @@ from emu_data.ledger import (
     LIMITS,
     ROW_GATES,
     FilterPolicy,
+    RawRows,
     check_conserved,
+    compare_with_raw,
     count_gates,
     decide,
     funnel,
@@ -24,6 +26,7 @@ from emu_data.ledger import (
     read_ledger,
     write_ledger,
 )
+from emu_data.records import STATUS_UNLISTED
 
 GOOD = {
     "status": "success",
@@ -107,11 +110,23 @@ def test_lost_and_double_rows_are_noticed(tmp_path) -> None:
     for number, broken in enumerate(
         (ledger.iloc[:1], pd.concat([ledger.iloc[:1]] * 2), ledger.assign(kept=False), unknown)
     ):
-        with pytest.raises(AssertionError):
+        with pytest.raises(ValueError, match="does not hold every raw row once"):
             check_conserved(broken, 2)
         write_ledger(tmp_path / str(number), broken)
-        with pytest.raises(AssertionError):
+        with pytest.raises(ValueError, match="does not hold every raw row once"):
             check_conserved(tmp_path / str(number), 2)
+
+
+def test_the_ledger_is_compared_with_the_raw_rows_and_not_with_itself(tmp_path) -> None:
+    ledger = decide(make_values([{}, {}, {}]), FilterPolicy())
+    ledger.loc[2, "status"] = STATUS_UNLISTED
+    write_ledger(tmp_path, ledger)
+    raw = ledger[["key"]]
+    assert compare_with_raw(tmp_path, [raw.iloc[:1], raw.iloc[1:2]]) == RawRows(2, 1)
+    with pytest.raises(ValueError, match="1 of 3 raw rows are not in the ledger"):
+        compare_with_raw(tmp_path, [raw.iloc[:2], pd.DataFrame({"key": ["lost"]})])
+    with pytest.raises(ValueError, match="1 rows of the ledger are of no raw row"):
+        compare_with_raw(tmp_path, [raw.iloc[:1]])
 
 
 @given(st.lists(st.sets(st.sampled_from(["text_area", "alignment", "safety"])), min_size=1, max_size=12))

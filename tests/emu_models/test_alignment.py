@@ -20,7 +20,7 @@ from emu_data.signals.safety import SafetySignal
 from emu_models.alignment import AlignmentConfig, assign_folds, train_alignment
 
 CONFIG = AlignmentConfig(
-    num_folds=2, width=8, judge_width=16, embed_dim=32, text_width=32, num_steps=60, batch_size=32, learning_rate=4e-3
+    num_folds=2, width=8, embed_dim=32, text_width=32, num_steps=60, batch_size=32, learning_rate=4e-3
 )
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 60, 220), "black": (15, 15, 15)}
 SHAPES = ("ball", "box")
@@ -87,7 +87,7 @@ def test_wrong_captions_score_below_right_ones_out_of_fold(trained) -> None:
         scores = np.array(values[column])
         assert (scores[~wrong][:, None] > scores[wrong]).mean() > 0.9
     assert all(0 <= rank <= 1 for rank in values["alignment_rank"])
-    assert set(result.losses) == {"fold_0", "fold_1", "judge"}
+    assert set(result.losses) == {"fold_0", "fold_1"}
 
 
 def test_each_pair_is_scored_by_the_model_that_did_not_see_it(trained) -> None:
@@ -155,19 +155,19 @@ def test_finished_models_are_kept_and_the_others_trained(trained, tmp_path: Path
     images, captions, keys, folds, folder, _ = trained
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert train_alignment(images, captions, keys, folds, CONFIG, folder, progress=False).losses == {}
-    bytes_before = (folder / "judge" / "open_clip_model.safetensors").read_bytes()
-    os.rename(folder / "judge", tmp_path / "judge")  # as if the training had been killed before it
+    bytes_before = (folder / "fold_1" / "open_clip_model.safetensors").read_bytes()
+    os.rename(folder / "fold_1", tmp_path / "fold_1")  # as if the training had been killed before it
     again = train_alignment(images, captions, keys, folds, CONFIG, folder, progress=False)
-    assert set(again.losses) == {"judge"}
-    assert (folder / "judge" / "open_clip_model.safetensors").read_bytes() == bytes_before
+    assert set(again.losses) == {"fold_1"}
+    assert (folder / "fold_1" / "open_clip_model.safetensors").read_bytes() == bytes_before
     assert {path for path, time in before.items() if path.stat().st_mtime_ns == time} == {
-        path for path in before if path.parent.name != "judge"
+        path for path in before if path.parent.name != "fold_1"
     }
     flipped = images[:, :, ::-1].copy()
     brief = dataclasses.replace(CONFIG, num_steps=2)
     out = tmp_path / "out"
-    assert len(train_alignment(images, captions, keys, folds, brief, out, progress=False).losses) == 3
-    assert len(train_alignment(flipped, captions, keys, folds, brief, out, progress=False).losses) == 3
+    assert len(train_alignment(images, captions, keys, folds, brief, out, progress=False).losses) == 2
+    assert len(train_alignment(flipped, captions, keys, folds, brief, out, progress=False).losses) == 2
 
 
 def test_version_of_the_signal_follows_the_weights(trained, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu_models.alignment import AlignmentConfig, _build, _save
+from emu_models.alignment import AlignmentConfig, _build, save_network
 from emu_models.autoencoder.fourier import FourierFeatures
 from emu_models.autoencoder.losses import (
     AutoencoderLossConfig,
@@ -32,7 +32,7 @@ def encoder(tmp_path_factory) -> Path:
     """An open_clip folder as the alignment models are saved, with random weights."""
     torch.manual_seed(0)
     config, folder = AlignmentConfig(), tmp_path_factory.mktemp("encoder")
-    _save(_build(config, 8, 8), config, 8, folder)
+    save_network(_build(config, 8), config, folder)
     return folder
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emu_models.evaluation.intervals import bootstrap_rate
+from emu_models.evaluation.intervals import bootstrap_rate, paired_difference
 from emu_models.evaluation.preference import (
     decided_rate,
     position_bias,
@@ -86,9 +86,10 @@ def test_the_decided_rate_lies_above_half_just_when_the_sign_test_rejects():
     for won, lost in ((12, 4), (13, 3), (9, 7), (2, 14), (0, 0)):
         rate = decided_rate(won, lost)
         assert (rate.low > 50 or rate.high < 50) == (sign_test(won, lost) < 0.05)
-        assert rate.low <= rate.estimate <= rate.high
+        assert rate.low <= rate.estimate <= rate.high or not won + lost
     found = summarise_preference(make_votes({"p1": "AAA", "p2": "AAB", "p3": "BBB", "p4": "tt"}))
     assert found.decided_win == decided_rate(2, 1)
+    assert found.win_less_lose == paired_difference(2, 1, 4)
 
 
 def test_sign_test_by_hand():

@@ -1,0 +1,34 @@
+"""Who votes on faithfulness: a model that filtering never uses, and that learnt nothing that the gates turned away."""
+
+import dagster as dg
+
+from emu_dagster.declaring import declared
+from emu_dagster.recording import Record
+
+
+@declared(
+    group="evaluation",
+    kinds={"open_clip", "pytorch"},
+    reads=["filtered_corpus", "raw_corpus"],
+    params=["faithfulness_judge"],
+    how=["launch"],
+    files=["faithfulness_judge.weights"],
+    pool="gpu",
+)
+def faithfulness_judge(record: Record) -> dg.MaterializeResult:
+    """An open_clip model trained on rows that passed the gates, part of which it never sees: on pairs of these, where
+    the right answer is known, its error is measured. A judge that errs too often decides nothing in the registry.
+    """
+    from emu_dagster.judging import judge_sheet, told_error
+    from emu_dagster.training_jobs import judge_job, train
+    from emu_models.evaluation.judge import load_faithfulness_judge
+
+    layout = record.layout
+    out = record.fresh_folder(layout.model(record.key))
+    (numbers,) = train(record, [judge_job(layout, record.params.faithfulness_judge, out)])
+    _, error = load_faithfulness_judge(out, layout.root)
+    return record.result(
+        {name: value for name, value in numbers.items() if name != "name"},
+        pictures={"known_pairs": judge_sheet(layout)},
+        tables={"error": told_error(error)},
+    )

@@ -1,0 +1,96 @@
+"""How often the judge errs where the right answer is known: real pictures that it has not seen, with captions.
+
+A judge that tells nothing apart finds no model worse than another, so what it says of faithfulness is worth what it
+scores here ("assay sensitivity", ICH E10, sec. 1.5). The pairs are plain ones of real pictures: on generated pictures
+it may err more often, so its error here is the least to be reckoned with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from emu_models.evaluation.faithfulness import RATERS, FaithfulnessRater, judge_pairs
+from emu_models.evaluation.intervals import Interval, exact_rate
+from emu_models.evaluation.judge import Judge
+
+RIGHT = ("A", "neither", "B", "both")  # right answers, in the order in which pairs are drawn
+UNDECIDED = "undecided"  # no decision has most of the raters' votes
+
+
+@dataclass(frozen=True)
+class JudgeError:
+    """A judge's error on known pairs. error: per cent, with the exact 95 % interval, each pair one trial.
+
+    by_right: right answer -> (pairs decided rightly, pairs).
+    """
+
+    num_pairs: int
+    num_wrong: int
+    error: Interval
+    by_right: dict[str, tuple[int, int]]
+
+
+def draw_known_pairs(captions: Sequence[str], seed: int) -> pd.DataFrame:
+    """Pairs of N pictures whose captions are given: columns a, b (places among the pictures), caption, right.
+
+    Each picture is the first of one pair, so that pairs are nearly independent, and gets its right answer in turn: it
+    is A, or B, beside a picture of another caption; or both pictures show its caption; or neither shows the one that
+    is asked, a third picture's. A pair that cannot be made, since no other picture has this caption or all have it, is
+    left out or made one of another kind.
+    """
+    order = np.random.default_rng(seed).permutation(len(captions))
+    rows = []
+    for place, first in enumerate(order):
+        following = [int(i) for i in np.roll(order, -place)[1:]]
+        others = [i for i in following if captions[i] != captions[first]]
+        same = [i for i in following if captions[i] == captions[first]]
+        thirds = [i for i in others if captions[i] != captions[others[0]]]
+        right = RIGHT[place % len(RIGHT)]
+        if right == "both" and not same or right == "neither" and not thirds:
+            right = "A" if place % 2 else "B"
+        if right == "both":
+            rows.append((int(first), same[0], captions[first], right))
+        elif not others:
+            continue
+        elif right == "neither":
+            rows.append((int(first), others[0], captions[thirds[0]], right))
+        else:
+            pair = (int(first), others[0]) if right == "A" else (others[0], int(first))
+            rows.append((*pair, captions[first], right))
+    return pd.DataFrame(rows, columns=["a", "b", "caption", "right"])
+
+
+def decide_together(decisions: pd.DataFrame) -> pd.Series:
+    """The decision that most raters gave on each pair (index key), UNDECIDED where two are level."""
+    counts = pd.crosstab(decisions["key"], decisions["decision"])
+    is_level = counts.eq(counts.max(axis=1), axis=0).sum(axis=1) > 1
+    return counts.idxmax(axis=1).mask(is_level, UNDECIDED)
+
+
+def measure_judge(
+    judge: Judge,
+    images: np.ndarray,
+    captions: Sequence[str],
+    all_captions: Sequence[str],
+    seed: int = 0,
+    raters: Sequence[FaithfulnessRater] = RATERS,
+) -> tuple[JudgeError, pd.DataFrame]:
+    """Error on pairs of uint8 (N, H, W, 3) real pictures that the judge did not learn from, and the pairs with
+    `decision`. all_captions: those that a picture's own is compared with (captions are among them).
+    """
+    pairs = draw_known_pairs(captions, seed)
+    if not len(pairs):
+        return JudgeError(0, 0, exact_rate(0, 0), {}), pairs.assign(decision=pd.Series(dtype=object))
+    keys = [f"{i:06d}" for i in range(len(pairs))]
+    decisions = judge_pairs(
+        judge, images[pairs["a"]], images[pairs["b"]], pairs["caption"].tolist(), keys, all_captions, raters
+    )
+    pairs = pairs.assign(decision=decide_together(decisions).loc[keys].to_numpy())
+    is_right = pairs["decision"] == pairs["right"]
+    by_right = {
+        str(right): (int(found.sum()), len(found)) for right, found in is_right.groupby(pairs["right"], sort=True)
+    }
+    num_wrong = int((~is_right).sum())
+    return JudgeError(len(pairs), num_wrong, exact_rate(num_wrong, len(pairs)), by_right), pairs
