@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 from emu_dagster.choosing import select_generalists_choice, sheets, write_curated_set
+from emu_dagster.cli import app
 from emu_dagster.judging import appeal_ballots, report_preference
 from emu_dagster.layout import Layout
 from emu_dagster.params import AppealVotes, CurationVotes, read_params
@@ -256,7 +258,7 @@ def test_votes_that_an_older_version_kept_in_the_set_s_folder_are_taken_over(lay
     assert [v for v in read_votes(layout, "specialist").votes if v.rater_kind == "person"] == given_votes
 
 
-def test_verify_finds_an_edit_in_any_round_and_says_where(layout: Layout):
+def test_verify_finds_an_edit_in_any_round_and_says_where(layout: Layout, monkeypatch: pytest.MonkeyPatch):
     make_all(layout)
     assert all(found.is_sound for found in verify_rounds(layout))
     assert [found.told for found in verify_rounds(layout, "appeal")] == ["no votes yet"]
@@ -264,6 +266,10 @@ def test_verify_finds_an_edit_in_any_round_and_says_where(layout: Layout):
     path.write_bytes(path.read_bytes().replace(b"rubric-specialist-1", b"rubric-specialist-9", 1))
     (found,) = verify_rounds(layout, "specialist")
     assert not found.is_sound and "line 1" in found.told and "edited" in found.told
+    monkeypatch.setenv("EMU_ROOT", str(layout.root))
+    done = CliRunner().invoke(app, ["votes", "verify"])
+    assert done.exit_code == 1 and "specialist: " in done.output and "line 1: the line was edited" in done.output
+    assert CliRunner().invoke(app, ["votes", "verify", "generalist"]).exit_code == 0
     with pytest.raises(ValueError, match="there is no round"):
         verify_rounds(layout, "nobody")
 
