@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from emu_dagster.resources import dvc_files
 from emu_dagster.resources.dvc import DvcError, DvcRecord, combine, hash_path
 
 STAGES = {
@@ -52,6 +53,10 @@ def record(project: Path) -> DvcRecord:
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+def read_stage(record: DvcRecord, stage: str) -> dict:
+    return yaml.safe_load((record.folder / "dvc.lock").read_text())["stages"][stage]
 
 
 def make_both(record: DvcRecord) -> None:
@@ -99,26 +104,65 @@ def test_several_outs_have_one_digest(record: DvcRecord) -> None:
         ("params.yaml", "raw: {seed: 1}\nmodel: {width: 64, depth: {down: 3}}\n"),
         ("code/network.py", "width = 2"),
         ("data/raw/00000.tar", "changed by hand"),
+        ("data/raw/00001.tar", "one more"),
     ],
 )
-def test_change_during_the_work_is_refused(record: DvcRecord, path: str, text: str) -> None:
+def test_change_during_the_work_is_recorded_as_what_it_was(record: DvcRecord, path: str, text: str) -> None:
+    """The work is not lost, the record is true, and the stage is out of date for as long as the change stands."""
     make_both(record)
-    lock = (record.folder / "dvc.lock").read_bytes()
+    changed = record.folder / path
+    was = changed.read_text() if changed.exists() else None
+    entry = read_stage(record, "model")
     before = record.snapshot("model")
-    write(record.folder / path, text)
+    write(changed, text)
     write(record.folder / "data" / "model" / "weights", "made from what was before")
-    with pytest.raises(DvcError, match="changed while model was being made"):
-        record.record("model", before)
-    assert (record.folder / "dvc.lock").read_bytes() == lock
+    digest = record.record("model", before)
+    assert record.changed_since(before) in (["model"], ["code"], ["data/raw"])
+    now = read_stage(record, "model")
+    assert (now["deps"], now["params"]) == (entry["deps"], entry["params"])
+    assert now["outs"] != entry["outs"] and record.digest_of("model") == digest
+    assert "model" in record.status()
+    changed.unlink() if was is None else write(changed, was)
+    assert record.status() == {}
 
 
-def test_input_changed_by_hand_before_the_work_is_not_recorded(record: DvcRecord) -> None:
+def test_a_dep_that_another_stage_makes_anew_during_the_work(record: DvcRecord) -> None:
+    make_both(record)
+    before = record.snapshot("model")
+    entry = read_stage(record, "model")
+    write(record.folder / "data" / "raw" / "00000.tar", "made again, and recorded")
+    record.record("raw", record.snapshot("raw"))
+    record.record("model", before)
+    assert read_stage(record, "model") == entry
+    assert record.deps_of("model")["data/raw"] != record.digest_of("raw")
+    assert list(record.status()) == ["model"]
+
+
+def test_input_changed_by_hand_is_refused_before_the_work(record: DvcRecord) -> None:
     make_both(record)
     lock = (record.folder / "dvc.lock").read_bytes()
-    write(record.folder / "data" / "raw" / "00000.tar", "changed by hand")
-    with pytest.raises(DvcError, match="data/raw is not what dvc.lock says"):
-        record.record("model", record.snapshot("model"))
+    write(record.folder / "data" / "raw" / "00000.tar", "SOME bytes")  # of the same size
+    with pytest.raises(DvcError, match="data/raw is not what dvc.lock says raw wrote.*emu materialize raw"):
+        record.snapshot("model")
     assert (record.folder / "dvc.lock").read_bytes() == lock
+
+
+def test_a_dep_is_hashed_only_when_it_looks_different(record: DvcRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_both(record)
+    hashed = []
+
+    def measure(path: Path, ignored: list[str]) -> dict:
+        hashed.append(path.name)
+        return dvc_files.measure(path, ignored)
+
+    monkeypatch.setattr("emu_dagster.resources.dvc.measure", measure)
+    first = record.snapshot("model")
+    assert hashed == ["code"]  # which no stage makes
+    os.utime(record.folder / "data" / "raw" / "00000.tar")
+    assert record.snapshot("model").entries == first.entries
+    assert hashed == ["code", "raw", "code"]
+    assert record.snapshot("model").entries == first.entries
+    assert hashed == ["code", "raw", "code", "code"]
 
 
 def test_change_of_other_params_is_nothing(record: DvcRecord) -> None:
