@@ -94,14 +94,13 @@ class LockFile:
             self._settle()
             self.mend_rwlock()
             earlier = self._content()
-            write_json(
-                self.journal,
-                {
-                    "writer": describe_process(writer),
-                    "earlier": earlier.decode() if earlier is not None else None,
-                    "before": before.describe() if before else None,
-                },
-            )
+            journal = {
+                "writer": describe_process(writer),
+                "earlier": earlier.decode() if earlier is not None else None,
+                "before": before.describe() if before else None,
+            }
+            with atomic_file(self.journal) as partial:  # not `write_json`, which would sort the params
+                partial.write_text(json.dumps(journal))
             try:
                 yield
             finally:
@@ -249,16 +248,21 @@ def _is_whole(content: bytes | None, earlier: bytes | None, before: Snapshot | N
         others = {name: found for name, found in known.items() if name != before.stage}
         if any(stages.get(name) != found for name, found in others.items()):
             return False
-        if entry is not None and not {out["path"] for out in entry.get("outs", [])} >= set(before.outs):
+        if entry is not None and not {out["path"] for out in _outs(entry)} >= set(before.outs):
             return False
     return set(known) <= set(stages) and all(_is_complete(entry) for entry in stages.values())
 
 
 def _is_complete(entry: Any) -> bool:
-    outs = entry.get("outs", []) if isinstance(entry, dict) else []
+    outs = _outs(entry)
     return bool(outs) and all(
-        isinstance(out, dict) and "size" in out and out["md5"].endswith(".dir") == ("nfiles" in out) for out in outs
+        "size" in out and str(out.get("md5", "")).endswith(".dir") == ("nfiles" in out) for out in outs
     )
+
+
+def _outs(entry: Any) -> list[dict[str, Any]]:
+    outs = entry.get("outs") if isinstance(entry, dict) else None
+    return [out for out in outs if isinstance(out, dict) and "path" in out] if isinstance(outs, list) else []
 
 
 def _wrote(info: Mapping[str, Any], when: float) -> bool:

@@ -1,6 +1,8 @@
 """What DVC records, with the real dvc program in a project that has no git."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 import yaml
 
 from emu_dagster.resources import dvc_files
-from emu_dagster.resources.dvc import DvcError, DvcRecord, combine, hash_path
+from emu_dagster.resources.dvc import DvcError, DvcRecord, Snapshot, combine, hash_path
 
 STAGES = {
     "raw": {"cmd": "python make.py raw", "params": ["raw"], "outs": [{"data/raw": {"persist": True}}]},
@@ -22,6 +24,7 @@ STAGES = {
 }
 # What an asset does, in small: write, or under `dvc repro` write and print the digest.
 MAKE = """
+import os
 import sys
 from pathlib import Path
 from emu_dagster.resources.dvc import DvcRecord
@@ -31,6 +34,8 @@ before = record.snapshot(stage)
 for path in {"raw": ["data/raw/00000.tar"], "model": ["data/model/weights", "data/card.json"]}[stage]:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(stage + "'s new bytes")
+if "CHANGE" in os.environ:
+    Path("params.yaml").write_text(os.environ["CHANGE"])
 Path("digest-" + stage).write_text(record.record(stage, before))
 """
 
@@ -165,6 +170,42 @@ def test_a_dep_is_hashed_only_when_it_looks_different(record: DvcRecord, monkeyp
     assert hashed == ["code", "raw", "code", "code"]
 
 
+@pytest.mark.parametrize("lost", ["removed", "truncated"])
+def test_what_is_on_disk_is_recorded_again_without_being_made(record: DvcRecord, lost: str) -> None:
+    """dvc.lock gone, as after `git clean` or a kill in the version before: the same bytes come again."""
+    made = {}
+    for stage, files in (("raw", ["data/raw/00000.tar"]), ("model", ["data/model/weights", "data/card.json"])):
+        before = record.snapshot(stage)
+        for file in files:
+            write(record.folder / file, stage)
+        made[stage] = (record.record(stage, before), json.loads(json.dumps(before.describe())))
+    lock = (record.folder / "dvc.lock").read_bytes()
+    times = {path: path.stat().st_mtime_ns for path in (record.folder / "data").rglob("*")}
+    # params that changed since are not those that it was made with
+    write(record.folder / "params.yaml", "raw: {seed: 1}\nmodel: {width: 65, depth: {down: 2}}\nother: 1\n")
+    if lost == "removed":
+        (record.folder / "dvc.lock").unlink()
+    else:
+        (record.folder / "dvc.lock").write_bytes(b"")
+    for digest, described in made.values():
+        assert record.record_again(Snapshot.from_description(described), digest)
+    assert (record.folder / "dvc.lock").read_bytes() == lock
+    assert {path: path.stat().st_mtime_ns for path in (record.folder / "data").rglob("*")} == times
+    for digest, described in made.values():
+        assert not record.record_again(Snapshot.from_description(described), digest)  # it is there
+
+
+def test_other_bytes_are_not_recorded_as_what_was_made(record: DvcRecord) -> None:
+    before = record.snapshot("raw")
+    digest = record.record("raw", before)
+    (record.folder / "dvc.lock").unlink()
+    write(record.folder / "data" / "raw" / "00000.tar", "changed by hand")
+    assert not record.record_again(before, digest)
+    shutil.rmtree(record.folder / "data")
+    assert not record.record_again(before, digest)
+    assert not (record.folder / "dvc.lock").exists()
+
+
 def test_change_of_other_params_is_nothing(record: DvcRecord) -> None:
     make_both(record)
     before = record.snapshot("model")
@@ -181,6 +222,16 @@ def test_under_repro_the_commit_is_dvcs_and_the_digest_the_same(record: DvcRecor
     for stage in STAGES:
         assert (record.folder / f"digest-{stage}").read_text() == record.digest_of(stage)
     assert record.status() == {}
+
+    # params change while the last stage is made: DVC would record the new ones
+    entry = read_stage(record, "model")
+    (record.folder / "code" / "network.py").write_text("width = 3")  # so that it is made again
+    environment["CHANGE"] = "raw: {seed: 1}\nmodel: {width: 65, depth: {down: 2}}\nother: 1\n"
+    done = subprocess.run(command, cwd=record.folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert record.deps_of("model")["code"] == hash_path(record.folder / "code", [])
+    assert read_stage(record, "model")["params"] == entry["params"]
+    assert list(record.status()) == ["model"]
 
 
 def test_push_to_a_local_remote(record: DvcRecord) -> None:
