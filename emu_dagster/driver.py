@@ -6,14 +6,20 @@ imported once. Only trainings have a process of their own.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import dagster as dg
-import psutil
 
+from emu_dagster.declaring import DECLARATIONS
 from emu_dagster.definitions import defs
+from emu_dagster.dvc_yaml import write_stages
+from emu_dagster.instance import open_instance, record_missing
 from emu_dagster.layout import Layout, project_root
+from emu_dagster.processes import describe_process, is_alive, one_at_a_time
+from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.staleness import StaleAsset, stale_assets
+from emu_dagster.surroundings import refuse_surroundings
 
 PROCESS_TAG = "emu/process"
 
@@ -24,14 +30,13 @@ class MaterializationFailed(RuntimeError):
 
 def materialize_stale(instance: dg.DagsterInstance | None = None) -> int:
     """Materialises what is missing or out of date, in the order of the graph; returns how many runs that took."""
-    instance = instance or dg.DagsterInstance.get()
-    close_abandoned_runs(instance)
-    num_runs = 0
-    while stale := _stale(instance):
-        first = stale[0]
-        print(f"==> {first.key}: {first.reason}; {len(stale) - 1} more wait", flush=True)
-        materialize_one(first.key, instance)
-        num_runs += 1
+    with _at_work(instance) as instance:
+        num_runs = 0
+        while stale := _stale(instance):
+            first = stale[0]
+            print(f"==> {first.key}: {first.reason}; {len(stale) - 1} more wait", flush=True)
+            materialize_one(first.key, instance)
+            num_runs += 1
     if not num_runs:
         print("==> everything is up to date; nothing was done", flush=True)
     return num_runs
@@ -39,25 +44,39 @@ def materialize_stale(instance: dg.DagsterInstance | None = None) -> int:
 
 def materialize_named(keys: Sequence[str], instance: dg.DagsterInstance | None = None) -> None:
     """Materialises the named assets. ValueError names an unknown one."""
-    instance = instance or dg.DagsterInstance.get()
     known = {key.to_user_string() for key in defs.resolve_all_asset_keys()}
     if unknown := sorted(set(keys) - known):
         raise ValueError(f"unknown assets: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
-    close_abandoned_runs(instance)
-    for key in keys:
-        materialize_one(key, instance)
+    with _at_work(instance) as instance:
+        for key in keys:
+            materialize_one(key, instance)
+
+
+@contextmanager
+def _at_work(instance: dg.DagsterInstance | None) -> Iterator[dg.DagsterInstance]:
+    """One command at a time in a project, which first puts right what a killed one left."""
+    root, dvc = project_root(), DvcRecord()
+    refuse_surroundings(root)
+    with one_at_a_time(dvc.lock.own / "commands.lock", "at work in this project"):
+        dvc.mend()
+        instance = instance or open_instance()
+        close_abandoned_runs(instance)
+        write_stages(DECLARATIONS.values())
+        graph = defs.resolve_asset_graph()
+        for key in record_missing(instance, dvc, [key.to_user_string() for key in graph.toposorted_asset_keys]):
+            print(f"==> {key}: recorded in dvc.lock again; it was made before and is unchanged", flush=True)
+        yield instance
 
 
 def materialize_one(key: str, instance: dg.DagsterInstance) -> None:
     """One Dagster run of one asset and its checks. Raises MaterializationFailed with the cause."""
     began = time.monotonic()
-    process = psutil.Process()
     result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
         asset_selection=[dg.AssetKey(key)],
         instance=instance,
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
-        tags={PROCESS_TAG: f"{process.pid}:{process.create_time():.0f}"},
+        tags={PROCESS_TAG: describe_process()},
     )
     if not result.success:
         raise MaterializationFailed(_describe(key, result))
@@ -67,7 +86,7 @@ def materialize_one(key: str, instance: dg.DagsterInstance) -> None:
 def close_abandoned_runs(instance: dg.DagsterInstance) -> None:
     """Marks as failed the runs of this command whose process is gone: nobody else would, without a daemon."""
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-        if (tag := run.tags.get(PROCESS_TAG)) and not _is_alive(tag):
+        if (tag := run.tags.get(PROCESS_TAG)) and (tag == describe_process() or not is_alive(tag)):
             instance.report_run_failed(run, "The process that ran it is gone (killed, or the machine stopped).")
     # A killed run still holds its place in the pool, and the next training would wait for it for ever: only Dagster's
     # daemon would free it (dagster.yaml, free_slots_after_run_end_seconds), and none runs here.
@@ -76,14 +95,6 @@ def close_abandoned_runs(instance: dg.DagsterInstance) -> None:
         holder = instance.get_run_by_id(run_id)
         if holder is None or holder.is_finished:
             storage.free_concurrency_slots_for_run(run_id)
-
-
-def _is_alive(tag: str) -> bool:
-    pid, created = tag.split(":")
-    try:
-        return int(pid) != os.getpid() and abs(psutil.Process(int(pid)).create_time() - float(created)) < 2
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _stale(instance: dg.DagsterInstance) -> list[StaleAsset]:

@@ -9,11 +9,11 @@ import sys
 import time
 import urllib.request
 
-import dagster as dg
-
+from emu_dagster.instance import open_instance
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.resources.gpu import end_session
 from emu_dagster.resources.mlflow import MlflowTracking
+from emu_dagster.resources.mlflow_store import local_uri, settle_store
 
 START_SECONDS = 120  # for both pages to answer; chosen here
 STOP_SECONDS = 20  # for each to end after a signal
@@ -25,9 +25,10 @@ def serve(dagster_port: int, mlflow_port: int) -> int:
         with contextlib.closing(socket.socket()) as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 raise ValueError(f"port {port} is taken; choose others with --dagster-port and --mlflow-port")
-    dg.DagsterInstance.get().dispose()  # makes or migrates its storage before two processes would
-    uri = MlflowTracking().resolve_uri()
-    root = project_root()
+    open_instance().dispose()  # makes or migrates its storage before two processes would
+    root, uri = project_root(), MlflowTracking().resolve_uri()
+    if uri == local_uri(root):
+        settle_store(root)
     commands = {
         f"http://127.0.0.1:{dagster_port}": [
             *("dagster", "dev", "-w", str(root / "workspace.yaml"), "-h", "127.0.0.1"),

@@ -16,6 +16,7 @@ import dagster as dg
 from PIL import Image
 
 from emu_dagster.given import give_params, values_of
+from emu_dagster.instance import INPUTS
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.params import Params, read_params
 from emu_dagster.pictures import inline_image
@@ -107,6 +108,10 @@ class Record:
         mlflow.log_metrics(numbers)
         mlflow.set_tag("emu.md5", md5)
         shown: dict[str, Any] = {"md5": md5, "mlflow_run": self.run_id, "profile": self.profile, **metrics}
+        shown[INPUTS] = dg.MetadataValue.json(self.before.describe())
+        if changed := self.dvc.changed_since(self.before):
+            # what was read of a dep that changed meanwhile cannot be known to the byte; the asset is stale now
+            shown["changed_while_it_was_made"] = ", ".join(changed)
         for name, picture in (pictures or {}).items():
             shown[name] = inline_image(picture)
             if isinstance(picture, Path):
@@ -146,21 +151,22 @@ class Recorder(dg.ConfigurableResource):
                 f"{key}: params.yaml or the code changed after this graph was loaded; start the command again, or "
                 "reload the definitions on Dagster's page. What is finished stays"
             )
-        before = self.dvc.snapshot(key)
-        digests = {asset: self.dvc.digest_of(asset) for asset in declaration.inputs(params, layout)}
-        given = values_of(params, [*declaration.params, *declaration.how])
-        with self.mlflow.run_for(context, given, {asset: md5 for asset, md5 in digests.items() if md5}) as run:
-            mlflow.set_tags({"emu.profile": params.profile, "emu.toy": str(params.toy).lower()})
-            names = (*declaration.params, *declaration.how, *declaration.files)
-            yield Record(
-                context,
-                key,
-                Layout(layout.root, frozenset([key, *declaration.inputs(params, layout)])),
-                give_params(params, key, names),
-                self.dvc,
-                before,
-                trainer,
-                self.mlflow.child_environment(run),
-                run.info.run_id,
-                params.profile,
-            )
+        with self.dvc.hold(key):
+            before = self.dvc.snapshot(key)
+            digests = {asset: self.dvc.digest_of(asset) for asset in declaration.inputs(params, layout)}
+            given = values_of(params, [*declaration.params, *declaration.how])
+            with self.mlflow.run_for(context, given, {asset: md5 for asset, md5 in digests.items() if md5}) as run:
+                mlflow.set_tags({"emu.profile": params.profile, "emu.toy": str(params.toy).lower()})
+                names = (*declaration.params, *declaration.how, *declaration.files)
+                yield Record(
+                    context,
+                    key,
+                    Layout(layout.root, frozenset([key, *declaration.inputs(params, layout)])),
+                    give_params(params, key, names),
+                    self.dvc,
+                    before,
+                    trainer,
+                    self.mlflow.child_environment(run),
+                    run.info.run_id,
+                    params.profile,
+                )

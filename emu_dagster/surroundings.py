@@ -24,7 +24,6 @@ def find_obstacles(root: Path) -> list[str]:
         f"{root / name} is missing: {mend}"
         for name, mend in (
             ("params.yaml", "`emu profile emoji` writes it, or set EMU_ROOT to the project's folder"),
-            ("dvc.yaml", "it comes with the repository; set EMU_ROOT to the project's folder"),
             (".dvc", "copy it from the repository too (archives leave hidden folders out), or `dvc init --no-scm`"),
         )
         if not (root / name).exists()

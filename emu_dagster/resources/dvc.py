@@ -8,7 +8,6 @@ directory). A stage with several outs has the md5 of the JSON list [{"md5": …,
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from emu_dagster.resources.dvc_lock import LockFile, Snapshot, find_repro
 from emu_dagster.surroundings import dvc_environment, refuse_surroundings
 from emu_data.files import write_json
 
-__all__ = ["DvcError", "DvcRecord", "Snapshot", "combine", "hash_path"]
+__all__ = ["DvcError", "DvcRecord", "Snapshot", "combine", "hash_path", "look_at"]
 
 
 class DvcRecord(dg.ConfigurableResource):
@@ -183,19 +182,11 @@ class DvcRecord(dg.ConfigurableResource):
             raise DvcError(f"no stage {stage} in {path}; there are: {', '.join(sorted(stages)) or 'none'}")
         found = stages[stage]
         return {
-            "deps": [self._fill(dep) for dep in found.get("deps", [])],
+            "deps": found.get("deps", []),
             "params": found.get("params", []),
             # an out is a path, or {path: options}
             "outs": tuple(out if isinstance(out, str) else next(iter(out)) for out in found.get("outs", [])),
         }
-
-    def _fill(self, text: str) -> str:
-        """`text` with ${section.name} replaced by the value in params.yaml, as DVC's templating does."""
-        names = re.findall(r"\$\{([\w.]+)\}", text)
-        values = self._read_params(names)["params.yaml"] if names else {}
-        for name, value in values.items():
-            text = text.replace(f"${{{name}}}", str(value))
-        return text
 
     def _outs(self, stage: str) -> dict[str, str]:
         return {out["path"]: out["md5"] for out in self.lock.stages().get(stage, {}).get("outs", []) if "md5" in out}

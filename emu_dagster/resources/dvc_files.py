@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def combine(outs: Mapping[str, str]) -> str:
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
 
 
-def list_files(path: Path, ignored: list[str]) -> list[Path]:
+def list_files(path: Path, ignored: Sequence[str]) -> list[Path]:
     """The files below a directory that DVC would hash."""
     files: list[Path] = []
     for folder, folders, names in os.walk(path, followlinks=True):
@@ -65,7 +65,7 @@ def hash_path(path: Path, ignored: list[str]) -> str:
     return measure(path, ignored)["md5"]
 
 
-def look_at(path: Path, ignored: list[str]) -> str:
+def look_at(path: Path, ignored: Sequence[str] = ALWAYS_IGNORED) -> str:
     """A quick summary that changes when files do: their number and bytes, and a digest of names, sizes and times of
     change (ns). "nothing" where there is nothing."""
     files = list_files(path, ignored) if path.is_dir() else [path] if path.is_file() else []

@@ -72,18 +72,6 @@ def make_both(record: DvcRecord) -> None:
     record.record("model", before)
 
 
-def test_a_dep_may_be_named_by_params(record: DvcRecord):
-    """As `${section.name}`, which DVC fills in as well: what was read is then what dvc.lock says."""
-    stages = {**STAGES, "model": {**STAGES["model"], "deps": ["data/raw", "${model.base}"]}}
-    (record.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    (record.folder / "params.yaml").write_text("raw: {seed: 1}\nmodel: {base: brought/checkpoint}\n")
-    write(record.folder / "brought" / "checkpoint" / "weights", "theirs")
-    make_both(record)
-    expected = hash_path(record.folder / "brought" / "checkpoint", [])
-    assert record.deps_of("model")["brought/checkpoint"] == expected
-    assert record.status() == {}
-
-
 def test_digest_is_dvcs_own_and_status_is_clean(record: DvcRecord) -> None:
     write(record.folder / "data" / "raw" / "__pycache__" / "x.pyc", "not hashed")
     digest = record.record("raw", record.snapshot("raw"))
