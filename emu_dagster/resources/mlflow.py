@@ -106,6 +106,7 @@ class MlflowTracking(dg.ConfigurableResource):
             if self.profile:
                 tags[PROFILE_TAG] = self.profile
             close_abandoned(experiment_id, identity)
+            disown_unfinished(experiment_id, identity, context.instance)
             run_id = find_run(experiment_id, identity, flat)
             name = "/".join(filter(None, [identity[ASSET_TAG], identity.get(PARTITION_TAG)]))
             run = mlflow.start_run(run_id=run_id, experiment_id=experiment_id, run_name=name, tags=tags)
@@ -216,6 +217,22 @@ def close_abandoned(experiment_id: str, identity: Mapping[str, str]) -> None:
         partition = run.data.tags.get(PARTITION_TAG)
         process = run.data.tags.get(PROCESS_TAG, "")
         if partition == identity.get(PARTITION_TAG) and process and not is_alive(process):
+            mlflow.MlflowClient().set_terminated(run.info.run_id, status="KILLED")
+
+
+def disown_unfinished(experiment_id: str, identity: Mapping[str, str], instance: dg.DagsterInstance) -> None:
+    """Marks as KILLED the last FINISHED run of this asset and partition where Dagster knows no materialisation by it:
+    the process ended in between, and the asset is made again."""
+    import mlflow
+
+    same_output = {name: value for name, value in identity.items() if name != RUN_TAG}
+    for run in _search(experiment_id, same_output, status="FINISHED")[:1]:  # the newest; earlier ones were looked at
+        dagster_run = run.data.tags[RUN_TAG]
+        if dagster_run == identity[RUN_TAG] or not instance.has_run(dagster_run):
+            continue  # a retry of a step; or another instance's, of which nothing is known here
+        made = instance.all_logs(dagster_run, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        keys = [entry.dagster_event.asset_key for entry in made if entry.dagster_event]
+        if dg.AssetKey.from_user_string(identity[ASSET_TAG]) not in keys:
             mlflow.MlflowClient().set_terminated(run.info.run_id, status="KILLED")
 
 

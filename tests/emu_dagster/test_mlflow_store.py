@@ -96,41 +96,46 @@ def test_a_copied_and_a_moved_project_have_their_own_records(tmp_path: Path) -> 
     assert not first.exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("attempt", range(2))
-def test_the_first_commands_of_a_project_at_once(tmp_path: Path, attempt: int) -> None:
-    """MLflow's database and Dagster's are made once; the others wait."""
-    code = """
+AT_ONCE = """
+import os, sys, time
 import dagster as dg, mlflow
-from emu_dagster.environment import prepare_environment
-prepare_environment()
+from pathlib import Path
+from emu_dagster.instance import open_instance
 from emu_dagster.resources.mlflow import MlflowTracking
-experiment = MlflowTracking().connect()
-with mlflow.start_run() as run:
-    mlflow.log_metric("a", 1)
-instance = dg.DagsterInstance.get()
 @dg.asset
 def something(): ...
-assert dg.materialize([something], instance=instance).success
-print(experiment)
+for root in sys.argv[1:]:
+    os.environ |= {"EMU_ROOT": root, "DAGSTER_HOME": f"{root}/dagster_home"}
+    (Path(root) / str(os.getpid())).touch()
+    while not (Path(root) / "go").exists():
+        time.sleep(0.001)
+    with open_instance() as instance:
+        experiment = MlflowTracking().connect()
+        with mlflow.start_run():
+            mlflow.log_metric("a", 1)
+        assert dg.materialize([something], instance=instance).success
+    print(experiment)
 """
-    (tmp_path / "dagster_home").mkdir()
-    shutil.copy(TOP / "dagster_home" / "dagster.yaml", tmp_path / "dagster_home")
-    environment = os.environ | {"EMU_ROOT": str(tmp_path), "PYTHONPATH": str(TOP)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
+
+
+@pytest.mark.slow
+def test_the_first_commands_of_a_project_at_once(tmp_path: Path) -> None:
+    """MLflow's database and Dagster's are made once; the others wait. Three processes, in three new projects."""
+    roots = [tmp_path / name for name in ("a", "b", "c")]
+    for root in roots:
+        (root / "dagster_home").mkdir(parents=True)
+        shutil.copy(TOP / "dagster_home" / "dagster.yaml", root / "dagster_home")
+    command = [sys.executable, "-c", AT_ONCE, *map(str, roots)]
+    pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = os.environ | {"PYTHONPATH": str(TOP)}
+    processes = [subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) for _ in range(3)]
+    for root in roots:
+        while sum((root / str(p.pid)).exists() for p in processes) < 3 and all(p.poll() is None for p in processes):
+            time.sleep(0.01)
+        (root / "go").touch()
     ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
-    assert [code for *_, code in ends] == [0] * 4, ends
-    assert len({printed for printed, *_ in ends}) == 1
+    assert [code for *_, code in ends] == [0] * 3, ends
+    assert {printed for printed, *_ in ends} == {"1\n1\n1\n"}
 
 
 @contextlib.contextmanager
