@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dagster_pipes import PipesDefaultContextLoader, PipesEnvVarParamsLoader, open_dagster_pipes
 
 from emu_dagster.environment import collect_rarely
-from emu_dagster.outbox import Outbox
+from emu_dagster.resources.outbox import Outbox
 from emu_dagster.stopping import STOPPED, save_on_signal
 
 if TYPE_CHECKING:

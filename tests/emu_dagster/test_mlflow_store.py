@@ -17,11 +17,11 @@ import dagster as dg
 import mlflow
 import pytest
 
-from emu_dagster import outbox
 from emu_dagster.environment import PATIENCE
-from emu_dagster.outbox import Outbox, deliver, leave_message
+from emu_dagster.resources import outbox
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.resources.mlflow_store import TrackerAway
+from emu_dagster.resources.outbox import Outbox, deliver, leave_message
 
 TOP = Path(__file__).parents[2]
 FAIL_SECONDS = 15  # issue 11: until an asset says that its tracker is away
