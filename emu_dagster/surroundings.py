@@ -31,7 +31,7 @@ def find_obstacles(root: Path) -> list[str]:
     data = root / "data"
     if data.is_symlink() and not data.exists():
         found.append(f"{data} is a link to {os.readlink(data)}, where nothing is: mount that disk, or make the folder")
-    for folder in (root, root / ".dvc", root / ".dvc" / "tmp", root / ".dvc" / "cache", data):
+    for folder in (root, root / ".dvc", root / ".dvc" / "tmp", root / ".dvc" / "cache", root / "mlflow", data):
         if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
             found.append(
                 f"{folder} is no folder that user {os.getuid()} can write to: work on a copy of the project, or "

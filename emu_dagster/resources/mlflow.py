@@ -230,8 +230,13 @@ def disown_unfinished(experiment_id: str, identity: Mapping[str, str], instance:
         dagster_run = run.data.tags[RUN_TAG]
         if dagster_run == identity[RUN_TAG] or not instance.has_run(dagster_run):
             continue  # a retry of a step; or another instance's, of which nothing is known here
-        made = instance.all_logs(dagster_run, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
-        keys = [entry.dagster_event.asset_key for entry in made if entry.dagster_event]
+        again = instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": dagster_run}))
+        keys = [
+            entry.dagster_event.asset_key
+            for run_id in (dagster_run, *(repeated.run_id for repeated in again))
+            for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+            if entry.dagster_event
+        ]
         if dg.AssetKey.from_user_string(identity[ASSET_TAG]) not in keys:
             mlflow.MlflowClient().set_terminated(run.info.run_id, status="KILLED")
 
