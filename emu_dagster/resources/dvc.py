@@ -128,7 +128,8 @@ class DvcRecord(dg.ConfigurableResource):
                 return combine({path: hash_path(self.folder / path, ignored) for path in before.outs})
         looks = self._look_at(before.outs)
         with self.lock.guard(before):
-            self.run("--wait-for-lock", "commit", "-f", stage)
+            # no relink: DVC would remove each single file and copy it back from its cache; a kill in between loses it
+            self.run("--wait-for-lock", "commit", "-f", "--no-relink", stage)
         outs = self._outs(stage)
         after = self._look_at(outs)
         self._learn_looks({path: [md5, after[path]] for path, md5 in outs.items() if looks.get(path) == after[path]})

@@ -82,6 +82,20 @@ def test_digest_is_dvcs_own_and_status_is_clean(record: DvcRecord) -> None:
     assert "raw" not in record.status()
 
 
+def test_a_commit_leaves_the_files_where_they_are(record: DvcRecord) -> None:
+    """By itself DVC removes a single file and copies it back from its cache: a kill in between would lose it."""
+    make_both(record)
+    write(record.folder / "data" / "model" / "weights", "other")
+    stages = {**STAGES, "model": {**STAGES["model"], "outs": ["data/model/weights", "data/raw2", "data/card.json"]}}
+    (record.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    write(record.folder / "data" / "raw2" / "a", "folder")
+    files = {path: path.stat() for path in (record.folder / "data").rglob("*") if path.is_file()}
+    record.record("model", record.snapshot("model"))
+    assert {(p, s.st_ino, s.st_mtime_ns) for p, s in files.items()} == {
+        (p, p.stat().st_ino, p.stat().st_mtime_ns) for p in files
+    }
+
+
 def test_several_outs_have_one_digest(record: DvcRecord) -> None:
     make_both(record)
     lock = yaml.safe_load((record.folder / "dvc.lock").read_text())["stages"]["model"]
