@@ -16,7 +16,7 @@ TOP = Path(__file__).parents[2]
 RECORD = """
 from emu_dagster.environment import prepare_environment
 prepare_environment()
-import dagster, matplotlib.pyplot, mlflow, torch, transformers, diffusers, easyocr
+import matplotlib.pyplot
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.instance import open_instance
@@ -71,7 +71,7 @@ def test_settings_of_the_users_own_stay(unpacked: Path) -> None:
     assert "core.checksum_jobs=1" in listed and "core.no_scm=true" in listed and "elsewhere" in listed
 
 
-@pytest.mark.slow
+# the whole graph without one: tests/e2e/test_records.py
 @pytest.mark.parametrize("home", [None, "/proc/nobody"])
 def test_without_a_home(unpacked: Path, home: str | None) -> None:
     """HOME unset, or where nothing can be written (below /proc also root cannot)."""
