@@ -145,14 +145,17 @@ class Recorder(dg.ConfigurableResource):
 
         key = declaration.key
         layout = Layout(project_root())
-        params = read_params(layout.root / "params.yaml")
-        if context.assets_def.code_versions_by_key[context.asset_key] != declaration.code_version(params, layout):
-            raise ValueError(
-                f"{key}: params.yaml or the code changed after this graph was loaded; start the command again, or "
-                "reload the definitions on Dagster's page. What is finished stays"
-            )
         with self.dvc.hold(key):
+            params = read_params(layout.root / "params.yaml")
             before = self.dvc.snapshot(key)
+            loaded_with = context.assets_def.code_versions_by_key[context.asset_key]
+            # read again: what the snapshot took down must be what the asset is given
+            now = read_params(layout.root / "params.yaml")
+            if any(loaded_with != declaration.code_version(found, layout) for found in (params, now)):
+                raise ValueError(
+                    f"{key}: params.yaml or the code changed after this graph was loaded; start the command again, or "
+                    "reload the definitions on Dagster's page. What is finished stays"
+                )
             digests = {asset: self.dvc.digest_of(asset) for asset in declaration.inputs(params, layout)}
             given = values_of(params, [*declaration.params, *declaration.how])
             with self.mlflow.run_for(context, given, {asset: md5 for asset, md5 in digests.items() if md5}) as run:
