@@ -60,7 +60,7 @@ repro: $(ENV) ## what is out of date, through DVC
 	@python -m emu_dagster.dvc_yaml && .venv-dvc/bin/dvc repro
 
 push: $(ENV) ## data to the DVC remote (.dvc/config)
-	@.venv-dvc/bin/dvc push
+	@emu push
 
 bench: $(ENV) ## one file of benchmarks/: make bench NAME=…
 	@test -f 'benchmarks/$(NAME).py' || { echo 'make bench NAME=…, one of:'; ls benchmarks; exit 1; }

@@ -1,9 +1,8 @@
 """Runs of the `emu` command whose process is gone: marked as failed, so that nothing waits for them."""
 
-import os
-
 import dagster as dg
-import psutil
+
+from emu_dagster.processes import describe_process, is_alive
 
 PROCESS_TAG = "emu/process"
 
@@ -11,7 +10,7 @@ PROCESS_TAG = "emu/process"
 def close_abandoned_runs(instance: dg.DagsterInstance) -> None:
     """Marks as failed the runs of this command whose process is gone: nobody else would, not even the daemon."""
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-        if (tag := run.tags.get(PROCESS_TAG)) and not _is_alive(tag):
+        if (tag := run.tags.get(PROCESS_TAG)) and (tag == describe_process() or not is_alive(tag)):
             instance.report_run_failed(run, "The process that ran it is gone (killed, or the machine stopped).")
     # A killed run still holds its place in the pool, and the next training would wait for it for ever: only Dagster's
     # daemon would free it (dagster.yaml, free_slots_after_run_end_seconds), and none runs here.
@@ -20,11 +19,3 @@ def close_abandoned_runs(instance: dg.DagsterInstance) -> None:
         holder = instance.get_run_by_id(run_id)
         if holder is None or holder.is_finished:
             storage.free_concurrency_slots_for_run(run_id)
-
-
-def _is_alive(tag: str) -> bool:
-    pid, created = tag.split(":")
-    try:
-        return int(pid) != os.getpid() and abs(psutil.Process(int(pid)).create_time() - float(created)) < 2
-    except psutil.NoSuchProcess:
-        return False

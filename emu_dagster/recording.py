@@ -16,6 +16,7 @@ import dagster as dg
 from PIL import Image
 
 from emu_dagster.given import give_params, values_of
+from emu_dagster.instance import INPUTS
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.metadata import shown
 from emu_dagster.params import Params, read_params
@@ -120,7 +121,14 @@ class Record:
             mlflow.log_artifact(str(page), "report")
         experiment_id = self.mlflow_environment["MLFLOW_EXPERIMENT_ID"]
         entries = shown(self.layout, experiment_id, self.run_id, metrics, logged, pages, tables)
-        facts = {"profile": self.profile, "md5": md5}
+        facts: dict[str, Any] = {
+            "profile": self.profile,
+            "md5": md5,
+            INPUTS: dg.MetadataValue.json(self.before.describe()),
+        }
+        if changed := self.dvc.changed_since(self.before):
+            # what was read of a dep that changed meanwhile cannot be known to the byte; the asset is stale now
+            facts["changed_while_it_was_made"] = ", ".join(changed)
         return dg.MaterializeResult(metadata=entries | facts, data_version=dg.DataVersion(data_version or md5))
 
 
@@ -143,27 +151,31 @@ class Recorder(dg.ConfigurableResource):
 
         key = declaration.key
         layout = Layout(project_root())
-        params = read_params(layout.root / "params.yaml")
-        if context.assets_def.code_versions_by_key[context.asset_key] != declaration.code_version(params, layout):
-            raise ValueError(
-                f"{key}: params.yaml or the code changed after this graph was loaded; start the command again, or "
-                "reload the definitions on Dagster's page. What is finished stays"
-            )
-        before = self.dvc.snapshot(key)
-        digests = {asset: self.dvc.digest_of(asset) for asset in declaration.inputs(params, layout)}
-        given = values_of(params, [*declaration.params, *declaration.how])
-        with self.mlflow.run_for(context, given, {asset: md5 for asset, md5 in digests.items() if md5}) as run:
-            mlflow.set_tags({"emu.profile": params.profile, "emu.toy": str(params.toy).lower()})
-            names = (*declaration.params, *declaration.how, *declaration.files)
-            yield Record(
-                context,
-                key,
-                Layout(layout.root, frozenset([key, *declaration.inputs(params, layout)])),
-                give_params(params, key, names),
-                self.dvc,
-                before,
-                trainer,
-                self.mlflow.child_environment(run),
-                run.info.run_id,
-                params.profile,
-            )
+        with self.dvc.hold(key):
+            params = read_params(layout.root / "params.yaml")
+            before = self.dvc.snapshot(key)
+            loaded_with = context.assets_def.code_versions_by_key[context.asset_key]
+            # read again: what the snapshot took down must be what the asset is given
+            now = read_params(layout.root / "params.yaml")
+            if any(loaded_with != declaration.code_version(found, layout) for found in (params, now)):
+                raise ValueError(
+                    f"{key}: params.yaml or the code changed after this graph was loaded; start the command again, or "
+                    "reload the definitions on Dagster's page. What is finished stays"
+                )
+            digests = {asset: self.dvc.digest_of(asset) for asset in declaration.inputs(params, layout)}
+            given = values_of(params, [*declaration.params, *declaration.how])
+            with self.mlflow.run_for(context, given, {asset: md5 for asset, md5 in digests.items() if md5}) as run:
+                mlflow.set_tags({"emu.profile": params.profile, "emu.toy": str(params.toy).lower()})
+                names = (*declaration.params, *declaration.how, *declaration.files)
+                yield Record(
+                    context,
+                    key,
+                    Layout(layout.root, frozenset([key, *declaration.inputs(params, layout)])),
+                    give_params(params, key, names),
+                    self.dvc,
+                    before,
+                    trainer,
+                    self.mlflow.child_environment(run),
+                    run.info.run_id,
+                    params.profile,
+                )

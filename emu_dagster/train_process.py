@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from dagster_pipes import PipesContext, PipesDefaultContextLoader, PipesEnvVarPa
 
 from emu_dagster.environment import collect_rarely
 from emu_dagster.progress import Progress
+from emu_dagster.resources.outbox import Outbox
 from emu_dagster.stopping import STOPPED, save_on_signal
 
 if TYPE_CHECKING:
@@ -26,34 +28,25 @@ if TYPE_CHECKING:
 
 
 def mlflow_sink(prefix: str) -> Callable[[int, dict[str, float]], None]:
-    """Logs metrics as PREFIX/name to the run in MLFLOW_RUN_ID; nowhere where there is none."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if not run_id:
-        return lambda step, metrics: None
-    import time
-
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
-
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-
-    def sink(step: int, metrics: dict[str, float]) -> None:
-        now = int(time.time() * 1000)
-        values = [Metric(f"{prefix}/{name}", value, now, step) for name, value in metrics.items()]
-        client.log_batch(run_id, metrics=values)
-
-    return sink
+    """Tells metrics as PREFIX/name to the run in MLFLOW_RUN_ID; nobody where there is none. Never raises or waits."""
+    outbox = open_outbox()
+    return (lambda step, metrics: outbox.put_metrics(prefix, step, metrics)) if outbox else lambda step, metrics: None
 
 
 def mlflow_picture_sink(prefix: str) -> Callable[[int, "Image"], None]:
-    """Logs a sheet of samples of a step to the run in MLFLOW_RUN_ID; nowhere where there is none."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if not run_id:
-        return lambda step, sheet: None
-    from mlflow import MlflowClient
+    """Tells a sheet of samples of a step to the run in MLFLOW_RUN_ID; nobody where there is none."""
+    outbox = open_outbox()
+    return (
+        (lambda step, sheet: outbox.put_picture(f"{prefix}_samples", step, sheet))
+        if outbox
+        else lambda step, sheet: None
+    )
 
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    return lambda step, sheet: client.log_image(run_id, sheet, key=f"{prefix}_samples", step=step, synchronous=True)
+
+@cache
+def open_outbox() -> Outbox | None:
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    return Outbox(os.environ["MLFLOW_TRACKING_URI"], run_id) if run_id else None
 
 
 def told_sink(name: str, num_steps: int) -> Callable[[int, dict[str, float]], None]:

@@ -7,8 +7,9 @@ a checkpoint for five things: moments of latents (`latents_of`), text features (
 """
 
 import json
+import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -215,8 +216,11 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
         any_pipeline.save_lora_weights(
             folder,
             unet_lora_layers=get_peft_model_state_dict(unet),
-            unet_lora_adapter_metadata=configs["default"].to_dict(),
+            # (peft holds the names as a set, which has another order in each process)
+            unet_lora_adapter_metadata=configs["default"].to_dict()
+            | {"target_modules": sorted(configs["default"].target_modules)},
         )
+        _sort_metadata(folder / "pytorch_lora_weights.safetensors")
         unet.fuse_lora()
         unet.unload_lora()
     for part in pipeline.components.values():
@@ -226,3 +230,42 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
             part.backend_tokenizer.no_padding()
     hide_bars()
     pipeline.save_pretrained(folder)
+    forget_paths(folder)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Brings the entries of a safetensors file's metadata, which the library writes in any order, into one."""
+    with file.open("rb+") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the header is padded with spaces"
+        opened.seek(8)
+        opened.write(text.ljust(length))
+
+
+def forget_paths(folder: Path) -> None:
+    """Takes out of a saved folder's configs where its parts were loaded from, which diffusers and transformers write
+    there (`_name_or_path` and the like) and nobody reads: else the same model has other bytes in every clone.
+    """
+    for path in sorted([*folder.rglob("*config.json"), *folder.rglob("model_index.json")]):
+        text = path.read_text(encoding="utf-8")
+        config = json.loads(text)
+        if (kept := _without_paths(config)) != config:
+            path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_paths(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _without_paths(part)
+        for name, part in value.items()
+        if not (
+            isinstance(part, str)
+            and (name.endswith("name_or_path") or len(PurePath(part).parts) > 2 and os.path.isabs(part))
+        )
+    }

@@ -1,5 +1,4 @@
-"""DVC records which bytes: `dvc commit` after an asset has written, and the md5 that Dagster and MLflow then
-use.
+"""DVC records which bytes: `dvc commit` after an asset has written, and the md5 that Dagster and MLflow then use.
 
 DVC is called as a program from an environment of its own and only here (docs/decisions, field notes on why).
 
@@ -7,47 +6,33 @@ The one digest of a stage is the md5 of its out as DVC writes it to dvc.lock (32
 directory). A stage with several outs has the md5 of the JSON list [{"md5": …, "path": …}, …] sorted by path.
 """
 
-import fnmatch
-import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import yaml
 
 from emu_dagster.layout import project_root
+from emu_dagster.processes import one_at_a_time
+from emu_dagster.resources.dvc_files import DvcError, combine, hash_path, look_at, measure, read_ignored, read_yaml
+from emu_dagster.resources.dvc_lock import LockFile, Snapshot, find_repro
+from emu_dagster.surroundings import dvc_environment, refuse_surroundings
+from emu_data.files import write_json
 
-ALWAYS_IGNORED = (".dvc", ".git", ".hg")  # DVC's own defaults
-CHUNK = 1 << 20  # bytes read at a time
-
-
-class DvcError(Exception):
-    """DVC is missing, failed, or was about to record something that is not what happened."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a stage is about to read: its params as values, and each dep's md5 and look (see `look_at`)."""
-
-    stage: str
-    params: Mapping[str, Any]
-    deps: Mapping[str, str]
-    looks: Mapping[str, str]
+__all__ = ["DvcError", "DvcRecord", "Snapshot", "combine", "hash_path", "look_at"]
 
 
 class DvcRecord(dg.ConfigurableResource):
     """Records stages of the project's dvc.yaml.
 
-    `program`: empty takes .venv-dvc/bin/dvc of the project or beside the running environment, else `dvc` on
-    the PATH. `root`: empty takes the project's.
+    `program`: empty takes .venv-dvc/bin/dvc of the project or beside the running environment, else `dvc` on the PATH.
+    `root`: empty takes the project's.
     """
 
     program: str = ""
@@ -56,6 +41,10 @@ class DvcRecord(dg.ConfigurableResource):
     @property
     def folder(self) -> Path:
         return Path(self.root) if self.root else project_root()
+
+    @property
+    def lock(self) -> LockFile:
+        return LockFile(self.folder)
 
     def find_program(self) -> str:
         """Path of the dvc program. Raises DvcError when there is none."""
@@ -68,59 +57,99 @@ class DvcRecord(dg.ConfigurableResource):
 
     def run(self, *arguments: str) -> str:
         """Run dvc in the project and return what it printed. Raises DvcError with DVC's own last line."""
-        environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
         command = [self.find_program(), *arguments]
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=self.folder, env=dvc_environment(self.folder), capture_output=True, text=True
+        )
         if done.returncode:
             lines = [line for line in (done.stderr or done.stdout).splitlines() if line.startswith("ERROR")]
             reason = (lines or [(done.stderr or done.stdout).strip() or "no message"])[0].removeprefix("ERROR: ")
             raise DvcError(f"dvc {' '.join(arguments)} failed ({done.returncode}): {reason}")
         return done.stdout
 
-    def snapshot(self, stage: str) -> Snapshot:
-        """Take down, before the work starts, what `stage` reads. Raises DvcError when dvc.yaml has no such
-        stage.
+    @contextmanager
+    def hold(self, stage: str) -> Iterator[None]:
+        """While one process makes `stage`, another that wants to says who is at it, and waits."""
+        with one_at_a_time(self.lock.own / f"{stage}.lock", f"making {stage}"):
+            yield
 
-        A dep that another stage wrote has the md5 of dvc.lock (reading it is quick at any size); other deps,
-        such as code, are hashed here.
+    def snapshot(self, stage: str) -> Snapshot:
+        """Take down, before the work starts, what `stage` reads.
+
+        A dep that another stage wrote has the md5 of dvc.lock, which its bytes must have: they are hashed unless they
+        look as when they were last known to. Other deps, such as code, are hashed here.
+
+        Raises DvcError when dvc.yaml has no such stage, when the project lies where DVC cannot work, and when a dep is
+        not what dvc.lock says, since then nobody could tell afterwards what was read.
         """
+        refuse_surroundings(self.folder)
         definition = self._stage(stage)
-        outs = {out["path"]: out["md5"] for made in self._lock().values() for out in made.get("outs", [])}
-        deps = {}
-        for path in definition.get("deps", []):
-            deps[path] = outs.get(path) or hash_path(self.folder / path, self._ignored())
-        looks = {path: look_at(self.folder / path) for path in deps}
-        return Snapshot(stage, self._read_params(definition.get("params", [])), deps, looks)
+        outs = {out["path"]: (name, out) for name, made in self.lock.stages().items() for out in made.get("outs", [])}
+        known, entries, looks, ignored = self._known_looks(), {}, {}, read_ignored(self.folder)
+        for path in definition["deps"]:
+            looks[path] = look = look_at(self.folder / path, ignored)
+            maker, out = outs.get(path, ("", {}))
+            if out and known.get(path) == [out["md5"], look]:
+                entries[path] = {name: out[name] for name in ("md5", "size", "nfiles") if name in out}
+                continue
+            entries[path] = measure(self.folder / path, ignored)
+            if out and entries[path]["md5"] != out["md5"]:
+                raise DvcError(
+                    f"{path} is not what dvc.lock says {maker} wrote, so nobody could tell what {stage} was made from: "
+                    f"`emu materialize {maker}` records it, `dvc checkout {path}` brings back what is recorded"
+                )
+            if out and look == look_at(self.folder / path, ignored):
+                self._learn_looks({path: [out["md5"], look]})
+        return Snapshot(stage, self._read_params(definition["params"]), entries, looks, definition["outs"])
+
+    def changed_since(self, before: Snapshot) -> list[str]:
+        """Names of the params and deps of `before` that are no longer what they were. A dep that changed while a stage
+        read it may have been read in part before and in part after; the record says what it was at the start."""
+        now = self._read_params([{file: list(values)} for file, values in before.files.items()])
+        params = [
+            name for file, values in before.files.items() for name, value in values.items() if now[file][name] != value
+        ]
+        ignored = read_ignored(self.folder)
+        deps = [path for path, look in before.looks.items() if look_at(self.folder / path, ignored) != look]
+        return [*params, *deps]
 
     def record(self, stage: str, before: Snapshot) -> str:
         """Commit what `stage` wrote and return its digest (see the module).
 
-        Under `dvc repro` (DVC_STAGE is set) DVC commits by itself and holds the lock: only the digest is
-        computed, the way DVC does.
+        dvc.lock then holds the params and deps of `before`, also where they have changed meanwhile: that is what the
+        output was made from, and DVC and Dagster both call the stage out of date.
 
-        Raises DvcError, and leaves dvc.lock as it was, when params or deps are no longer those of `before`:
-        DVC hashes them now, and would record that these outs came from those.
+        Under `dvc repro` (DVC_STAGE is set) DVC commits by itself: only the digest is computed, the way DVC does, and
+        what DVC then writes is set right by whoever comes next.
         """
-        self._refuse_changes(before, self.snapshot(stage), "changed while {stage} was being made")
         if os.environ.get("DVC_STAGE"):
-            outs = [_path_of(out) for out in self._stage(stage).get("outs", [])]
-            return combine({path: hash_path(self.folder / path, self._ignored()) for path in outs})
-        lock = self.folder / "dvc.lock"
-        earlier = lock.read_bytes() if lock.exists() else None
-        self.run("--wait-for-lock", "commit", "-f", stage)
-        committed = self.deps_of(stage)
-        try:
-            after = Snapshot(stage, before.params, committed, before.looks)
-            self._refuse_changes(before, after, "is not what dvc.lock says, so {stage} was made from unrecorded bytes")
-        except DvcError:
-            if earlier is None:
-                lock.unlink()
-            else:
-                temporary = lock.with_name(f".{lock.name}.tmp-{os.getpid()}")
-                temporary.write_bytes(earlier)
-                os.replace(temporary, lock)
-            raise
-        return combine(self._outs(stage))
+            ignored = read_ignored(self.folder)
+            with self.lock.guard(before, writer=find_repro()):
+                return combine({path: hash_path(self.folder / path, ignored) for path in before.outs})
+        looks = self._look_at(before.outs)
+        with self.lock.guard(before):
+            # no relink: DVC would remove each single file and copy it back from its cache; a kill in between loses it
+            self.run("--wait-for-lock", "commit", "-f", "--no-relink", stage)
+        outs = self._outs(stage)
+        after = self._look_at(outs)
+        self._learn_looks({path: [md5, after[path]] for path, md5 in outs.items() if looks.get(path) == after[path]})
+        return combine(outs)
+
+    def record_again(self, before: Snapshot, digest: str) -> bool:
+        """Records what lies on disk and was made before, without making it: whether it was done.
+
+        before: what the materialisation read, see `Snapshot.describe`; digest: what it wrote. Nothing is done where
+        dvc.lock holds that already, or where what is on disk is something else.
+        """
+        stage, ignored = before.stage, read_ignored(self.folder)
+        paths = self._stage(stage)["outs"]
+        if self.digest_of(stage) == digest or not all((self.folder / path).exists() for path in paths):
+            return False
+        if combine({path: hash_path(self.folder / path, ignored) for path in paths}) != digest:
+            return False
+        with self.hold(stage):
+            self.record(stage, Snapshot(stage, before.files, before.entries, {}, paths))
+        return True
 
     def digest_of(self, stage: str) -> str | None:
         """The digest of `stage` in dvc.lock; None when it was never recorded."""
@@ -129,130 +158,65 @@ class DvcRecord(dg.ConfigurableResource):
 
     def deps_of(self, stage: str) -> dict[str, str]:
         """path -> md5 of what `stage` was made from, as dvc.lock has it; empty when it was never recorded."""
-        return {dep["path"]: dep["md5"] for dep in self._lock().get(stage, {}).get("deps", [])}
+        return {dep["path"]: dep["md5"] for dep in self.lock.stages().get(stage, {}).get("deps", [])}
 
     def status(self) -> dict[str, Any]:
         """What differs from dvc.lock, as `dvc status --json` says it; empty when all is recorded."""
-        return json.loads(self.run("status", "--json"))
+        self.mend()
+        return json.loads(self.run("--wait-for-lock", "status", "--json"))
 
     def push(self, remote: str = "") -> str:
         """Upload what is recorded to `remote` (empty: the default one); returns DVC's last line."""
+        self.mend()
         printed = self.run("push", *(["--remote", remote] if remote else []))
         return (printed.strip().splitlines() or ["nothing to push"])[-1]
 
-    def _refuse_changes(self, before: Snapshot, after: Snapshot, what: str) -> None:
-        changed = [
-            name
-            for old, new in (
-                (before.params, after.params),
-                (before.deps, after.deps),
-                (before.looks, after.looks),
-            )
-            for name in sorted({*old, *new})
-            if old.get(name) != new.get(name)
-        ]
-        if changed:
-            names = ", ".join(dict.fromkeys(changed))
-            raise DvcError(f"{names} {what.format(stage=before.stage)}: its output is not recorded. Make it again")
+    def mend(self) -> list[str]:
+        """Puts right what killed processes left in DVC's files; returns what was done, in words."""
+        return [*self.lock.mend(), *self.lock.mend_rwlock()]
 
     def _stage(self, stage: str) -> dict[str, Any]:
+        """The stage's deps and outs as paths, its params as dvc.yaml lists them."""
         path = self.folder / "dvc.yaml"
-        stages = _read_yaml(path).get("stages", {})
+        stages = read_yaml(path).get("stages", {})
         if stage not in stages:
             raise DvcError(f"no stage {stage} in {path}; there are: {', '.join(sorted(stages)) or 'none'}")
-        definition = dict(stages[stage])
-        definition["deps"] = [self._fill(dep) for dep in definition.get("deps", [])]
-        return definition
-
-    def _fill(self, text: str) -> str:
-        """`text` with ${section.name} replaced by the value in params.yaml, as DVC's templating does."""
-        names = re.findall(r"\$\{([\w.]+)\}", text)
-        for name, value in self._read_params(names).items() if names else ():
-            text = text.replace(f"${{{name}}}", str(value))
-        return text
-
-    def _lock(self) -> dict[str, Any]:
-        return _read_yaml(self.folder / "dvc.lock").get("stages", {})
+        found = stages[stage]
+        return {
+            "deps": found.get("deps", []),
+            "params": found.get("params", []),
+            # an out is a path, or {path: options}
+            "outs": tuple(out if isinstance(out, str) else next(iter(out)) for out in found.get("outs", [])),
+        }
 
     def _outs(self, stage: str) -> dict[str, str]:
-        return {out["path"]: out["md5"] for out in self._lock().get(stage, {}).get("outs", [])}
+        return {out["path"]: out["md5"] for out in self.lock.stages().get(stage, {}).get("outs", []) if "md5" in out}
 
-    def _read_params(self, listed: list[Any]) -> dict[str, Any]:
-        """The values that dvc.yaml's `params` name: "section" of params.yaml, or {file: [names]}."""
-        values: dict[str, Any] = {}
+    def _read_params(self, listed: list[Any]) -> dict[str, dict[str, Any]]:
+        """The values that dvc.yaml's `params` name, by file: "section" of params.yaml, or {file: [names]}."""
+        values: dict[str, dict[str, Any]] = {}
         for item in listed:
             for file, names in (item if isinstance(item, dict) else {"params.yaml": [item]}).items():
-                content = _read_yaml(self.folder / file)
+                content = read_yaml(self.folder / file)
                 for name in names or content:
                     value: Any = content
                     for part in name.split("."):
                         value = value.get(part) if isinstance(value, dict) else None
-                    values[name] = value
+                    values.setdefault(file, {})[name] = value
         return values
 
-    def _ignored(self) -> list[str]:
-        """Patterns of .dvcignore. Only those of names are understood, which is all that ours holds."""
-        path = self.folder / ".dvcignore"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [
-            *ALWAYS_IGNORED,
-            *(line.strip() for line in lines if line.strip() and not line.startswith("#")),
-        ]
+    def _look_at(self, paths: Mapping[str, Any] | tuple[str, ...]) -> dict[str, str]:
+        ignored = read_ignored(self.folder)
+        return {path: look_at(self.folder / path, ignored) for path in paths}
 
+    @property
+    def _looks_file(self) -> Path:
+        return self.lock.own / "looks.json"
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping, empty where there is no file. By libyaml: dvc.lock is read several times an asset, and
-    the parser in Python takes a third of a second for it."""
-    return (yaml.load(path.read_bytes(), yaml.CSafeLoader) or {}) if path.exists() else {}
+    def _known_looks(self) -> dict[str, list[str]]:
+        """path -> [md5, look]: how bytes of that md5 looked when they were last hashed."""
+        return json.loads(self._looks_file.read_text()) if self._looks_file.is_file() else {}
 
-
-def _path_of(out: str | Mapping[str, Any]) -> str:
-    """An entry of `outs` is a path, or {path: options}."""
-    return out if isinstance(out, str) else next(iter(out))
-
-
-def combine(outs: Mapping[str, str]) -> str:
-    """The one digest of {path: md5}: that of the only out, or the md5 of the sorted list."""
-    if len(outs) == 1:
-        return next(iter(outs.values()))
-    entries = [{"md5": md5, "path": path} for path, md5 in sorted(outs.items())]
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
-
-
-def list_files(path: Path, ignored: list[str]) -> list[Path]:
-    """The files below a directory that DVC would hash."""
-    files: list[Path] = []
-    for folder, folders, names in os.walk(path, followlinks=True):
-        keep = [name for name in folders if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)]
-        folders[:] = keep
-        files += [Path(folder, name) for name in names if not any(fnmatch.fnmatch(name, p) for p in ignored)]
-    return files
-
-
-def hash_path(path: Path, ignored: list[str]) -> str:
-    """The md5 that DVC 3 gives a file or directory (dvc-data's Tree: sorted {md5, relpath} as JSON, ".dir").
-
-    Raises DvcError when there is nothing at `path`.
-    """
-    if path.is_file():
-        digest = hashlib.md5(usedforsecurity=False)
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-        return digest.hexdigest()
-    if not path.is_dir():
-        raise DvcError(f"{path} does not exist: what should have written it has not run")
-    entries = [
-        {"md5": hash_path(file, ignored), "relpath": file.relative_to(path).as_posix()}
-        for file in list_files(path, ignored)
-    ]
-    listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
-    return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
-
-
-def look_at(path: Path) -> str:
-    """A quick summary that changes when files do: how many, how large, and the newest change (ns)."""
-    files = list_files(path, [*ALWAYS_IGNORED, "__pycache__"]) if path.is_dir() else [path]
-    stats = [file.stat() for file in files if file.exists()]
-    newest = max((stat.st_mtime_ns for stat in stats), default=0)
-    return f"{len(stats)} files, {sum(stat.st_size for stat in stats)} bytes, {newest}"
+    def _learn_looks(self, looks: Mapping[str, list[str]]) -> None:
+        with one_at_a_time(self.lock.own / "looks.lock", "noting how files look"):
+            write_json(self._looks_file, {**self._known_looks(), **looks})

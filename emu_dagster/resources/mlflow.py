@@ -5,7 +5,6 @@ mlflow is imported inside the functions: it takes seconds, and the code server m
 
 import logging
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,17 +13,21 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from emu_dagster.layout import project_root
+from emu_dagster.processes import describe_process, is_alive
 from emu_dagster.resources import INTERRUPTS
+from emu_dagster.resources.mlflow_store import EXPERIMENT, TrackerAway, find_fault, local_uri, settle_store
+from emu_dagster.resources.outbox import deliver, leave_message
 
 if TYPE_CHECKING:
     import mlflow
 
-EXPERIMENT = "emu"
 # Tags of every run. DIGEST_TAG is for the caller: the md5 of what the asset wrote, known after DVC's record.
 RUN_TAG, ASSET_TAG, PARTITION_TAG = "dagster.run_id", "dagster.asset", "dagster.partition"
 PROFILE_TAG, DIGEST_TAG, PROCESS_TAG = "emu.profile", "emu.md5", "emu.process"
 MAX_DIGEST = 36  # characters: MLflow's limit for a data set's digest, which md5 + ".dir" just fits
 PARAMS_A_CALL = 100  # MLflow's limit for one batch
+# Settings of MLflow's for a call that is not expected to succeed.
+AT_ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}
 
 
 class MlflowTracking(dg.ConfigurableResource):
@@ -39,35 +42,37 @@ class MlflowTracking(dg.ConfigurableResource):
     profile: str = ""
 
     def resolve_uri(self) -> str:
-        """The tracking URI in effect; makes mlflow/ when it is the local default."""
-        if uri := self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""):
-            return uri
-        folder = self._folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{folder / 'mlflow.db'}"
+        """The tracking URI in effect."""
+        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or local_uri(self._root)
 
-    def _folder(self) -> Path:
-        return (Path(self.root) if self.root else project_root()) / "mlflow"
+    @property
+    def _root(self) -> Path:
+        return Path(self.root) if self.root else project_root()
 
     def connect(self) -> str:
-        """Point mlflow at the tracking URI and return the experiment's id, making it when it is new."""
+        """Point mlflow at the tracking URI and return the experiment's id, making it when it is new.
+
+        Raises TrackerAway when the server there does not answer.
+        """
+        uri = self.resolve_uri()
+        if fault := find_fault(uri):
+            raise TrackerAway(fault)
         import mlflow
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        uri = self.resolve_uri()
         before = os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(uri)
         if before is None:
             # mlflow exports what it was given; it would overrule the default of another root in this process.
             os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if uri == local_uri(self._root):
+            settle_store(self._root)
         client = mlflow.MlflowClient()
         found = client.get_experiment_by_name(EXPERIMENT)
         if found is None:
-            is_local = uri.startswith("sqlite:") and uri.endswith(f"{self._folder() / 'mlflow.db'}")
-            location = str(self._folder() / "artifacts") if is_local else None
             with suppress(mlflow.MlflowException):  # another process was faster
-                client.create_experiment(EXPERIMENT, artifact_location=location)
+                client.create_experiment(EXPERIMENT)
             found = client.get_experiment_by_name(EXPERIMENT)
         assert found is not None
         mlflow.set_experiment(experiment_id=found.experiment_id)
@@ -84,39 +89,74 @@ class MlflowTracking(dg.ConfigurableResource):
         params differ. At the end the run is FINISHED, FAILED after an exception, KILLED after an interrupt.
         Runs of the same asset and partition that a dead process of this machine left RUNNING become KILLED.
 
-        Raises ValueError for a digest longer than 36 characters.
+        Raises ValueError for a digest longer than 36 characters, TrackerAway when the server does not answer; where it
+        stops answering when the work is done, its end is told later.
         """
         import mlflow
 
         for name, digest in inputs.items():
             if len(digest) > MAX_DIGEST:
                 raise ValueError(f"digest of {name} is {len(digest)} characters, MLflow takes {MAX_DIGEST}: {digest}")
-        experiment_id = self.connect()
-        flat = flatten(params)
-        identity = identify(context)
-        tags = identity | {PROCESS_TAG: _this_process()}
-        if self.profile:
-            tags[PROFILE_TAG] = self.profile
-        close_abandoned(experiment_id, identity)
-        run_id = find_run(experiment_id, identity, flat)
-        name = "/".join(filter(None, [identity[ASSET_TAG], identity.get(PARTITION_TAG)]))
-        run = mlflow.start_run(run_id=run_id, experiment_id=experiment_id, run_name=name, tags=tags)
+        with self._naming_who_is_away():
+            experiment_id = self.connect()
+            deliver(self.resolve_uri())  # what an earlier process could not send
+            flat = flatten(params)
+            identity = identify(context)
+            tags = identity | {PROCESS_TAG: describe_process()}
+            if self.profile:
+                tags[PROFILE_TAG] = self.profile
+            close_abandoned(experiment_id, identity)
+            disown_unfinished(experiment_id, identity, context.instance)
+            run_id = find_run(experiment_id, identity, flat)
+            name = "/".join(filter(None, [identity[ASSET_TAG], identity.get(PARTITION_TAG)]))
+            run = mlflow.start_run(run_id=run_id, experiment_id=experiment_id, run_name=name, tags=tags)
         status = "FAILED"
         try:
-            if run_id is None:
-                items = list(flat.items())
-                for start in range(0, len(items), PARAMS_A_CALL):
-                    mlflow.log_params(dict(items[start : start + PARAMS_A_CALL]))
-                log_inputs(inputs)
-            link = {f"mlflow/{name.replace('/', '.')}": run.info.run_id}
-            context.instance.add_run_tags(context.run.run_id, link)
-            yield run
+            with self._naming_who_is_away():
+                if run_id is None:
+                    items = list(flat.items())
+                    for start in range(0, len(items), PARAMS_A_CALL):
+                        mlflow.log_params(dict(items[start : start + PARAMS_A_CALL]))
+                    log_inputs(inputs)
+                link = {f"mlflow/{name.replace('/', '.')}": run.info.run_id}
+                context.instance.add_run_tags(context.run.run_id, link)
+                yield run
             status = "FINISHED"
         except INTERRUPTS:
             status = "KILLED"
             raise
         finally:
+            self._end(run.info.run_id, status)
+
+    def _end(self, run_id: str, status: str) -> None:
+        """Ends the active run. Where the server does not answer, it is told later: the work is done, or has failed."""
+        import mlflow
+
+        uri = self.resolve_uri()
+        if not find_fault(uri):
+            deliver(uri)
             mlflow.end_run(status)
+            return
+        leave_message(uri, run_id, status=status)
+        # mlflow forgets which run is active only by trying to end it
+        patience = {name: os.environ.get(name) for name in AT_ONCE}
+        os.environ.update(AT_ONCE)
+        with suppress(mlflow.MlflowException):
+            mlflow.end_run(status)
+        for name, value in patience.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+    @contextmanager
+    def _naming_who_is_away(self) -> Iterator[None]:
+        """An error of MLflow's while its server does not answer becomes TrackerAway, which says so in a line."""
+        try:
+            yield
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in ("mlflow", "requests", "urllib3"):
+                raise
+            if fault := find_fault(self.resolve_uri()):
+                raise TrackerAway(fault) from None
+            raise
 
     def child_environment(self, run: "mlflow.ActiveRun") -> dict[str, str]:
         """Variables with which a child process logs to `run` (see `emu_dagster.resources.gpu`).
@@ -176,27 +216,29 @@ def close_abandoned(experiment_id: str, identity: Mapping[str, str]) -> None:
     for run in _search(experiment_id, same_output, status="RUNNING"):
         partition = run.data.tags.get(PARTITION_TAG)
         process = run.data.tags.get(PROCESS_TAG, "")
-        if partition == identity.get(PARTITION_TAG) and process and not _is_alive(process):
+        if partition == identity.get(PARTITION_TAG) and process and not is_alive(process):
             mlflow.MlflowClient().set_terminated(run.info.run_id, status="KILLED")
 
 
-def _this_process() -> str:
-    import psutil
+def disown_unfinished(experiment_id: str, identity: Mapping[str, str], instance: dg.DagsterInstance) -> None:
+    """Marks as KILLED the last FINISHED run of this asset and partition where Dagster knows no materialisation by it:
+    the process ended in between, and the asset is made again."""
+    import mlflow
 
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def _is_alive(process: str) -> bool:
-    """Whether the process written by `_this_process` still runs; True for those of other machines."""
-    import psutil
-
-    host, pid, created = process.rsplit(":", 2)
-    if host != socket.gethostname():
-        return True
-    try:
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 2
-    except psutil.NoSuchProcess:
-        return False
+    same_output = {name: value for name, value in identity.items() if name != RUN_TAG}
+    for run in _search(experiment_id, same_output, status="FINISHED")[:1]:  # the newest; earlier ones were looked at
+        dagster_run = run.data.tags[RUN_TAG]
+        if dagster_run == identity[RUN_TAG] or not instance.has_run(dagster_run):
+            continue  # a retry of a step; or another instance's, of which nothing is known here
+        again = instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": dagster_run}))
+        keys = [
+            entry.dagster_event.asset_key
+            for run_id in (dagster_run, *(repeated.run_id for repeated in again))
+            for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+            if entry.dagster_event
+        ]
+        if dg.AssetKey.from_user_string(identity[ASSET_TAG]) not in keys:
+            mlflow.MlflowClient().set_terminated(run.info.run_id, status="KILLED")
 
 
 def log_inputs(inputs: Mapping[str, str]) -> None:

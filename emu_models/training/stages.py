@@ -23,6 +23,7 @@ from emu_models.checkpoints import (
     Adapters,
     add_adapters,
     captions_of,
+    forget_paths,
     hide_bars,
     latents_of,
     load_pipeline,
@@ -126,6 +127,7 @@ def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
     if job.world.leads:
         with atomic_dir(job.out) as folder:
             averaged.save_pretrained(folder)
+            forget_paths(folder)
             _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
             _save_pairs(rows.held, averaged, folder / "preview.png")
     job.world.wait()

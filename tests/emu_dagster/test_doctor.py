@@ -1,5 +1,6 @@
 """`emu doctor`: finds what is here, says what is not and how to mend it, and its exit code follows."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ def by_name() -> dict[str, Finding]:
 
 
 def test_a_sound_project_is_all_right(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("params.yaml", "dvc.yaml"):
-        (project / name).write_text("{}")
+    (project / "params.yaml").write_text("{}")
+    (project / ".dvc").mkdir()
     findings = by_name()
     assert [name for name, finding in findings.items() if finding.needed and not finding.good] == []
     assert "on " in findings["torch"].found and "threads" in findings["torch"].found
@@ -29,10 +30,26 @@ def test_what_is_missing_is_named_with_its_remedy(
     findings = by_name()
     assert "not absolute" in findings["DAGSTER_HOME"].found
     assert "HF_HUB_OFFLINE" in findings["switches"].found
-    assert "no params.yaml and no dvc.yaml" in findings["project"].found
+    assert "params.yaml is missing" in findings["project"].found and ".dvc is missing" in findings["project"].found
     assert all(finding.mend for finding in findings.values() if not finding.good)
     assert print_findings(list(findings.values())) == 1
     assert "EMU_ROOT" in capsys.readouterr().out
+
+
+def test_the_doctor_mends_what_a_kill_left(project: Path) -> None:
+    (project / ".dvc").mkdir()
+    (project / "dvc.lock").write_text("")
+    assert "unreadable" in by_name()["records"].found
+    assert by_name()["records"].found == "dvc.lock is whole"
+
+
+def test_a_tracker_that_does_not_answer_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{probe.getsockname()[1]}"  # bound, but nobody listens
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        finding = by_name()["mlflow"]
+    assert not finding.good and uri in finding.found and "unset" in finding.found
 
 
 def test_a_missing_browser_is_no_failure() -> None:

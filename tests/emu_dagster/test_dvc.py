@@ -1,6 +1,8 @@
 """What DVC records, with the real dvc program in a project that has no git."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emu_dagster.resources.dvc import DvcError, DvcRecord, combine, hash_path
+from emu_dagster.resources import dvc_files
+from emu_dagster.resources.dvc import DvcError, DvcRecord, Snapshot, combine, hash_path
 
 STAGES = {
     "raw": {"cmd": "python make.py raw", "params": ["raw"], "outs": [{"data/raw": {"persist": True}}]},
@@ -21,6 +24,7 @@ STAGES = {
 }
 # What an asset does, in small: write, or under `dvc repro` write and print the digest.
 MAKE = """
+import os
 import sys
 from pathlib import Path
 from emu_dagster.resources.dvc import DvcRecord
@@ -30,6 +34,8 @@ before = record.snapshot(stage)
 for path in {"raw": ["data/raw/00000.tar"], "model": ["data/model/weights", "data/card.json"]}[stage]:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(stage + "'s new bytes")
+if "CHANGE" in os.environ:
+    Path("params.yaml").write_text(os.environ["CHANGE"])
 Path("digest-" + stage).write_text(record.record(stage, before))
 """
 
@@ -54,24 +60,16 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def read_stage(record: DvcRecord, stage: str) -> dict:
+    return yaml.safe_load((record.folder / "dvc.lock").read_text())["stages"][stage]
+
+
 def make_both(record: DvcRecord) -> None:
     record.record("raw", record.snapshot("raw"))
     before = record.snapshot("model")
     write(record.folder / "data" / "model" / "weights", "w")
     write(record.folder / "data" / "card.json", "{}")
     record.record("model", before)
-
-
-def test_a_dep_may_be_named_by_params(record: DvcRecord):
-    """As `${section.name}`, which DVC fills in as well: what was read is then what dvc.lock says."""
-    stages = {**STAGES, "model": {**STAGES["model"], "deps": ["data/raw", "${model.base}"]}}
-    (record.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    (record.folder / "params.yaml").write_text("raw: {seed: 1}\nmodel: {base: brought/checkpoint}\n")
-    write(record.folder / "brought" / "checkpoint" / "weights", "theirs")
-    make_both(record)
-    expected = hash_path(record.folder / "brought" / "checkpoint", [])
-    assert record.deps_of("model")["brought/checkpoint"] == expected
-    assert record.status() == {}
 
 
 def test_digest_is_dvcs_own_and_status_is_clean(record: DvcRecord) -> None:
@@ -82,6 +80,20 @@ def test_digest_is_dvcs_own_and_status_is_clean(record: DvcRecord) -> None:
     assert digest.endswith(".dir") and len(digest) == 36
     assert digest == hash_path(record.folder / "data" / "raw", ["__pycache__"])
     assert "raw" not in record.status()
+
+
+def test_a_commit_leaves_the_files_where_they_are(record: DvcRecord) -> None:
+    """By itself DVC removes a single file and copies it back from its cache: a kill in between would lose it."""
+    make_both(record)
+    write(record.folder / "data" / "model" / "weights", "other")
+    stages = {**STAGES, "model": {**STAGES["model"], "outs": ["data/model/weights", "data/raw2", "data/card.json"]}}
+    (record.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    write(record.folder / "data" / "raw2" / "a", "folder")
+    files = {path: path.stat() for path in (record.folder / "data").rglob("*") if path.is_file()}
+    record.record("model", record.snapshot("model"))
+    assert {(p, s.st_ino, s.st_mtime_ns) for p, s in files.items()} == {
+        (p, p.stat().st_ino, p.stat().st_mtime_ns) for p in files
+    }
 
 
 def test_several_outs_have_one_digest(record: DvcRecord) -> None:
@@ -99,26 +111,101 @@ def test_several_outs_have_one_digest(record: DvcRecord) -> None:
         ("params.yaml", "raw: {seed: 1}\nmodel: {width: 64, depth: {down: 3}}\n"),
         ("code/network.py", "width = 2"),
         ("data/raw/00000.tar", "changed by hand"),
+        ("data/raw/00001.tar", "one more"),
     ],
 )
-def test_change_during_the_work_is_refused(record: DvcRecord, path: str, text: str) -> None:
+def test_change_during_the_work_is_recorded_as_what_it_was(record: DvcRecord, path: str, text: str) -> None:
+    """The work is not lost, the record is true, and the stage is out of date for as long as the change stands."""
     make_both(record)
-    lock = (record.folder / "dvc.lock").read_bytes()
+    changed = record.folder / path
+    was = changed.read_text() if changed.exists() else None
+    entry = read_stage(record, "model")
     before = record.snapshot("model")
-    write(record.folder / path, text)
+    write(changed, text)
     write(record.folder / "data" / "model" / "weights", "made from what was before")
-    with pytest.raises(DvcError, match="changed while model was being made"):
-        record.record("model", before)
-    assert (record.folder / "dvc.lock").read_bytes() == lock
+    digest = record.record("model", before)
+    assert record.changed_since(before) in (["model"], ["code"], ["data/raw"])
+    now = read_stage(record, "model")
+    assert (now["deps"], now["params"]) == (entry["deps"], entry["params"])
+    assert now["outs"] != entry["outs"] and record.digest_of("model") == digest
+    assert "model" in record.status()
+    changed.unlink() if was is None else write(changed, was)
+    assert record.status() == {}
 
 
-def test_input_changed_by_hand_before_the_work_is_not_recorded(record: DvcRecord) -> None:
+def test_a_dep_that_another_stage_makes_anew_during_the_work(record: DvcRecord) -> None:
+    make_both(record)
+    before = record.snapshot("model")
+    entry = read_stage(record, "model")
+    write(record.folder / "data" / "raw" / "00000.tar", "made again, and recorded")
+    record.record("raw", record.snapshot("raw"))
+    record.record("model", before)
+    assert read_stage(record, "model") == entry
+    assert record.deps_of("model")["data/raw"] != record.digest_of("raw")
+    assert list(record.status()) == ["model"]
+
+
+def test_input_changed_by_hand_is_refused_before_the_work(record: DvcRecord) -> None:
     make_both(record)
     lock = (record.folder / "dvc.lock").read_bytes()
-    write(record.folder / "data" / "raw" / "00000.tar", "changed by hand")
-    with pytest.raises(DvcError, match="data/raw is not what dvc.lock says"):
-        record.record("model", record.snapshot("model"))
+    write(record.folder / "data" / "raw" / "00000.tar", "SOME bytes")  # of the same size
+    with pytest.raises(DvcError, match="data/raw is not what dvc.lock says raw wrote.*emu materialize raw"):
+        record.snapshot("model")
     assert (record.folder / "dvc.lock").read_bytes() == lock
+
+
+def test_a_dep_is_hashed_only_when_it_looks_different(record: DvcRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_both(record)
+    hashed = []
+
+    def measure(path: Path, ignored: list[str]) -> dict:
+        hashed.append(path.name)
+        return dvc_files.measure(path, ignored)
+
+    monkeypatch.setattr("emu_dagster.resources.dvc.measure", measure)
+    first = record.snapshot("model")
+    assert hashed == ["code"]  # which no stage makes
+    os.utime(record.folder / "data" / "raw" / "00000.tar")
+    assert record.snapshot("model").entries == first.entries
+    assert hashed == ["code", "raw", "code"]
+    assert record.snapshot("model").entries == first.entries
+    assert hashed == ["code", "raw", "code", "code"]
+
+
+@pytest.mark.parametrize("lost", ["removed", "truncated"])
+def test_what_is_on_disk_is_recorded_again_without_being_made(record: DvcRecord, lost: str) -> None:
+    """dvc.lock gone, as after `git clean` or a kill in the version before: the same bytes come again."""
+    made = {}
+    for stage, files in (("raw", ["data/raw/00000.tar"]), ("model", ["data/model/weights", "data/card.json"])):
+        before = record.snapshot(stage)
+        for file in files:
+            write(record.folder / file, stage)
+        made[stage] = (record.record(stage, before), json.loads(json.dumps(before.describe())))
+    lock = (record.folder / "dvc.lock").read_bytes()
+    times = {path: path.stat().st_mtime_ns for path in (record.folder / "data").rglob("*")}
+    # params that changed since are not those that it was made with
+    write(record.folder / "params.yaml", "raw: {seed: 1}\nmodel: {width: 65, depth: {down: 2}}\nother: 1\n")
+    if lost == "removed":
+        (record.folder / "dvc.lock").unlink()
+    else:
+        (record.folder / "dvc.lock").write_bytes(b"")
+    for digest, described in made.values():
+        assert record.record_again(Snapshot.from_description(described), digest)
+    assert (record.folder / "dvc.lock").read_bytes() == lock
+    assert {path: path.stat().st_mtime_ns for path in (record.folder / "data").rglob("*")} == times
+    for digest, described in made.values():
+        assert not record.record_again(Snapshot.from_description(described), digest)  # it is there
+
+
+def test_other_bytes_are_not_recorded_as_what_was_made(record: DvcRecord) -> None:
+    before = record.snapshot("raw")
+    digest = record.record("raw", before)
+    (record.folder / "dvc.lock").unlink()
+    write(record.folder / "data" / "raw" / "00000.tar", "changed by hand")
+    assert not record.record_again(before, digest)
+    shutil.rmtree(record.folder / "data")
+    assert not record.record_again(before, digest)
+    assert not (record.folder / "dvc.lock").exists()
 
 
 def test_change_of_other_params_is_nothing(record: DvcRecord) -> None:
@@ -137,6 +224,16 @@ def test_under_repro_the_commit_is_dvcs_and_the_digest_the_same(record: DvcRecor
     for stage in STAGES:
         assert (record.folder / f"digest-{stage}").read_text() == record.digest_of(stage)
     assert record.status() == {}
+
+    # params change while the last stage is made: DVC would record the new ones
+    entry = read_stage(record, "model")
+    (record.folder / "code" / "network.py").write_text("width = 3")  # so that it is made again
+    environment["CHANGE"] = "raw: {seed: 1}\nmodel: {width: 65, depth: {down: 2}}\nother: 1\n"
+    done = subprocess.run(command, cwd=record.folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert record.deps_of("model")["code"] == hash_path(record.folder / "code", [])
+    assert read_stage(record, "model")["params"] == entry["params"]
+    assert list(record.status()) == ["model"]
 
 
 def test_push_to_a_local_remote(record: DvcRecord) -> None:

@@ -162,6 +162,24 @@ def test_runs_of_dead_processes_are_closed(tracking: MlflowTracking, instance: d
     assert sorted(run.info.status for run in runs_of(tracking, "crashed")) == ["FINISHED", "KILLED"]
 
 
+def test_a_run_that_ended_before_dagster_knew_is_not_counted(
+    tracking: MlflowTracking, instance: dg.DagsterInstance
+) -> None:
+    """As kill -9 leaves it between MLflow's end of the run and Dagster's materialisation."""
+
+    @dg.asset
+    def unlucky(context: dg.AssetExecutionContext) -> None:
+        with tracking.run_for(context, PARAMS, INPUTS):
+            pass
+        if len(runs_of(tracking, "unlucky")) == 2:
+            raise OSError("the machine goes down")
+
+    for _ in range(4):
+        dg.materialize([unlucky], instance=instance, raise_on_error=False)
+    statuses = [run.info.status for run in reversed(runs_of(tracking, "unlucky"))]
+    assert statuses == ["FINISHED", "KILLED", "FINISHED", "FINISHED"]
+
+
 def test_too_long_digest_is_refused(tracking: MlflowTracking, instance: dg.DagsterInstance) -> None:
     @dg.asset
     def network(context: dg.AssetExecutionContext) -> None:

@@ -17,6 +17,7 @@ from emu_models.denoiser import DenoiserConfig, build_denoiser
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.pipeline import EmuPipeline, draw
 from emu_models.text import load_text_encoders
+from tests.checkpoints import make_checkpoint
 
 
 @pytest.fixture
@@ -137,6 +138,31 @@ def test_code_of_a_folder_runs_only_where_it_is_trusted(pipeline, tmp_path):
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
     assert isinstance(load_pipeline(tmp_path), EmuPipeline)
+
+
+@pytest.mark.parametrize("kind", ["ours", "sd1", "sdxl"])
+def test_the_same_model_has_the_same_bytes_wherever_it_was_loaded_from(pipeline, tmp_path, kind):
+    """Two clones: what they tune from lies at different places, and so do the packages that bring text encoders."""
+    places = [tmp_path / "clone", tmp_path / "deeper" / "clone_2"]
+    for place in places:
+        if kind == "ours":
+            save_pipeline(pipeline, place / "base")
+        else:
+            make_checkpoint(kind, place / "base")
+        loaded = load_pipeline(place / "base")
+        add_adapters(loaded.unet, Adapters(2, 2.0, ("to_q",)))
+        torch.manual_seed(0)
+        for name, parameter in loaded.unet.named_parameters():
+            if "lora" in name:
+                torch.nn.init.normal_(parameter)
+        save_pipeline(loaded, place / "tuned")
+    one, two = (
+        {p.relative_to(place): p.read_bytes() for p in (place / "tuned").rglob("*") if p.is_file()} for place in places
+    )
+    assert one == two
+    for name, content in one.items():
+        assert not any(str(folder).encode() in content for folder in (tmp_path, sys.prefix)), name
+    assert load_pipeline(places[1] / "tuned")
 
 
 def test_adapters_of_ours_load_as_any(pipeline, tmp_path):

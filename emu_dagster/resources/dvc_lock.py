@@ -1,0 +1,292 @@
+"""dvc.lock kept whole and true, though DVC writes it in place and hashes inputs only when the work is done.
+
+Before anything lets DVC write it, a journal is put beside DVC's own locks: the earlier bytes, who is about to write,
+and for a stage what it really read. Whoever comes next settles a journal that its writer left: half a dvc.lock is
+replaced by the earlier bytes, and the entry of the stage is given the inputs that it really had.
+"""
+
+import fcntl
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from emu_dagster.processes import describe_process, is_alive, one_at_a_time
+from emu_dagster.resources.dvc_files import dump_yaml, parse_yaml
+from emu_data.files import atomic_file, write_json
+
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 0.1  # chosen here: how often a lock of DVC's is looked at
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a stage reads, taken down before it starts.
+
+    files: the values of params, by the file that has them and their dotted names. entries: for each dep its md5, size
+    and, for a folder, nfiles, as dvc.lock holds them. looks: see `dvc_files.look_at`. outs: paths that it writes.
+    """
+
+    stage: str
+    files: Mapping[str, Mapping[str, Any]]
+    entries: Mapping[str, Mapping[str, Any]]
+    looks: Mapping[str, str]
+    outs: tuple[str, ...] = ()
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {name: value for values in self.files.values() for name, value in values.items()}
+
+    @property
+    def deps(self) -> dict[str, str]:
+        """path -> md5"""
+        return {path: entry["md5"] for path, entry in self.entries.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values, for a materialisation's metadata: enough to record it again, see `DvcRecord.record_again`."""
+        return {
+            "stage": self.stage,
+            "params": {file: dict(values) for file, values in self.files.items()},
+            "deps": {path: dict(entry) for path, entry in self.entries.items()},
+            "outs": list(self.outs),
+        }
+
+    @classmethod
+    def from_description(cls, described: Mapping[str, Any]) -> "Snapshot":
+        return cls(described["stage"], described["params"], described["deps"], {}, tuple(described["outs"]))
+
+
+class LockFile:
+    """dvc.lock of the project in `folder`, and the journal, in .dvc/tmp/emu/, which git and DVC ignore."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "dvc.lock"
+        self.tmp = folder / ".dvc" / "tmp"
+        self.own = self.tmp / "emu"
+        self.journal = self.own / "journal.json"
+
+    def stages(self) -> dict[str, Any]:
+        """stage -> entry. While another process lets DVC write, what was there before."""
+        self.mend()
+        before = self._read_journal()
+        content = self._content()
+        during = before or self._read_journal()  # begun while we read
+        if during is not None:
+            content = during["earlier"].encode() if during["earlier"] is not None else None
+        return ((parse_yaml(content) if content else None) or {}).get("stages") or {}
+
+    @contextmanager
+    def guard(self, before: Snapshot | None, writer: psutil.Process | None = None) -> Iterator[None]:
+        """Inside, DVC may write dvc.lock. One process at a time; afterwards, whatever happened, dvc.lock is whole, and
+        the entry of `before`'s stage says what `before` says.
+
+        writer: the process that is going to write after the context is left (dvc, of whose `repro` we are a part); its
+        journal stays for whoever comes next.
+        """
+        with one_at_a_time(self.own / "record.lock", f"recording {before.stage if before else 'stages'} in dvc.lock"):
+            self._settle()
+            self.mend_rwlock()
+            earlier = self._content()
+            journal = {
+                "writer": describe_process(writer),
+                "earlier": earlier.decode() if earlier is not None else None,
+                "before": before.describe() if before else None,
+            }
+            with atomic_file(self.journal) as partial:  # not `write_json`, which would sort the params
+                partial.write_text(json.dumps(journal))
+            try:
+                yield
+            finally:
+                if writer is None:
+                    self._settle(mine=True)
+
+    def mend(self) -> list[str]:
+        """Puts right what a killed process left; returns what was done, in words. Cheap where there is nothing."""
+        journal = self._read_journal()
+        if journal is None and _is_lock(self._content()):
+            return []
+        if journal is not None and self._is_written_by_another(journal):
+            return []
+        with one_at_a_time(self.own / "record.lock", "mending dvc.lock"):
+            return [*self.mend_rwlock(), *self._settle()]
+
+    def mend_rwlock(self) -> list[str]:
+        """DVC's list of who reads and writes what: removed where a killed dvc left half of it; entries whose process id
+        belongs to a process that is younger than the list are taken out. (DVC itself drops dead ones.)
+        """
+        path = self.tmp / "rwlock"
+        if not path.is_file() or not path.stat().st_size:
+            path.unlink(missing_ok=True)
+            return []
+        with _dvc_lock(self.tmp / "rwlock.lock"):
+            try:
+                listed = json.loads(path.read_text())
+                written = path.stat().st_mtime
+                readers = {p: [i for i in infos if _wrote(i, written)] for p, infos in listed.get("read", {}).items()}
+                writers = {p: info for p, info in listed.get("write", {}).items() if _wrote(info, written)}
+            except (ValueError, AttributeError, KeyError, TypeError):
+                path.unlink()
+                return [_say("removed half a .dvc/tmp/rwlock, which a killed dvc had left")]
+            kept = {"read": {p: infos for p, infos in readers.items() if infos}, "write": writers}
+            if kept == {"read": listed.get("read", {}), "write": listed.get("write", {})}:
+                return []
+            write_json(path, kept)
+            return [_say("removed the entries of dead processes from .dvc/tmp/rwlock")]
+
+    def _settle(self, mine: bool = False) -> list[str]:
+        """Ends a journal whose writer has ended, or is ours (`mine`)."""
+        journal, done = self._read_journal(), []
+        if journal is not None and not mine and self._is_written_by_another(journal):
+            return []
+        with _dvc_lock(self.tmp / "lock"):  # a dvc whose parent was killed may still be writing
+            content = self._content()
+            if journal is None:
+                if not _is_lock(content):
+                    aside = self.path.with_name("dvc.lock.unreadable")
+                    self.path.replace(aside)
+                    done.append(
+                        _say(f"dvc.lock could not be read and is now {aside.name}; what it recorded is missing")
+                    )
+                return done
+            earlier = journal["earlier"].encode() if journal["earlier"] is not None else None
+            before = Snapshot.from_description(journal["before"]) if journal["before"] else None
+            if content != earlier and not _is_whole(content, earlier, before):
+                self._replace(earlier)
+                done.append(_say("dvc.lock was half written; it has its earlier bytes again"))
+            elif content != earlier and before is not None:
+                self._stamp(before, earlier)
+            self.journal.unlink(missing_ok=True)
+            return done
+
+    def _stamp(self, before: Snapshot, earlier: bytes | None) -> None:
+        """Gives the stage's entry, which DVC has just written, the params and deps of `before`."""
+        content = parse_yaml(self._content() or b"")
+        entry = content["stages"].get(before.stage)
+        if entry is None or entry == (_stages(earlier).get(before.stage)):
+            return
+        deps = {dep["path"]: dep for dep in entry.get("deps", [])}
+        true_deps = [
+            # DVC's own entry where it says the same: it may hold more, as that a file is executable
+            deps[path] if deps.get(path, {}).get("md5") == found["md5"] else {"path": path, "hash": "md5", **found}
+            for path, found in sorted(before.entries.items())
+        ]
+        true = {
+            "deps": true_deps,
+            "params": {file: dict(sorted(values.items())) for file, values in sorted(before.files.items()) if values},
+        }
+        if all(entry.get(part, type(value)()) == value for part, value in true.items()):
+            return
+        parts = {"cmd": entry["cmd"], **{name: value for name, value in true.items() if value}}
+        content["stages"][before.stage] = parts | {
+            name: entry[name] for name in entry if name not in ("deps", "params")
+        }
+        self._replace(dump_yaml(content))
+
+    def _is_written_by_another(self, journal: Mapping[str, Any]) -> bool:
+        """Or by another thread of this process. A `dvc repro` that waits for us does not write now."""
+        return is_alive(journal["writer"]) and journal["writer"] not in map(
+            describe_process, psutil.Process().parents()
+        )
+
+    def _read_journal(self) -> dict[str, Any] | None:
+        with suppress(FileNotFoundError):
+            return json.loads(self.journal.read_text())
+        return None
+
+    def _content(self) -> bytes | None:
+        with suppress(FileNotFoundError):
+            return self.path.read_bytes()
+        return None
+
+    def _replace(self, content: bytes | None) -> None:
+        if content is None:
+            self.path.unlink(missing_ok=True)
+        else:
+            with atomic_file(self.path) as partial:
+                partial.write_bytes(content)
+
+
+def find_repro() -> psutil.Process:
+    """The `dvc repro` that this process is a part of."""
+    parents = psutil.Process().parents()
+    for parent in parents:
+        with suppress(psutil.Error):
+            if any(Path(part).name == "dvc" for part in parent.cmdline()):
+                return parent
+    return parents[0]
+
+
+def _stages(content: bytes | None) -> dict[str, Any]:
+    return (parse_yaml(content or b"") or {}).get("stages") or {}
+
+
+def _is_lock(content: bytes | None) -> bool:
+    """Whether these bytes can be a dvc.lock; no file at all is one."""
+    if content is None:
+        return True
+    try:
+        return isinstance(parse_yaml(content), dict) and isinstance(_stages(content), dict)
+    except (yaml.YAMLError, AttributeError):
+        return False
+
+
+def _is_whole(content: bytes | None, earlier: bytes | None, before: Snapshot | None) -> bool:
+    """Whether DVC came to the end of writing `content` over `earlier`, for the stage of `before`. The bytes reach the
+    file in blocks, so what is lacking is lacking at the end: stages, or parts of the last one."""
+    if not content or not content.endswith(b"\n") or not _is_lock(content):
+        return False
+    stages, known = _stages(content), _stages(earlier)
+    if before is not None:
+        entry = stages.get(before.stage)
+        others = {name: found for name, found in known.items() if name != before.stage}
+        if any(stages.get(name) != found for name, found in others.items()):
+            return False
+        if entry is not None and not {out["path"] for out in _outs(entry)} >= set(before.outs):
+            return False
+    return set(known) <= set(stages) and all(_is_complete(entry) for entry in stages.values())
+
+
+def _is_complete(entry: Any) -> bool:
+    outs = _outs(entry)
+    return bool(outs) and all(
+        "size" in out and str(out.get("md5", "")).endswith(".dir") == ("nfiles" in out) for out in outs
+    )
+
+
+def _outs(entry: Any) -> list[dict[str, Any]]:
+    outs = entry.get("outs") if isinstance(entry, dict) else None
+    return [out for out in outs if isinstance(out, dict) and "path" in out] if isinstance(outs, list) else []
+
+
+def _wrote(info: Mapping[str, Any], when: float) -> bool:
+    """Whether the process of an entry can be the one that made it: it is there, and was when the list was written."""
+    try:
+        return psutil.Process(int(info["pid"])).create_time() <= when + 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def _dvc_lock(path: Path) -> Iterator[None]:
+    """Holds a lock of DVC's own (zc.lockfile: flock on the file), which the system frees when a dvc dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(POLL_SECONDS)
+        yield
+
+
+def _say(what: str) -> str:
+    logger.warning(what)
+    return what

@@ -1,0 +1,262 @@
+"""Kills a run of the graph again and again, resumes it with the same command, and compares what it ends with to a run
+that was left alone: the same bytes, and the same records.
+
+    python -m scripts.kill_campaign --kills 50 --folder /tmp/campaign
+
+Every process of the command is killed at once (-9), as when a machine goes down. Kills fall at random, or are aimed: at
+`dvc commit`, at dvc.lock while DVC writes it, at MLflow's database while a transaction is open, at a file or folder
+that is about to be renamed to its name. FOLDER keeps the project left alone (alone/) for further campaigns.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from emu_data.files import TEMPORARY_MARK
+from tests.e2e.conftest import Project, make_project
+
+START_SECONDS = 12.0  # about what the command takes before it works
+WAIT_SECONDS = 90.0  # for what a kill is aimed at to come; then it falls at random
+POLL_SECONDS = 0.002
+# Told by the project itself: what Dagster, MLflow and DVC say of each asset.
+RECORDS = """
+import json, dagster as dg, mlflow
+from emu_dagster.environment import prepare_environment
+prepare_environment()
+from emu_dagster.declaring import DECLARATIONS
+import emu_dagster.definitions
+from emu_dagster.resources.dvc import DvcRecord, hash_path
+from emu_dagster.resources.dvc_files import combine, read_ignored, read_yaml
+from emu_dagster.resources.mlflow import MlflowTracking
+from emu_dagster.layout import OUTS
+dvc, instance, experiment = DvcRecord(), dg.DagsterInstance.get(), MlflowTracking().connect()
+client = mlflow.MlflowClient()
+runs = [(r.info.run_id, r.info.status, r.data.tags.get("dagster.asset"), r.data.tags.get("emu.md5"))
+        for r in mlflow.search_runs([experiment], output_format="list", max_results=5000)]
+assets = {}
+for key in DECLARATIONS:
+    events = instance.fetch_materializations(dg.AssetKey(key), limit=1000).records
+    made = [record.asset_materialization for record in events]
+    assets[key] = {
+        "versions": [(m.tags["dagster/data_version"], m.metadata["md5"].value, m.metadata["mlflow_run"].value)
+                     for m in made],
+        "on_disk": combine({out: hash_path(dvc.folder / out, read_ignored(dvc.folder)) for out in OUTS[key]}),
+        "recorded": dvc.digest_of(key),
+    }
+versions = []
+for version in client.search_model_versions():
+    mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}")
+    aliases = sorted(client.get_model_version(version.name, version.version).aliases)
+    versions.append((version.version, version.status, aliases))
+unfinished = [run.run_id for run in instance.get_runs() if not run.is_finished]
+print(json.dumps({"assets": assets, "runs": runs, "registry": versions, "unfinished": unfinished,
+    "stages": read_yaml(dvc.folder / "dvc.lock")["stages"], "status": dvc.status()}))
+"""
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="where both projects are made")],
+    kills: Annotated[int, typer.Option(min=1)] = 50,
+    seed: Annotated[int, typer.Option(help="of the moments at which a kill falls")] = 0,
+    profile: str = "smoke",
+) -> None:
+    """Exit code 1, and what differs, where the killed project is not what the one left alone is."""
+    faults = run_campaign(folder.resolve(), kills, seed, profile)
+    print("\n".join(faults) or "the same bytes and the same records", flush=True)
+    sys.exit(bool(faults))
+
+
+def run_campaign(folder: Path, kills: int, seed: int, profile: str) -> list[str]:
+    """Runs the whole campaign; what differs in the end, a line each."""
+    command = ["emu", "demo", "--profile", profile]
+    alone = Project(folder / "alone")
+    if not (alone.root / "dvc.lock").is_file():
+        alone = make_project(alone.root)
+        alone.must(*command, timeout=3600)
+    shutil.rmtree(folder / "killed", ignore_errors=True)
+    killed = make_project(folder / "killed")
+    draw, tally = random.Random(seed), Counter()
+    aims = list(AIMS)
+    patience = START_SECONDS
+    while tally.total() < kills:
+        aim = aims[tally.total() % len(aims)]
+        before = count_stages(killed)
+        fell = kill_once(killed, command, aim, START_SECONDS + draw.uniform(0, patience), draw)
+        if fell is None:  # it came to its end: something is taken away, which is then made again
+            # (votes are an input, and registering again makes another version)
+            assets = sorted(read_records(killed)["assets"])
+            victim = draw.choice([a for a in assets if not a.endswith("_votes") and a != "registered_model"])
+            print(f"finished after {tally.total()} kills; {victim} is removed", flush=True)
+            remove_outs(killed, victim)
+            continue
+        tally[fell] += 1
+        patience = START_SECONDS if count_stages(killed) > before else patience * 1.3
+        print(f"kill {tally.total()}: {fell}; {count_stages(killed)} stages recorded", flush=True)
+    print(killed.must(*command, timeout=3600).splitlines()[-1])
+    print(f"kills: {dict(tally)}", flush=True)
+    return compare(read_records(alone), read_records(killed)) + find_broken_objects(killed)
+
+
+def kill_once(project: Project, command: list[str], aim: str, seconds: float, draw: random.Random) -> str | None:
+    """Starts the command and kills it: at what is aimed at, else after `seconds`. What was hit; None where it ended
+    first. RuntimeError where it ended with an error: a killed run must always go on.
+    """
+    log = project.root.parent / "killed.log"
+    with log.open("w") as file:
+        process = psutil.Popen(
+            command, cwd=project.root, env=project.environment, stdout=file, stderr=file, start_new_session=True
+        )
+        began = time.monotonic()
+        skip = draw.randrange(3)  # so that not always the first of its kind is hit
+        limit = seconds if aim == "random" else WAIT_SECONDS
+        was_there = False
+        while process.poll() is None and time.monotonic() - began < limit:
+            is_there = aim != "random" and AIMS[aim](project.root, process)
+            if is_there and not was_there:
+                if skip == 0:
+                    time.sleep(draw.choice([0.0, 0.01, 0.1, 0.3]))
+                    break
+                skip -= 1
+            was_there = is_there
+            time.sleep(POLL_SECONDS)
+        if process.poll() is not None:
+            if process.returncode:
+                raise RuntimeError(f"the resumed command failed:\n{log.read_text()[-3000:]}")
+            return None
+        hit = aim if time.monotonic() - began < limit else "random"
+        kill_all(process)
+    return hit
+
+
+def kill_all(process: psutil.Process) -> None:
+    """All of a tree at once: stopped first, so that none acts on the death of another."""
+    family = [process, *process.children(recursive=True)]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for member in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member.pid, number)
+    psutil.wait_procs(family, timeout=30)
+
+
+def is_committing(root: Path, process: psutil.Process) -> bool:
+    for child in process.children():
+        try:
+            if "commit" in child.cmdline():
+                return True
+        except psutil.Error:
+            continue
+    return False
+
+
+def is_lock_half_written(root: Path, process: psutil.Process) -> bool:
+    try:
+        return (root / "dvc.lock").stat().st_size == 0
+    except FileNotFoundError:
+        return False
+
+
+def is_mlflow_writing(root: Path, process: psutil.Process) -> bool:
+    return (root / "mlflow" / "mlflow.db-journal").exists()
+
+
+def is_renaming(root: Path, process: psutil.Process) -> bool:
+    data = root / "data"
+    folders = [data, *(data / name for name in ("raw", "models", "reports", "filtered", "curation", "ledger", "cache"))]
+    return any(TEMPORARY_MARK in name for folder in folders if folder.is_dir() for name in os.listdir(folder))
+
+
+AIMS: dict[str, Callable[[Path, psutil.Process], bool]] = {
+    "random": lambda root, process: False,
+    "commit": is_committing,
+    "dvc.lock": is_lock_half_written,
+    "mlflow": is_mlflow_writing,
+    "rename": is_renaming,
+}
+
+
+def count_stages(project: Project) -> int:
+    path = project.root / "dvc.lock"
+    return path.read_text().count("\n    cmd:") if path.is_file() else 0
+
+
+def remove_outs(project: Project, asset: str) -> None:
+    outs = project.must("python", "-c", f"from emu_dagster.layout import OUTS; print(*OUTS['{asset}'])").split()
+    for out in outs:
+        path = project.root / out
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def read_records(project: Project) -> dict[str, Any]:
+    return json.loads(project.must("python", "-c", RECORDS, timeout=600).splitlines()[-1])
+
+
+def compare(alone: dict[str, Any], killed: dict[str, Any]) -> list[str]:
+    """What is not as in the project that was left alone, or does not fit together."""
+    faults = []
+    for stage in sorted({*alone["stages"], *killed["stages"]}):
+        one, other = alone["stages"].get(stage, {}), killed["stages"].get(stage, {})
+        differing = [
+            f"{part} {name}"
+            for part in ("outs", "deps", "params")
+            for name in sorted({*by_name(one, part), *by_name(other, part)})
+            if by_name(one, part).get(name) != by_name(other, part).get(name)
+        ]
+        faults += [f"dvc.lock: {stage}: {', '.join(differing)}"] if differing else []
+    if killed["status"]:
+        faults.append(f"dvc status: {killed['status']}")
+    runs = {run_id: (status, asset, md5) for run_id, status, asset, md5 in killed["runs"]}
+    told = Counter()
+    for asset, found in killed["assets"].items():
+        version, md5, _ = found["versions"][0]
+        if asset.endswith("_votes"):  # its version is the head of the log's chain
+            version = md5
+        if not found["recorded"] == found["on_disk"] == version == md5:
+            faults.append(f"{asset}: dvc.lock, disk and Dagster do not agree: {found}")
+        for _, md5, run_id in found["versions"]:
+            told[run_id] += 1
+            if runs.get(run_id) != ("FINISHED", asset, md5):
+                faults.append(f"{asset}: its MLflow run {run_id} is {runs.get(run_id)}, not finished with {md5}")
+    faults += [f"MLflow run {run_id} belongs to {n} materialisations" for run_id, n in told.items() if n > 1]
+    for run_id, (status, asset, _) in runs.items():
+        if status == "RUNNING" or (status == "FINISHED" and run_id not in told):
+            faults.append(f"{asset}: MLflow run {run_id} is {status}, and no materialisation has it")
+    if killed["registry"] != alone["registry"]:
+        faults.append(f"registry: {killed['registry']}, not {alone['registry']}")
+    if killed["unfinished"]:
+        faults.append(f"Dagster runs that never ended: {killed['unfinished']}")
+    return faults
+
+
+def by_name(entry: dict[str, Any], part: str) -> dict[str, Any]:
+    """Path -> md5 of an entry's deps or outs, or its params."""
+    if part == "params":
+        return entry.get(part, {}).get("params.yaml", {})
+    return {item["path"]: item["md5"] for item in entry.get(part, [])}
+
+
+def find_broken_objects(project: Project) -> list[str]:
+    """Files in DVC's cache whose bytes are not those of their name."""
+    cache = project.root / ".dvc" / "cache" / "files" / "md5"
+    return [
+        f"DVC's cache: {path.parent.name}{path.name} holds other bytes"
+        for path in sorted(cache.glob("??/*"))
+        if len(path.name.removesuffix(".dir")) == 30
+        and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != path.parent.name + path.stem
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,14 @@
+"""The campaign of scripts/kill_campaign.py; deselected unless asked for: pytest -m campaign."""
+
+import os
+
+import pytest
+
+from scripts.kill_campaign import run_campaign
+
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(6 * 3600)]
+
+
+def test_killed_fifty_times_it_is_what_it_is_left_alone(tmp_path):
+    kills, seed = int(os.environ.get("EMU_KILLS", "50")), int(os.environ.get("EMU_SEED", "0"))
+    assert run_campaign(tmp_path, kills, seed, "smoke") == []
