@@ -111,7 +111,7 @@ def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
         "out": str(layout.model("alignment_model")),
         "states": str(training_folder(layout, "alignment_model")),
         "code": hash_module("emu_models.alignment"),
-        "config": section.model_dump(exclude={"pretrained"}),
+        "config": section.model_dump(),
     }
 
 
