@@ -200,7 +200,7 @@ def denoiser_job(
     start_from: Path | None,
 ) -> dict[str, Any]:
     """A job that trains a denoiser: a new one over the autoencoder, or on from the pipeline in `start_from`."""
-    first = section if isinstance(section, FirstPretraining) else None
+    first, how = section if isinstance(section, FirstPretraining) else None, params.launch.of(name)
     spec = {
         "autoencoder": str(layout.model("autoencoder")) if first else None,
         "start_from": str(start_from) if start_from else None,
@@ -211,8 +211,8 @@ def denoiser_job(
             **_batches(section),
             "noise_offset": section.noise_offset,
             "caption_dropout": section.caption_dropout,
-            "micro_batch_size": section.micro_batch_size,
-            "gradient_checkpointing": section.gradient_checkpointing,
+            "micro_batch_size": how.micro_batch_size,
+            "gradient_checkpointing": how.gradient_checkpointing,
         },
         "aspect_buckets": section.aspect_buckets,
         "prompts": params.evaluation_images.fixed_prompts,
@@ -222,7 +222,7 @@ def denoiser_job(
     return {
         "kind": "denoiser",
         "spec": spec,
-        **_common(layout, name, name, shards, rows, layout.model(name), section, section.sample_every),
+        **_common(layout, name, name, shards, rows, layout.model(name), section, how.sample_every),
     }
 
 
