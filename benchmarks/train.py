@@ -247,8 +247,7 @@ class Ours:
 
     def train(self, num_steps: int) -> tuple[float, float]:
         """Seconds in the loop, and the share of them that it waited for batches."""
-        for name in ("out", "work"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        shutil.rmtree(self.folder / "states", ignore_errors=True)
         setup = self.setup
         loop = LoopConfig(num_steps, LEARNING_RATE, 1, EMA_DECAY, num_steps + 1, 0.0, 1e9, SEED)
         result = stages.train_denoiser(
@@ -258,7 +257,7 @@ class Ours:
                 rows=self.rows,
                 resolution=setup.resolution,
                 out=self.folder / "out",
-                work=self.folder / "work",
+                states=self.folder / "states",
                 cache=self.folder / "cache",
                 loop=loop,
             ),

@@ -38,15 +38,28 @@ Part = tuple[str, str]  # module, and a definition in it or WHOLE
 
 def hash_code(function: Callable) -> str:
     """SHA-256 over what `function`, defined at the top of a module of ours, reaches. 64 hexadecimal digits."""
+    return _hash_parts(reached_parts(function))
+
+
+def hash_module(module: str) -> str:
+    """The same over what a module, given by its dotted name, reaches as a whole; it is not imported."""
+    return _hash_parts(_reached_from((module, WHOLE)))
+
+
+def _hash_parts(parts: set[Part]) -> str:
     digest = hashlib.sha256()
-    for module, name in sorted(reached_parts(function)):
+    for module, name in sorted(parts):
         digest.update(f"{module} {name} {_hash_part(module, name)}".encode())
     return digest.hexdigest()
 
 
 def reached_parts(function: Callable) -> set[Part]:
     """The modules, and the definitions of modules of emu_dagster, that `function` reaches, itself among them."""
-    waiting = {(function.__module__, inspect.unwrap(function).__name__)}
+    return _reached_from((function.__module__, inspect.unwrap(function).__name__))
+
+
+def _reached_from(start: Part) -> set[Part]:
+    waiting = {start}
     found: set[Part] = set()
     while waiting:
         part = waiting.pop()

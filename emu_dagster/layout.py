@@ -122,8 +122,13 @@ class Layout:
 
     @property
     def cache(self) -> Path:
-        """Downloads, encoded rows, states of unfinished trainings: can be deleted, is not versioned."""
+        """Downloads and encoded rows: can be deleted, is not versioned."""
         return self.data / "cache"
+
+    @property
+    def states(self) -> Path:
+        """States and results of trainings: removed by `emu prune` alone, not versioned."""
+        return self.data / "states"
 
     @property
     def index(self) -> Path:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
+DenoiserAsset = Literal["pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned"]
 PRETRAINED = PurePosixPath("data/models/pretrained_full")
 
 
@@ -240,18 +241,10 @@ class Denoiser(Section):
 
 
 class DenoiserTraining(Training):
-    """micro_batch_size: rows that a process takes at a time, where its share of a batch does not fit in memory.
-    gradient_checkpointing: activations are computed again in the backward pass; `emu plan` says where that is needed.
-
-    sample_every: steps between two sheets of the fixed prompts in MLflow; 0 draws one at the end only. aspect_buckets:
-    shapes of about the same area, from 1 : 2 to 2 : 1; 1 crops all to squares.
-    """
+    """aspect_buckets: shapes of about the same area, from 1 : 2 to 2 : 1; 1 crops all to squares."""
 
     noise_offset: float
     caption_dropout: Share
-    micro_batch_size: Count | None = None
-    gradient_checkpointing: bool = False
-    sample_every: Annotated[int, Field(ge=0)] = 0
     aspect_buckets: Count = 1
 
 
@@ -343,14 +336,32 @@ class RegisteredModel(Section):
     max_near_copies: Annotated[float, Field(gt=0, lt=1)]
 
 
+class TrainingLaunch(Section):
+    """micro_batch_size: rows that a process takes at a time, where its share of a batch does not fit in memory.
+    gradient_checkpointing: activations are computed again in the backward pass; `emu plan` says where that is needed.
+    sample_every: steps between two sheets of the fixed prompts in MLflow; 0 draws one at the end only.
+    """
+
+    micro_batch_size: Count | None = None
+    gradient_checkpointing: bool = False
+    sample_every: Annotated[int, Field(ge=0)] = 0
+
+
 class Launch(Section):
     """How trainings are started; changes no result beyond rounding, so no asset's section. See resources/gpu.py.
 
     command: one line that "-m MODULE" is put behind, for example `torchrun --nproc-per-node 8`; empty is one process.
+    trainings: of a denoiser's training, by its asset.
     """
 
     command: str = ""
     strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    trainings: dict[DenoiserAsset, TrainingLaunch] = {}
+
+    def of(self, asset: str) -> TrainingLaunch:
+        """How the training of an asset is done."""
+        named: dict[str, TrainingLaunch] = {**self.trainings}
+        return named.get(asset, TrainingLaunch())
 
 
 class Params(Section):

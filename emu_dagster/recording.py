@@ -5,7 +5,6 @@ in Dagster and its digest in MLflow: the one key that all three hold.
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from emu_dagster.params import Params, read_params
 from emu_dagster.resources.dvc import DvcRecord, Snapshot
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_dagster.resources.mlflow import MlflowTracking
-from emu_dagster.training_jobs import training_states
-from emu_data.files import fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,22 +55,6 @@ class Record:
     @property
     def code_version(self) -> str:
         return self.context.assets_def.code_versions_by_key[self.context.asset_key] or ""
-
-    def fresh_folder(self, out: Path) -> Path:
-        """`out`, without what an earlier run of another kind left in it.
-
-        Finished parts of a run of the same code version, params and inputs stay and are not trained again (the result
-        would be the same). What belongs to another is removed, so that it cannot be taken for a result of this run.
-        """
-        identity = fingerprint([self.code_version, dict(self.before.params), dict(self.before.deps)])
-        states = training_states(self.layout, self.key)
-        mark = states / "identity"
-        if not mark.is_file() or mark.read_text() != identity:
-            shutil.rmtree(out, ignore_errors=True)
-            shutil.rmtree(states, ignore_errors=True)
-            states.mkdir(parents=True)
-            mark.write_text(identity)
-        return out
 
     def trained(self, result: Mapping[str, Any]) -> dg.MaterializeResult:
         """The result of an asset that trained one model: its last metrics, curve and preview."""

@@ -5,7 +5,6 @@ interrupt saves and leaves with the code STOPPED; started again, it goes on from
 of it (resources/gpu.py), they train as one, and only the one of rank 0 reports.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -61,7 +60,7 @@ def told_sink(name: str, num_steps: int) -> Callable[[int, dict[str, float]], No
 
 
 def train_alignment_models(given: dict[str, Any]) -> dict[str, Any]:
-    """Trains the alignment models that are missing in given["out"]; a finished one is kept."""
+    """Trains the alignment models that are missing; a finished one is found again."""
     import pandas as pd
 
     from emu_data.shards import read_images
@@ -72,9 +71,21 @@ def train_alignment_models(given: dict[str, Any]) -> dict[str, Any]:
     images = read_images(Path(given["shards"]), table["key"].tolist(), config.image_size)
     folds = assign_folds(table["caption"].tolist(), table["group"].tolist(), config.num_folds)
     result = train_alignment(
-        images, table["caption"].tolist(), table["key"].tolist(), folds, config, Path(given["out"])
+        images,
+        table["caption"].tolist(),
+        table["key"].tolist(),
+        folds,
+        config,
+        Path(given["states"]),
+        given.get("code", ""),
     )
-    return {"num_images": len(table), **{f"loss_{name}": loss for name, loss in result.losses.items()}}
+    return {
+        "name": given["name"],
+        "folder": str(result.folder),
+        "out": given["out"],
+        "num_images": len(table),
+        **{f"loss_{name}": loss for name, loss in result.losses.items()},
+    }
 
 
 def train_judge(given: dict[str, Any]) -> dict[str, Any]:
@@ -85,18 +96,21 @@ def train_judge(given: dict[str, Any]) -> dict[str, Any]:
     from emu_models.judge_training import JudgeConfig, make_judge
 
     table, shards = pd.read_parquet(given["rows"]), Path(given["shards"])
-    return make_judge(
+    folder, numbers = make_judge(
         lambda keys, size: read_images(shards, keys, size),
         table["caption"].tolist(),
         table["key"].tolist(),
         JudgeConfig(**given["config"]),
-        Path(given["out"]),
+        Path(given["states"]),
         Path(given["root"]),
+        given["code"],
     )
+    return {"name": given["name"], "folder": str(folder), "out": given["out"], **numbers}
 
 
 def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "World") -> dict[str, Any]:
-    """Trains one job and returns what came of it, as plain values."""
+    """Trains one job, or finds it trained, and returns what came of it, as plain values: `folder` holds its result,
+    `out` is where that is to be published; `timings` are there where it trained now."""
     if given["kind"] in ("alignment", "judge"):  # small: one process trains it and the others wait
         make = train_alignment_models if given["kind"] == "alignment" else train_judge
         result = make(given) if world.leads else {}
@@ -114,11 +128,12 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "W
     from emu_models.training.loop import LoopConfig
 
     spec = dict(given["spec"])
-    paths = {name: Path(given[name]) for name in ("shards", "rows", "out", "work", "cache")}
+    paths = {name: Path(given[name]) for name in ("shards", "rows", "out", "states", "cache")}
     job = stages.Job(
         name=given["name"],
         resolution=given["resolution"],
         loop=LoopConfig(**given["loop"]),
+        code=given.get("code", ""),
         sink=told_sink(given["name"], given["loop"]["num_steps"]) if world.leads else lambda step, metrics: None,
         picture_sink=mlflow_picture_sink(given["name"]) if world.leads else lambda step, sheet: None,
         stop_requested=stop_requested,
@@ -152,7 +167,8 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "W
                 adapters=Adapters(**spec["adapters"]) if spec.get("adapters") else None,
             ),
         )
-    return {"name": job.name, **asdict(result)}
+    told = {"name": job.name, "out": given["out"], **asdict(result), "folder": str(result.folder)}
+    return told if result.timings else {name: value for name, value in told.items() if name != "timings"}
 
 
 @contextmanager
@@ -177,14 +193,7 @@ def main() -> int:
         try:
             with join_world(extras.get("strategy", "ddp")) as world:
                 for job in extras["jobs"]:
-                    meta = Path(job["out"]) / "meta.json"
-                    is_finished = meta.is_file()
-                    world.wait()  # so that none looks after another has finished it
-                    if is_finished:  # before an interruption: Record.fresh_folder clears what is another run's
-                        result = {"name": job["name"], **json.loads(meta.read_text())["result"]}
-                    else:
-                        result = run_job(job, lambda: stop.requested, world)
-                    report(result)
+                    report(run_job(job, lambda: stop.requested, world))
         except Interrupted as interrupted:
             print(interrupted, file=sys.stderr)
             return STOPPED

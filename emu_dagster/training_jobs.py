@@ -1,10 +1,15 @@
 """Jobs for the training child, made from sections of params.yaml: plain values that go through Dagster Pipes."""
 
 import hashlib
+import itertools
+import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emu_dagster.closures import hash_module
 from emu_dagster.layout import Layout
 from emu_dagster.params import (
     AlignmentModel,
@@ -19,6 +24,7 @@ from emu_dagster.params import (
     Training,
     Variant,
 )
+from emu_data.files import atomic_dir, restore_dir
 
 if TYPE_CHECKING:
     from emu_dagster.recording import Record
@@ -28,14 +34,48 @@ CHECKPOINT_SECONDS = 20.0  # wall time between two saved states, about what a cr
 
 
 def train(record: "Record", jobs: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Trains the jobs in a process of their own and returns what each reported, in their order."""
+    """Trains the jobs in a process of their own, publishes their results together as the asset's model, and returns
+    what each reported, in their order. A job that was trained before is not trained again."""
     given = {"jobs": list(jobs)}
-    return record.trainer.train(record.context, "emu_dagster.train_process", given, record.mlflow_environment)
+    results = record.trainer.train(record.context, "emu_dagster.train_process", given, record.mlflow_environment)
+    publish(record.layout, record.key, results)
+    return results
 
 
-def training_states(layout: Layout, asset: str) -> Path:
-    """The folder of the states of an asset's unfinished trainings."""
-    return layout.cache / "training" / asset
+def training_folder(layout: Layout, asset: str, identity: str = "") -> Path:
+    """The folder of a training of an asset, or of all of them: states, logs and results (training/identity.py)."""
+    return layout.states / asset / identity
+
+
+def publish(layout: Layout, asset: str, results: Sequence[Mapping[str, Any]]) -> None:
+    """Puts the finished models that the training child told of in the place of data/models/ASSET, all or none.
+
+    Copies, not links: somebody may edit a published file in place, and DVC makes what it records read-only; neither may
+    reach the one that is kept. A model that stands there and that no training here has made (of an earlier version, or
+    brought by DVC) is not removed but moved to data/states/ASSET/replaced-N.
+    """
+    target = layout.model(asset)
+    restore_dir(target)
+    if target.is_dir() and not _is_kept(layout, asset, target):
+        states = training_folder(layout, asset)
+        states.mkdir(parents=True, exist_ok=True)
+        number = next(n for n in itertools.count(1) if not (states / f"replaced-{n}").exists())
+        os.replace(target, states / f"replaced-{number}")
+    with atomic_dir(target) as partial:
+        for result in results:
+            place = partial / Path(result["out"]).relative_to(target)
+            shutil.copytree(Path(result["folder"]) / "result", place, dirs_exist_ok=True)
+
+
+def _is_kept(layout: Layout, asset: str, target: Path) -> bool:
+    names = published(target)
+    return bool(names) and all((training_folder(layout, asset, name) / "result").is_dir() for name in names)
+
+
+def published(target: Path) -> list[str]:
+    """The identities of the trainings that a published folder was copied from; none where it does not say."""
+    metas = [meta for folder in (target, *target.glob("*/")) if (meta := folder / "meta.json").is_file()]
+    return [name for meta in metas if (name := json.loads(meta.read_text()).get("identity"))]
 
 
 def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
@@ -70,11 +110,13 @@ def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
         "shards": str(layout.raw),
         "rows": str(path),
         "out": str(layout.model("alignment_model")),
+        "states": str(training_folder(layout, "alignment_model")),
+        "code": hash_module("emu_models.alignment"),
         "config": section.model_dump(),
     }
 
 
-def judge_job(layout: Layout, section: FaithfulnessJudge, out: Path) -> dict[str, Any]:
+def judge_job(layout: Layout, section: FaithfulnessJudge) -> dict[str, Any]:
     """A job that makes the judge from the rows that passed every gate but the quota.
 
     Of near-twins only the one that was kept: its copies would straddle what is learnt and what is held out.
@@ -90,7 +132,9 @@ def judge_job(layout: Layout, section: FaithfulnessJudge, out: Path) -> dict[str
         "root": str(layout.root),
         "shards": str(layout.raw),
         "rows": str(rows),
-        "out": str(out),
+        "out": str(layout.model("faithfulness_judge")),
+        "states": str(training_folder(layout, "faithfulness_judge")),
+        "code": hash_module("emu_models.judge_training"),
         "config": section.model_dump(),
     }
 
@@ -180,19 +224,19 @@ def denoiser_job(
     start_from: Path | None,
 ) -> dict[str, Any]:
     """A job that trains a denoiser: a new one over the autoencoder, or on from the pipeline in `start_from`."""
-    first = section if isinstance(section, FirstPretraining) else None
+    first, how = section if isinstance(section, FirstPretraining) else None, params.launch.of(name)
     spec = {
         "autoencoder": str(layout.model("autoencoder")) if first else None,
         "start_from": str(start_from) if start_from else None,
         "denoiser": first.denoiser.model_dump() if first else None,
-        "text_encoder": params.pretrained_low.text_encoder,
+        "text_encoder": first.text_encoder if first else None,
         "num_text_tokens": params.pretrained_low.num_text_tokens,
         "training": {
             **_batches(section),
             "noise_offset": section.noise_offset,
             "caption_dropout": section.caption_dropout,
-            "micro_batch_size": section.micro_batch_size,
-            "gradient_checkpointing": section.gradient_checkpointing,
+            "micro_batch_size": how.micro_batch_size,
+            "gradient_checkpointing": how.gradient_checkpointing,
         },
         "aspect_buckets": section.aspect_buckets,
         "prompts": params.evaluation_images.fixed_prompts,
@@ -202,7 +246,7 @@ def denoiser_job(
     return {
         "kind": "denoiser",
         "spec": spec,
-        **_common(layout, name, name, shards, rows, layout.model(name), section, section.sample_every),
+        **_common(layout, name, name, shards, rows, layout.model(name), section, how.sample_every),
     }
 
 
@@ -238,7 +282,8 @@ def _common(
         "rows": str(rows),
         "resolution": section.resolution,
         "out": str(out),
-        "work": str(training_states(layout, asset) / name),
+        "states": str(training_folder(layout, asset)),
+        "code": hash_module("emu_models.training.stages"),
         "cache": str(layout.cache / "encoded"),
         "loop": {**loop, "checkpoint_seconds": CHECKPOINT_SECONDS, "sample_every": sample_every},
     }

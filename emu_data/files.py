@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 # Everything that this module has not finished writing carries this in its name, so that readers can skip it.
 TEMPORARY_MARK = ".tmp-"
+QUICK_BYTES, NUM_QUICK_BLOCKS = 4 << 20, 64  # what quick_digest reads of a file; chosen here
 
 
 @contextmanager
@@ -46,10 +47,11 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
     A folder cannot be replaced in one step as a file can: what was at `path` is first renamed aside, and
     removed only when the new one stands. On an exception the temporary folder is removed and `path` stays as
-    it was.
+    it was; after a kill in between, `restore_dir` puts it back.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    restore_dir(path)
     token = uuid.uuid4().hex[:8]
     temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{token}")
     aside = path.with_name(f".{path.name}{TEMPORARY_MARK}{token}-old")
@@ -71,6 +73,30 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def restore_dir(path: Path) -> None:
+    """Put back what `atomic_dir` had renamed aside when it was killed before the new folder stood in its place.
+
+    Nothing happens where `path` is there. To be called by whoever is about to write it, not by readers.
+    """
+    path = Path(path)
+    if not path.exists() and path.parent.is_dir():
+        start = f".{path.name}{TEMPORARY_MARK}"
+        asides = [p for p in path.parent.iterdir() if p.name.startswith(start) and p.name.endswith("-old")]
+        if asides:
+            os.replace(max(asides, key=lambda aside: aside.stat().st_ctime_ns), path)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Put a file's bytes at `target` as well: a hard link, or a copy where the file system has none.
+
+    For files that nobody edits in place; both arguments as shutil.copytree's `copy_function` takes them.
+    """
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON with sorted keys, atomically; NaN and infinities are refused (they are not
     JSON).
@@ -80,12 +106,14 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+def write_parquet(path: Path, frame: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> None:
     """Write `frame` as parquet, atomically; the same frame gives the same bytes.
 
-    Settings are fixed here, and pandas' own metadata (its version, the index) is left out.
+    Settings are fixed here, and pandas' own metadata (its version, the index) is left out; `metadata` takes its place
+    in the file's schema.
     """
-    table = pa.Table.from_pandas(frame.reset_index(drop=True), preserve_index=False).replace_schema_metadata(None)
+    table = pa.Table.from_pandas(frame.reset_index(drop=True), preserve_index=False)
+    table = table.replace_schema_metadata(dict(metadata) if metadata else None)
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", compression_level=3, version="2.6")
 
@@ -94,6 +122,23 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def quick_digest(path: Path) -> str:
+    """Return 32 hexadecimal digits of a file's size and bytes: all of them up to QUICK_BYTES, of a larger file blocks
+    spread evenly from its beginning to its end, so that terabytes of tars are not read to learn that none changed.
+    """
+    digest, size = hashlib.sha256(), os.path.getsize(path)
+    digest.update(size.to_bytes(8, "big"))
+    with open(path, "rb") as file:
+        if size <= QUICK_BYTES:
+            digest.update(file.read())
+        else:
+            block = QUICK_BYTES // NUM_QUICK_BLOCKS
+            for number in range(NUM_QUICK_BLOCKS):
+                file.seek((size - block) * number // (NUM_QUICK_BLOCKS - 1))
+                digest.update(file.read(block))
+    return digest.hexdigest()[:32]
 
 
 def fingerprint(value: Any) -> str:

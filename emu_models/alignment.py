@@ -15,9 +15,11 @@ Folders are written in open_clip's own layout (open_clip_config.json, open_clip_
 loaded by `local-dir:FOLDER`.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from emu_data.files import atomic_dir, fingerprint, write_json, write_parquet
+from emu_data.files import atomic_dir, fingerprint, link_or_copy, restore_dir, write_json, write_parquet
 from emu_models.training.device import choose_device
 
 FOLDS_FILE = "folds.parquet"  # key, fold: what emu_data.signals.alignment reads
@@ -66,9 +68,10 @@ class AlignmentConfig:
 
 @dataclass(frozen=True)
 class AlignmentResult:
-    """The folders of the models, and the mean loss of each one's last 20 steps (of those trained now)."""
+    """folder: of this training; its result/ holds fold_0 … and folds.parquet. losses: the mean loss of each
+    model's last 20 steps."""
 
-    folds: tuple[Path, ...]
+    folder: Path
     losses: dict[str, float]
 
 
@@ -100,37 +103,39 @@ def train_alignment(
     keys: Sequence[str],
     folds: np.ndarray,
     config: AlignmentConfig,
-    out_dir: Path,
+    states: Path,
+    code: str = "",
     progress: bool = True,
 ) -> AlignmentResult:
-    """Train out_dir/fold_0 … (each without its fold), and write out_dir/folds.parquet.
+    """Train fold_0 … (each without its fold), in a folder of their own below `states`.
 
     Args:
         images: uint8 (N, H, W, 3), square.
         captions, keys: N each.
         folds: int (N,) from `assign_folds`.
-    A model that stands and was made from the same pairs and config is kept: an interrupted training goes on
-    with the next. folds.parquet is written last, so that a folder that holds it is complete. Uses CUDA where
-    there is one.
+        states: the folder in which each training has one, named by the pairs, folds, config and code that decide it:
+            another one is made beside, and what is there is found again.
+        code: names the code that trains.
+    A model that stands is kept: an interrupted training goes on with the next. result/ stands when all are whole. Uses
+    CUDA where there is one.
     """
     num_images = len(images)
     if not num_images == len(captions) == len(keys) == len(folds):
         raise ValueError("images, captions, keys and folds must be equally many")
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images must be uint8 (N, S, S, 3), not {images.dtype} {images.shape}")
-    out_dir = Path(out_dir)
     captions = list(captions)
-    written = fingerprint([captions, list(keys)]).encode()
-    pairs = hashlib.sha256(images.tobytes() + written).hexdigest()[:16]
+    contents = {"rows": _hash_pairs(images, captions, keys, folds), "code": code}
+    settings = {"name": "alignment_model", "spec": dataclasses.asdict(config)}
+    identity = fingerprint([settings, contents])
     jobs = [(f"fold_{fold}", np.flatnonzero(folds != fold)) for fold in range(config.num_folds)]
-    waiting = []
     for name, rows in jobs:
-        made_from = {"pairs": pairs, "rows": fingerprint(rows.tolist()), "config": fingerprint(config)}
         if not rows.size:
             raise ValueError(f"{name} has no picture to learn from: fewer folds, or more pictures")
-        if _read_origin(out_dir / name) != made_from:
-            waiting.append((name, rows, made_from))
-    losses = {}
+    folder = Path(states) / identity
+    restore_dir(folder / "result")
+    write_json(folder / "identity.json", {"settings": settings, "contents": contents})
+    waiting = [job for job in jobs if not any(_read_meta(folder / part / job[0]) for part in ("result", "state"))]
     bar = tqdm(
         total=len(waiting) * config.num_steps,
         desc="alignment models",
@@ -138,17 +143,25 @@ def train_alignment(
         disable=not progress or not waiting,
         file=sys.stderr,
     )
-    for name, rows, made_from in waiting:
+    for name, rows in waiting:
         bar.set_postfix_str(name)
         network, loss = train_network(images[rows], [captions[i] for i in rows], config, bar)
-        with atomic_dir(out_dir / name) as folder:
-            save_network(network, config, folder)
-            meta = {"num_images": len(rows), "loss": round(loss, 4), "config": config, "made_from": made_from}
-            write_json(folder / "meta.json", meta)
-        losses[name] = loss
+        with atomic_dir(folder / "state" / name) as partial:
+            save_network(network, config, partial)
+            write_json(partial / "meta.json", {"num_images": len(rows), "loss": round(loss, 4), "config": config})
     bar.close()
-    write_parquet(out_dir / FOLDS_FILE, pd.DataFrame({"key": list(keys), "fold": folds.astype(np.int64)}))
-    return AlignmentResult(tuple(out_dir / name for name, _ in jobs), losses)
+    if not (folder / "result").is_dir():
+        with atomic_dir(folder / "result") as partial:
+            for name, _ in jobs:
+                shutil.copytree(folder / "state" / name, partial / name, copy_function=link_or_copy)
+            write_parquet(partial / FOLDS_FILE, pd.DataFrame({"key": list(keys), "fold": folds.astype(np.int64)}))
+            write_json(partial / "meta.json", {"name": "alignment_model", "identity": identity})
+    return AlignmentResult(folder, {name: _read_meta(folder / "result" / name)["loss"] for name, _ in jobs})
+
+
+def _hash_pairs(images: np.ndarray, captions: list[str], keys: Sequence[str], folds: np.ndarray) -> str:
+    texts = fingerprint([captions, list(keys), folds.tolist(), images.shape]).encode()
+    return hashlib.sha256(images.tobytes() + texts).hexdigest()[:32]
 
 
 def train_network(
@@ -283,9 +296,9 @@ def _schedule(step: int, num_steps: int) -> float:
     return min(1.0, (step + 1) / 20) * (0.5 * (1 + math.cos(math.pi * step / num_steps)) + 0.02)
 
 
-def _read_origin(folder: Path) -> Any:
+def _read_meta(folder: Path) -> Any:
     meta = folder / "meta.json"
-    return json.loads(meta.read_text()).get("made_from") if meta.is_file() else None
+    return json.loads(meta.read_text()) if meta.is_file() else None
 
 
 def _digest(text: str) -> int:

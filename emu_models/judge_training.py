@@ -6,6 +6,7 @@ its folder appears: there is no judge without a known error.
 """
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +17,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from emu_data.files import atomic_dir, write_json, write_parquet
+from emu_data.files import atomic_dir, fingerprint, restore_dir, write_json, write_parquet
 from emu_models.alignment import AlignmentConfig, save_network, train_network
 from emu_models.evaluation.judge import find_weights, load_judge
 from emu_models.evaluation.known_pairs import measure_judge
+from emu_models.training.identity import hash_weights_at
 
 KNOWN_FILE = "known_pairs.parquet"  # key_a, key_b, caption, right, decision
 HELD_FILE = "held.parquet"  # key, caption of the pictures that it has not seen
@@ -67,17 +69,44 @@ def make_judge(
     captions: Sequence[str],
     keys: Sequence[str],
     config: JudgeConfig,
-    out: Path,
+    states: Path,
     root: Path,
+    code: str = "",
     progress: bool = True,
-) -> dict[str, Any]:
-    """Train on the rows that are not held out, measure on pairs of the others, and write `out`; returns its numbers.
+) -> tuple[Path, dict[str, Any]]:
+    """Train on the rows that are not held out and measure on pairs of the others, in a folder of its own below
+    `states` (see training/identity.py); one that was made before is found. Returns that folder and the numbers.
 
     read: keys and a size to uint8 (N, size, size, 3). captions, keys: N each, no near-twins among the pictures.
     root: the project, from which `weights` are named.
-    Writes open_clip's files (none where `weights` are given), meta.json with `judge_error`, held.parquet and
-    known_pairs.parquet, in one go. Raises ValueError where nothing is left to learn from.
+    result/ then holds open_clip's files (none where `weights` are given), meta.json with `judge_error`, held.parquet
+    and known_pairs.parquet. Raises ValueError where nothing is left to learn from.
     """
+    seen = read(list(keys), config.image_size)
+    rows = fingerprint([list(captions), list(keys), seen.shape, hashlib.sha256(seen.tobytes()).hexdigest()])
+    brought = find_weights(config.weights, root) if config.weights else ""
+    weights = hash_weights_at(brought) if isinstance(brought, Path) else brought
+    settings = {"name": "faithfulness_judge", "spec": asdict(config)}
+    contents = {"rows": rows, "weights": weights, "code": code}
+    identity = fingerprint([settings, contents])
+    folder = Path(states) / identity
+    restore_dir(folder / "result")
+    write_json(folder / "identity.json", {"settings": settings, "contents": contents})
+    if not (folder / "result").is_dir():
+        _make(read, captions, keys, config, folder / "result", root, identity, progress)
+    return folder, json.loads((folder / "result" / "meta.json").read_text())["result"]
+
+
+def _make(
+    read: Callable[[list[str], int], np.ndarray],
+    captions: Sequence[str],
+    keys: Sequence[str],
+    config: JudgeConfig,
+    out: Path,
+    root: Path,
+    identity: str,
+    progress: bool,
+) -> None:
     held = hold_out(captions, keys, config.held_share)
     learnt = [i for i in range(len(keys)) if not held[i]]
     known = [i for i in range(len(keys)) if held[i]][:MAX_KNOWN]
@@ -105,6 +134,5 @@ def make_judge(
             folder / HELD_FILE,
             pd.DataFrame({"key": np.asarray(keys, object)[held], "caption": np.asarray(captions, object)[held]}),
         )
-        meta = {"weights": config.weights, "config": asdict(config), "result": numbers, "judge_error": asdict(error)}
-        write_json(folder / "meta.json", meta)
-    return numbers
+        meta = {"identity": identity, "weights": config.weights, "config": asdict(config)}
+        write_json(folder / "meta.json", meta | {"result": numbers, "judge_error": asdict(error)})

@@ -39,7 +39,7 @@ GENTLE = replace(LOOP, learning_rate=1e-4)
 def autoencoder_job(corpus: tuple[Path, Path], folder: Path, loop: LoopConfig = LOOP, **changes: Any) -> tuple:
     shards, rows = corpus
     job = stages.Job(
-        "autoencoder", shards, rows, 32, folder / "out", folder / "work", folder / "cache", loop, **changes
+        "autoencoder", shards, rows, 32, folder / "out", folder / "states", folder / "cache", loop, **changes
     )
     losses = AutoencoderLossConfig(1e-6, 0.1, 0.5)
     network = {"latent_channels": 4, "widths": [16, 32], "fourier_bands": 1}
@@ -58,7 +58,7 @@ def denoiser_job(
     **changes: Any,
 ) -> tuple:
     shards, rows = corpus
-    job = stages.Job("denoiser", shards, rows, 32, folder / "out", folder / "work", folder / "cache", loop, **changes)
+    job = stages.Job("denoiser", shards, rows, 32, folder / "out", folder / "states", folder / "cache", loop, **changes)
     return job, stages.DenoiserJob(
         autoencoder=autoencoder,
         start_from=None,
@@ -71,6 +71,17 @@ def denoiser_job(
         prompts=prompts,
         guidance_scale=2.0,
     )
+
+
+def training_of(folder: Path) -> Path:
+    """The folder of the one training that the jobs of `folder` have begun: its state, metrics.jsonl and result."""
+    (found,) = (folder / "states").iterdir()
+    return found
+
+
+def result_of(folder: Path) -> Path:
+    """The finished model of that training."""
+    return training_of(folder) / "result"
 
 
 def keep_single_precision() -> None:

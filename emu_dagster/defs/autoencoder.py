@@ -24,14 +24,13 @@ def autoencoder_study(record: Record) -> dg.MaterializeResult:
 
     layout, section = record.layout, record.params.autoencoder_study
     rows = write_training_rows(layout, section)
-    out = record.fresh_folder(layout.model(record.key))
     jobs = [
         autoencoder_job(
             layout,
             record.key,
             f"{record.key}_{name}",
             rows,
-            out / name,
+            layout.model(record.key) / name,
             section,
             autoencoder_network(section, variant),
             None,
@@ -72,7 +71,7 @@ def autoencoder(record: Record) -> dg.MaterializeResult:
         record.key,
         record.key,
         write_training_rows(layout, section),
-        record.fresh_folder(layout.model(record.key)),
+        layout.model(record.key),
         section,
         None,
         layout.model("autoencoder_study") / section.variant,

@@ -51,11 +51,11 @@ def alignment_model(record: Record) -> dg.MaterializeResult:
     from emu_data.shards import read_images
 
     layout = record.layout
-    messages = train(record, [alignment_job(layout, record.params.alignment_model)])
+    (result,) = train(record, [alignment_job(layout, record.params.alignment_model)])
     folds = pd.read_parquet(layout.model(record.key) / "folds.parquet").head(40)
     images = read_images(layout.raw, folds["key"].tolist(), 96)
     sheet = contact_sheet(images, [f"scored by fold_{fold}" for fold in folds["fold"]])
-    metrics = {name: value for message in messages for name, value in message.items()}
+    metrics = {name: value for name, value in result.items() if not isinstance(value, str)}
     return record.result(metrics, pictures={"folds": sheet})
 
 

@@ -24,11 +24,10 @@ def faithfulness_judge(record: Record) -> dg.MaterializeResult:
     from emu_models.evaluation.judge import load_faithfulness_judge
 
     layout = record.layout
-    out = record.fresh_folder(layout.model(record.key))
-    (numbers,) = train(record, [judge_job(layout, record.params.faithfulness_judge, out)])
-    _, error = load_faithfulness_judge(out, layout.root)
+    (told,) = train(record, [judge_job(layout, record.params.faithfulness_judge)])
+    _, error = load_faithfulness_judge(layout.model(record.key), layout.root)
     return record.result(
-        {name: value for name, value in numbers.items() if name != "name"},
+        {name: value for name, value in told.items() if not isinstance(value, str)},
         pictures={"known_pairs": judge_sheet(layout)},
         tables={"error": told_error(error)},
     )

@@ -28,7 +28,6 @@ def pretrain(record: Record, previous: str | None) -> dg.MaterializeResult:
     from emu_dagster.training_jobs import denoiser_job, train, write_gated_rows
 
     layout, section = record.layout, record.section
-    record.fresh_folder(layout.model(record.key))
     job = denoiser_job(
         layout,
         record.params,

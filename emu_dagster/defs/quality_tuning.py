@@ -27,7 +27,6 @@ def quality_tuned(record: Record) -> dg.MaterializeResult:
     from emu_dagster.training_jobs import denoiser_job, train
 
     layout, section = record.layout, record.params.quality_tuned
-    record.fresh_folder(layout.model(record.key))
     job = denoiser_job(
         layout,
         record.params,

@@ -51,14 +51,15 @@ def load_state(
 ) -> dict[str, Any] | None:
     """Restores modules and optimisers in place and returns the meta; None where there is no state to go on from.
 
-    A state of another configuration or other data (another fingerprint) is not gone on from: it is another run's.
+    ValueError where it is the state of another configuration or other data (another fingerprint): it is neither gone on
+    from nor written over.
     """
     meta_path = folder / "meta.json"
     if not meta_path.is_file():
         return None
     meta = json.loads(meta_path.read_text())
     if meta["fingerprint"] != fingerprint:
-        return None
+        raise ValueError(f"{folder} is the state of another training; move it away, and this one starts anew")
     for name, module in modules.items():
         saved, now = load_file(folder / f"{name}.safetensors"), module.state_dict()
         module.load_state_dict({key: laid_out_as(value, now[key]) for key, value in saved.items()})

@@ -7,6 +7,7 @@ several processes (distributed.py) all take every decision together and at the s
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from emu_data.files import atomic_file, restore_dir
 from emu_models.training.checkpoint import load_state, save_state
 from emu_models.training.device import choose_device
 from emu_models.training.distributed import ALONE, World, put_back
@@ -93,8 +95,9 @@ class LoopConfig:
 class TrainingResult:
     """All but `timings` is the same for every run of the same configuration, however often it was interrupted.
 
-    timings: seconds in all, resumed_from (the step at which this process began), steps_per_second and
-    loader_wait_share (0..1, of the time, how much was spent waiting for a batch) since then.
+    folder: where state, metrics.jsonl and result of the training lie. timings: seconds in all, resumed_from (the step
+    at which this process began), steps_per_second and loader_wait_share (0..1, of the time, how much was spent waiting
+    for a batch) since then.
     """
 
     num_steps: int
@@ -102,6 +105,7 @@ class TrainingResult:
     stopped_early: bool
     metrics: dict[str, float]
     timings: dict[str, float]
+    folder: Path
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:
@@ -125,10 +129,14 @@ def run_training(
     """Trains to the end, or to an early stop; the averaged weights are then in `learner.averaged`.
 
     `folder` holds the state while training: state/ and metrics.jsonl. Raises Interrupted after saving when
-    `stop_requested`, NotFinite on a NaN loss or gradient; the last saved state is then from before it. What depends on
-    the clock goes to the sink and the result's timings, not to metrics.jsonl.
+    `stop_requested`, NotFinite on a NaN loss or gradient; the last saved state is then from before it; ValueError where
+    the state there is another training's. What depends on the clock goes to the sink and the result's timings, not to
+    metrics.jsonl.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if world.leads:
+        restore_dir(folder / "state")
+    world.wait()
     average = WeightAverage(learner.averaged, config.ema_decay)
     stopping = EarlyStopping(config.max_rise)
     modules = {**learner.modules, "averaged": learner.averaged}
@@ -145,6 +153,8 @@ def run_training(
     def save(step: int) -> None:
         seconds = seconds_before + time.monotonic() - began
         state = {"step": step, "seconds": seconds, "metrics": metrics, "stopping": asdict(stopping)}
+        if log is not None:
+            os.fsync(log.fileno())  # a state is never ahead of its log
         save_state(folder / "state", {"fingerprint": fingerprint, **state}, modules, learner.optimizers, world)
 
     def timings(step: int) -> dict[str, float]:
@@ -196,10 +206,10 @@ def run_training(
             if save_now:
                 save(step)
                 last_saved = time.monotonic()
-    save(step)  # so that a crash while the result is being exported costs no training
+        save(step)  # so that a crash while the result is being exported costs no training
     seconds = seconds_before + time.monotonic() - began
     taken = {"seconds": seconds, "resumed_from": start, **(timings(step) if step > start else {})}
-    return TrainingResult(step, stopping.best_step, step < config.num_steps, metrics, taken)
+    return TrainingResult(step, stopping.best_step, step < config.num_steps, metrics, taken, folder)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -210,9 +220,15 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def _open_log(path: Path, start: int):
     """The log with the lines up to step `start` kept: what came after the last saved state is trained again."""
     kept = []
-    if start and path.is_file():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= start]
-    path.write_text("".join(line + "\n" for line in kept))
+    for line in path.read_text().splitlines() if start and path.is_file() else ():
+        try:
+            if json.loads(line)["step"] > start:
+                break
+        except ValueError:  # a kill cut it short, so it came after the state
+            break
+        kept.append(line)
+    with atomic_file(path) as partial:
+        partial.write_text("".join(line + "\n" for line in kept))
     return path.open("a", buffering=1)
 
 

@@ -83,26 +83,34 @@ class PictureRows:
         }
 
 
-def list_rows(shards: Path, table: pd.DataFrame, buckets: list[Size], batch_size: int) -> PictureRows:
-    """The rows of `table` (columns key, caption), in key order; pictures are hashed but not decoded.
+def find_rows(shards: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `table` (columns key, caption), in key order, with digest (SHA-256 of the picture's bytes), width and
+    height (px, as shown). Pictures are hashed but not decoded.
 
-    Hashing reads every shard once: the price of never serving what was encoded from another picture. ValueError names
+    Hashing reads every shard once: the price of never serving what was made from another picture. ValueError names
     keys that have no readable sample.
     """
-    table = table.sort_values("key")
-    keys, captions = table["key"].tolist(), table["caption"].tolist()
-    wanted, found = set(keys), {}
+    table = table[["key", "caption"]].sort_values("key", ignore_index=True)
+    wanted, found = set(table["key"]), {}
     for tar in list_shards(shards):
         for sample in read_samples(tar, on_error=lambda error: None):  # what is missing is reported below
             if sample.key in wanted:
-                found[sample.key] = (hashlib.sha256(sample.image).hexdigest(), _size(sample.image))
+                found[sample.key] = (hashlib.sha256(sample.image).hexdigest(), *_size(sample.image))
     missing = sorted(wanted - found.keys())
     if missing:
         raise ValueError(f"{shards}: {len(missing)} keys have no readable sample, first {missing[:3]}")
+    columns = pd.DataFrame([found[key] for key in table["key"]], columns=["digest", "width", "height"])
+    return table.join(columns)
+
+
+def list_rows(shards: Path, table: pd.DataFrame, buckets: list[Size], batch_size: int) -> PictureRows:
+    """The rows of `table` (columns key and caption, or what `find_rows` made of it), in key order, in their buckets."""
+    table = table if "digest" in table else find_rows(shards, table)
+    keys, captions = table["key"].tolist(), table["caption"].tolist()
     is_held_out = held_out(keys, HELD_OUT_SHARE, HELD_OUT_MINIMUM)
-    sizes = np.array([found[key][1] for key in keys]).reshape(-1, 2)
+    sizes = table[["width", "height"]].to_numpy()
     bucket_N = assign_buckets(sizes, buckets, ~is_held_out, batch_size)
-    return PictureRows(shards, keys, captions, [found[key][0] for key in keys], is_held_out, bucket_N, buckets)
+    return PictureRows(shards, keys, captions, table["digest"].tolist(), is_held_out, bucket_N, buckets)
 
 
 def _size(data: bytes) -> Size:

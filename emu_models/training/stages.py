@@ -1,4 +1,4 @@
-"""The trainings of the graph as functions: rows and a start in, a model folder out.
+"""The trainings of the graph as functions: rows and a start in, a finished model in a folder of its own (identity.py).
 
 They run in a child process of their own (emu_dagster.train_process) and know nothing of what launched them. A model
 folder is in diffusers' layout (config.json and safetensors) with meta.json, metrics.jsonl and preview.png beside.
@@ -6,8 +6,8 @@ folder is in diffusers' layout (config.json and safetensors) with meta.json, met
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from emu_data.files import atomic_dir, fingerprint
+from emu_data.files import atomic_dir, link_or_copy, write_json
 from emu_models.autoencoder.network import Autoencoder
 from emu_models.checkpoints import (
-    Adapters,
     add_adapters,
     captions_of,
     forget_paths,
@@ -30,84 +29,37 @@ from emu_models.checkpoints import (
     save_pipeline,
     set_resolution,
 )
-from emu_models.denoiser import DenoiserConfig, build_denoiser, choose_attention, count_parameters
+from emu_models.denoiser import build_denoiser, choose_attention, count_parameters
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.pipeline import EmuPipeline, draw
 from emu_models.text import load_text_encoders
-from emu_models.training.autoencoder_learner import AutoencoderLearner, AutoencoderTrainingConfig
+from emu_models.training.autoencoder_learner import AutoencoderLearner
 from emu_models.training.buckets import bucket_sizes
 from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
-from emu_models.training.denoiser_learner import DenoiserLearner, DenoiserTrainingConfig, LatentRows
+from emu_models.training.denoiser_learner import DenoiserLearner, LatentRows
 from emu_models.training.device import choose_device, half_precision_pays
-from emu_models.training.distributed import ALONE, World, gather_weights
-from emu_models.training.loop import (
-    LoopConfig,
-    MetricsSink,
-    TrainingResult,
-    read_log,
-    run_training,
-)
-from emu_models.training.rows import PictureRows, Rows, list_rows, load_rows
+from emu_models.training.distributed import gather_weights
+from emu_models.training.identity import Identity, identify, open_folder, read_result, settings_of, weights_of
+from emu_models.training.jobs import AutoencoderJob, DenoiserJob, Job
+from emu_models.training.loop import TrainingResult, read_log, run_training
+from emu_models.training.rows import PictureRows, Rows, find_rows, list_rows, load_rows
 
 NUM_MEASURED = 256  # pictures that an autoencoder's start and its latents' statistics are taken from; chosen here
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every training needs: where its rows are, where its state and its result go, who listens.
-
-    rows: a parquet with columns key and caption; shards: the folder of WebDataset shards that holds their pictures.
-    """
-
-    name: str
-    shards: Path
-    rows: Path
-    resolution: int
-    out: Path
-    work: Path
-    cache: Path
-    loop: LoopConfig
-    sink: MetricsSink = lambda step, metrics: None
-    picture_sink: Callable[[int, Image.Image], None] = lambda step, sheet: None
-    stop_requested: Callable[[], bool] = lambda: False
-    world: World = ALONE
-
-
-@dataclass(frozen=True)
-class AutoencoderJob:
-    """start_from: a trained autoencoder's folder to go on from, else `network` (arguments of Autoencoder) is built."""
-
-    network: dict[str, Any] | None
-    start_from: Path | None
-    training: AutoencoderTrainingConfig
-
-
-@dataclass(frozen=True)
-class DenoiserJob:
-    """start_from: a folder of a trained pipeline to go on from, ours or another's (emu_models.checkpoints); else
-    `denoiser` is built over `autoencoder`. adapters: what is trained in place of all weights.
-
-    aspect_buckets: picture shapes from tall to wide (buckets.py); 1 crops all to squares.
-    """
-
-    autoencoder: Path | None
-    start_from: Path | None
-    denoiser: DenoiserConfig | None
-    text_encoder: str | list[str] | None
-    num_text_tokens: int
-    training: DenoiserTrainingConfig
-    prompts: tuple[str, ...]
-    guidance_scale: float
-    aspect_buckets: int = 1
-    adapters: Adapters | None = None
-
-
 def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
-    """Trains an autoencoder and writes it to job.out. Resumes from job.work where the same job was interrupted.
+    """Trains an autoencoder, or finds it trained, and returns what came of it: its model is in `folder`/result.
 
-    Of several processes each learns all of the same batches: no faster than one, and no different.
+    It goes on from the state of the same training (identity.py). Of several processes each learns all of the same
+    batches: no faster than one, and no different.
     """
-    rows = load_rows(job.shards, pd.read_parquet(job.rows), job.resolution)
+    table = find_rows(job.shards, pd.read_parquet(job.rows))
+    identity = identify(job, spec, zip(table["key"], table["digest"], strict=True))  # captions are not looked at
+    folder = open_folder(job.states, identity, job.world.leads)
+    found = _read_finished(job, folder)
+    if found is not None:
+        return found
+    rows = load_rows(job.shards, table, job.resolution)
     torch.manual_seed(job.loop.seed)
     if spec.start_from is not None:
         network = Autoencoder.from_pretrained(spec.start_from)
@@ -116,26 +68,37 @@ def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
         if network.shortcut_in is not None:
             network.start_from_principal_components(to_tensor(rows.trained.images[:NUM_MEASURED]))
     learner = AutoencoderLearner(network, rows, spec.training)
-    identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, job.resolution])
     result = run_training(
-        learner, job.loop, job.work, identity, job.name, job.sink, job.stop_requested, world=job.world
+        learner, job.loop, folder, identity.name, job.name, job.sink, job.stop_requested, world=job.world
     )
     averaged = learner.averaged
     assert isinstance(averaged, Autoencoder)
     averaged = averaged.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     averaged.measure_latents(to_tensor(rows.trained.images[:NUM_MEASURED]))
     if job.world.leads:
-        with atomic_dir(job.out) as folder:
-            averaged.save_pretrained(folder)
-            forget_paths(folder)
-            _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
-            _save_pairs(rows.held, averaged, folder / "preview.png")
+        with atomic_dir(folder / "result") as partial:
+            averaged.save_pretrained(partial)
+            forget_paths(partial)
+            _write_beside(partial, job, spec, identity, result, rows, count_parameters(network))
+            _save_pairs(rows.held, averaged, partial / "preview.png")
     job.world.wait()
     return result
 
 
 def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
-    """Trains a denoiser (pretraining or tuning) and writes the whole pipeline to job.out."""
+    """Trains a denoiser (pretraining or tuning), or finds it trained; `folder`/result is then the whole pipeline.
+
+    Of a training that is finished only the preview is drawn again, where other prompts or another guidance are asked.
+    """
+    table = find_rows(job.shards, pd.read_parquet(job.rows))
+    identity = identify(job, spec, zip(table["key"], table["digest"], table["caption"], strict=True))
+    folder = open_folder(job.states, identity, job.world.leads)
+    found = _read_finished(job, folder)
+    if found is not None:
+        if job.world.leads:
+            _renew_preview(folder / "result", spec)
+        job.world.wait()
+        return found
     torch.manual_seed(job.loop.seed)
     if spec.start_from is not None:
         pipeline = load_pipeline(spec.start_from)
@@ -149,9 +112,11 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
     autoencoder, encoders = latents_of(pipeline).eval(), captions_of(pipeline)
     multiple = autoencoder.factor * 2 ** (len(network.config.block_out_channels) - 1)  # type: ignore[attr-defined]
     buckets = bucket_sizes(job.resolution, multiple, spec.aspect_buckets)
-    rows = list_rows(job.shards, pd.read_parquet(job.rows), buckets, spec.training.batch_size)
+    rows = list_rows(job.shards, table, buckets, spec.training.batch_size)
     text, null = encode_captions(rows.captions, encoders, spec.num_text_tokens, job.cache / "captions", job.world)
     moments = encode_moments(autoencoder, rows, job.cache / "moments", job.world)
+    if job.world.leads:
+        write_json(folder / "caches.json", sorted({s.parent.name for s in (*text.shards, *moments.shards)}))
     trained, held = (
         LatentRows([rows.keys[i] for i in index], moments.subset(index), text.subset(index), rows.bucket_N[index])
         for index in (np.flatnonzero(~rows.is_held_out), np.flatnonzero(rows.is_held_out))
@@ -159,25 +124,18 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
     learner = DenoiserLearner(
         network.train(), autoencoder, pipeline.scheduler, trained, held, null, spec.training, job.world
     )
-    identity = fingerprint([job.name, asdict(spec), asdict(job.loop), rows.keys, rows.digests, rows.captions])
-
-    def draw_sheet(unet: torch.nn.Module) -> Image.Image:
-        """A sheet of the fixed prompts, each always with the same seed, so that sheets compare."""
-        pipeline.unet = unet
-        prompts = list(spec.prompts)
-        pictures = draw(pipeline, prompts, list(range(len(prompts))), guidance_scale=spec.guidance_scale)
-        return join_grid([np.asarray(p) for p in pictures], 8)
 
     def draw_samples(step: int) -> None:
-        sheet = draw_sheet(learner.averaged)  # by all processes: the weights may lie on several
+        pipeline.unet = learner.averaged
+        sheet = _draw_sheet(pipeline, spec)  # by all processes: the weights may lie on several
         if job.world.leads:
             job.picture_sink(step, sheet)
 
     result = run_training(
         learner,
         job.loop,
-        job.work,
-        identity,
+        folder,
+        identity.name,
         job.name,
         job.sink,
         job.stop_requested,
@@ -192,13 +150,47 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
         averaged.load_state_dict(weights)
         choose_attention(averaged)
         pipeline.unet = averaged.eval().to(choose_device())
-        with atomic_dir(job.out) as folder:
-            save_pipeline(pipeline, folder)
-            _write_beside(folder, job, result, rows, count_parameters(network), asdict(spec))
+        with atomic_dir(folder / "result") as partial:
+            save_pipeline(pipeline, partial)
+            _write_beside(partial, job, spec, identity, result, rows, count_parameters(network))
             if spec.prompts:
-                draw_sheet(averaged).save(folder / "preview.png")
+                _draw_sheet(pipeline, spec).save(partial / "preview.png")
     job.world.wait()
     return result
+
+
+def _read_finished(job: Job, folder: Path) -> TrainingResult | None:
+    found = read_result(folder)
+    job.world.wait()  # so that none looks after another has finished it
+    return found
+
+
+def _draw_sheet(pipeline: Any, spec: DenoiserJob) -> Image.Image:
+    """A sheet of the fixed prompts, each always with the same seed, so that sheets compare."""
+    prompts = list(spec.prompts)
+    pictures = draw(pipeline, prompts, list(range(len(prompts))), guidance_scale=spec.guidance_scale)
+    return join_grid([np.asarray(p) for p in pictures], 8)
+
+
+def _describe_preview(spec: AutoencoderJob | DenoiserJob) -> dict[str, Any] | None:
+    if isinstance(spec, AutoencoderJob) or not spec.prompts:
+        return None
+    return {"prompts": list(spec.prompts), "guidance_scale": spec.guidance_scale}
+
+
+def _renew_preview(result: Path, spec: DenoiserJob) -> None:
+    """Draws the preview of a finished model again where it is not the one that is asked for; the weights stay."""
+    meta = json.loads((result / "meta.json").read_text())
+    if meta["preview"] == _describe_preview(spec):
+        return
+    pipeline = load_pipeline(result) if spec.prompts else None
+    with atomic_dir(result) as partial:
+        left_out = shutil.ignore_patterns("preview.png", "meta.json")
+        shutil.copytree(result, partial, ignore=left_out, copy_function=link_or_copy, dirs_exist_ok=True)
+        (partial / "meta.json").write_text(json.dumps({**meta, "preview": _describe_preview(spec)}, indent=2))
+        if pipeline is not None:
+            pipeline.set_progress_bar_config(disable=True)
+            _draw_sheet(pipeline, spec).save(partial / "preview.png")
 
 
 def _new_pipeline(spec: DenoiserJob, resolution: int) -> EmuPipeline:
@@ -218,14 +210,24 @@ def _new_pipeline(spec: DenoiserJob, resolution: int) -> EmuPipeline:
 
 
 def _write_beside(
-    folder: Path, job: Job, result: TrainingResult, rows: Rows | PictureRows, num_parameters: int, spec: dict[str, Any]
+    folder: Path,
+    job: Job,
+    spec: AutoencoderJob | DenoiserJob,
+    identity: Identity,
+    result: TrainingResult,
+    rows: Rows | PictureRows,
+    num_parameters: int,
 ) -> None:
-    """metrics.jsonl and meta.json, with nothing in them that depends on the clock or on where the project lies: a
-    training that was interrupted, or made elsewhere, leaves the same bytes, and what was made from it stays valid."""
-    log = read_log(job.work)
+    """metrics.jsonl and meta.json, with nothing in them that depends on the clock, on where the project lies or on how
+    it was trained: a training that was interrupted, or made elsewhere, leaves the same bytes, and what was made from it
+    stays valid."""
+    log = read_log(result.folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    settings = settings_of(job, spec)
+    weights = {name: os.path.relpath(path, job.out) for name, path in weights_of(spec).items()}
     meta = {
         "name": job.name,
+        "identity": identity.name,
         "resolution": job.resolution,
         "num_rows": len(rows.keys),
         "num_held_out": int(rows.is_held_out.sum()),
@@ -233,19 +235,13 @@ def _write_beside(
         "num_parameters": num_parameters,
         "device": choose_device().type,
         "half_precision": half_precision_pays(choose_device()),
-        "result": {name: value for name, value in asdict(result).items() if name != "timings"},
-        "loop": asdict(job.loop),
-        "spec": _portable(spec, job.out),
+        "result": {name: value for name, value in asdict(result).items() if name not in ("timings", "folder")},
+        "loop": settings["loop"],
+        "spec": settings["spec"],
+        "weights": weights,
+        "preview": _describe_preview(spec),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2))
-
-
-def _portable(value: Any, folder: Path) -> Any:
-    """`value` with the paths in it made relative to `folder`."""
-    if isinstance(value, dict):
-        return {name: _portable(part, folder) for name, part in value.items()}
-    is_path = isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value))
-    return os.path.relpath(value, folder) if is_path else value
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def test_the_judge_learns_nothing_that_a_gate_turned_away(tmp_path: Path) -> Non
     write_parquet(layout.filtered / "ledger" / "00000.parquet", ledger.iloc[:5])
     write_parquet(layout.filtered / "ledger" / "00001.parquet", ledger.iloc[5:])
     section = read_params(TOP / "profiles" / "smoke.yaml").faithfulness_judge
-    job = judge_job(layout, section, tmp_path / "judge")
+    job = judge_job(layout, section)
     passed = ledger["first_failed_gate"].isin(["", "quota"])
     pd.testing.assert_frame_equal(
         pd.read_parquet(job["rows"]), ledger.loc[passed, ["key", "caption"]].reset_index(drop=True), check_dtype=False

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from emu_data.signals.alignment import AlignmentSignal
 from emu_data.signals.concept import ConceptSignal
 from emu_data.signals.embedding import Embedder, Encoder, embed
 from emu_data.signals.safety import SafetySignal
+from emu_models import alignment
 from emu_models.alignment import AlignmentConfig, assign_folds, train_alignment
 
 CONFIG = AlignmentConfig(
@@ -49,9 +51,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
     images, captions = draw_pairs(8)
     keys = [f"{i:09d}" for i in range(len(images))]
     folds = assign_folds(captions, keys, CONFIG.num_folds)
-    folder = tmp_path_factory.mktemp("alignment")
-    result = train_alignment(images, captions, keys, folds, CONFIG, folder, progress=False)
-    return images, captions, keys, folds, folder, result
+    result = train_alignment(images, captions, keys, folds, CONFIG, tmp_path_factory.mktemp("states"), progress=False)
+    return images, captions, keys, folds, result.folder / "result", result
 
 
 def to_records(images: np.ndarray, captions: list[str], keys: list[str]) -> list[Record]:
@@ -151,23 +152,50 @@ def test_caption_that_the_corpus_does_not_have_is_ranked_too(trained) -> None:
     assert value["alignment_rank"] == expected["alignment_rank"]
 
 
-def test_finished_models_are_kept_and_the_others_trained(trained, tmp_path: Path) -> None:
-    images, captions, keys, folds, folder, _ = trained
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    assert train_alignment(images, captions, keys, folds, CONFIG, folder, progress=False).losses == {}
-    bytes_before = (folder / "fold_1" / "open_clip_model.safetensors").read_bytes()
-    os.rename(folder / "fold_1", tmp_path / "fold_1")  # as if the training had been killed before it
-    again = train_alignment(images, captions, keys, folds, CONFIG, folder, progress=False)
-    assert set(again.losses) == {"fold_1"}
-    assert (folder / "fold_1" / "open_clip_model.safetensors").read_bytes() == bytes_before
-    assert {path for path, time in before.items() if path.stat().st_mtime_ns == time} == {
-        path for path in before if path.parent.name != "fold_1"
-    }
-    flipped = images[:, :, ::-1].copy()
+def test_an_interrupted_training_goes_on_with_the_next_model(trained, tmp_path: Path, monkeypatch) -> None:
+    images, captions, keys, folds, folder, result = trained
+    trained_now: list[int] = []
+    train = alignment.train_network
+
+    def count(images: np.ndarray, *rest):
+        trained_now.append(len(images))
+        return train(images, *rest)
+
+    monkeypatch.setattr(alignment, "train_network", count)
+    states = tmp_path / "states"
+    shutil.copytree(folder.parent, states / folder.parent.name)
+    part = states / folder.parent.name
+    shutil.rmtree(part / "result")  # as if it had been killed before the last model
+    shutil.rmtree(part / "state" / "fold_1")
+    again = train_alignment(images, captions, keys, folds, CONFIG, states, progress=False)
+    assert len(trained_now) == 1
+    assert again.losses == result.losses and set(again.losses) == {"fold_0", "fold_1"}
+    assert read_files(again.folder / "result") == read_files(folder)
+
+
+def test_another_training_is_made_beside_and_the_first_is_found_again(trained, tmp_path: Path, monkeypatch) -> None:
+    images, captions, keys, folds, *_ = trained
     brief = dataclasses.replace(CONFIG, num_steps=2)
-    out = tmp_path / "out"
-    assert len(train_alignment(images, captions, keys, folds, brief, out, progress=False).losses) == 2
-    assert len(train_alignment(flipped, captions, keys, folds, brief, out, progress=False).losses) == 2
+    flipped, others = images[:, :, ::-1].copy(), ["a red box", *captions[1:]]
+    first = train_alignment(images, captions, keys, folds, brief, tmp_path, progress=False)
+    before = read_files(first.folder)
+    made = {first.folder}
+    for pixels, texts, places, config, code in (
+        (flipped, captions, folds, brief, ""),
+        (images, others, folds, brief, ""),
+        (images, captions, 1 - folds, brief, ""),
+        (images, captions, folds, dataclasses.replace(brief, num_folds=3), ""),
+        (images, captions, folds, brief, "other code"),
+    ):
+        made.add(train_alignment(pixels, texts, keys, places, config, tmp_path, code, progress=False).folder)
+    assert len(made) == 6 == len(list(tmp_path.iterdir()))
+    monkeypatch.setattr(alignment, "train_network", None)
+    assert train_alignment(images, captions, keys, folds, brief, tmp_path, progress=False) == first
+    assert read_files(first.folder) == before
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def test_version_of_the_signal_follows_the_weights(trained, tmp_path: Path) -> None:

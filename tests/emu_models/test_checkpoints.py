@@ -47,7 +47,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 def tune(corpus, start_from: Path, folder: Path, adapters: Adapters | None = None, loop: LoopConfig = LOOP) -> Path:
     """Tunes at 24 px, not the 32 that the checkpoints draw at; returns the folder of the result."""
     shards, rows = corpus
-    job = stages.Job("tuned", shards, rows, 24, folder / "out", folder / "work", folder / "cache", loop)
+    job = stages.Job("tuned", shards, rows, 24, folder / "out", folder / "states", folder / "cache", loop)
     spec = stages.DenoiserJob(
         autoencoder=None,
         start_from=start_from,
@@ -59,8 +59,7 @@ def tune(corpus, start_from: Path, folder: Path, adapters: Adapters | None = Non
         guidance_scale=2.0,
         adapters=adapters,
     )
-    stages.train_denoiser(job, spec)
-    return folder / "out"
+    return stages.train_denoiser(job, spec).folder / "result"
 
 
 def pictures(pipeline: Any, resolution: int | None = None) -> np.ndarray:
@@ -98,7 +97,7 @@ def test_adapters_are_all_that_learns(corpus, checkpoints, tmp_path, kind):
         corpus, checkpoints[kind], tmp_path, Adapters(4, 8.0, ("to_q", "to_v")), replace(LOOP, learning_rate=0.05)
     )
     base = weights(checkpoints[kind] / "unet")
-    (state,) = (tmp_path / "work" / "state").glob("network.safetensors")
+    (state,) = (out.parent / "state").glob("network.safetensors")
     trained = load_file(state)
     frozen = {name.replace(".base_layer", ""): w for name, w in trained.items() if "lora_" not in name}
     assert frozen.keys() == base.keys()

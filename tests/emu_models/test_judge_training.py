@@ -1,6 +1,7 @@
 """The judge learns from some pictures and is tested on pairs of the others, of which the right answer is known."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,9 @@ def test_its_folder_has_the_error_on_pictures_that_it_did_not_see(tmp_path: Path
     config = JudgeConfig(
         width=8, embed_dim=32, text_width=32, num_steps=60, batch_size=32, learning_rate=4e-3, held_share=0.25
     )
-    numbers = make_judge(reader, captions, keys, config, tmp_path / "judge", tmp_path, progress=False)
-    learnt, tested = read
+    folder, numbers = make_judge(reader, captions, keys, config, tmp_path / "states", tmp_path, progress=False)
+    _, learnt, tested = read  # first all, which name the judge
+    shutil.copytree(folder / "result", tmp_path / "judge")
     assert not set(learnt) & set(tested) and sorted([*learnt, *tested]) == keys
     held = pd.read_parquet(tmp_path / "judge" / HELD_FILE)
     assert sorted(held["key"]) == sorted(tested) and numbers["num_held"] == 12 == len(held)
@@ -92,15 +94,18 @@ def test_its_folder_has_the_error_on_pictures_that_it_did_not_see(tmp_path: Path
     assert json.loads((tmp_path / "judge" / "meta.json").read_text())["result"] == numbers
     weights = "judge"  # named from the project
     brought = JudgeConfig(held_share=0.25, weights=weights)
-    again = make_judge(reader, captions, keys, brought, tmp_path / "brought", tmp_path, progress=False)
+    beside, again = make_judge(reader, captions, keys, brought, tmp_path / "states", tmp_path, progress=False)
+    read.clear()
+    assert make_judge(reader, captions, keys, config, tmp_path / "states", tmp_path) == (folder, numbers)
+    assert beside != folder and len(read) == 1  # found, not trained again
     assert again["num_known_wrong"] == numbers["num_known_wrong"] and "loss" not in again
-    assert load_faithfulness_judge(tmp_path / "brought", tmp_path)[0].name == "judge"
+    assert load_faithfulness_judge(beside / "result", tmp_path)[0].name == "judge"
 
 
 def test_nothing_to_learn_from_is_said(tmp_path: Path):
     with pytest.raises(ValueError, match="none to learn from"):
         make_judge(
-            lambda keys, size: np.zeros(0), ["a"], ["1"], JudgeConfig(held_share=0.9), tmp_path / "judge", tmp_path
+            lambda keys, size: np.zeros(0), ["a"], ["1"], JudgeConfig(held_share=0.9), tmp_path / "states", tmp_path
         )
     with pytest.raises(ValueError, match="materialise faithfulness_judge"):
         load_faithfulness_judge(tmp_path / "judge", tmp_path)

@@ -23,7 +23,15 @@ from emu_models.training.ema import WeightAverage, copy_for_averaging
 from emu_models.training.loop import Interrupted, NotFinite, learning_rate, read_log, run_training
 from emu_models.training.order import batch_indices, draw_rows, generator_for, held_out
 from tests.shards import write_toy_shards
-from tests.toy_training import GENTLE, LOOP, autoencoder_job, denoiser_job, keep_single_precision
+from tests.toy_training import (
+    GENTLE,
+    LOOP,
+    autoencoder_job,
+    denoiser_job,
+    keep_single_precision,
+    result_of,
+    training_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,7 @@ def corpus(tmp_path_factory) -> tuple[Path, Path]:
 def autoencoder(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder")
     stages.train_autoencoder(*autoencoder_job(corpus, folder))
-    return folder / "out"
+    return result_of(folder)
 
 
 def stop_after(num_checks: int):
@@ -68,10 +76,10 @@ def test_an_interrupted_autoencoder_resumes_bitwise(corpus, autoencoder, tmp_pat
     """The adversary starts at step 3, so both sides of its start are interrupted."""
     with pytest.raises(Interrupted):
         stages.train_autoencoder(*autoencoder_job(corpus, tmp_path, stop_requested=stop_after(stop_at)))
-    assert not (tmp_path / "out").exists()
+    assert not (result_of(tmp_path)).exists()
     result = stages.train_autoencoder(*autoencoder_job(corpus, tmp_path))
     assert result.timings["resumed_from"] == stop_at
-    assert_same_weights(tmp_path / "out", autoencoder)
+    assert_same_weights(result_of(tmp_path), autoencoder)
 
 
 @pytest.mark.parametrize("stop_at", [1, 3])
@@ -82,7 +90,7 @@ def test_an_interrupted_denoiser_resumes_bitwise(corpus, autoencoder, tmp_path, 
         stages.train_denoiser(*denoiser_job(corpus, parts, autoencoder, stop_requested=stop_after(stop_at)))
     stages.train_denoiser(*denoiser_job(corpus, parts, autoencoder))
     written = [
-        {path.relative_to(f / "out"): path.read_bytes() for path in (f / "out").rglob("*") if path.is_file()}
+        {path.relative_to(result_of(f)): path.read_bytes() for path in result_of(f).rglob("*") if path.is_file()}
         for f in (whole, parts)
     ]
     assert len(written[0]) > 5 and written[0].keys() == written[1].keys()
@@ -98,29 +106,29 @@ def test_another_configuration_does_not_go_on_from_the_state(corpus, tmp_path):
 
 def test_a_pipeline_draws_the_same_picture_again(corpus, autoencoder, tmp_path):
     stages.train_denoiser(*denoiser_job(corpus, tmp_path, autoencoder))
-    pipeline = stages.load_pipeline(tmp_path / "out")
+    pipeline = stages.load_pipeline(result_of(tmp_path))
     pipeline.set_progress_bar_config(disable=True)
     first = pipeline(["a red square", "a blue square"], [1, 2], 3).images
-    again = stages.load_pipeline(tmp_path / "out")(["a red square"], [1], 3).images
+    again = stages.load_pipeline(result_of(tmp_path))(["a red square"], [1], 3).images
     assert first[0].size == (32, 32)
     assert np.abs(np.asarray(first[0], int) - np.asarray(again[0], int)).max() <= 1
     other = pipeline(["a red square"], [7], 3).images
     assert np.asarray(other[0]).tobytes() != np.asarray(first[0]).tobytes()
     with pytest.raises(ValueError, match="one seed a picture"):
         pipeline(["a"], [1, 2])
-    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    meta = json.loads((result_of(tmp_path) / "meta.json").read_text())
     assert meta["result"]["num_steps"] == LOOP.num_steps
-    assert not list((tmp_path / "out").rglob("*.bin")) + list((tmp_path / "out").rglob("*.pkl"))
+    assert not list(result_of(tmp_path).rglob("*.bin")) + list(result_of(tmp_path).rglob("*.pkl"))
 
 
 def test_tuning_goes_on_from_a_pipeline(corpus, autoencoder, tmp_path):
     stages.train_denoiser(*denoiser_job(corpus, tmp_path / "first", autoencoder))
     job, spec = denoiser_job(corpus, tmp_path / "second", autoencoder, replace(LOOP, num_steps=2))
-    spec = replace(spec, autoencoder=None, denoiser=None, start_from=tmp_path / "first" / "out")
+    spec = replace(spec, autoencoder=None, denoiser=None, start_from=result_of(tmp_path / "first"))
     stages.train_denoiser(job, spec)
-    before, after = (weights(tmp_path / name / "out" / "unet") for name in ("first", "second"))
+    before, after = (weights(result_of(tmp_path / name) / "unet") for name in ("first", "second"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert_same_weights(tmp_path / "first" / "out" / "vae", tmp_path / "second" / "out" / "vae")
+    assert_same_weights(result_of(tmp_path / "first") / "vae", result_of(tmp_path / "second") / "vae")
 
 
 class Diverging:
@@ -328,11 +336,12 @@ def test_losses_are_those_of_the_golden_file(corpus, tmp_path):
     loop = replace(LOOP, num_steps=10, validate_every=1)
     stages.train_autoencoder(*autoencoder_job(corpus, tmp_path / "autoencoder", loop))
     stages.train_denoiser(
-        *denoiser_job(corpus, tmp_path / "denoiser", tmp_path / "autoencoder" / "out", loop, prompts=())
+        *denoiser_job(corpus, tmp_path / "denoiser", result_of(tmp_path / "autoencoder"), loop, prompts=())
     )
     found = {
         name: {
-            kind: [round(line[kind], 8) for line in read_log(tmp_path / name / "work")] for kind in ("loss", "val_loss")
+            kind: [round(line[kind], 8) for line in read_log(training_of(tmp_path / name))]
+            for kind in ("loss", "val_loss")
         }
         for name in ("autoencoder", "denoiser")
     }
@@ -349,7 +358,7 @@ def test_small_parts_add_up_to_the_whole_batch(corpus, autoencoder, tmp_path):
     for name, size in {"whole": None, "parts": 2}.items():
         training = {"batch_size": 5, "micro_batch_size": size}
         stages.train_denoiser(*denoiser_job(corpus, tmp_path / name, autoencoder, GENTLE, training, prompts=()))
-    whole, parts = (weights(tmp_path / name / "out" / "unet") for name in ("whole", "parts"))
+    whole, parts = (weights(result_of(tmp_path / name) / "unet") for name in ("whole", "parts"))
     assert max((whole[name] - parts[name]).abs().max().item() for name in whole) < 1e-5
 
 
@@ -369,7 +378,7 @@ def test_gradient_checkpointing_changes_no_weight(corpus, autoencoder, tmp_path,
         )
         stages.train_denoiser(*job)
     assert counts[True] > 1.5 * counts[False] > 0
-    assert_same_weights(tmp_path / "True" / "out" / "unet", tmp_path / "False" / "out" / "unet")
+    assert_same_weights(result_of(tmp_path / "True") / "unet", result_of(tmp_path / "False") / "unet")
 
 
 def test_sheets_of_samples_are_drawn_as_training_goes(corpus, autoencoder, tmp_path):

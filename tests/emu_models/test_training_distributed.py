@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from emu_models.training import stages
 from emu_models.training.distributed import World
 from tests.shards import write_toy_shards
-from tests.toy_training import GENTLE, autoencoder_job, denoiser_job, keep_single_precision
+from tests.toy_training import GENTLE, autoencoder_job, denoiser_job, keep_single_precision, result_of, training_of
 
 ROOT = Path(__file__).parents[2]
 # 5 rows do not divide by 2 processes; 3 do not by parts of 2
@@ -40,7 +40,11 @@ def given(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("given")
     shards, rows = write_toy_shards(folder, num_images=24)
     stages.train_autoencoder(*autoencoder_job((shards, rows), folder / "autoencoder"))
-    return {"shards": str(shards), "rows": str(rows), "autoencoder": str(folder / "autoencoder" / "out")}
+    return {
+        "shards": str(shards),
+        "rows": str(rows),
+        "autoencoder": str(result_of(folder / "autoencoder")),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +68,12 @@ def assert_learned_the_same(folder: Path, other: Path, tolerance: float) -> None
     """Averaged weights, the rest of the state, and the metrics."""
     names = [f"state/{name}.safetensors" for name in ("network", "averaged", "network.optimizer")]
     for name in names:
-        mine, theirs = load_file(folder / "work" / name), load_file(other / "work" / name)
+        mine, theirs = load_file(training_of(folder) / name), load_file(training_of(other) / name)
         assert mine.keys() == theirs.keys() and len(mine) > 50
         gaps = {key: (mine[key] - theirs[key]).abs().max().item() for key in mine}
         worst = max(gaps, key=lambda key: gaps[key])
         assert gaps[worst] <= tolerance, f"{name}: {worst} differs by {gaps[worst]}"
-    lines = [(f / "work" / "metrics.jsonl").read_text().splitlines() for f in (folder, other)]
+    lines = [(training_of(f) / "metrics.jsonl").read_text().splitlines() for f in (folder, other)]
     assert len(lines[0]) == len(lines[1]) == 3
     for mine, theirs in zip(*lines, strict=True):
         assert json.loads(mine) == pytest.approx(json.loads(theirs), rel=1e-4, abs=1e-12)
@@ -113,8 +117,8 @@ def test_a_process_killed_at_any_step_goes_on_bitwise(given, alone, tmp_path):
     for kill_at, num_saved in ((2, 1), (4, 4)):  # the fourth step of the second process is the fifth of all
         killed = run([{**job, "kill_at": kill_at}], num_processes=1)
         assert killed.returncode == -signal.SIGKILL
-        assert json.loads((tmp_path / "work" / "state" / "meta.json").read_text())["step"] == num_saved
-        assert not (tmp_path / "out").exists()
+        assert json.loads((training_of(tmp_path) / "state" / "meta.json").read_text())["step"] == num_saved
+        assert not (result_of(tmp_path)).exists()
     # the fingerprint holds the configuration, which must be the same
     corpus = (Path(given["shards"]), Path(given["rows"]))
     loop = replace(GENTLE, checkpoint_seconds=0.0)

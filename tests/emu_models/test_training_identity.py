@@ -1,0 +1,343 @@
+"""What names a training: every field is declared, what decides starts anew beside, and how it is done goes on."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from emu_data.files import write_json
+from emu_models.autoencoder.losses import AutoencoderLossConfig
+from emu_models.autoencoder.perceptual import PerceptualConfig
+from emu_models.checkpoints import Adapters
+from emu_models.denoiser import DenoiserConfig
+from emu_models.training import stages
+from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
+from emu_models.training.denoiser_learner import DenoiserTrainingConfig
+from emu_models.training.distributed import World
+from emu_models.training.identity import CODE, DECLARED, HOW, STOPPING, WEIGHTS, WHAT, identify, settings_of
+from emu_models.training.jobs import AutoencoderJob, DenoiserJob, Job
+from emu_models.training.loop import Interrupted, LoopConfig
+from tests.shards import write_toy_shards
+from tests.toy_training import LOOP, autoencoder_job, denoiser_job, result_of
+
+ROWS = [("k0", "digest 0", "a red square"), ("k1", "digest 1", "a blue square")]
+
+
+def write_weights(folder: Path, content: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_text(content)
+    (folder / "config.json").write_text('{"width": 3, "_name_or_path": "somewhere"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("given")
+    for name in ("one", "other"):
+        write_weights(folder / name, name)
+    return folder
+
+
+def whole_jobs(given: Path) -> list[tuple[Job, AutoencoderJob | DenoiserJob]]:
+    """Jobs in which no part is left out: each declared type is in one of them."""
+    job, spec = denoiser_job((given, given), given, given / "one")
+    tuned = replace(spec, autoencoder=None, denoiser=None, start_from=given / "one", adapters=Adapters(4, 8.0, ("q",)))
+    plain, encoder = autoencoder_job((given, given), given)
+    losses = AutoencoderLossConfig(1e-6, 0.1, 0.5, PerceptualConfig("encoder", str(given / "one"), 0.1))
+    encoder = replace(encoder, start_from=given / "one", training=replace(encoder.training, losses=losses))
+    return [(job, spec), (job, tuned), (plain, encoder)]
+
+
+def other_values(given: Path) -> dict[type, dict[str, Any]]:
+    """Another value of every field, so that a field without one fails the test."""
+    other = given / "other"
+    batches = {"num_steps": 7, "batch_size": 5, "learning_rate": 0.5, "seed": 9}
+    return {
+        Job: {
+            "name": "another",
+            "shards": other,
+            "rows": other,
+            "resolution": 64,
+            "out": other,
+            "states": other,
+            "cache": other,
+            "loop": replace(LOOP, seed=5),
+            "code": "other code",
+            "sink": print,
+            "picture_sink": print,
+            "stop_requested": bool,
+            "world": World(1, 4),
+        },
+        LoopConfig: {
+            "num_steps": 7,
+            "learning_rate": 0.5,
+            "warmup_steps": 3,
+            "ema_decay": 0.5,
+            "validate_every": 5,
+            "max_rise": 0.7,
+            "checkpoint_seconds": 1.0,
+            "seed": 9,
+            "sample_every": 3,
+        },
+        AutoencoderJob: {
+            "network": {"latent_channels": 8},
+            "start_from": other,
+            "training": AutoencoderTrainingConfig(**batches, losses=AutoencoderLossConfig(0.1, 0.1, 0.5)),
+        },
+        AutoencoderTrainingConfig: {**batches, "losses": AutoencoderLossConfig(0.1, 0.1, 0.5)},
+        AutoencoderLossConfig: {
+            "kl_weight": 0.5,
+            "adversarial_weight": 0.7,
+            "adversarial_start": 0.1,
+            "perceptual": PerceptualConfig("lpips", str(other), 0.1),
+        },
+        PerceptualConfig: {"kind": "lpips", "path": str(other), "weight": 0.9},
+        DenoiserJob: {
+            "autoencoder": other,
+            "start_from": other,
+            "denoiser": DenoiserConfig((64, 64), (False, False), 1, "joint"),
+            "text_encoder": str(other),
+            "num_text_tokens": 9,
+            "training": DenoiserTrainingConfig(**batches, noise_offset=0.1, caption_dropout=0.2),
+            "prompts": ("another",),
+            "guidance_scale": 7.0,
+            "aspect_buckets": 3,
+            "adapters": Adapters(2, 8.0, ("q",)),
+        },
+        DenoiserTrainingConfig: {
+            **batches,
+            "noise_offset": 0.3,
+            "caption_dropout": 0.5,
+            "micro_batch_size": 2,
+            "gradient_checkpointing": True,
+        },
+        DenoiserConfig: {
+            "widths": (64, 64),
+            "attention": (True, False),
+            "layers_per_level": 2,
+            "middle": "full",
+            "cross_attention_width": 8,
+            "head_width": 32,
+        },
+        Adapters: {"rank": 2, "alpha": 1.0, "target_modules": ("k",)},
+    }
+
+
+def changed(value: Any, owner: type, field: str, new: Any) -> Any:
+    """`value` with the field of every part of the type `owner` set; None where it has no such part."""
+    if isinstance(value, owner):
+        return replace(value, **{field: new})
+    parts = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    made = {part.name: changed(getattr(value, part.name), owner, field, new) for part in parts}
+    made = {name: part for name, part in made.items() if part is not None}
+    return replace(value, **made) if made else None
+
+
+FIELDS = [(owner, field) for owner, kinds in DECLARED.items() for field in kinds]
+
+
+def test_every_field_of_what_describes_a_training_is_declared() -> None:
+    for owner, kinds in DECLARED.items():
+        assert set(kinds) == {field.name for field in dataclasses.fields(owner)}, owner
+
+
+@pytest.mark.parametrize(("owner", "field"), FIELDS, ids=[f"{owner.__name__}.{field}" for owner, field in FIELDS])
+def test_a_changed_field_names_another_training_where_it_decides(given: Path, owner: type, field: str) -> None:
+    kind, new = DECLARED[owner][field], other_values(given)[owner][field]
+    seen = 0
+    for job, spec in whole_jobs(given):
+        for max_rise in (0.0, 0.5):
+            asked = replace(job, loop=replace(job.loop, max_rise=max_rise))
+            before = identify(asked, spec, ROWS)
+            if (other_job := changed(asked, owner, field, new)) is not None:
+                after = identify(other_job, spec, ROWS)
+            elif (other_spec := changed(spec, owner, field, new)) is not None:
+                if field == "text_encoder" and other_spec.start_from is not None:
+                    continue  # the checkpoint's own is taken
+                after = identify(asked, other_spec, ROWS)
+            else:
+                continue
+            seen += 1
+            decides = kind in (WHAT, WEIGHTS, CODE) or (kind == STOPPING and max_rise > 0)
+            assert (after.name != before.name) == decides, (owner, field, max_rise)
+            assert (after.settings != before.settings) == (decides and kind not in (WEIGHTS, CODE))
+    assert seen
+
+
+def test_a_field_that_nobody_declared_stops_the_training(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job, spec), *_ = whole_jobs(given)
+    monkeypatch.delitem(DECLARED[LoopConfig], "ema_decay")
+    with pytest.raises(ValueError, match=r"LoopConfig\.ema_decay is not declared"):
+        settings_of(job, spec)
+
+
+def test_rows_count_by_key_picture_and_caption(given: Path) -> None:
+    (job, spec), *_ = whole_jobs(given)
+    others = [ROWS[:1], ROWS[::-1], [("k0", "digest 0", "a red ball"), ROWS[1]], [("k0", "x", "a red square"), ROWS[1]]]
+    assert len({identify(job, spec, rows).name for rows in [ROWS, *others]}) == 5
+
+
+def test_weights_count_by_what_they_are_not_by_where_they_lie(given: Path, tmp_path: Path) -> None:
+    for job, spec in whole_jobs(given):
+        before = identify(job, spec, ROWS)
+        shutil.copytree(given, tmp_path / "moved", dirs_exist_ok=True)
+        moved = next(s for _, s in whole_jobs(tmp_path / "moved") if type(s) is type(spec) and keeps(s, spec))
+        folder = tmp_path / "moved" / "one"
+        (folder / "config.json").write_text('{"_name_or_path": "elsewhere", "width": 3}')
+        for note in ("README.md", "meta.json", "preview.png"):
+            (folder / note).write_text("a note")
+        assert identify(job, moved, ROWS) == before
+        for file, text in {"model.safetensors": "oNe", "config.json": '{"width": 4}'}.items():
+            kept = (folder / file).read_text()
+            (folder / file).write_text(text)
+            assert identify(job, moved, ROWS).name != before.name
+            (folder / file).write_text(kept)
+        shutil.rmtree(tmp_path / "moved")
+    with pytest.raises(ValueError, match="no weights to start from"):
+        identify(job, moved, ROWS)
+
+
+def keeps(one: Any, other: Any) -> bool:
+    return (one.start_from is None) == (other.start_from is None)
+
+
+# --- the same, with trainings ---
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_toy_shards(tmp_path_factory.mktemp("corpus"), num_images=24)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(corpus: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("autoencoder")
+    return stages.train_autoencoder(*autoencoder_job(corpus, folder)).folder / "result"
+
+
+@pytest.fixture(scope="module")
+def alone(corpus: tuple[Path, Path], autoencoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that nobody interrupted or changed."""
+    folder = tmp_path_factory.mktemp("alone")
+    return stages.train_denoiser(*denoiser_job(corpus, folder, autoencoder)).folder / "result"
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def stop_after(num: int):
+    counts = iter(range(1, 1000))
+    return lambda: next(counts) == num
+
+
+HOWS = [
+    (owner, field)
+    for owner, field in FIELDS
+    if owner in (LoopConfig, DenoiserTrainingConfig, DenoiserJob) and DECLARED[owner][field] in (HOW, STOPPING)
+]
+
+
+@pytest.mark.parametrize(("owner", "field"), HOWS, ids=[f"{owner.__name__}.{field}" for owner, field in HOWS])
+def test_another_how_goes_on_from_the_state(
+    given: Path, corpus: tuple[Path, Path], autoencoder: Path, alone: Path, tmp_path: Path, owner: type, field: str
+) -> None:
+    torch.cpu._is_amx_tile_supported = lambda: False
+    job, spec = denoiser_job(corpus, tmp_path, autoencoder, stop_requested=stop_after(3))
+    with pytest.raises(Interrupted):
+        stages.train_denoiser(job, spec)
+    new = other_values(given)[owner][field]
+    job = replace(job, stop_requested=lambda: False)
+    job, spec = (changed(part, owner, field, new) or part for part in (job, spec))
+    result = stages.train_denoiser(job, spec)
+    assert result.timings["resumed_from"] == 3
+    mine, theirs = read_files(result.folder / "result"), read_files(alone)
+    assert mine.keys() == theirs.keys()
+    if field != "micro_batch_size":  # which adds up in another order
+        other = {"prompts": {"preview.png", "meta.json"}, "validate_every": {"metrics.jsonl", "meta.json"}}
+        other["guidance_scale"] = other["prompts"]
+        assert {name for name in theirs if mine[name] != theirs[name]} <= other.get(field, set())
+
+
+def test_what_decides_starts_anew_beside_and_the_old_one_comes_back_without_a_step(
+    corpus: tuple[Path, Path], autoencoder: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = denoiser_job(corpus, tmp_path, autoencoder)
+    second = denoiser_job(corpus, tmp_path, autoencoder, replace(LOOP, learning_rate=2e-3))
+    a = stages.train_denoiser(*first)
+    state = read_files(a.folder / "state")
+    with pytest.raises(Interrupted):
+        stages.train_denoiser(replace(second[0], stop_requested=stop_after(3)), second[1])
+    assert read_files(a.folder / "state") == state and read_files(a.folder / "result") == read_files(alone)
+    b = stages.train_denoiser(*second)
+    assert b.timings["resumed_from"] == 3 and b.folder.parent == a.folder.parent != b.folder
+
+    def refuse(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("it trained")
+
+    monkeypatch.setattr(stages, "run_training", refuse)
+    monkeypatch.setattr(stages, "encode_moments", refuse)
+    again = stages.train_denoiser(*first)
+    assert again == replace(a, timings={})
+    assert read_files(again.folder / "result") == read_files(alone)
+
+
+def test_another_preview_is_drawn_and_nothing_else_changes(
+    corpus: tuple[Path, Path], autoencoder: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, spec = denoiser_job(corpus, tmp_path, autoencoder)
+    folder = stages.train_denoiser(job, spec).folder / "result"
+    monkeypatch.setattr(stages, "run_training", None)
+    before = read_files(folder)
+    stages.train_denoiser(job, replace(spec, prompts=("a green square",)))
+    other = read_files(folder)
+    assert {name for name in before if before[name] != other.get(name)} == {"preview.png", "meta.json"}
+    stages.train_denoiser(job, replace(spec, prompts=()))
+    assert before.keys() - read_files(folder).keys() == {"preview.png"}
+    stages.train_denoiser(job, spec)
+    assert read_files(folder) == before == read_files(alone)
+
+
+@pytest.mark.parametrize("what", ["picture", "caption", "autoencoder"])
+def test_another_input_at_the_same_path_starts_anew(
+    corpus: tuple[Path, Path], autoencoder: Path, tmp_path: Path, what: str
+) -> None:
+    shutil.copytree(corpus[0].parent, tmp_path / "corpus")
+    shutil.copytree(autoencoder, tmp_path / "autoencoder")
+    mine = (tmp_path / "corpus" / "shards", tmp_path / "corpus" / "rows.parquet")
+    job, spec = denoiser_job(mine, tmp_path, tmp_path / "autoencoder", stop_requested=stop_after(3), prompts=())
+    with pytest.raises(Interrupted):
+        stages.train_denoiser(job, spec)
+    if what == "caption":
+        rows = pd.read_parquet(mine[1])
+        rows.assign(caption=["another", *rows["caption"][1:]]).to_parquet(mine[1])
+    elif what == "picture":
+        shutil.rmtree(tmp_path / "corpus")
+        (tmp_path / "corpus").mkdir()
+        write_toy_shards(tmp_path / "corpus", 24, side=40)
+    else:
+        stages.train_autoencoder(*autoencoder_job(corpus, tmp_path / "other", replace(LOOP, seed=3)))
+        shutil.rmtree(tmp_path / "autoencoder")
+        shutil.copytree(result_of(tmp_path / "other"), tmp_path / "autoencoder")
+    result = stages.train_denoiser(replace(job, stop_requested=lambda: False), spec)
+    assert result.timings["resumed_from"] == 0
+    assert len(list((tmp_path / "states").iterdir())) == 2
+
+
+def test_the_state_of_another_training_is_neither_taken_nor_written_over(corpus, tmp_path: Path) -> None:
+    job, spec = autoencoder_job(corpus, tmp_path, stop_requested=stop_after(3))
+    with pytest.raises(Interrupted):
+        stages.train_autoencoder(job, spec)
+    (folder,) = (tmp_path / "states").iterdir()
+    meta = json.loads((folder / "state" / "meta.json").read_text())
+    write_json(folder / "state" / "meta.json", {**meta, "fingerprint": "another"})
+    before = read_files(folder / "state")
+    with pytest.raises(ValueError, match="the state of another training"):
+        stages.train_autoencoder(job, spec)
+    assert read_files(folder / "state") == before
