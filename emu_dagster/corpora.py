@@ -13,34 +13,49 @@ import yaml
 
 from emu_dagster.layout import Layout
 from emu_dagster.params import RawCorpus, read_params
-from emu_data.addresses import check_options
-from emu_data.files import atomic_file, file_sha256, write_parquet
+from emu_data.addresses import check_options, full_address
+from emu_data.files import atomic_file
 from emu_data.records import DecodeError, decode_rgb
 from emu_data.shards import list_shards, read_samples, square
-from emu_data.sources.damage import DamageShares
+from emu_data.sources import folder, img2dataset, table
+from emu_data.sources.damage import DamageShares, check_truth, write_truth
 from emu_data.sources.detect import Corpus
-from emu_data.sources.folder import register_folder
-from emu_data.sources.img2dataset import register_shards
 from emu_data.sources.packages import DemoCorpusConfig, build_demo_corpus, read_subjects
-from emu_data.sources.table import register_table
+from emu_data.sources.standing import new_in
 
 
 def read_corpus(section: RawCorpus, layout: Layout) -> None:
     """Writes data/raw from the source; data/damage.parquet with the truth where the damage was ours, else empty.
 
-    What was measured of a shard that is now another, or gone, is removed: signals are found by a shard's number.
+    Whole shards that somebody put into data/raw stay there while the source is the same (sources/standing.py).
+    ValueError, with nothing touched, where something that is not ours would be lost.
     """
-    before = _digests(layout)
     if section.source == "packages":
         _build_demo(section, layout)
-    else:
-        _register(section, layout)
-        # no damage of ours, so no truth to hold the gates against; the file is there since a stage's outs must be
-        write_parquet(layout.damage, pd.DataFrame({"key": pd.Series(dtype="string")}))
-    after = _digests(layout)
-    for name in [name for name, digest in before.items() if after.get(name) != digest]:
-        for file in layout.signals.glob(f"*/{name}.parquet"):
-            file.unlink()
+        return
+    # no damage of ours, so no truth to hold the gates against; the file is there since a stage's outs must be
+    nothing = pd.DataFrame({"key": pd.Series(dtype="string")})
+    check_truth(layout.damage, nothing)
+    _register(section, layout)
+    write_truth(layout.damage, nothing)
+
+
+def new_in_source(section: RawCorpus, layout: Layout) -> list[str]:
+    """What the source holds that it did not when data/raw was last written: names of img2dataset's files, addresses of
+    tables, or the folder whose listing changed. From listings alone; none where params name another source by now.
+    """
+    path, options = section.path or "", section.storage_options
+    match section.source:
+        case "img2dataset":
+            base = full_address(path)
+            return new_in(layout.raw, img2dataset.SOURCE, base, img2dataset.look_at_source(base, options))
+        case "folder":
+            base = full_address(path)
+            return new_in(layout.raw, folder.SOURCE, base, folder.look_at_source(base, options))
+        case "table":
+            config = table.describe(path, section.image_column, section.caption_column, section.base)
+            return new_in(layout.raw, table.SOURCE, config, table.look_at_source(full_address(path), options))
+    return []  # packages are pinned by their digests
 
 
 def first_images(raw: Path, num: int, size: int) -> tuple[np.ndarray, list[str]]:
@@ -139,20 +154,9 @@ def _register(section: RawCorpus, layout: Layout) -> None:
         raise ValueError(f"raw_corpus.path is missing in params.yaml; source {section.source} reads from it")
     match section.source:
         case "folder":
-            register_folder(section.path, layout.raw, copy, options, size)
+            folder.register_folder(section.path, layout.raw, copy, options, size)
         case "img2dataset":
-            register_shards(section.path, layout.raw, copy, options)
+            img2dataset.register_shards(section.path, layout.raw, copy, options)
         case _:
             columns = (section.image_column, section.caption_column, section.base)
-            register_table(section.path, layout.raw, *columns, copy, options, size)
-
-
-def _digests(layout: Layout) -> dict[str, tuple[str, ...]]:
-    """Shard -> what tells it from another: its rows, and the bytes of its reference or the size of its tar."""
-    found = {}
-    for path in list_shards(layout.raw):
-        parquet = path.with_suffix(".parquet")
-        rows = file_sha256(parquet) if parquet.is_file() else ""
-        body = path.read_text() if path.suffix == ".ref" else str(path.stat().st_size if path.exists() else None)
-        found[path.stem] = (rows, body)
-    return found
+            table.register_table(section.path, layout.raw, *columns, copy, options, size)

@@ -6,6 +6,9 @@ adds what a new policy, or a new signal, asks for, and computes nothing twice. A
 drawn by a seeded hash, goes through everything, so that the pass rate of every gate stays known whatever runs before
 it. The set of kept pictures is the same whatever the order: a picture is dropped if any gate says no, and kept only
 when all have said yes.
+
+A file knows the bytes of the shard that it was measured on (SHARD_MARK, in its schema): a shard that is now another is
+measured anew, whoever changed it, and one that comes back is not.
 """
 
 import hashlib
@@ -17,16 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from emu_data.engine import Engine, Failure, Guard, run_shards
 from emu_data.files import write_parquet
 from emu_data.ledger import LIMITS, FilterPolicy, Limit
 from emu_data.quarantine import unlisted_rows
 from emu_data.records import STATUS_SUCCESS, DecodeError, RecordError, Sample
-from emu_data.shards import read_rows, read_samples
+from emu_data.shards import read_rows, read_samples, shard_digest
 from emu_data.signals import Record, Signal
 
 BATCH = 64  # records that go to the measuring process at once; 200 MB of pixels at most (signals.MAX_SIDE)
+
+SHARD_MARK = "emu.shard"  # in a file's schema: shards.shard_digest of what it was measured on
 
 # Columns of the raw rows that the ledger carries on.
 ROW_COLUMNS = ("key", "url", "caption", "status", "error_message", "sha256")
@@ -100,16 +106,15 @@ def measure_group(
     """Bring out_dir/NAME@VERSION/NNNNN.parquet of each signal and shard up to date; return how many were written.
 
     Each file has a row for every picture that this signal was needed for, in key order: `key`, the signal's columns,
-    and `error` (null, or why this record has no values). Signals run in their order; without a `funnel` all are
-    measured on every picture. `told` hears how many shards are done and how many were to do. Raises RuntimeError where
-    a signal cannot be loaded, or more than half of a shard's records raise: that is a fault of the signal, not of the
-    records.
+    and `error` (null, or why this record has no values); unlisted/NNNNN.parquet has one for what the tar holds beyond
+    the shard's parquet. Signals run in their order; without a `funnel` all are measured on every picture. `told` hears
+    how many shards are done and how many were to do. Raises RuntimeError where a signal cannot be loaded, or more than
+    half of a shard's records raise: that is a fault of the signal, not of the records.
     """
     funnel = funnel or Funnel()
     work = partial(_bring_up_to_date, Path(raw_dir), tuple(signals), Path(out_dir), funnel)
-    needed = _needed(Path(raw_dir), shard_names, signals, Path(out_dir), funnel)
+    needed, waiting = _needed(Path(raw_dir), shard_names, signals, Path(out_dir), funnel)
     loaded = tuple(signal for signal in signals if any(signal.name in those for those in needed.values()))
-    waiting = [name for name in shard_names if needed[name] or _lacks_file(name, signals, Path(out_dir))]
     num_written = run_shards(
         work,
         waiting,
@@ -131,22 +136,25 @@ def read_values(raw_dir: Path, shard_names: Sequence[str], signals: Sequence[Sig
     by name, `error`, and `unmeasured`: the names of the signals that this row was not measured for, with commas
     between, "" if none.
 
-    Raises ValueError where a signal's file is missing, or a key appears twice.
+    Raises ValueError where a signal's file is missing or of other bytes, or a key appears twice.
     """
     signals = sorted(signals, key=lambda signal: signal.name)  # not in the order that they ran
     frames = []
     for name in shard_names:
         rows = read_rows(Path(raw_dir) / f"{name}.parquet").astype({"key": "string"})
-        if (unlisted := _unlisted_file(out_dir, name)).is_file():
-            rows = pd.concat([rows, pd.read_parquet(unlisted)], ignore_index=True).astype({"key": "string"})
+        digest = shard_digest(Path(raw_dir) / f"{name}.parquet")
+        unlisted = _unlisted_file(out_dir, name)
+        if _is_of(unlisted, digest) and len(more := pd.read_parquet(unlisted)):
+            rows = pd.concat([rows, more], ignore_index=True).astype({"key": "string"})
         frame = rows.reindex(columns=list(ROW_COLUMNS)).assign(shard=name)
         arrived = (frame["status"] == STATUS_SUCCESS).fillna(False).to_numpy(bool)
         error = pd.Series(pd.NA, index=frame["key"], dtype="string")
         unmeasured = pd.Series("", index=frame["key"], dtype="string")
         for signal in signals:
             path = signal_file(out_dir, signal, name)
-            if not path.is_file():
-                raise ValueError(f"{path} is missing: measure the shard first (measure_group)")
+            if not _is_of(path, digest):
+                told = "was measured on other bytes of the shard" if path.is_file() else "is missing"
+                raise ValueError(f"{path} {told}: measure the shard first (measure_group)")
             values = pd.read_parquet(path).set_index("key")
             unmeasured = unmeasured.mask(arrived & ~unmeasured.index.isin(values.index), unmeasured + signal.name + ",")
             told = values.pop("error").reindex(frame["key"]).astype("string")
@@ -170,13 +178,11 @@ def _unlisted_file(out_dir: Path, shard: str) -> Path:
     return Path(out_dir) / "unlisted" / f"{shard}.parquet"
 
 
-def _write_unlisted(raw_dir: Path, out_dir: Path, shard: str, keys: list[str], errors: list[RecordError]) -> None:
-    tar = raw_dir / f"{shard}.tar"
-    unlisted = unlisted_rows(tar, read_rows(tar), keys, errors)
-    if len(unlisted):
-        write_parquet(_unlisted_file(out_dir, shard), unlisted)
-    else:
-        _unlisted_file(out_dir, shard).unlink(missing_ok=True)
+def _is_of(path: Path, digest: str) -> bool:
+    """Whether a file is there and was measured on the shard of that digest."""
+    if not path.is_file():
+        return False
+    return (pq.read_schema(path).metadata or {}).get(SHARD_MARK.encode()) == digest.encode()
 
 
 def measure_shard(
@@ -204,7 +210,7 @@ def measure_shard(
         waiting.clear()
 
     found: list[str] = []  # keys, of the tar's samples
-    is_whole = keys is None and (len(wanted) > 0 or _lacks_file(shard, signals, out_dir))
+    is_whole = keys is None and (len(wanted) > 0 or state.lacks_file)
     for sample in read_samples(raw_dir / f"{shard}.tar", tar_errors.append) if is_whole or len(wanted) else ():
         found.append(sample.key)
         if sample.key in unread:
@@ -213,8 +219,6 @@ def measure_shard(
             if len(waiting) == BATCH:  # so that no more of the tar is in memory
                 flush()
     flush()
-    if is_whole:
-        _write_unlisted(raw_dir, out_dir, shard, found, tar_errors)
     raised = [result for result in results.values() if isinstance(result, Failure) and result.reason == "raised"]
     if len(raised) > len(results) / 2:
         raise RuntimeError(
@@ -226,7 +230,12 @@ def measure_shard(
         if key not in results:
             told = lost.get(key, "missing: its row says success, the tar does not hold it")
             results[key] = Measured({}, [], {}, told)
-    num_written = sum(state.add(signal, results) for signal in signals)
+    num_written = 0
+    if is_whole and not _is_of(unlisted := _unlisted_file(out_dir, shard), state.digest):
+        tar = raw_dir / f"{shard}.tar"
+        write_parquet(unlisted, unlisted_rows(tar, read_rows(tar), found, tar_errors), {SHARD_MARK: state.digest})
+        num_written += 1
+    num_written += sum(state.add(signal, results) for signal in signals)
     return num_written, [result.seconds for result in results.values() if isinstance(result, Measured)]
 
 
@@ -238,11 +247,14 @@ class _State:
         self.keys: list[str] = sorted(rows.loc[rows["status"] == STATUS_SUCCESS, "key"])
         self.paths = {signal.name: signal_file(out_dir, signal, shard) for signal in signals}
         self.signals = signals
+        self.digest = shard_digest(raw_dir / f"{shard}.parquet")
+        self.fitting = {name for name, path in self.paths.items() if _is_of(path, self.digest)}
+        self.lacks_file = len(self.fitting) < len(signals) or not _is_of(_unlisted_file(out_dir, shard), self.digest)
         self.tables: dict[str, pd.DataFrame] = {}
         for signal in signals:
             dtypes = {"key": "string", **signal.columns, "error": "string"}
             path = self.paths[signal.name]
-            table = pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=list(dtypes))
+            table = pd.read_parquet(path) if signal.name in self.fitting else pd.DataFrame(columns=list(dtypes))
             self.tables[signal.name] = table.astype(dtypes).set_index("key")
 
     def todo(self, funnel: Funnel) -> dict[str, list[str]]:
@@ -265,7 +277,9 @@ class _State:
         return {name: table.where(table.notna(), None).to_dict("index") for name, table in tables.items()}
 
     def add(self, signal: Signal, results: dict[str, Measured | Failure]) -> bool:
-        """Write the signal's file with the rows of `results` added, if it lacks any or is not there; return whether."""
+        """Write the signal's file with the rows of `results` added, if it lacks any or is not of these bytes; return
+        whether.
+        """
         table, path = self.tables[signal.name], self.paths[signal.name]
         added = []
         for key, result in results.items():
@@ -277,28 +291,29 @@ class _State:
                 added.append({"key": key, "error": None, **{c: result.values[c] for c in signal.columns}})
             elif result.error is not None:
                 added.append({"key": key, "error": result.error})
-        if path.is_file() and not added:
+        if signal.name in self.fitting and not added:
             return False
         columns = ["key", *signal.columns, "error"]
         dtypes = {"key": "string", **signal.columns, "error": "string"}
         fresh = pd.DataFrame(added, columns=columns).astype(dtypes)
-        write_parquet(path, pd.concat([table.reset_index()[columns], fresh]).sort_values("key").astype(dtypes))
+        rows = pd.concat([table.reset_index()[columns], fresh]).sort_values("key").astype(dtypes)
+        write_parquet(path, rows, {SHARD_MARK: self.digest})
         return True
-
-
-def _lacks_file(shard: str, signals: Sequence[Signal], out_dir: Path) -> bool:
-    return any(not signal_file(out_dir, signal, shard).is_file() for signal in signals)
 
 
 def _needed(
     raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], out_dir: Path, funnel: Funnel
-) -> dict[str, set[str]]:
-    """Return for each shard the names of the signals that some record of it may need."""
-    needed = {}
+) -> tuple[dict[str, set[str]], list[str]]:
+    """Return for each shard the names of the signals that some record of it may need, and the shards that have to be
+    brought up to date.
+    """
+    needed, waiting = {}, []
     for shard in shards:
-        todo = _State(raw_dir, signals, out_dir, shard).todo(funnel)
-        needed[shard] = {name for names in todo.values() for name in names}
-    return needed
+        state = _State(raw_dir, signals, out_dir, shard)
+        needed[shard] = {name for names in state.todo(funnel).values() for name in names}
+        if needed[shard] or state.lacks_file:
+            waiting.append(shard)
+    return needed, waiting
 
 
 def load_signals(signals: tuple[Signal, ...], funnel: Funnel) -> Callable[[list[Task]], list[Measured]]:

@@ -26,6 +26,7 @@ RAW_COLUMNS = (
     "exif",
     "sha256",
 )
+NEEDED_COLUMNS = ("key", "caption", "status")  # what rows cannot be read without
 STATUS_SUCCESS = "success"
 STATUS_FAILED = "failed_to_download"
 STATUS_QUARANTINED = "quarantined"  # turned away when the corpus was registered; error_message is "reason: detail"

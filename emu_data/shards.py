@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from emu_data.bodies import read_body
-from emu_data.files import atomic_file, write_json, write_parquet
+from emu_data.files import atomic_file, file_sha256, fingerprint, quick_digest, write_json, write_parquet
 from emu_data.quarantine import rebuild_rows
 from emu_data.records import NUM_SHARD_DIGITS, RecordError, Sample, decode_rgb, image_extension
 
@@ -77,6 +77,17 @@ def list_shards(directory: Path) -> list[Path]:
     """Return the tars and refs of a folder in name order, one a shard; temporary names are not among them."""
     found = {path.stem: path for suffix in ("ref", "tar") for path in Path(directory).glob(f"*.{suffix}")}
     return [path for stem, path in sorted(found.items()) if SHARD_NUMBER.fullmatch(stem)]
+
+
+def shard_digest(path: Path) -> str:
+    """Return 16 hexadecimal digits that name a shard's bytes: its parquet's, and its tar's or reference's.
+
+    A tar counts by files.quick_digest; what a reference points to is not looked at.
+    """
+    files = [Path(path).with_suffix(suffix) for suffix in (".parquet", ".tar", ".ref")]
+    return fingerprint(
+        [(f.suffix, file_sha256(f) if f.suffix == ".parquet" else quick_digest(f)) for f in files if f.is_file()]
+    )
 
 
 def read_samples(path: Path, on_error: Callable[[RecordError], None] | None = None) -> Iterator[Sample]:

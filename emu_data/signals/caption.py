@@ -97,6 +97,6 @@ def count_captions(raw_dir: Path, path: Path, sample_path: Path, num_sampled: in
 
 
 def corpus_name(raw_dir: Path) -> str:
-    """Return 16 hexadecimal digits that name the shards of a folder by names, sizes and times, without reading them."""
+    """Return 16 hexadecimal digits that name the rows of a folder's shards: the names and bytes of its parquets."""
     files = sorted(file for file in Path(raw_dir).glob("*.parquet") if TEMPORARY_MARK not in file.name)
-    return fingerprint([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+    return fingerprint([[file.name, file_sha256(file)] for file in files])

@@ -5,11 +5,17 @@ Each kind answers one gate: text → text_area, caption → alignment, sliver an
 duplicate, unsafe → safety (a stand-in: only the label says so, the picture is harmless), failed → readable.
 """
 
+import hashlib
 import io
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+from emu_data.files import write_parquet
 
 DUPLICATE_KINDS = ("exact", "reencoded", "brightness", "rescaled")
 
@@ -202,3 +208,25 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+TRUTH_MARK = "emu.truth"  # in the schema of a file that write_truth wrote: a digest of the rows
+
+
+def write_truth(path: Path, truth: pd.DataFrame) -> None:
+    """Write what is known of the damage (no rows where nothing is), in place of what `check_truth` lets be replaced."""
+    write_parquet(path, truth, {TRUTH_MARK: _hash_rows(truth)})
+
+
+def check_truth(path: Path, truth: pd.DataFrame) -> None:
+    """Raise ValueError where `path` holds other rows than `truth` that `write_truth` did not write."""
+    if path.is_file():
+        table = pq.read_table(path)
+        found = _hash_rows(table.to_pandas())
+        mark = (table.schema.metadata or {}).get(TRUTH_MARK.encode(), b"").decode()
+        if found not in (mark, _hash_rows(truth)):
+            raise ValueError(f"{path} is not as raw_corpus wrote it; move it away, then make raw_corpus again")
+
+
+def _hash_rows(frame: pd.DataFrame) -> str:
+    return hashlib.sha256(frame.astype("string").to_csv(index=False).encode()).hexdigest()[:16]

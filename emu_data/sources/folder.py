@@ -1,5 +1,6 @@
 """A folder of pictures with captions beside them: NAME.jpg with NAME.txt, at any depth and any fsspec address."""
 
+import hashlib
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,9 @@ import pandas as pd
 
 from emu_data.addresses import Options, fetch, full_address, join, open_filesystem
 from emu_data.bodies import FILES_AT_ONCE
-from emu_data.files import atomic_dir
 from emu_data.records import IMAGE_EXTENSIONS
-from emu_data.sources import check_target, write_origin
 from emu_data.sources.loose import write_loose_shards
+from emu_data.sources.standing import write_corpus
 
 SOURCE = "folder"
 MAX_CAPTION_BYTES = 64 * 1024  # a longer text is no caption; chosen here
@@ -27,22 +27,28 @@ def register_folder(
     samples_per_shard: int = 1000,
     progress: bool = True,
 ) -> int:
-    """Put the pictures under `address` as shards into `out` (replaced if a source made it); return their number.
+    """Put the pictures under `address` as shards into `out` (see write_corpus); return their number.
 
     Folder by folder in the order of names; paths relative to `address` become the column `url`. A picture without a
     readable caption has a row with the reason. Pictures are referred to, or packed where `copy`. Raises ValueError
-    where there are none, or `out` holds shards that no source made.
+    where there are none.
     """
     options = options or {}
     base = full_address(address)
-    check_target(out)
-    with atomic_dir(out) as target:
-        write_origin(target, SOURCE, base)
+    with write_corpus(out, SOURCE, base, look_at_source(base, options)) as target:
         chunks = _read_chunks(base, options, samples_per_shard)
         num_rows = write_loose_shards(chunks, base, target, options, copy, samples_per_shard, progress)
         if not num_rows:
             raise ValueError(f"{address} holds no pictures ({', '.join(IMAGE_EXTENSIONS)})")
     return num_rows
+
+
+def look_at_source(base: str, options: Options) -> dict[str, Any]:
+    """What the source holds: the folder -> a digest of the names in it, read from listings alone."""
+    digest = hashlib.sha256()
+    for name, has_caption in iter_pictures(base, options):
+        digest.update(f"{name}:{has_caption}\n".encode())
+    return {base: digest.hexdigest()[:16]}
 
 
 def iter_pictures(base: str, options: Options) -> Iterator[tuple[str, bool]]:

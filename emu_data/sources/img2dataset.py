@@ -20,47 +20,55 @@ from tqdm import tqdm
 
 from emu_data.addresses import Options, download, full_address, is_local, join, open_filesystem
 from emu_data.bodies import write_ref
-from emu_data.files import atomic_dir, atomic_file, write_parquet
+from emu_data.files import atomic_file, write_parquet
 from emu_data.quarantine import rebuild_rows
-from emu_data.records import STATUS_QUARANTINED, STATUS_SUCCESS
+from emu_data.records import NEEDED_COLUMNS, STATUS_QUARANTINED, STATUS_SUCCESS
 from emu_data.shards import SHARD_NUMBER
-from emu_data.sources import check_target, write_origin
+from emu_data.sources.standing import write_corpus
 
 SOURCE = "img2dataset"
-NEEDED_COLUMNS = ("key", "caption", "status")
 FILES_AT_ONCE = 64  # parquets that are fetched together; chosen here
 MEMORY_LIMIT = "1GB"  # of the search for twin keys, which goes to disk beyond it; chosen here
 
 
 def list_source(address: str, options: Options) -> dict[str, set[str]]:
     """Return shard number -> which of its files are there ({".tar", ".parquet"}), by number."""
-    filesystem, root = open_filesystem(address, options)
     found: dict[str, set[str]] = {}
-    for path in filesystem.ls(root, detail=False):
-        stem, suffix = os.path.splitext(os.path.basename(path.rstrip("/")))
-        if SHARD_NUMBER.fullmatch(stem) and suffix in (".tar", ".parquet"):
-            found.setdefault(stem, set()).add(suffix)
+    for name in look_at_source(address, options):
+        stem, suffix = os.path.splitext(name)
+        found.setdefault(stem, set()).add(suffix)
     return dict(sorted(found.items()))
+
+
+def look_at_source(address: str, options: Options) -> dict[str, Any]:
+    """What the source holds: the name of each shard's file -> its size in bytes, null where the store does not say."""
+    filesystem, root = open_filesystem(address, options)
+    sizes = {os.path.basename(f["name"].rstrip("/")): f.get("size") for f in filesystem.ls(root, detail=True)}
+    return {name: size for name, size in sorted(sizes.items()) if _is_part(name)}
+
+
+def _is_part(name: str) -> bool:
+    stem, suffix = os.path.splitext(name)
+    return SHARD_NUMBER.fullmatch(stem) is not None and suffix in (".tar", ".parquet")
 
 
 def register_shards(
     address: str, out: Path, copy: bool = False, options: Options | None = None, progress: bool = True
 ) -> int:
-    """Put the shards at `address` (NNNNN.tar, .parquet) into `out` (replaced if a source made it); return their number.
+    """Put the shards at `address` (NNNNN.tar, .parquet) into `out` (see write_corpus); return their number.
 
     Local files are linked (hard links where the file system allows, else symbolic ones); of remote shards the parquet
     is copied and the tar referred to; `copy` copies all. A parquet that is missing or lacks a column is made from the
-    tar. Raises ValueError where there are no shards, or `out` holds shards that no source made.
+    tar. Raises ValueError where there are no shards.
     """
     options, base = options or {}, full_address(str(address))
-    check_target(out)
+    seen = look_at_source(base, options)
     files = list_source(base, options)
     if not any(".tar" in suffixes for suffixes in files.values()):
         raise ValueError(f"{address} holds no shards (NNNNN.tar with NNNNN.parquet, as img2dataset writes them)")
     names, has_twins = list(files), False
     bar = tqdm(total=len(names), desc="registering", unit="shard", disable=not progress, file=sys.stderr)
-    with atomic_dir(out) as target:
-        write_origin(target, SOURCE, base)
+    with write_corpus(out, SOURCE, base, seen) as target:
         for start in range(0, len(names), FILES_AT_ONCE):
             batch = names[start : start + FILES_AT_ONCE]
             wanted = [f"{name}{suffix}" for name in batch for suffix in sorted(files[name])]

@@ -20,7 +20,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from emu_data.captions import write_caption
-from emu_data.files import atomic_dir, write_parquet
 from emu_data.records import (
     RAW_COLUMNS,
     STATUS_FAILED,
@@ -30,9 +29,9 @@ from emu_data.records import (
     make_key,
 )
 from emu_data.shards import write_shard
-from emu_data.sources import check_target, write_origin
-from emu_data.sources.damage import DamageShares, Draft, damage_drafts
+from emu_data.sources.damage import DamageShares, Draft, check_truth, damage_drafts, write_truth
 from emu_data.sources.npm import Package, fetch_package
+from emu_data.sources.standing import write_corpus
 
 SOURCE = "packages"
 
@@ -131,8 +130,7 @@ def build_demo_corpus(
     """Write the demo corpus as shards into `out`, and the truth about its damage to `damage_path`.
 
     Args:
-        out: replaced as a whole if it holds this corpus already; refused (ValueError) if it holds other
-            shards.
+        out: see write_corpus.
         damage_path: parquet, a row for every raw row: key, damage, detail, duplicate_of, concept, subject,
             style, true_caption. Never read by a gate.
         cache: folder of package tarballs; what is missing is fetched by npm.
@@ -142,7 +140,6 @@ def build_demo_corpus(
     unknown = sorted(set(config.styles) - STYLES.keys())
     if unknown or not config.styles or not config.subjects:
         raise ValueError(f"the demo corpus needs subjects, and styles out of {sorted(STYLES)}; unknown: {unknown}")
-    check_target(out)
     styles = [STYLES[name] for name in config.styles]
     packages = {style.package.spec: style.package for style in styles} | {NAMES_PACKAGE.spec: NAMES_PACKAGE}
     bar = {"desc": "demo packages", "unit": "package", "disable": not progress, "file": sys.stderr}
@@ -157,8 +154,8 @@ def build_demo_corpus(
     keys = [make_key(*divmod(place[i], config.samples_per_shard)) for i in range(len(drafts))]
     rows, truth, samples = _tabulate(drafts, keys, rng)
 
-    with atomic_dir(out) as folder:
-        write_origin(folder, SOURCE, config)
+    check_truth(damage_path, truth)
+    with write_corpus(out, SOURCE, config, {}) as folder:
         for shard in range(-(-len(rows) // config.samples_per_shard)):
             part = rows.iloc[shard * config.samples_per_shard : (shard + 1) * config.samples_per_shard]
             write_shard(
@@ -167,7 +164,7 @@ def build_demo_corpus(
                 [samples[key] for key in part["key"] if key in samples],
                 part,
             )
-    write_parquet(damage_path, truth)
+    write_truth(damage_path, truth)
     return CorpusStats(
         num_rows=len(rows),
         num_images=len(samples),

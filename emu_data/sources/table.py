@@ -16,10 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emu_data.addresses import Options, download, full_address, is_local, open_filesystem
-from emu_data.files import atomic_dir
 from emu_data.records import NUM_INDEX_DIGITS
-from emu_data.sources import check_target, write_origin
 from emu_data.sources.loose import write_loose_shards
+from emu_data.sources.standing import write_corpus
 from emu_data.sources.text_tables import ERROR, TEXT_SUFFIXES, read_columns, read_frames
 
 SOURCE = "table"
@@ -42,21 +41,35 @@ def register_table(
     samples_per_shard: int = 1000,
     progress: bool = True,
 ) -> int:
-    """Put the rows of the table at `address` as shards into `out` (replaced if a source made it); return their number.
+    """Put the rows of the table at `address` as shards into `out` (see write_corpus); return their number.
 
     Pictures are referred to, or packed where `copy`. Every row keeps its place: one that cannot be parsed is
-    quarantined, as is a whole file. Raises ValueError where there is no table, a column is missing, or `out` holds
-    shards that no source made.
+    quarantined, as is a whole file. Raises ValueError where there is no table, or a column is missing.
     """
     options = options or {}
     files = list_tables(full_address(address), options)
     base = full_address(base) if base else posixpath.dirname(files[0])
     samples_per_shard = min(samples_per_shard, 10**NUM_INDEX_DIGITS)
-    check_target(out)
-    with atomic_dir(out) as target:
-        write_origin(target, SOURCE, [full_address(address), image_column, caption_column, base])
+    config = describe(address, image_column, caption_column, base)
+    with write_corpus(out, SOURCE, config, look_at_source(full_address(address), options)) as target:
         chunks = _read_chunks(files, image_column, caption_column, options, samples_per_shard)
         return write_loose_shards(chunks, base, target, options, copy, samples_per_shard, progress)
+
+
+def describe(address: str, image_column: str | None, caption_column: str | None, base: str | None) -> list[str | None]:
+    """What tells this corpus from another."""
+    address = full_address(address)
+    folder = posixpath.dirname(address) if address.lower().endswith(SUFFIXES) else address
+    return [address, image_column, caption_column, full_address(base) if base else folder]
+
+
+def look_at_source(address: str, options: Options) -> dict[str, Any]:
+    """What the source holds: the address of each table -> its size in bytes, null where the store does not say."""
+    found = {}
+    for file in list_tables(address, options):
+        filesystem, path = open_filesystem(file, options)
+        found[file] = filesystem.info(path).get("size")
+    return found
 
 
 def list_tables(address: str, options: Options) -> list[str]:

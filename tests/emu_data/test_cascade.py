@@ -19,7 +19,7 @@ from emu_data.files import file_sha256
 from emu_data.ledger import FilterPolicy, decide
 from emu_data.plan import order_signals, plan_path, read_or_make_plan
 from emu_data.records import Sample, make_key
-from emu_data.shards import list_shards, write_shard
+from emu_data.shards import list_shards, read_samples, write_shard
 from emu_data.signals import Columns, Measure, Record, Signal
 from emu_data.signals.caption import CaptionSignal
 from emu_data.signals.geometry import GeometrySignal
@@ -80,7 +80,7 @@ def names_of(raw: Path) -> list[str]:
 
 
 def test_every_row_has_values_or_a_reason(raw: Path, tmp_path: Path) -> None:
-    assert measure_group(raw, names_of(raw), SIGNALS, tmp_path / "signals", progress=False) == 6
+    assert measure_group(raw, names_of(raw), SIGNALS, tmp_path / "signals", progress=False) == 8  # unlisted/, too
     values = read_values(raw, names_of(raw), SIGNALS, tmp_path / "signals").set_index("key")
     assert len(values) == 11
     errors = values["error"].dropna()
@@ -106,6 +106,57 @@ def test_present_files_are_kept_and_new_ones_are_the_same_bytes(raw: Path, tmp_p
     for path, (digest, time) in files.items():
         assert file_sha256(path) == digest
         assert (path.stat().st_mtime_ns == time) == (path != victim)
+
+
+@pytest.mark.parametrize("what", ["tar", "parquet", "tar of the same size"])
+def test_a_shard_that_changed_is_measured_anew_and_no_other(raw: Path, tmp_path: Path, what: str) -> None:
+    out = tmp_path / "signals"
+    measure_group(raw, names_of(raw), SIGNALS, out, progress=False)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    tar, parquet = raw / "00001.tar", raw / "00001.parquet"
+    given = tar.read_bytes(), parquet.read_bytes()
+    if what == "tar":
+        samples = [dataclasses.replace(s, image=encode(Image.new("RGB", (50, 60)))) for s in read_samples(tar)]
+        write_shard(raw, 1, samples, pd.read_parquet(parquet))
+    elif what == "parquet":
+        rows = pd.read_parquet(parquet)
+        write_shard(raw, 1, list(read_samples(tar))[:3], rows.head(3))
+    else:
+        damaged = bytearray(given[0])
+        damaged[600:700] = bytes(100)  # in the first picture
+        tar.write_bytes(damaged)
+    with pytest.raises(ValueError, match="measured on other bytes"):
+        read_values(raw, names_of(raw), SIGNALS, out)
+    assert measure_group(raw, names_of(raw), SIGNALS, out, progress=False) == 4
+    changed = {path for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert {path.stem for path in changed} == {"00001"}
+    values = read_values(raw, ["00001"], SIGNALS, out)
+    if what == "tar":
+        assert set(values["min_side"]) == {50}
+    elif what == "parquet":
+        assert len(values) == 3
+    else:
+        assert values["error"].notna().tolist() == [True, False, False, False]
+    tar.unlink()  # a shard that is gone touches no other, and one that comes back is what it was
+    parquet.unlink()
+    assert measure_group(raw, ["00000"], SIGNALS, out, progress=False) == 0
+    tar.write_bytes(given[0])
+    parquet.write_bytes(given[1])
+    measure_group(raw, names_of(raw), SIGNALS, out, progress=False)
+    again = tmp_path / "again"
+    measure_group(raw, names_of(raw), SIGNALS, again, progress=False)
+    for path in again.rglob("*.parquet"):
+        assert path.read_bytes() == (out / path.relative_to(again)).read_bytes()
+
+
+def test_what_the_pilot_measured_does_not_hide_what_no_parquet_lists(raw: Path, tmp_path: Path) -> None:
+    rows = pd.read_parquet(raw / "00001.parquet").head(3)
+    rows.to_parquet(raw / "00001.parquet")
+    out, funnel = tmp_path / "signals", Funnel()
+    read_or_make_plan(raw, names_of(raw), SIGNALS, funnel, out)
+    measure_group(raw, names_of(raw), SIGNALS, out, progress=False)
+    values = read_values(raw, names_of(raw), SIGNALS, out)
+    assert (values["status"] == "unlisted").sum() == 1
 
 
 def test_crash_costs_the_record_that_crashes(raw: Path, tmp_path: Path) -> None:
