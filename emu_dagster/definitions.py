@@ -38,7 +38,7 @@ defs = dg.Definitions(
         automation.evaluation,
     ],
     schedules=[automation.weekly_evaluation],
-    sensors=[automation.new_raw_shards],
+    sensors=[automation.new_raw_shards, automation.new_votes],
     resources={
         "recorder": Recorder(mlflow=MlflowTracking(), dvc=DvcRecord()),
         "trainer": TrainingProcess(launcher=launch.command, strategy=launch.strategy),

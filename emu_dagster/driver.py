@@ -29,7 +29,7 @@ from emu_dagster.instance import open_instance, record_missing
 from emu_dagster.layout import Layout, project_root
 from emu_dagster.processes import describe_process, one_at_a_time
 from emu_dagster.resources.dvc import DvcRecord
-from emu_dagster.staleness import StaleAsset, stale_assets
+from emu_dagster.staleness import StaleAsset, recorded_version, stale_assets
 from emu_dagster.surroundings import refuse_surroundings
 
 
@@ -113,13 +113,6 @@ def _stale(instance: dg.DagsterInstance) -> list[StaleAsset]:
         lambda key: output_exists(layout, key),
         lambda key: grown(layout, key, recorded_version(instance, key)),
     )
-
-
-def recorded_version(instance: dg.DagsterInstance, key: str) -> str:
-    """The data version that an asset was last materialised with; empty where it never was."""
-    event = instance.get_latest_materialization_event(dg.AssetKey(key))
-    tags = event.asset_materialization.tags if event and event.asset_materialization else None
-    return (tags or {}).get("dagster/data_version", "")
 
 
 def output_exists(layout: Layout, key: str) -> bool:

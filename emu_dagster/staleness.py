@@ -47,6 +47,13 @@ def stale_assets(
     return [StaleAsset(key, reason) for key, reason in found.items() if reason]
 
 
+def recorded_version(instance: dg.DagsterInstance, key: str) -> str:
+    """The data version that an asset was last materialised with; empty where it never was."""
+    event = instance.get_latest_materialization_event(dg.AssetKey(key))
+    tags = event.asset_materialization.tags if event and event.asset_materialization else None
+    return (tags or {}).get("dagster/data_version", "")
+
+
 def _reason(
     resolver: CachingStaleStatusResolver,
     key: dg.AssetKey,

@@ -92,13 +92,14 @@ def test_trainings_share_the_gpu_pool(defs):
     assert pools >= {"alignment_model", "autoencoder", "pretrained_low", "pretrained_full", "quality_tuned"}
 
 
-def test_jobs_schedule_and_sensor_are_there_and_off(defs):
+def test_jobs_schedule_and_sensors_are_there_and_off(defs):
     repository = defs.get_repository_def()
     assert {"whole_graph", "data_half", "model_half"} <= set(repository.job_names)
-    (schedule,), (sensor,) = repository.schedule_defs, repository.sensor_defs
+    (schedule,) = repository.schedule_defs
     assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
     assert schedule.cron_schedule == "0 6 * * 1"
-    assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+    assert {sensor.name for sensor in repository.sensor_defs} == {"new_raw_shards", "new_votes"}
+    assert {sensor.default_status for sensor in repository.sensor_defs} == {dg.DefaultSensorStatus.STOPPED}
 
 
 @pytest.mark.parametrize("name", ["smoke", "emoji", "emoji-long", "paper"])

@@ -3,10 +3,14 @@
 Nothing is partitioned: a job, "Materialize all", a tick of a schedule or sensor are one run each.
 """
 
+from typing import Any
+
 import dagster as dg
 
 from emu_dagster.layout import Layout, project_root
+from emu_dagster.params import read_params
 from emu_dagster.requests import ask
+from emu_dagster.staleness import recorded_version
 
 CORPUS = dg.AssetSelection.groups("corpus")
 DATA = CORPUS | dg.AssetSelection.groups("curation")
@@ -52,13 +56,50 @@ weekly_evaluation = dg.ScheduleDefinition(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.STOPPED,
     description="Starts filter_shards when data/raw holds shards that the filtered corpus does not know, once they "
-    "have stopped growing. After a failed run it tries again, twice at the most.",
+    "have stopped growing, or when the source of raw_corpus has new ones. After a failed run it tries again, twice at "
+    "the most.",
 )
 def new_raw_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    from emu_dagster.corpora import new_in_source
     from emu_data.shards import list_shards
 
     layout = Layout(project_root())
+    if not layout.raw.is_dir():
+        return ask(context, {}, "")
     known = {path.stem for path in (layout.filtered / "ledger").glob("*.parquet")}
-    fresh = [shard for shard in list_shards(layout.raw) if shard.stem not in known] if layout.raw.is_dir() else []
-    looks = {path.name: path.stat().st_size for shard in fresh for path in layout.raw.glob(f"{shard.stem}.*")}
-    return ask(context, looks, f"{len(fresh)} new shard(s) in data/raw")
+    fresh = [shard for shard in list_shards(layout.raw) if shard.stem not in known]
+    looks: dict[str, Any] = {
+        path.name: path.stat().st_size for shard in fresh for path in layout.raw.glob(f"{shard.stem}.*")
+    }
+    in_source = new_in_source(read_params(layout.root / "params.yaml").raw_corpus, layout)
+    told = f"{len(fresh)} new shard(s) in data/raw, {len(in_source)} in its source"
+    return ask(context, looks | {f"source: {name}": True for name in in_source}, told)
+
+
+# What a round's new votes lead to, as far as it takes no training: those are started by people or schedules.
+AFTER_VOTES = {
+    "generalist_votes": ["generalist_votes", "generalist_selection", "specialist_votes", "curated_set"],
+    "specialist_votes": ["specialist_votes", "curated_set"],
+    "appeal_votes": ["appeal_votes", "appeal_report", "registered_model", "front_page"],
+    "faithfulness_votes": ["faithfulness_votes", "faithfulness_report", "registered_model", "front_page"],
+}
+
+
+@dg.sensor(
+    job=whole_graph,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="When people have voted since a round was recorded: records the round and makes anew what it decides, "
+    "up to the next training. After a failed run it tries again, twice at the most.",
+)
+def new_votes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    from emu_dagster.voting import grown
+
+    layout, news, assets = Layout(project_root()), {}, list[str]()
+    for key, following in AFTER_VOTES.items():
+        recorded = recorded_version(context.instance, key)
+        if recorded and (why := grown(layout, key, recorded)):
+            news[key] = why
+            assets += [asset for asset in following if asset not in assets]
+    told = "; ".join(f"{key}: {why}" for key, why in news.items())
+    return ask(context, news, told, [dg.AssetKey(asset) for asset in assets])

@@ -8,9 +8,15 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.storage.tags import SENSOR_NAME_TAG
+from PIL import Image
 
 from emu_dagster import requests
+from emu_dagster.corpora import read_corpus
+from emu_dagster.layout import Layout
+from emu_dagster.params import read_params
 from emu_dagster.requests import PAUSES
+from emu_data.rounds import open_log
+from emu_data.votes import Vote
 from tests.shards import write_toy_shards
 
 TOP = Path(__file__).parent.parent.parent
@@ -153,3 +159,45 @@ def test_no_job_asks_for_partitions(automation):
 
     repository = defs.get_repository_def()
     assert not [job.name for job in repository.get_all_jobs() if job.partitions_def is not None]
+
+
+def test_new_pictures_in_the_source_are_one_run_until_they_are_taken_in(ticks, project, instance):
+    source = project / "pictures"
+    source.mkdir()
+
+    def put(name: str) -> None:
+        Image.new("RGB", (32, 32), "red").save(source / f"{name}.png")
+        (source / f"{name}.txt").write_text("a red square")
+
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("source: packages ", f"source: folder\n  path: {source} "))
+    layout = Layout(project)
+    section = read_params(project / "params.yaml").raw_corpus
+    put("one")
+    read_corpus(section, layout)
+    filter_all(project)
+    for ref in layout.raw.glob("*.ref"):
+        (layout.filtered / "ledger" / f"{ref.stem}.parquet").touch()
+    assert ticks() == [] == ticks()
+    put("two")
+    assert ticks() == []  # until it has stopped growing
+    (request,) = ticks()
+    ticks.start(request)
+    assert ticks() == []  # while that is at work
+    read_corpus(section, layout)
+    assert ticks() == [] and ticks.told == "nothing new"
+
+
+def test_new_votes_of_people_are_one_run_of_what_needs_no_training(automation, project, instance):
+    ticks = Ticks(automation.new_votes, instance)
+    log = open_log(Layout(project).votes("specialist"))
+    log.append([Vote("specialist", "ada", "person", "000000001", "keep")])
+    assert ticks() == [] == ticks()  # no round was recorded yet: nothing waits for it
+    materialization = dg.AssetMaterialization("specialist_votes", tags={"dagster/data_version": log.head()})
+    instance.report_runless_asset_event(materialization)
+    assert ticks() == [] == ticks()
+    log.append([Vote("specialist", "bob", "person", "000000001", "drop")])
+    assert ticks() == []
+    (request,) = ticks()
+    assert [key.to_user_string() for key in request.asset_selection] == ["specialist_votes", "curated_set"]
+    assert "quality_tuned" not in {asset for assets in automation.AFTER_VOTES.values() for asset in assets}
