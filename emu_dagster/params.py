@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from emu_dagster.older_params import MOVED, moved_to
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 DenoiserAsset = Literal["pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned"]
@@ -407,5 +409,8 @@ def _read(path: Path, _modified: int) -> Params:
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name} is not YAML: {error}") from None
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        wrong = {".".join(map(str, e["loc"])): e["msg"] for e in error.errors()}
+        lines = [f"  {name}: {message}{moved_to(name)}" for name, message in wrong.items()]
+        if MOVED.keys() & wrong.keys():
+            lines.append(f"{path.name} is of an older version: move these entries, or write it anew with `emu profile`")
         raise ValueError("\n".join([f"{path.name} does not fit:", *lines])) from None

@@ -1,0 +1,26 @@
+"""Where the entries of an older params.yaml went, said beside the error that they cause."""
+
+# dotted name in version 0.1 as of 25 November 2026 -> where it stands now
+MOVED = {
+    "alignment_model.pretrained": "filter_ledger.signals.alignment_weights",
+    "alignment_model.judge_seed": "faithfulness_judge.seed",
+    "filter_ledger.shards_per_group": "nothing: the ledger is brought up to date in one run, a shard at a time",
+    "filtered_corpus.concepts": "filter_ledger.signals.concepts",
+    "generalist_selection.num_raters": "generalist_votes.num_raters",
+    "generalist_selection.seed": "generalist_votes.seed",
+    "curated_set.num_raters": "specialist_votes.num_raters",
+    "curated_set.seed": "specialist_votes.seed",
+    "appeal_report.num_raters": "appeal_votes.num_raters",
+    "appeal_report.repeat_share": "appeal_votes.repeat_share",
+    "faithfulness_report.num_raters": "faithfulness_votes.num_raters",
+    "registered_model.max_faithfulness_loss": "registered_model.faithfulness_margin, in points of win less lose",
+} | {
+    f"{training}.{name}": f"launch.trainings.{training}.{name}"
+    for training in ("pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned")
+    for name in ("micro_batch_size", "gradient_checkpointing", "sample_every")
+}
+
+
+def moved_to(name: str) -> str:
+    """ " (is now …)" for an entry that an older version had, else nothing."""
+    return f" (is now {MOVED[name]})" if name in MOVED else ""
