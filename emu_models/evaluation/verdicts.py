@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from emu_models.evaluation.intervals import exact_rate, is_above, is_below, paired_difference
-from emu_models.evaluation.power import MOST, POWER, prompts_for_non_inferiority, trials_for_share
+from emu_models.evaluation.power import POWER, prompts_for_non_inferiority, trials_for_share
 
 CONFIDENCE = 0.95
 # Two one-sided tests at 5 % look at the interval of 90 % (Schuirmann 1987); Tango 1998 (sec. 6.1) does so, too.
@@ -129,7 +129,7 @@ _POWER = f"in {100 * POWER:.0f} % of rounds"
 def _needed(needed: int | None, noun: str, num: int, num_all: int) -> str:
     """What would decide, in words. num: how many there were, of `num_all` in the round."""
     if needed is None:
-        return f"; at this rate not even {MOST:,} {noun} would show it".replace(",", " ")
+        return f"; at this rate more {noun} would not show it"
     whole = f" (about {round(needed * num_all / num)} in all)" if num and num != num_all else ""
     return f"; at this rate {needed} {noun}{whole} would show it {_POWER}"
 

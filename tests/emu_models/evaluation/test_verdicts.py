@@ -86,7 +86,7 @@ def test_the_reason_is_one_sentence_without_a_number_that_is_none(gate, counts, 
 )
 def test_what_passed_the_old_faithfulness_gate_without_evidence_is_refused(won, lost, num):
     verdict = faithfulness_verdict(won, lost, num, 5.0, TRUSTED)
-    assert not verdict.passed and ("prompts would show it" in verdict.reason)
+    assert not verdict.passed and ("prompts would " in verdict.reason)
 
 
 def test_a_faithful_model_passes_and_only_by_a_judge_that_is_trusted():
