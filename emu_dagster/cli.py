@@ -169,6 +169,17 @@ def verify(
 
 
 @app.command()
+def prune(
+    yes: Annotated[bool, typer.Option("--yes", help="remove it; without, it is only listed")] = False,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="unfinished trainings, too")] = False,
+) -> None:
+    """List what nobody needs below data/, with sizes and why; with --yes remove it."""
+    from emu_dagster.pruning import prune as remove
+
+    remove(project_root(), yes, unfinished)
+
+
+@app.command()
 def doctor() -> None:
     """Say what is installed, found and missing, and how to mend it."""
     from emu_dagster.doctor import examine, print_findings
