@@ -261,7 +261,7 @@ def test_comments_and_docstrings_make_nothing_stale(declarations, copy):
     ("file", "old", "new", "readers"),
     [
         ("emu_data/records.py", "MAX_PIXELS", "MAX_PIXELS_OF_A_PICTURE", ["raw_corpus", "filter_ledger", *TRAININGS]),
-        ("emu_dagster/corpora.py", "before.items()", "after.items()", ["raw_corpus"]),
+        ("emu_dagster/corpora.py", '"key": pd', '"keys": pd', ["raw_corpus"]),
         ("emu_dagster/train_process.py", "return STOPPED", "return 1 + STOPPED", TRAININGS),
         ("emu_dagster/served_model.py", '"PNG"', '"JPEG"', ["registered_model"]),
         ("emu_dagster/reporting/templates/style.css", "body", "html", ["filtered_corpus", "appeal_report"]),
