@@ -77,7 +77,6 @@ def test_one_click_on_a_fresh_clone_is_one_run_of_everything(project: Project, p
 def test_its_page_tells_of_progress_in_numbers(pages: Pages, clicked: str):
     told = "\n".join(pages.messages(clicked))
     assert re.search(r"pretrained_low: step \d+ of 6, loss \d\.\d+, val loss \d\.\d+", told), told
-    assert re.search(r"filter_ledger: shard 4 of 4", told)
 
 
 @pytest.mark.parametrize("job", ["filter_shards", "data_half", "model_half", "whole_graph"])
