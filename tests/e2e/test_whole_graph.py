@@ -52,7 +52,7 @@ event = instance.get_latest_materialization_event(dg.AssetKey("autoencoder")).as
 print(event.tags["dagster/data_version"], event.metadata["md5"].value)
 MlflowTracking().connect()
 client = mlflow.MlflowClient()
-run = client.get_run(event.metadata["mlflow_run"].value)
+run = client.get_run(event.metadata["mlflow_run"].value.rstrip(")").rpartition("/")[2])
 print(run.data.tags["emu.md5"])
 runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
 (low,) = [run for run in runs if run.data.tags.get("dagster.asset") == "pretrained_low"]
