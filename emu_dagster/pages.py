@@ -56,12 +56,14 @@ def serve(ports: Ports) -> int:
     remember_ports(layout, ports)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # a shell's background job would ignore Ctrl-C
         signal.signal(number, signal.default_int_handler)
+    watcher = ParamsWatcher(layout.root / "params.yaml", ports.dagster)  # first: it may change while Dagster starts
     with _serve_reports(layout, ports.reports), _start_servers(layout, ports, instance) as servers:
         try:
             _wait_until_up(servers)
             for name, port in (("Dagster", ports.dagster), ("MLflow", ports.mlflow), ("Reports", ports.reports)):
                 print(f"{name:<7}  http://{HOST}:{port}", flush=True)
-            watcher, looked = ParamsWatcher(layout.root / "params.yaml", ports.dagster), 0.0
+            watcher.begin()
+            looked = 0.0
             while not (ended := [server for server in servers if server.process.poll() is not None]):
                 time.sleep(SETTLE_SECONDS / 2)
                 watcher.look()
@@ -218,6 +220,9 @@ class ParamsWatcher:
         self.loaded = self.seen = self._read()
         self.since = time.monotonic()
         self.was_wrong = False
+
+    def begin(self) -> None:
+        """To be called when Dagster is up: says what keeps it from loading what there was when it was started."""
         self._tell(self._ask(ENTRY))
 
     def look(self) -> None:
