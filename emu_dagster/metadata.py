@@ -1,4 +1,4 @@
-"""What Dagster's pages show of a materialisation: pictures openly, links in words, numbers as a person reads them.
+"""What Dagster's pages show of a materialisation: pictures openly, links, numbers as a person reads them.
 
 The pages show Markdown of fewer than OPEN_CHARACTERS as it is meant and hide longer text behind "[Show Markdown]". So a
 picture is not put into the event but linked to, as MLflow's server hands it out: of this very run, whatever was made
@@ -43,8 +43,8 @@ def shown(
         told = f"{name}: MLflow has it, on {mlflow} while `emu up` runs"
         entries[name] = dg.MetadataValue.md(f"[![{told}]({address})]({address})")
     for name, file in (pages or {}).items():
-        address = report_address(layout, file.relative_to(layout.index.parent).as_posix())
-        entries[name] = dg.MetadataValue.md(f"[{name.replace('_', ' ')}]({address})")
+        # not in words: a run's page, too, shows an address openly, and this one says what it is
+        entries[name] = dg.MetadataValue.url(report_address(layout, file.relative_to(layout.index.parent).as_posix()))
     address = f"{mlflow}/#/experiments/{experiment_id}/runs/{run_id}"
     entries["mlflow_run"] = dg.MetadataValue.md(f"[this run in MLflow]({address})")
     entries |= {name: readable(value) for name, value in metrics.items()}

@@ -37,10 +37,12 @@ STOP_SECONDS = 2.5  # for the servers to end after a signal, when no run is in p
 SETTLE_SECONDS = 1.0  # that params.yaml has to stay as it is before it is loaded; chosen here
 ABANDONED_SECONDS = 10.0  # between two looks for runs whose process was killed; chosen here
 LAST_LINES = 15  # of a server's log, shown where it died; chosen here
-RELOAD = """mutation { reloadRepositoryLocation(repositoryLocationName: "emu") { __typename
+LOADED = """{ __typename
   ... on WorkspaceLocationEntry { locationOrLoadError { __typename
     ... on PythonError { message errorChain { error { message } } } } }
-  ... on PythonError { message } } }"""
+  ... on PythonError { message } }"""
+ENTRY = f'{{ entry: workspaceLocationEntryOrError(name: "emu") {LOADED} }}'
+RELOAD = f'mutation {{ entry: reloadRepositoryLocation(repositoryLocationName: "emu") {LOADED} }}'
 
 
 def serve(ports: Ports) -> int:
@@ -54,12 +56,14 @@ def serve(ports: Ports) -> int:
     remember_ports(layout, ports)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # a shell's background job would ignore Ctrl-C
         signal.signal(number, signal.default_int_handler)
+    watcher = ParamsWatcher(layout.root / "params.yaml", ports.dagster)  # first: it may change while Dagster starts
     with _serve_reports(layout, ports.reports), _start_servers(layout, ports, instance) as servers:
         try:
             _wait_until_up(servers)
             for name, port in (("Dagster", ports.dagster), ("MLflow", ports.mlflow), ("Reports", ports.reports)):
                 print(f"{name:<7}  http://{HOST}:{port}", flush=True)
-            watcher, looked = ParamsWatcher(layout.root / "params.yaml", ports.dagster), 0.0
+            watcher.begin()
+            looked = 0.0
             while not (ended := [server for server in servers if server.process.poll() is not None]):
                 time.sleep(SETTLE_SECONDS / 2)
                 watcher.look()
@@ -217,6 +221,10 @@ class ParamsWatcher:
         self.since = time.monotonic()
         self.was_wrong = False
 
+    def begin(self) -> None:
+        """To be called when Dagster is up: says what keeps it from loading what there was when it was started."""
+        self._tell(self._ask(ENTRY))
+
     def look(self) -> None:
         """To be called again and again: loads what has been the same for SETTLE_SECONDS."""
         found = self._read()
@@ -224,29 +232,31 @@ class ParamsWatcher:
             self.seen, self.since = found, time.monotonic()
         elif found != self.loaded and time.monotonic() - self.since >= SETTLE_SECONDS:
             self.loaded = found
-            problem = self._reload()
-            if problem:
-                print(f"emu: {problem}; Dagster's page shows it, too", file=sys.stderr, flush=True)
-            elif self.was_wrong:
-                print("emu: params.yaml is loaded again", file=sys.stderr, flush=True)
-            self.was_wrong = bool(problem)
+            self._tell(self._ask(RELOAD))
+
+    def _tell(self, problem: str) -> None:
+        if problem:
+            print(f"emu: {problem}; Dagster's page shows it, too", file=sys.stderr, flush=True)
+        elif self.was_wrong:
+            print("emu: the graph is loaded again", file=sys.stderr, flush=True)
+        self.was_wrong = bool(problem)
 
     def _read(self) -> bytes:
         with contextlib.suppress(OSError):
             return self.path.read_bytes()
         return b""
 
-    def _reload(self) -> str:
+    def _ask(self, query: str) -> str:
         """What keeps the definitions from being loaded, as one line; empty where nothing does."""
-        body = json.dumps({"query": RELOAD}).encode()
+        body = json.dumps({"query": query}).encode()
         request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
-                entry: dict[str, Any] = json.load(answer)["data"]["reloadRepositoryLocation"]
+                entry: dict[str, Any] = json.load(answer)["data"]["entry"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"params.yaml has changed, and Dagster could not be told ({error}): click Reload on its page"
-        error = entry.get("locationOrLoadError", entry)
-        if error["__typename"] == "RepositoryLocation":
+            return f"Dagster could not be asked to load params.yaml ({error}): click Reload on its page"
+        error = entry.get("locationOrLoadError") or entry
+        if error["__typename"] in ("RepositoryLocation", "WorkspaceLocationEntry"):  # the latter: not yet loaded
             return ""
         messages = [error.get("message", error["__typename"])]
         messages += [link["error"]["message"] for link in error.get("errorChain", [])]

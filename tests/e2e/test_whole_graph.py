@@ -45,14 +45,14 @@ def test_the_md5_goes_round(demo):
     lock = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]
     md5 = lock["autoencoder"]["outs"][0]["md5"]
     script = """
-import re, dagster as dg, mlflow
+import dagster as dg, mlflow
 from emu_dagster.resources.mlflow import MlflowTracking
 instance = dg.DagsterInstance.get()
 event = instance.get_latest_materialization_event(dg.AssetKey("autoencoder")).asset_materialization
 print(event.tags["dagster/data_version"], event.metadata["md5"].value)
 MlflowTracking().connect()
 client = mlflow.MlflowClient()
-run = client.get_run(re.search("runs/([0-9a-f]{32})", event.metadata["mlflow_run"].value)[1])
+run = client.get_run(event.metadata["mlflow_run"].value.rstrip(")").rpartition("/")[2])
 print(run.data.tags["emu.md5"])
 runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
 (low,) = [run for run in runs if run.data.tags.get("dagster.asset") == "pretrained_low"]

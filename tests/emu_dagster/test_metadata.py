@@ -26,7 +26,7 @@ def test_pictures_reports_and_the_run_are_links_that_are_shown_openly(tmp_path: 
     layout = Layout(tmp_path)
     report = layout.report("appeal_report") / "index.html"
     found = shown(layout, "1", RUN, {"win": 12.3456}, {"a sheet": "a sheet (1).png"}, {"report": report})
-    assert address_in(found["report"]) == "http://127.0.0.1:8000/appeal_report/index.html"
+    assert found["report"].url == "http://127.0.0.1:8000/appeal_report/index.html"
     assert address_in(found["mlflow_run"]) == f"http://127.0.0.1:5000/#/experiments/1/runs/{RUN}"
     picture = address_in(found["a sheet"])
     assert picture.startswith("http://127.0.0.1:5000/get-artifact?") and RUN in picture and " " not in picture
@@ -39,7 +39,7 @@ def test_links_lead_to_where_the_pages_were_served_last(tmp_path: Path, monkeypa
     assert known_ports(layout) == Ports()
     remember_ports(layout, Ports(3100, 5100, 8100))
     found = shown(layout, "1", RUN, {}, pages={"report": layout.report("x") / "index.html"})
-    assert address_in(found["report"]).startswith("http://127.0.0.1:8100/")
+    assert found["report"].url.startswith("http://127.0.0.1:8100/")
     assert address_in(found["mlflow_run"]).startswith("http://127.0.0.1:5100/")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example/")
     assert mlflow_address(layout) == "https://mlflow.example"
