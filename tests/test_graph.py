@@ -129,9 +129,7 @@ def test_wrong_params_are_named(tmp_path):
         read_params(tmp_path / "params.yaml")
     text = (TOP / "profiles" / "smoke.yaml").read_text().replace("  num_folds:", "  judge_seed: 1\n  num_folds:")
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(
-        ValueError, match=r"judge_seed: .* \(is now faithfulness_judge.seed\)\n.*older version"
-    ):
+    with pytest.raises(ValueError, match=r"judge_seed: .* \(is now faithfulness_judge.seed\)\n.*older version"):
         read_params(tmp_path / "params.yaml")
     with pytest.raises(ValueError, match="emu profile"):
         read_params(tmp_path / "nothing.yaml")
