@@ -29,6 +29,7 @@ from emu_data.shards import SHARD_NUMBER, list_shards
 
 CORPUS_FILE = "corpus.json"
 BODIES, PARQUET = (".tar", ".ref"), ".parquet"
+CHANGED = "are not as raw_corpus wrote them, and would be written over"
 MOVE = "move them out of the folder, then make raw_corpus again (emu materialize raw_corpus)"
 
 
@@ -53,13 +54,16 @@ def write_corpus(out: Path, source: str, config: Any, seen: Mapping[str, Any]) -
     standing = list_files(out)
     if known is None and not is_same:
         _refuse(out, list(standing), "were written by an earlier version, which did not note that they are its own")
-    changed = [n for n, digest in (known or {}).items() if n in standing and quick_digest(out / n) != digest]
-    _refuse(out, changed, "are not as raw_corpus wrote them, and would be written over")
+    now = {name: quick_digest(out / name) for name in known or {} if name in standing}
+    changed = [name for name in now if now[name] != (known or {})[name]]
+    _refuse(out, [] if is_same else changed, CHANGED)
     if known is not None:
         _check_put_there(out, [name for name in standing if name not in known], set(known), is_same)
     with atomic_dir(out) as partial:
         yield partial
         written = {name: quick_digest(partial / name) for name in list_files(partial)}
+        # a link to the source's own file changes with it, and comes out again as it is
+        _refuse(out, [name for name in changed if written.get(name) != now[name]], CHANGED)
         if known is None:  # of the same source: what comes out again is what it wrote
             known = {n: quick_digest(out / n) for n in standing if n in written}
             _refuse(out, [n for n in known if known[n] != written[n]], "differ from what the source gives now")
