@@ -37,7 +37,7 @@ from emu_data.cascade import BATCH, Funnel, Task, load_signals, measure_group, r
 from emu_data.engine import Engine, Guard
 from emu_data.engine.local import num_cores
 from emu_data.ledger import FilterPolicy
-from emu_data.plan import NUM_PILOT, read_or_make_plan, with_text_probe
+from emu_data.plan import NUM_PILOT, make_plan, measured_costs, with_text_probe
 from emu_data.records import Sample, make_key
 from emu_data.shards import list_shards, read_samples, write_shard
 from emu_data.signals import Signal
@@ -108,8 +108,11 @@ def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
     funnel = Funnel((POLICY,))
     engine = Engine(num_workers=cores)
     signals, note = with_text_probe(folder / "pilot", names, signals, folder / "pilot-signals", engine)
-    plan = read_or_make_plan(folder / "pilot", names, signals, funnel, folder / "pilot-signals", engine)
+    timings = folder / "pilot-ms.json"
+    plan = make_plan(folder / "pilot", names, signals, funnel, folder / "pilot-signals", timings, engine)
     print(f"text probe: {note}\norder: {', '.join(plan.order)}")
+    for piece, cost in measured_costs(timings, signals).items():
+        print(f"{piece}: {cost:.3g} ms a picture in the pilot, declared {plan.costs[piece]:.3g}")
 
     samples = list(read_samples(folder / "raw" / "00000.tar"))
     signals = plan.arrange(signals)

@@ -1,8 +1,8 @@
 """Signals and policies from params.yaml, and the publishing of the filtered corpus with its report."""
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from emu_data.ledger import (
     open_ledger,
     write_ledger,
 )
-from emu_data.plan import read_or_make_plan, with_text_probe
+from emu_data.plan import Plan, expected_cost, make_plan, measured_costs, order_signals, with_text_probe
 from emu_data.records import STATUS_UNLISTED
 from emu_data.selection import SelectionPolicy, concept_entropy, final_ledger
 from emu_data.shards import list_shards, read_images, read_rows, write_subset
@@ -40,6 +40,7 @@ from emu_data.signals.popularity import PopularitySignal
 from emu_data.signals.safety import SafetySignal
 from emu_data.signals.text_area import TextAreaSignal
 
+MUCH_DEARER = 1.5  # than the best order by measured costs: to be warned of; chosen here
 NUM_SHOWN = 40  # rejected pictures on a sheet; chosen here
 SAMPLES_PER_SHARD = 1000  # of the filtered and the curated shards; chosen here
 # Columns of the ledger that the manifest does without: write_subset brings the first two, the rest is the same in every
@@ -79,8 +80,32 @@ def build_signals(layout: Layout, params: Params) -> list[Signal]:
     return signals + ([PopularitySignal(section.popularity_column)] if section.popularity_column else [])
 
 
-def plan_signals(layout: Layout, params: Params) -> tuple[list[Signal], Funnel]:
-    """The signals in the order in which they turn most away for the least, and what decides who goes on.
+@dataclass(frozen=True)
+class Timings:
+    """What the pilot took on this machine; told, and never recorded in data.
+
+    table: a row for each signal in the cascade's order: declared and measured ms a picture, pass rate. expected: ms a
+    picture in this order, and in the order that the measured costs would have given; None where a cost is not known.
+    """
+
+    table: pd.DataFrame
+    expected: tuple[float, float] | None
+
+    @property
+    def warning(self) -> str | None:
+        """Said where another order would be much cheaper here."""
+        if self.expected is None or self.expected[0] < MUCH_DEARER * self.expected[1]:
+            return None
+        return (
+            f"in the cascade's order a picture takes about {self.expected[0]:.3g} ms here, in the order of the costs "
+            f"as measured {self.expected[1]:.3g}: the costs that the signals declare (emu_data/signals) do not fit "
+            "this machine or this corpus"
+        )
+
+
+def plan_signals(layout: Layout, params: Params) -> tuple[list[Signal], Funnel, Timings]:
+    """The signals in the order in which they turn most away for the least, what decides who goes on, and what the
+    pilot took.
 
     A picture goes on as long as filtering or a stage of pre-training may want it: pre-training asks fewer gates.
     """
@@ -91,20 +116,34 @@ def plan_signals(layout: Layout, params: Params) -> tuple[list[Signal], Funnel]:
     shards = [tar.stem for tar in list_shards(layout.raw)]
     engine = build_engine(params)
     signals, _ = with_text_probe(layout.raw, shards, build_signals(layout, params), layout.signals, engine)
-    plan = read_or_make_plan(layout.raw, shards, signals, funnel, layout.signals, engine)
-    return plan.arrange(signals), funnel
+    timings = layout.cache / "pilot_ms.json"  # by the signals' versions
+    plan = make_plan(layout.raw, shards, signals, funnel, layout.signals, timings, engine)
+    signals = plan.arrange(signals)
+    return signals, funnel, compare_costs(plan, signals, measured_costs(timings, signals))
+
+
+def compare_costs(plan: Plan, signals: list[Signal], measured: Mapping[str, float]) -> Timings:
+    """signals: in the plan's order. measured: emu_data.plan.measured_costs."""
+    rows = [(name, plan.costs[name], measured.get(name, np.nan), plan.pass_rates[name]) for name in plan.order]
+    table = pd.DataFrame(rows, columns=["signal", "declared ms", "measured ms", "pass rate"])
+    costs = {"embedding": 0.0, **measured}  # of which nothing is known where no signal looks at it
+    if plan.costs.keys() - costs.keys():
+        return Timings(table, None)
+    order = order_signals(signals, costs, plan.pass_rates)
+    best = sorted(signals, key=lambda signal: order.index(signal.name))
+    return Timings(table, (expected_cost(signals, costs, plan.pass_rates), expected_cost(best, costs, plan.pass_rates)))
 
 
 def measure_corpus(
     layout: Layout, params: Params, told: Callable[[int, int], None] | None = None
-) -> tuple[dict[str, float], Image.Image | None]:
-    """Brings data/signals and data/ledger up to date, a shard at a time; returns the funnel's counts, and a sheet of
-    rejected pictures where there are any. Memory holds the values of one shard. told: hears how many shards are
-    measured, and of how many.
+) -> tuple[dict[str, float], Image.Image | None, Timings]:
+    """Brings data/signals and data/ledger up to date, a shard at a time; returns the funnel's counts, a sheet of
+    rejected pictures where there are any, and what the pilot took. Memory holds the values of one shard. told: hears
+    how many shards are measured, and of how many.
 
     Raises ValueError where a row was lost.
     """
-    signals, going_on = plan_signals(layout, params)
+    signals, going_on, timings = plan_signals(layout, params)
     policy, shards = row_policy(params.filter_ledger.policy), [shard.stem for shard in list_shards(layout.raw)]
     measure_group(layout.raw, shards, signals, layout.signals, going_on, engine=build_engine(params), told=told)
     for file in layout.ledger.glob("*.parquet"):  # rows of an earlier corpus would be counted with this one's
@@ -129,6 +168,7 @@ def measure_corpus(
             **{f"num_dropped_{g}": n for g, n in zip(counts["gate"], counts["num_dropped"], strict=True)},
         },
         contact_sheet(np.stack([image for image, _ in rejected]), [gate for _, gate in rejected]) if rejected else None,
+        timings,
     )
 
 

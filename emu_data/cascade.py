@@ -146,7 +146,8 @@ def read_values(raw_dir: Path, shard_names: Sequence[str], signals: Sequence[Sig
         unlisted = _unlisted_file(out_dir, name)
         if _is_of(unlisted, digest) and len(more := pd.read_parquet(unlisted)):
             rows = pd.concat([rows, more], ignore_index=True).astype({"key": "string"})
-        frame = rows.reindex(columns=list(ROW_COLUMNS)).assign(shard=name)
+        # strings, also of a column that the corpus lacks: of nothing but nulls pandas would make numbers
+        frame = rows.reindex(columns=list(ROW_COLUMNS)).astype("string").assign(shard=name)
         arrived = (frame["status"] == STATUS_SUCCESS).fillna(False).to_numpy(bool)
         error = pd.Series(pd.NA, index=frame["key"], dtype="string")
         unmeasured = pd.Series("", index=frame["key"], dtype="string")
@@ -237,6 +238,13 @@ def measure_shard(
         num_written += 1
     num_written += sum(state.add(signal, results) for signal in signals)
     return num_written, [result.seconds for result in results.values() if isinstance(result, Measured)]
+
+
+def is_measured(raw_dir: Path, signals: Sequence[Signal], out_dir: Path, shard: str, keys: Collection[str]) -> bool:
+    """Whether all signals have been measured on these pictures of a shard as it is."""
+    state = _State(Path(raw_dir), signals, Path(out_dir), shard)
+    todo = state.todo(Funnel())
+    return len(state.fitting) == len(signals) and not any(todo[key] for key in keys)
 
 
 class _State:

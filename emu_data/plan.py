@@ -1,9 +1,14 @@
-"""In which order the cascade runs its signals: by cost / -log(pass rate), both measured on a pilot.
+"""In which order the cascade runs its signals: by cost / -log(pass rate), costs declared, rates measured on a pilot.
 
-That order is the cheapest where gates are independent: a gate early in the row should be cheap *and* turn many away,
-and one that turns nothing away comes last, however cheap. Costs that signals share (decoding, the embedding) fall on
-the first that needs them. The plan is measured once, on the first rows of the corpus, and written down: every shard
-group, machine and engine uses the same one, so that their ledgers are equal to the byte.
+That order is next to the cheapest where gates are independent (by cost / (1 - pass rate) it would be the cheapest: for
+gates that let half pass or more within 2 % of it): a gate early in the row should be cheap *and* turn many away, and
+one that turns nothing away comes last, however cheap. Costs that signals share (decoding, the embedding) fall on
+the first that needs them.
+
+Which values are recorded of a picture that was turned away follows from the order, so the order must not follow from a
+clock: costs are declared by the signals, pass rates are counted on the corpus's first rows, and every run, machine and
+engine has the same plan. What the pilot took is kept in a cache and only told, beside what was declared
+(docs/decisions/0011-no-clock-in-what-is-recorded.md).
 """
 
 import json
@@ -11,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,29 +24,32 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from emu_data.cascade import BATCH, Funnel, Measured, Task, load_signals, measure_shard, read_values
+from emu_data.cascade import Funnel, is_measured, load_signals, measure_shard, read_values
 from emu_data.engine import Engine, Guard, run_shards
-from emu_data.files import fingerprint, write_json
+from emu_data.files import write_json
 from emu_data.records import STATUS_SUCCESS
-from emu_data.shards import read_rows, read_samples
+from emu_data.shards import read_rows
 from emu_data.signals import Signal
 from emu_data.signals.text_area import SMALLEST_HALF, TextAreaSignal
 from emu_data.signals.text_probe import TextFeaturesSignal, TextProbe, fit_text_probe
 
 NUM_PILOT = 512  # rows that are measured in full; chosen here: a pass rate of 0.9 is known to 0.03
-NUM_TIMED = 32
+# ms of one core for a picture, declared and measured as signals.Signal.cost says. The embedding is ViT-B/32's: of the
+# demo's small models it is a hundredth of that, and what looks at it then comes later than it need.
+SHARED_COSTS = {"decode": 2.0, "embedding": 150.0}
+PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
 class Plan:
     """The order of the signals, and what it follows from.
 
-    seconds: of a picture, medians: "decode", "embedding" and each signal's own. pass_rates: 0..1, of the pilot's
+    costs: ms a picture, as declared: "decode", "embedding" and each signal's own. pass_rates: 0..1, of the pilot's
     pictures by that signal alone. sources: what measures each signal, in words.
     """
 
     order: tuple[str, ...]
-    seconds: Mapping[str, float]
+    costs: Mapping[str, float]
     pass_rates: Mapping[str, float]
     num_pilot: int
     sources: Mapping[str, str]
@@ -51,44 +59,59 @@ class Plan:
         return sorted(signals, key=lambda signal: self.order.index(signal.name))
 
 
-def plan_path(signals: Sequence[Signal], funnel: Funnel, out_dir: Path) -> Path:
-    """Return where the plan for these signals and policies lies: one for each, so that none is ever out of date."""
-    versions = sorted((signal.name, signal.version) for signal in signals)
-    return Path(out_dir) / f"plan-{fingerprint([versions, funnel])}.json"
-
-
-def read_or_make_plan(
+def make_plan(
     raw_dir: Path,
     shards: Sequence[str],
     signals: Sequence[Signal],
     funnel: Funnel,
     out_dir: Path,
+    timings: Path,
     engine: Engine | None = None,
 ) -> Plan:
-    """Return the plan for these signals and policies; measure and write it where there is none.
+    """Return the plan for these signals and policies, which is written to out_dir/plan.json too.
 
-    shards: the corpus's first few, in order: the pilot's rows are taken from their beginning, and their values are
-    written like any others. Only one process measures, on `engine`; the others wait for it.
+    shards: the corpus's first few, in order: the pilot's rows are taken from their beginning; those that have not been
+    measured are, on `engine`, and their values are written like any others. timings: a file in a cache, where it is
+    noted what that took (see `measured_costs`). Only one process measures; others wait for it.
     """
-    path = plan_path(signals, funnel, out_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_lock(path.parent)):
-        if not path.is_file():
-            write_json(path, asdict(_make_plan(raw_dir, shards, signals, funnel, out_dir, engine)))
-    written: dict[str, Any] = json.loads(path.read_text())
+    with _locked(out_dir):
+        values, spent = _measure_rows(raw_dir, shards, signals, out_dir, engine)
+        if spent:
+            _note_seconds(timings, signals, spent)
+        for old in (*out_dir.glob("plan-*.json"), out_dir / "pilot.json"):
+            old.unlink(missing_ok=True)  # of earlier versions of this program: they held seconds
+        pass_rates = {}
+        for signal in signals:
+            rows = values[list(signal.columns)].astype(object)
+            records: list[dict[Any, Any]] = rows.where(rows.notna(), None).to_dict("records")
+            rejected = [funnel.is_rejected(record) for record in records]
+            pass_rates[signal.name] = 1.0 - sum(rejected) / max(1, len(rejected))
+        costs = {**SHARED_COSTS, **{signal.name: signal.cost() for signal in signals}}
+        sources = {signal.name: signal.describe() for signal in signals}
+        plan = Plan(order_signals(signals, costs, pass_rates), costs, pass_rates, len(values), sources)
+        write_json(out_dir / PLAN_FILE, asdict(plan))
+    return plan
+
+
+def read_plan(out_dir: Path) -> Plan | None:
+    """Return the plan that was written last, None where there is none."""
+    path = Path(out_dir) / PLAN_FILE
+    if not path.is_file():
+        return None
+    written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return Plan(**{**written, "order": tuple(written["order"])})
 
 
 def order_signals(
-    signals: Sequence[Signal], seconds: Mapping[str, float], pass_rates: Mapping[str, float]
+    signals: Sequence[Signal], costs: Mapping[str, float], pass_rates: Mapping[str, float]
 ) -> tuple[str, ...]:
     """Return the signals' names by cost / -log(pass rate), each time the best of those left; what has been paid for
-    already (decoding, the embedding) costs no more.
+    already (decoding, the embedding) costs no more. costs: as in Plan, in any unit.
     """
     left, order, paid = list(signals), [], set[str]()
 
     def rank(signal: Signal) -> tuple[float, float, str]:
-        cost = seconds[signal.name] + sum(seconds[piece] for piece in _shared(signal) if piece not in paid)
+        cost = costs[signal.name] + sum(costs[piece] for piece in _shared(signal) if piece not in paid)
         passing = pass_rates[signal.name]
         weight = math.inf if passing <= 0 else -math.log(passing)
         return (cost / weight if weight > 0 else math.inf), cost, signal.name
@@ -101,7 +124,39 @@ def order_signals(
     return tuple(order)
 
 
-def pilot_keys(raw_dir: Path, shards: Sequence[str], num: int = NUM_PILOT) -> dict[str, list[str]]:
+def expected_cost(signals: Sequence[Signal], costs: Mapping[str, float], pass_rates: Mapping[str, float]) -> float:
+    """Return what a picture costs on average where signals run in this order and their gates are independent, in the
+    unit of `costs`.
+    """
+    total, going, paid = 0.0, 1.0, set[str]()
+    for signal in signals:
+        total += going * (costs[signal.name] + sum(costs[piece] for piece in _shared(signal) if piece not in paid))
+        going *= pass_rates[signal.name]
+        paid.update(_shared(signal))
+    return total
+
+
+def measured_costs(timings: Path, signals: Sequence[Signal]) -> dict[str, float]:
+    """Return what the pilot took on this machine, as Plan's costs: medians in ms, of what is known."""
+    noted: dict[str, float] = json.loads(timings.read_text()) if timings.is_file() else {}
+    names = {**{piece: piece for piece in SHARED_COSTS}, **{signal.name: _name(signal) for signal in signals}}
+    return {piece: noted[name] for piece, name in names.items() if name in noted}
+
+
+def _note_seconds(timings: Path, signals: Sequence[Signal], spent: Sequence[Mapping[str, float]]) -> None:
+    noted: dict[str, float] = json.loads(timings.read_text()) if timings.is_file() else {}
+    names = {**{piece: piece for piece in SHARED_COSTS}, **{signal.name: _name(signal) for signal in signals}}
+    for piece, name in names.items():
+        if took := [one[piece] for one in spent if one.get(piece)]:  # decoding: of those that were decoded
+            noted[name] = 1000 * median(took)
+    write_json(timings, noted)
+
+
+def _name(signal: Signal) -> str:
+    return f"{signal.name}@{signal.version}"
+
+
+def pilot_keys(raw_dir: Path, shards: Sequence[str], num: int) -> dict[str, list[str]]:
     """Return shard -> keys of the first `num` rows that arrived."""
     keys: dict[str, list[str]] = {}
     for shard in shards:
@@ -113,58 +168,16 @@ def pilot_keys(raw_dir: Path, shards: Sequence[str], num: int = NUM_PILOT) -> di
     return keys
 
 
-def _make_plan(
-    raw_dir: Path,
-    shards: Sequence[str],
-    signals: Sequence[Signal],
-    funnel: Funnel,
-    out_dir: Path,
-    engine: Engine | None,
-) -> Plan:
-    values, seconds = _measure_pilot(raw_dir, shards, signals, out_dir, engine)
-    pass_rates = {}
-    for signal in signals:
-        rows = values[list(signal.columns)].astype(object)
-        records: list[dict[Any, Any]] = rows.where(rows.notna(), None).to_dict("records")
-        rejected = [funnel.is_rejected(record) for record in records]
-        pass_rates[signal.name] = 1.0 - sum(rejected) / max(1, len(rejected))
-    sources = {signal.name: signal.describe() for signal in signals}
-    return Plan(order_signals(signals, seconds, pass_rates), seconds, pass_rates, len(values), sources)
-
-
-def _measure_pilot(
-    raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], out_dir: Path, engine: Engine | None
-) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Return the pilot's values, of the pictures that can be read, and the median seconds of a picture by piece.
-
-    What is measured is kept in the signals' files, and what it took in pilot.json, so that a plan for another policy
-    measures nothing again.
-    """
-    names = {signal.name: f"{signal.name}@{signal.version}" for signal in signals}
-    path = Path(out_dir) / "pilot.json"
-    stored: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-    values, spent = _measure_rows(raw_dir, shards, signals, out_dir, engine)
-    if any(names[name] not in stored and not any(name in one for one in spent) for name in names):
-        # Its values were there, what they took is not known: a few are measured again, and only timed.
-        load = partial(load_signals, tuple(signals), Funnel())
-        spent += run_shards(partial(_time_again, Path(raw_dir)), shards[:1], load, engine)[0]
-    seconds = {}
-    for piece in ("decode", "embedding", *names):
-        took = [one[piece] for one in spent if piece in one]
-        seconds[piece] = median(took) if took else stored.get(names.get(piece, piece), 0.0)
-    write_json(path, {**stored, **{names.get(piece, piece): value for piece, value in seconds.items()}})
-    return values, seconds
-
-
 def _measure_rows(
     raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], out_dir: Path, engine: Engine | None
 ) -> tuple[pd.DataFrame, list[dict[str, float]]]:
     """Measure all signals on the pilot's rows: their values, of the pictures that can be read, and the seconds of each
     picture by piece, of those that had not been measured before.
     """
-    rows = pilot_keys(raw_dir, shards)
+    rows = pilot_keys(raw_dir, shards, NUM_PILOT)
+    waiting = [part for part in rows.items() if not is_measured(raw_dir, signals, out_dir, *part)]
     work = partial(_measure_part, Path(raw_dir), tuple(signals), Path(out_dir))
-    spent = run_shards(work, list(rows.items()), partial(load_signals, tuple(signals), Funnel()), engine)
+    spent = run_shards(work, waiting, partial(load_signals, tuple(signals), Funnel()), engine)
     values = read_values(raw_dir, list(rows), signals, out_dir)
     is_pilot = values["key"].isin([key for keys in rows.values() for key in keys])
     return values[is_pilot & values["error"].isna()], list(chain.from_iterable(spent))
@@ -175,12 +188,6 @@ def _measure_part(
 ) -> list[dict[str, float]]:
     shard, keys = part
     return measure_shard(raw_dir, signals, out_dir, Funnel(), shard, guard, keys)[1]
-
-
-def _time_again(raw_dir: Path, shard: str, guard: Guard[Any]) -> list[dict[str, float]]:
-    samples = islice(read_samples(raw_dir / f"{shard}.tar", lambda error: None), NUM_TIMED)
-    tasks = [Task(sample, {}, frozenset(), True) for sample in samples]
-    return [found.seconds for found in guard.map(tasks, BATCH) if isinstance(found, Measured)]
 
 
 def _shared(signal: Signal) -> tuple[str, ...]:
@@ -200,8 +207,7 @@ def with_text_probe(
     if plain is None or plain.canvas < 2 * SMALLEST_HALF:  # on a small canvas CRAFT costs little more than the probe
         return list(signals), "no probe: CRAFT's canvas is small; all go to CRAFT"
     path = Path(out_dir) / f"text_probe-{plain.version}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_lock(path.parent)):
+    with _locked(path.parent):
         if not path.is_file():
             table, _ = _measure_rows(raw_dir, shards, (plain, TextFeaturesSignal()), out_dir, engine)
             features = table[list(TextFeaturesSignal.columns)].to_numpy(float)
@@ -217,6 +223,7 @@ def with_text_probe(
     return [probed if signal is plain else signal for signal in signals], written["note"]
 
 
-def _lock(out_dir: Path) -> Path:
+def _locked(out_dir: Path) -> FileLock:
     """The lock of a folder of signals, beside it: the folder itself is versioned."""
-    return out_dir.with_name(f".{out_dir.name}-plan.lock")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    return FileLock(out_dir.with_name(f".{out_dir.name}-plan.lock"))

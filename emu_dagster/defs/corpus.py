@@ -78,8 +78,13 @@ def filter_ledger(record: Record) -> dg.MaterializeResult:
     from emu_dagster.progress import Progress
 
     told = Progress(record.context.log.info, record.key, "shard")
-    counts, rejected = measure_corpus(record.layout, record.params, told)
-    return record.result(counts, pictures={"rejected": rejected} if rejected else {})
+    counts, rejected, timings = measure_corpus(record.layout, record.params, told)
+    if timings.warning:
+        record.context.log.warning(timings.warning)
+    if timings.expected:
+        counts |= dict(zip(("ms_a_picture", "ms_a_picture_in_the_best_order"), timings.expected, strict=True))
+    pictures = {"rejected": rejected} if rejected else None
+    return record.result(counts, pictures=pictures, tables={"cascade": timings.table})
 
 
 @declared(

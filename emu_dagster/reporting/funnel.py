@@ -1,6 +1,5 @@
 """The funnel report: where every raw picture went, with examples that each gate turned away (paper sec. 3.3)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from emu_dagster.layout import Layout
 from emu_dagster.reporting.page import Picture, Run, describe_run, write_report
 from emu_data.gate_quality import AUC_GOAL, GATE_GOAL, Auc, alignment_auc, gate_quality
 from emu_data.ledger import UNMEASURED, funnel
+from emu_data.plan import Plan, read_plan
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -42,8 +42,8 @@ class Findings:
 
     counts: gate -> rows, "" the kept. reasons: why rows are not readable, with counts. examples: gate -> rejected
     pictures, uint8 (H, W, 3), with their captions. quality, alignment_auc: against the known damage, None where
-    none is known. plan: the steps of the cascade as it ran, each a row of names and values; sources: what
-    measured a signal, in words.
+    none is known. plan: the steps of the cascade, each a row of names and values; sources: what measured a
+    signal, in words.
     """
 
     counts: Mapping[str, int]
@@ -60,15 +60,15 @@ def read_findings(
 ) -> Findings:
     """Read a finished ledger, or a re-decided one: `ledger` is a table or view of the connection."""
     has_truth = layout.damage.is_file() and len(pd.read_parquet(layout.damage, columns=["key"])) > 0
-    plan, sources = read_plan(layout.signals)
+    plan = read_plan(layout.signals)
     return Findings(
         counts,
         unreadable_reasons(con, ledger),
         read_examples(con, layout, ledger),
         gate_quality(con, layout.damage, ledger) if has_truth else None,
         alignment_auc(con, layout.damage) if has_truth else None,
-        plan,
-        sources,
+        describe_plan(plan) if plan else (),
+        plan.sources if plan else {},
     )
 
 
@@ -108,25 +108,18 @@ def read_examples(con: "DuckDBPyConnection", layout: Layout, ledger: str) -> dic
     return examples
 
 
-def read_plan(signals: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return the cascade's steps in order, and signal -> what measures it, from the newest plan of emu_data/plan.py in
-    `signals` (nothing where there is none).
-
-    A step: the signal, what it costs a picture, the share of the pilot's pictures that it alone lets pass.
+def describe_plan(plan: Plan) -> list[dict[str, Any]]:
+    """Return a row for each signal in the cascade's order: what it is declared to cost a picture, and the share of the
+    pilot's pictures that it alone lets pass. What it took on a machine is told by Dagster; a page holds no clock.
     """
-    plans = sorted(signals.glob("plan-*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    if not plans:
-        return [], {}
-    plan = json.loads(plans[-1].read_text(encoding="utf-8"))
-    steps = [
+    return [
         {
             "signal": name,
-            "ms a picture": round(1000 * plan["seconds"].get(name, 0.0), 2),
-            "pass rate": round(plan["pass_rates"][name], 3),
+            "declared cost, ms": float(f"{plan.costs[name]:.3g}"),
+            "pass rate": round(plan.pass_rates[name], 3),
         }
-        for name in plan["order"]
+        for name in plan.order
     ]
-    return steps, plan["sources"]
 
 
 def write_funnel_report(

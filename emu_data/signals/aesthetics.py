@@ -50,6 +50,7 @@ class AestheticsSignal(Signal):
         "contrast": "Float64",
         "sharpness": "Float64",
     }
+    milliseconds: ClassVar = 5.0
 
     def __post_init__(self) -> None:
         if self.head is not None and self.encoder is None:

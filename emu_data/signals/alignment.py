@@ -45,6 +45,7 @@ class AlignmentSignal(Signal):
     name: ClassVar = "alignment"
     revision: ClassVar = 2
     columns: ClassVar = {"alignment": "Float64", "alignment_rank": "Float64", "alignment_mirrored": "Float64"}
+    milliseconds: ClassVar = 0.03
 
     def settings(self) -> Any:
         folder = Path(self.model)

@@ -42,6 +42,7 @@ class CaptionSignal(Signal):
         "num_occurrences": "Int64",
     }
     needs: ClassVar = "row"
+    milliseconds: ClassVar = 0.005
 
     def settings(self) -> str | None:
         return None if self.counts is None else file_sha256(Path(self.counts))

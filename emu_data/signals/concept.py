@@ -33,6 +33,7 @@ class ConceptSignal(Signal):
     name: ClassVar = "concept"
     revision: ClassVar = 2
     columns: ClassVar = {"concept": "string", "concept_score": "Float64"}
+    milliseconds: ClassVar = 15.0  # of MiniLM
 
     def __post_init__(self) -> None:
         if not self.descriptions:
@@ -45,6 +46,9 @@ class ConceptSignal(Signal):
     @property
     def needs_embedding(self) -> bool:
         return self.encoder is not None
+
+    def cost(self) -> float:
+        return 0.03 if self.encoder else self.milliseconds
 
     def describe(self) -> str:
         return f"zero-shot by the {'picture (open_clip)' if self.encoder else 'caption (MiniLM), not the picture'}"

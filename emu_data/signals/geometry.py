@@ -16,6 +16,7 @@ class GeometrySignal(Signal):
     name: ClassVar = "geometry"
     columns: ClassVar = {"min_side": "Int64", "aspect": "Float64", "num_bytes": "Int64"}
     needs: ClassVar = "header"
+    milliseconds: ClassVar = 0.002
 
     def load(self) -> Measure:
         return measure_geometry

@@ -34,6 +34,7 @@ class PhashSignal(Signal):
     name: ClassVar = "phash"
     revision: ClassVar = 2
     columns: ClassVar = {"phash": "string", "thumbnail": "string", "stored_sha256": "string"}
+    milliseconds: ClassVar = 1.0
 
     def load(self) -> Measure:
         return measure_phash

@@ -18,6 +18,7 @@ class PopularitySignal(Signal):
     name: ClassVar = "popularity"
     columns: ClassVar = {"popularity": "Float64"}
     needs: ClassVar = "row"
+    milliseconds: ClassVar = 0.001
 
     def describe(self) -> str:
         return f"the input's column {self.column!r}"

@@ -50,6 +50,7 @@ class SafetySignal(Signal):
     name: ClassVar = "safety"
     revision: ClassVar = 2
     columns: ClassVar = {"unsafe": "Float64", "unsafe_detected": "Float64", "unsafe_given": "Float64"}
+    milliseconds: ClassVar = 40.0  # open_nsfw
 
     def __post_init__(self) -> None:
         if self.detector not in ("open_nsfw", "zero_shot", "none"):
@@ -68,6 +69,9 @@ class SafetySignal(Signal):
     @property
     def needs_embedding(self) -> bool:
         return self.encoder is not None
+
+    def cost(self) -> float:
+        return self.milliseconds if self.detector == "open_nsfw" else 0.03  # a column, or a few products of vectors
 
     def describe(self) -> str:
         detectors = {

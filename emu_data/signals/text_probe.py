@@ -58,6 +58,7 @@ class TextFeaturesSignal(Signal):
     name: ClassVar = "text_features"
     revision: ClassVar = 2
     columns: ClassVar = {f"f{number:03d}": "Float64" for number in range(NUM_FEATURES)}
+    milliseconds: ClassVar = 8.0
 
     def load(self) -> Measure:
         return self._measure

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from PIL import Image
 from emu_data.cascade import Funnel, load_signals, measure_group, measure_shard, read_values
 from emu_data.files import file_sha256
 from emu_data.ledger import FilterPolicy, decide
-from emu_data.plan import order_signals, plan_path, read_or_make_plan
+from emu_data.plan import expected_cost, make_plan, measured_costs, order_signals, read_plan
 from emu_data.records import Sample, make_key
 from emu_data.shards import list_shards, read_samples, write_shard
 from emu_data.signals import Columns, Measure, Record, Signal
@@ -153,7 +154,7 @@ def test_what_the_pilot_measured_does_not_hide_what_no_parquet_lists(raw: Path, 
     rows = pd.read_parquet(raw / "00001.parquet").head(3)
     rows.to_parquet(raw / "00001.parquet")
     out, funnel = tmp_path / "signals", Funnel()
-    read_or_make_plan(raw, names_of(raw), SIGNALS, funnel, out)
+    make_plan(raw, names_of(raw), SIGNALS, funnel, out, tmp_path / "ms.json")
     measure_group(raw, names_of(raw), SIGNALS, out, progress=False)
     values = read_values(raw, names_of(raw), SIGNALS, out)
     assert (values["status"] == "unlisted").sum() == 1
@@ -315,17 +316,30 @@ def test_order_is_cost_over_minus_log_of_the_pass_rate() -> None:
     assert dear == ("caption", "geometry", "phash", "safety", "popularity")
 
 
-def test_plan_is_measured_once_and_read_by_all(mixed: Path, tmp_path: Path) -> None:
-    out, funnel = tmp_path / "out", Funnel((POLICY,))
-    plan = read_or_make_plan(mixed, ["00000"], GATES, funnel, out)
-    path = plan_path(GATES, funnel, out)
-    written = path.read_bytes()
+def test_the_order_is_next_to_the_cheapest_where_gates_are_independent() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        costs = dict(zip([signal.name for signal in GATES], rng.uniform(1, 100, len(GATES)), strict=True))
+        costs |= {"decode": 0.0, "embedding": 0.0}  # a shared cost makes the order a good one, not the best
+        rates = {signal.name: float(rng.uniform(0.5, 1)) for signal in GATES}
+        order = order_signals(GATES, costs, rates)
+        chosen = expected_cost(sorted(GATES, key=lambda signal: order.index(signal.name)), costs, rates)
+        every = [expected_cost(some, costs, rates) for some in itertools.permutations(GATES)]
+        assert min(every) <= chosen < 1.02 * min(every) < max(every)
+
+
+def test_a_plan_follows_from_the_rows_and_the_signals_and_measures_nothing_twice(mixed: Path, tmp_path: Path) -> None:
+    out, funnel, timings = tmp_path / "out", Funnel((POLICY,)), tmp_path / "cache" / "ms.json"
+    plan = make_plan(mixed, ["00000"], GATES, funnel, out, timings)
     assert plan.order[-1] == "phash"
     assert plan.pass_rates["phash"] == 1 and 0.3 < plan.pass_rates["geometry"] < 0.9
-    assert plan.seconds["decode"] > 0
-    assert read_or_make_plan(mixed, ["00000"], GATES, funnel, out) == plan
+    assert plan.costs["geometry"] == GATES[0].cost() and measured_costs(timings, GATES)["decode"] > 0
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*.parquet")}
+    shutil.rmtree(timings.parent)  # a cache: may go at any time
     looser = Funnel((dataclasses.replace(POLICY, min_side=None),))
-    other = read_or_make_plan(mixed, ["00000"], GATES, looser, out)  # nothing is measured again
-    assert other.seconds == plan.seconds and other.pass_rates["geometry"] > plan.pass_rates["geometry"]
-    assert path.read_bytes() == written
+    other = make_plan(mixed, ["00000"], GATES, looser, out, timings)
+    assert other.pass_rates["geometry"] > plan.pass_rates["geometry"]
+    assert make_plan(mixed, ["00000"], GATES[::-1], funnel, out, timings) == plan == read_plan(out)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert measured_costs(timings, GATES) == {}  # nothing was measured again
     assert [signal.name for signal in plan.arrange(GATES[::-1])] == list(plan.order)
