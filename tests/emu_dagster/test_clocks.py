@@ -40,7 +40,7 @@ time.perf_counter = clock
 
 
 class ColourSignal(Signal):
-    """Concepts of toy shards, from the caption, and a rank, which half of them pass."""
+    """Concepts of toy shards, from the caption, and a rank, of which a third is 0."""
 
     name: ClassVar = "alignment"
     columns: ClassVar = {"concept": "string", "concept_score": "Float64", "alignment_rank": "Float64"}
@@ -88,7 +88,7 @@ def run_filters(folder: Path, monkeypatch: pytest.MonkeyPatch, later: str) -> di
 
 
 def toy_params(folder: Path) -> Params:
-    """Gates that turn some away by richness and by caption, so that what is measured depends on the order."""
+    """Gates that turn some away by caption and by rank, so that what is measured depends on the order."""
     given = yaml.safe_load((ROOT / "profiles" / "smoke.yaml").read_text())
     section = given["filter_ledger"]
     section["policy"] |= {
@@ -96,10 +96,12 @@ def toy_params(folder: Path) -> Params:
         "max_text_area": None,
         "max_read_text_area": None,
         "min_characters": 11,
-        "min_aesthetics": -1.0,
+        "min_alignment_rank": 0.4,
     }
     section["control_share"] = 0.0
-    given["filtered_corpus"] |= {"num_images": 8, "max_concept_share": 1.0}
+    for name in ("pretrained_low", "pretrained_mid", "pretrained_full"):  # a picture goes on while one may want it
+        given[name]["gates"] = ["caption", "alignment"]
+    given["filtered_corpus"] |= {"num_images": 4, "max_concept_share": 1.0}
     (folder / "params.yaml").write_text(yaml.safe_dump(given))
     return read_params(folder / "params.yaml")
 
