@@ -1,10 +1,10 @@
 """`emu prune`: finds what nobody needs below data/, and removes it when asked to.
 
-What goes: finished trainings that a later publishing has taken the place of, the states of those that are published
-(a finished training is published again from its result/ alone), encoded rows that no training names, and what killed
-writers left. What is unfinished goes only when asked for by name. All else stays: what DVC records (data/signals is an
-output whose digest is in dvc.lock, so that old versions of a signal in it stay too), votes, what no training here has
-made (replaced-N), and everything that is not known here.
+What goes: finished trainings whose place was taken by one that was asked for later; the states of published ones (a
+finished training is published again from its result/ alone); encoded rows that no training names; what killed writers
+left. What is unfinished goes only when that is asked for. All else stays: what DVC records (old versions of a signal
+lie in data/signals, whose digest is in dvc.lock and is the ledger's data version: without them it would be wrong),
+votes, models that no training here has made (replaced-N), and everything that is not known here.
 """
 
 import json
@@ -94,11 +94,11 @@ def _find_trainings(layout: Layout, asset: str, unfinished: bool) -> Iterator[Fo
         names = published(model)
     except (ValueError, AttributeError):  # a meta.json that is no object: nobody can say what stands there
         return
-    metas = [meta for meta in (model / "meta.json", *model.glob("*/meta.json")) if meta.is_file()]
-    # a file's ctime, unlike its mtime, which copies keep, is when it came to lie there
-    published_at = min((meta.stat().st_ctime_ns for meta in metas), default=0)
+    # of a model that was made elsewhere nobody can say what it has taken the place of
+    is_here = bool(names) and all(training_folder(layout, asset, name) in trainings for name in names)
+    asked_at = min(_asked_at(training_folder(layout, asset, name)) for name in names) if is_here else 0
     begun = [folder for folder in trainings if not (folder / "result").exists()]
-    newest = max(begun, key=_last_written, default=None)
+    newest = max(begun, key=_asked_at, default=None)
     for folder in trainings:
         if folder in begun:
             stays = "" if unfinished else "only --unfinished removes it"
@@ -108,14 +108,18 @@ def _find_trainings(layout: Layout, asset: str, unfinished: bool) -> Iterator[Fo
                 stays = "it was written to within the hour"
             yield Found(folder, "training that was not finished", stays)
         elif folder.name in names:
-            if (folder / "state").is_dir() and not (folder / "state").is_symlink():
+            if (folder / "state").is_dir():
                 yield Found(folder / "state", "state of a training that is finished and published")
-        elif names and (folder / "result" / "meta.json").stat().st_ctime_ns < published_at:
-            # one that was finished later waits to be published, perhaps for others of its asset
-            yield Found(folder, f"finished, and {asset} is published from {', '.join(names)} since")
+        elif _asked_at(folder) < asked_at:  # one asked for later waits to be published, perhaps for others of its asset
+            yield Found(folder, f"finished; {', '.join(names)} was asked for later and is published")
     if training_folder(layout, asset).is_dir():
         for folder in sorted(training_folder(layout, asset).glob("replaced-*")):
             yield Found(folder, "model that no training here has made", "it may be the only one; remove it by hand")
+
+
+def _asked_at(training: Path) -> int:
+    """Nanoseconds since 1970. Every start of a training, also of one that is finished, writes its identity.json."""
+    return (training / "identity.json").stat().st_mtime_ns
 
 
 def _trainings(layout: Layout, asset: str) -> list[Path]:
@@ -126,8 +130,11 @@ def _trainings(layout: Layout, asset: str) -> list[Path]:
 
 
 def _is_known(training: Path) -> bool:
-    names = {path.name for path in training.iterdir()}
+    paths = list(training.iterdir())
+    names = {path.name for path in paths}
     if not names - {name for name in names if LEFTOVER.fullmatch(name)} <= PARTS or "identity.json" not in names:
+        return False
+    if any(path.is_symlink() for path in paths):  # what is linked may be away for the moment
         return False
     if "result" in names:
         return (training / "result" / "meta.json").is_file()

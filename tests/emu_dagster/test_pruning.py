@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from emu_dagster import pruning
@@ -71,6 +73,14 @@ def finish(root: Path, identity: str, asset: str = ASSET, place: str = "") -> di
     return {"name": place or asset, "folder": str(folder), "out": str(Layout(root).model(asset) / place)}
 
 
+def ask(root: Path, *results: dict[str, Any], asset: str = ASSET) -> None:
+    """Publishes trainings that were asked for: each start writes identity.json (test_real_trainings_there_and_back)."""
+    for result in results:
+        (Path(result["folder"]) / "identity.json").touch()
+    publish(Layout(root), asset, results)
+    time.sleep(TICK)
+
+
 def going(root: Path, unfinished: bool = False) -> set[str]:
     """What would be removed, from data/states/ASSET or else from data/."""
     found = {one.path.relative_to(root / "data").as_posix() for one in find(Layout(root), unfinished) if not one.stays}
@@ -87,24 +97,30 @@ def test_a_training_goes_when_a_later_publishing_has_taken_its_place(root: Path)
     layout = Layout(root)
     first = finish(root, A)
     assert going(root) == set()
-    publish(layout, ASSET, [first])
+    ask(root, first)
     assert going(root) == {f"{A}/state"}
-    time.sleep(TICK)
     second = finish(root, B)  # not published yet: its asset may wait for others
     assert going(root) == {f"{A}/state"}
-    publish(layout, ASSET, [second])
+    ask(root, second)
     assert going(root) == {A, f"{B}/state"}
-    publish(layout, ASSET, [first])
+    ask(root, first)
     assert going(root) == {B, f"{A}/state"}
     shutil.rmtree(layout.model(ASSET))
     assert going(root) == set()
 
 
+def test_what_a_model_made_elsewhere_took_the_place_of_stays(root: Path) -> None:
+    ask(root, finish(root, A))
+    ask(root, finish(root, B))
+    shutil.rmtree(training_folder(Layout(root), ASSET, B))
+    assert going(root) == set()
+
+
 def test_all_parts_of_a_study_count_as_published(root: Path) -> None:
-    study, layout = "autoencoder_study", Layout(root)
+    study = "autoencoder_study"
     results = [finish(root, name, study, place) for name, place in ((A, "c4"), (B, "c8"), (C, "c16"))]
-    publish(layout, study, results)
-    publish(layout, study, results[:2])
+    ask(root, *results, asset=study)
+    ask(root, *results[:2], asset=study)
     assert going(root) == {f"states/{study}/{A}/state", f"states/{study}/{B}/state", f"states/{study}/{C}"}
 
 
@@ -114,12 +130,12 @@ def test_what_was_not_finished_goes_only_when_asked_for(root: Path) -> None:
     begin(root, B)
     assert going(root) == set()
     assert going(root, unfinished=True) == {A}  # B is the newest, and there is no model
-    publish(Layout(root), ASSET, [finish(root, C)])
+    ask(root, finish(root, C))
     assert going(root, unfinished=True) == {A, B, f"{C}/state"}
 
 
 def test_what_is_being_written_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(Layout(root), ASSET, [finish(root, C)])
+    ask(root, finish(root, C))
     begin(root, A)
     write(root / "data/models/.toy.tmp-0123abcd/weights")
     cache = write(root / f"data/cache/encoded/moments/{UNUSED}/x.safetensors").parent
@@ -174,16 +190,15 @@ KEPT = [
 
 
 def test_what_it_does_not_know_stays_to_the_byte(root: Path) -> None:
-    layout = Layout(root)
+    write(Path(finish(root, C)["folder"]) / "why_this_was_good.md")
+    linked = Path(finish(root, "f" * 16)["folder"]) / "result"
+    shutil.rmtree(linked)
+    linked.symlink_to(root / "a_disk_that_is_not_there")
     for identity in (B, A):
-        publish(layout, ASSET, [finish(root, identity)])
-    strange = finish(root, C)  # replaced, too, but somebody has put a file of their own there
-    write(Path(strange["folder"]) / "why_this_was_good.md")
-    time.sleep(TICK)
-    publish(layout, ASSET, [{**strange, "folder": str(training_folder(layout, ASSET, A))}])
+        ask(root, finish(root, identity))
     elsewhere = write(root / "elsewhere" / "state" / "x").parents[1]
     write(elsewhere / "identity.json", '{"settings": {"spec": {}}}')
-    (training_folder(layout, ASSET) / ("e" * 16)).symlink_to(elsewhere)
+    (training_folder(Layout(root), ASSET) / ("e" * 16)).symlink_to(elsewhere)
     for path in (*LEFT, *KEPT):
         write(root / path, '{"settings": {"spec": {}}}' if path.endswith("identity.json") else "something")
     before = read_files(root)
@@ -213,8 +228,37 @@ def top_of(path: str) -> str:
     return path
 
 
+HELD = [
+    *("", "models", "votes/appeal", "raw", "signals", "signals/phash@1", "ledger", "reports", "reports/demo", "cache"),
+    *(
+        f"states/{part}"
+        for part in ("", ASSET, *(f"{ASSET}/{name}" for name in (A, B, C, "replaced-1")), "mine", f"mine/{B}")
+    ),
+    *("cache/encoded", "cache/encoded/moments", f"cache/encoded/moments/{USED}", "curated", "mine"),
+]
+NAMES = st.text("ab0.-_@", min_size=1, max_size=20).filter(lambda name: set(name) != {"."})
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(HELD), NAMES, st.booleans()), max_size=12))
+def test_what_has_no_name_of_ours_is_never_found(root: Path, held: list[tuple[str, str, bool]]) -> None:
+    """Files and folders of people's own, anywhere: nothing that is found is one of them, or holds one of them."""
+    shutil.rmtree(root / "data", ignore_errors=True)
+    finish(root, B)
+    ask(root, finish(root, A))
+    begin(root, C)
+    theirs = []
+    for folder, name, is_folder in held:
+        path = root / "data" / folder / name
+        if not path.exists() and all(not parent.is_file() for parent in path.parents):
+            write(path / "x" if is_folder else path)
+            theirs.append(path)
+    for one in find(Layout(root), unfinished=True):
+        assert one.stays or not any(path == one.path or one.path in path.parents for path in theirs)
+
+
 def test_a_result_that_a_kill_left_half_renamed_stays(root: Path) -> None:
-    publish(Layout(root), ASSET, [finish(root, B)])
+    ask(root, finish(root, B))
     folder = Path(finish(root, A)["folder"])
     (folder / "result").rename(folder / ".result.tmp-0123abcd-old")
     assert going(root, unfinished=True) == {f"{B}/state"}
@@ -234,7 +278,7 @@ def test_caches_stay_where_a_training_does_not_say_what_it_reads(root: Path, tol
 
 
 def test_it_waits_for_a_command_that_is_at_work(root: Path) -> None:
-    publish(Layout(root), ASSET, [finish(root, A)])
+    ask(root, finish(root, A))
     for lock in (DvcRecord().lock.own / "commands.lock", DvcRecord().lock.own / f"{ASSET}.lock"):
         with one_at_a_time(lock, "training"):
             command = [sys.executable, "-m", "emu_dagster.cli", "prune", "--yes"]
@@ -247,7 +291,7 @@ def test_it_waits_for_a_command_that_is_at_work(root: Path) -> None:
 
 def test_killed_while_it_removes_it_leaves_no_half_of_a_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for identity in (A, B):
-        publish(Layout(root), ASSET, [finish(root, identity)])
+        ask(root, finish(root, identity))
 
     def die(path: Path) -> None:
         raise KeyboardInterrupt
@@ -278,8 +322,8 @@ def test_real_trainings_there_and_back(root: Path) -> None:
     layout = Layout(root)
     corpus = write_toy_shards(root, num_images=24)
 
-    def train(asset: str, make: Any, *given: Any, steps: int) -> stages.TrainingResult:
-        job, spec = make(corpus, layout.cache, *given, loop=replace(LOOP, num_steps=steps))
+    def train(asset: str, make: Any, *given: Any, steps: int, **changes: Any) -> stages.TrainingResult:
+        job, spec = make(corpus, layout.cache, *given, loop=replace(LOOP, num_steps=steps), **changes)
         places = {"states": training_folder(layout, asset), "out": layout.model(asset)}
         job = replace(job, **places, cache=layout.cache / "encoded")
         run = stages.train_autoencoder if asset == "autoencoder" else stages.train_denoiser
@@ -292,7 +336,7 @@ def test_real_trainings_there_and_back(root: Path) -> None:
         return train("autoencoder", autoencoder_job, steps=steps)
 
     def denoiser() -> stages.TrainingResult:
-        return train(ASSET, denoiser_job, layout.model("autoencoder"), steps=1)
+        return train(ASSET, denoiser_job, layout.model("autoencoder"), steps=1, prompts=())
 
     with_b = [autoencoder(2).folder, denoiser().folder]
     with_a = [autoencoder(1).folder, denoiser().folder]
