@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -46,7 +46,7 @@ class Found:
     path: Path
     why: str
     stays: str = ""
-    size: int = field(default=0, compare=False)
+    size: int = 0
 
 
 def prune(root: Path, yes: bool, unfinished: bool) -> None:
