@@ -143,6 +143,7 @@ ALLOWED = {
     "emu_dagster/params.py": "says when params.yaml is read anew",
     "emu_dagster/processes.py": "a lock's file says since when",
     "emu_dagster/progress.py": "events on a run's page",
+    "emu_dagster/pruning.py": "whether what is to be removed is older than what replaced it, and not being written",
     "emu_dagster/registering.py": "when it was judged, in MLflow's description of the version",
     "emu_dagster/requests.py": "when a sensor asks again",
     "emu_dagster/resources/dvc_files.py": "says when a folder's md5 is computed anew",
