@@ -86,7 +86,18 @@ def test_its_page_tells_of_progress_in_numbers(pages: Pages, clicked: str):
     assert re.search(r"pretrained_low: step \d+ of 6, loss \d\.\d+, val loss \d\.\d+", told), told
 
 
-@pytest.mark.parametrize("job", ["filter_shards", "data_half", "model_half", "whole_graph"])
+ONE_BY_ONE = pytest.mark.campaign  # as the click and the Launch button, minutes each: pytest -m campaign
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        "filter_shards",
+        pytest.param("data_half", marks=ONE_BY_ONE),
+        pytest.param("model_half", marks=ONE_BY_ONE),
+        pytest.param("whole_graph", marks=ONE_BY_ONE),
+    ],
+)
 def test_a_job_is_one_run(pages: Pages, clicked: str, job: str):
     before = len(pages.runs())
     run = pages.launch(job)
