@@ -96,10 +96,10 @@ def final_ledger(source: Path, out: Path, policy: SelectionPolicy, num_threads: 
 
 def create_clusters(con: "DuckDBPyConnection", max_distance: int) -> None:
     """Create the table `clusters` (key, cluster) of the view `ledger`: near-twins among all that can be read."""
-    # The digest is of the bytes that arrived, else (a corpus without them: nulls of no type) of those in the shard.
+    # The digest is of the bytes that arrived, else (a corpus without them) of those in the shard.
     con.execute("""
         CREATE OR REPLACE TEMP VIEW pictures AS
-        SELECT key, coalesce(CAST(sha256 AS VARCHAR), stored_sha256) AS digest, phash, thumbnail FROM ledger
+        SELECT key, coalesce(sha256, stored_sha256) AS digest, phash, thumbnail FROM ledger
     """)
     cluster_near_twins(con, "pictures", max_distance)
 
