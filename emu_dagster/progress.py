@@ -18,7 +18,7 @@ class Progress:
         self, tell: Callable[[str], object], name: str, unit: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._tell, self._name, self._unit, self._clock = tell, name, unit, clock
-        self._began = clock()
+        self._first: tuple[float, int] | None = None  # when it was called first, and how much was done then
         self._told = float("-inf")
         self._lock = threading.Lock()
 
@@ -26,11 +26,12 @@ class Progress:
         """done of total units; metrics: those of SHOWN are told, and steps_per_second, where given, is the speed."""
         with self._lock:
             now = self._clock()
+            began, done_before = self._first = self._first or (now, done)
             if done < total and now - self._told < SECONDS:
                 return
             self._told = now
         metrics = metrics or {}
-        speed = metrics.get("steps_per_second") or done / max(now - self._began, 1e-9)
+        speed = metrics.get("steps_per_second") or (done - done_before) / max(now - began, 1e-9)
         parts = [f"{self._unit} {done} of {total}"]
         parts += [f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in SHOWN if name in metrics]
         if done < total and speed > 0:

@@ -18,7 +18,16 @@ def test_events_are_rare_and_the_end_is_always_told(waits: list[float]):
     times = [at for at, _ in heard]
     assert all(later - earlier >= SECONDS for earlier, later in zip(times[:-2], times[1:-1], strict=True))
     assert heard[-1][1] == f"filter_ledger: shard {len(waits)} of {len(waits)}"
-    assert len(heard) == 1 or "left" in heard[0][1]
+
+
+def test_the_time_that_is_left_is_that_of_the_work_and_not_of_what_came_before():
+    now, heard = [0.0], []
+    progress = Progress(heard.append, "filter_ledger", "shard", clock=lambda: now[0])
+    now[0] = 1000  # the signals were planned first
+    progress(1, 101)
+    now[0] += 10
+    progress(11, 101)
+    assert heard == ["filter_ledger: shard 1 of 101", "filter_ledger: shard 11 of 101, about 1 min 30 s left"]
 
 
 def test_a_training_tells_its_losses_and_the_time_that_is_left():
