@@ -146,11 +146,7 @@ def read_values(raw_dir: Path, shard_names: Sequence[str], signals: Sequence[Sig
         unlisted = _unlisted_file(out_dir, name)
         if _is_of(unlisted, digest) and len(more := pd.read_parquet(unlisted)):
             rows = pd.concat([rows, more], ignore_index=True).astype({"key": "string"})
-<<<<<<< HEAD
         # strings, also of a column that the corpus lacks: of nothing but nulls pandas would make numbers
-=======
-        # text, also where a corpus has not this column or nothing in it: nulls of no type are numbers to SQL
->>>>>>> part-page
         frame = rows.reindex(columns=list(ROW_COLUMNS)).astype("string").assign(shard=name)
         arrived = (frame["status"] == STATUS_SUCCESS).fillna(False).to_numpy(bool)
         error = pd.Series(pd.NA, index=frame["key"], dtype="string")

@@ -98,7 +98,7 @@ def test_the_registry_says_why(demo):
 def test_generate_writes_pictures(demo, tmp_path):
     project, _ = demo
     registered = json.loads((project.root / "data/registered_model.json").read_text())
-    address = f"models:/emu@{registered['alias']}"
+    address = f"models:/{registered['name']}@{registered['alias']}"
     printed = project.must("emu", "generate", "a red apple", "--num", "2", "--model", address, "--steps", "2")
     paths = [project.root / line for line in printed.split()]
     assert len(paths) == 2
@@ -110,7 +110,7 @@ def test_an_unknown_model_is_one_line(demo):
     done = project.run("emu", "generate", "a cat", "--model", "models:/nobody@champion")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
-    assert "nobody" in line and "models:/emu/1 (@ch" in line  # champion or challenger
+    assert "nobody" in line and "models:/emu-smoke/1 (@ch" in line  # champion or challenger
 
 
 def test_votes_are_labelled_and_chained(demo):
