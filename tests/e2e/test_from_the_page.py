@@ -73,6 +73,9 @@ def started(pages: Pages, num_runs: int, seconds: float = 60) -> list[str]:
     return [run["runId"] for run in runs]
 
 
+ONE_BY_ONE = pytest.mark.campaign  # minutes each, after the click that runs everything: pytest -m campaign
+
+
 def test_one_click_on_a_fresh_clone_is_one_run_of_everything(project: Project, pages: Pages, clicked: str):
     assert [run["runId"] for run in pages.runs()] == [clicked]
     assert (project.root / "data/reports/index.html").is_file()
@@ -84,9 +87,6 @@ def test_one_click_on_a_fresh_clone_is_one_run_of_everything(project: Project, p
 def test_its_page_tells_of_progress_in_numbers(pages: Pages, clicked: str):
     told = "\n".join(pages.messages(clicked))
     assert re.search(r"pretrained_low: step \d+ of 6, loss \d\.\d+, val loss \d\.\d+", told), told
-
-
-ONE_BY_ONE = pytest.mark.campaign  # as the click and the Launch button, minutes each: pytest -m campaign
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,7 @@ def test_a_job_is_one_run(pages: Pages, clicked: str, job: str):
     assert len(pages.runs()) == before + 1
 
 
+@ONE_BY_ONE
 def test_the_launch_button_of_a_job_is_one_run(pages: Pages, clicked: str):
     before = len(pages.runs())
     click(pages, "/locations/emu/jobs/evaluation/playground", "Launch Run")
@@ -113,6 +114,7 @@ def test_the_launch_button_of_a_job_is_one_run(pages: Pages, clicked: str):
     assert len(pages.runs()) == before + 1 and pages.runs()[0]["jobName"] == "evaluation"
 
 
+@ONE_BY_ONE
 def test_a_second_run_waits_for_the_first(pages: Pages, clicked: str):
     launched = [pages.launch("evaluation"), pages.launch("evaluation")]
     assert [pages.wait(run) for run in launched] == ["SUCCESS", "SUCCESS"]
@@ -135,6 +137,7 @@ def switch_off(pages: Pages) -> None:
     pages.ask("mutation($id: String!) { stopSensor(id: $id) { __typename } }", id=state["id"])
 
 
+@ONE_BY_ONE
 def test_switched_on_with_nothing_new_the_sensor_starts_nothing(pages: Pages, clicked: str):
     before = len(pages.runs())
     switch_on(pages)
@@ -162,6 +165,7 @@ def drop_shard(project: Project, keys_of: int) -> None:
             shutil.copy(file, project.root / "data" / "raw")
 
 
+@ONE_BY_ONE
 def test_a_shard_that_is_dropped_in_reaches_the_filtered_corpus_also_after_a_failed_run(
     project: Project, pages: Pages, clicked: str
 ):
@@ -201,6 +205,7 @@ def becomes(pages: Pages, asset: str, status: str) -> bool:
     return False
 
 
+@ONE_BY_ONE
 def test_the_page_sees_a_changed_params_yaml_without_a_click(project: Project, pages: Pages, clicked: str):
     before = (project.root / "params.yaml").read_bytes()
     assert becomes(pages, "appeal_report", "FRESH")
@@ -211,6 +216,7 @@ def test_the_page_sees_a_changed_params_yaml_without_a_click(project: Project, p
     assert becomes(pages, "appeal_report", "FRESH")
 
 
+@ONE_BY_ONE
 def test_a_training_saves_when_the_pages_are_stopped(project: Project, clicked: str, pages: Pages):
     """Ctrl-C with a training in progress and Dagster's page open in a browser."""
     from playwright.sync_api import sync_playwright
