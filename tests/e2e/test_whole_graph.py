@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 
 import pandas as pd
 import psutil
@@ -218,9 +219,11 @@ def test_an_unreachable_registry_is_one_line(tmp_path):
 
 
 def trainer_of(process: subprocess.Popen) -> psutil.Process | None:
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if "emu_dagster.train_process" in " ".join(child.cmdline()):
-            return child
+    with suppress(psutil.Error):  # one that ends, or has ended and is not yet collected, has no command line
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if "emu_dagster.train_process" in " ".join(child.cmdline()):
+                    return child
     return None
 
 
