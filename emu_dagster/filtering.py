@@ -52,7 +52,7 @@ def build_signals(layout: Layout, params: Params) -> list[Signal]:
     """All signals. The captions of the corpus are counted first, once for these shards."""
     section = params.filter_ledger.signals
     name = corpus_name(layout.raw)
-    # in the cache: their name holds the shards' times, and what is recorded must hold no clock
+    # in the cache: they are made again in seconds, and named by the rows that they count
     counts, sample = (layout.cache / "captions" / f"{name}-{what}.parquet" for what in ("counts", "sample"))
     count_captions(layout.raw, counts, sample, MAX_CAPTIONS)
     pretrained = section.alignment_weights

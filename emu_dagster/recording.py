@@ -52,10 +52,6 @@ class Record:
         """The section of params.yaml that has the asset's name."""
         return getattr(self.params, self.key)
 
-    @property
-    def code_version(self) -> str:
-        return self.context.assets_def.code_versions_by_key[self.context.asset_key] or ""
-
     def trained(self, result: Mapping[str, Any]) -> dg.MaterializeResult:
         """The result of an asset that trained one model: its last metrics, curve and preview."""
         folder = self.layout.model(self.key)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,11 @@ from emu_data.rubric import CurationPanel, Stage
 from emu_data.shards import read_manifest, read_many, square
 from emu_data.vote_log import VoteLogError
 from emu_data.votes import Vote, counted, describe_voters, digest_picture, is_about
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from emu_dagster.recording import Record
 
 ROUNDS = ("generalist", "specialist", "appeal", "faithfulness")
 VIEW_SIZE = 128  # px that the panel sees; the criteria were fitted at 64 and 128
@@ -101,6 +107,12 @@ def recorded_round(layout: Layout, name: str, ballots: Ballots) -> Iterator[Tall
     """Appends the panel's votes where no person voted, and holds the log until the block is left: record it there."""
     with record_round(layout.votes(name), ballots.panel, ballots.items, older_log(layout, name)) as recorded:
         yield tally_round(recorded, ballots.items)
+
+
+def hold_round(record: "Record", name: str, ballots: Ballots) -> "dg.MaterializeResult":
+    """What the asset of a round does: appends, and records the log while it is held. The data version is its head."""
+    with recorded_round(record.layout, name, ballots) as found:
+        return record.result(found.metrics, tables=found.tables, data_version=found.head)
 
 
 def read_votes(layout: Layout, name: str) -> Recorded:

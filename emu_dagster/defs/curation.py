@@ -23,12 +23,11 @@ def generalist_votes(record: Record) -> dg.MaterializeResult:
 
     Its data version is the head hash of the log, which nothing replaces.
     """
-    from emu_dagster.voting import generalist_ballots, recorded_round
+    from emu_dagster.voting import generalist_ballots, hold_round
 
     params = record.params
     ballots = generalist_ballots(record.layout, params.generalist_votes, params.generalist_selection.num_images)
-    with recorded_round(record.layout, "generalist", ballots) as found:
-        return record.result(found.metrics, tables=found.tables, data_version=found.head)
+    return hold_round(record, "generalist", ballots)
 
 
 @declared(
@@ -53,12 +52,11 @@ def generalist_selection(record: Record) -> dg.MaterializeResult:
 )
 def specialist_votes(record: Record) -> dg.MaterializeResult:
     """What specialists say of the generalists' choice; as generalist_votes."""
-    from emu_dagster.voting import recorded_round, specialist_ballots
+    from emu_dagster.voting import hold_round, specialist_ballots
 
     params = record.params
     ballots = specialist_ballots(record.layout, params.specialist_votes, params.curated_set.num_images)
-    with recorded_round(record.layout, "specialist", ballots) as found:
-        return record.result(found.metrics, tables=found.tables, data_version=found.head)
+    return hold_round(record, "specialist", ballots)
 
 
 @declared(

@@ -1,5 +1,7 @@
 """The proof: pictures of both models for the same prompts and seeds, and what judges say (Emu paper, sec. 4)."""
 
+from typing import Literal
+
 import dagster as dg
 
 from emu_dagster.declaring import declared
@@ -9,6 +11,15 @@ from emu_dagster.recording import Record
 
 GROUP = "evaluation"
 LABELS = ["profile", "toy"]  # on every page
+
+
+def report_on(record: Record, axis: Literal["appeal", "faithfulness"]) -> dg.MaterializeResult:
+    """The report on a round of side-by-side votes."""
+    from emu_dagster.judging import report_preference
+
+    metrics, voters, plot = report_preference(record.layout, record.params, axis, judged_by(record))
+    page = record.layout.report(record.key) / "index.html"
+    return record.result(metrics, pictures={"win_rates": plot}, pages={"report": page}, tables={"voters": voters})
 
 
 @declared(
@@ -49,11 +60,10 @@ def appeal_votes(record: Record) -> dg.MaterializeResult:
     Its data version is the head hash of the log, which nothing replaces.
     """
     from emu_dagster.judging import appeal_ballots
-    from emu_dagster.voting import recorded_round
+    from emu_dagster.voting import hold_round
 
     ballots = appeal_ballots(record.layout, record.params.appeal_votes)
-    with recorded_round(record.layout, "appeal", ballots) as found:
-        return record.result(found.metrics, tables=found.tables, data_version=found.head)
+    return hold_round(record, "appeal", ballots)
 
 
 @declared(
@@ -64,11 +74,7 @@ def appeal_votes(record: Record) -> dg.MaterializeResult:
 )
 def appeal_report(record: Record) -> dg.MaterializeResult:
     """Which model's pictures are more appealing: win rates of the votes, with intervals over prompts."""
-    from emu_dagster.judging import report_preference
-
-    metrics, voters, plot = report_preference(record.layout, record.params, "appeal", judged_by(record))
-    page = record.layout.report(record.key) / "index.html"
-    return record.result(metrics, pictures={"win_rates": plot}, pages={"report": page}, tables={"voters": voters})
+    return report_on(record, "appeal")
 
 
 @declared(
@@ -80,11 +86,10 @@ def appeal_report(record: Record) -> dg.MaterializeResult:
 def faithfulness_votes(record: Record) -> dg.MaterializeResult:
     """Which picture of a pair shows what its caption says: A / B / both / neither; as appeal_votes."""
     from emu_dagster.judging import faithfulness_ballots
-    from emu_dagster.voting import recorded_round
+    from emu_dagster.voting import hold_round
 
     ballots = faithfulness_ballots(record.layout, record.params.faithfulness_votes)
-    with recorded_round(record.layout, "faithfulness", ballots) as found:
-        return record.result(found.metrics, tables=found.tables, data_version=found.head)
+    return hold_round(record, "faithfulness", ballots)
 
 
 @declared(
@@ -95,11 +100,7 @@ def faithfulness_votes(record: Record) -> dg.MaterializeResult:
 )
 def faithfulness_report(record: Record) -> dg.MaterializeResult:
     """Which model's pictures show what their captions say: win rates of the votes, with intervals over prompts."""
-    from emu_dagster.judging import report_preference
-
-    metrics, voters, plot = report_preference(record.layout, record.params, "faithfulness", judged_by(record))
-    page = record.layout.report(record.key) / "index.html"
-    return record.result(metrics, pictures={"win_rates": plot}, pages={"report": page}, tables={"voters": voters})
+    return report_on(record, "faithfulness")
 
 
 @declared(
