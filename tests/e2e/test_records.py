@@ -75,7 +75,6 @@ def test_a_copy_without_git_and_home_goes_on_by_itself(demo, tmp_path):
     assert project.must("dvc", "status", **home).strip().endswith("up to date.")
 
 
-@pytest.mark.campaign  # by name until it has been seen to pass through pytest
 def test_a_training_outlives_its_tracker(demo, tmp_path):
     """The model stands when its asset says that the server is gone, and the next materialisation takes it."""
     project = copy_of(demo[0], tmp_path / "project")
