@@ -5,7 +5,8 @@ that was left alone: the same bytes, and the same records.
 
 Every process of the command is killed at once (-9), as when a machine goes down. Kills fall at random, or are aimed: at
 `dvc commit`, at dvc.lock while DVC writes it, at MLflow's database while a transaction is open, at a file or folder
-that is about to be renamed to its name. FOLDER keeps the project left alone (alone/) for further campaigns.
+that is about to be renamed to its name, once at a registered version that has no alias yet. FOLDER keeps the project
+left alone (alone/) for further campaigns.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections import Counter
@@ -25,12 +27,14 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from emu_dagster.layout import OUTS
 from emu_data.files import TEMPORARY_MARK
 from tests.e2e.conftest import Project, make_project
 
 START_SECONDS = 12.0  # about what the command takes before it works
 WAIT_SECONDS = 90.0  # for what a kill is aimed at to come; then it falls at random
 POLL_SECONDS = 0.002
+LAST_STAGES = 4  # that are missing when the next kill is kept for the registering
 # Told by the project itself: what Dagster, MLflow and DVC say of each asset.
 RECORDS = """
 import json, dagster as dg, mlflow
@@ -89,11 +93,12 @@ def run_campaign(folder: Path, kills: int, seed: int, profile: str) -> list[str]
     shutil.rmtree(folder / "killed", ignore_errors=True)
     killed = make_project(folder / "killed")
     draw, tally = random.Random(seed), Counter()
-    aims = list(AIMS)
+    aims = [aim for aim in AIMS if aim != "version"]
     patience = START_SECONDS
     while tally.total() < kills:
-        aim = aims[tally.total() % len(aims)]
         before = count_stages(killed)
+        is_last = before >= len(OUTS) - LAST_STAGES and count_versions(killed.root) == (0, 0)
+        aim = "version" if is_last else aims[tally.total() % len(aims)]
         fell = kill_once(killed, command, aim, START_SECONDS + draw.uniform(0, patience), draw)
         if fell is None:  # it came to its end: something is taken away, which is then made again
             # (votes are an input, and registering again makes another version)
@@ -120,14 +125,15 @@ def kill_once(project: Project, command: list[str], aim: str, seconds: float, dr
             command, cwd=project.root, env=project.environment, stdout=file, stderr=file, start_new_session=True
         )
         began = time.monotonic()
-        skip = draw.randrange(3)  # so that not always the first of its kind is hit
+        skip = draw.randrange(3) if aim != "version" else 0  # so that not always the first of its kind is hit
         limit = seconds if aim == "random" else WAIT_SECONDS
         was_there = False
         while process.poll() is None and time.monotonic() - began < limit:
             is_there = aim != "random" and AIMS[aim](project.root, process)
             if is_there and not was_there:
                 if skip == 0:
-                    time.sleep(draw.choice([0.0, 0.01, 0.1, 0.3]))
+                    if aim != "version":  # which has its alias soon
+                        time.sleep(draw.choice([0.0, 0.01, 0.1, 0.3]))
                     break
                 skip -= 1
             was_there = is_there
@@ -178,12 +184,28 @@ def is_renaming(root: Path, process: psutil.Process) -> bool:
     return any(TEMPORARY_MARK in name for folder in folders if folder.is_dir() for name in os.listdir(folder))
 
 
+def count_versions(root: Path) -> tuple[int, int]:
+    """How many versions are registered, and how many of them have an alias."""
+    query = """SELECT count(*), count(a.version) FROM model_versions AS v
+        LEFT JOIN registered_model_aliases AS a ON a.name = v.name AND a.version = v.version"""
+    with contextlib.suppress(sqlite3.OperationalError):  # no database yet, or it is locked
+        database = sqlite3.connect(f"file:{root}/mlflow/mlflow.db?mode=ro", uri=True, timeout=0.1)
+        with contextlib.closing(database):
+            return database.execute(query).fetchone()
+    return 0, 0
+
+
+def is_version_without_alias(root: Path, process: psutil.Process) -> bool:
+    return count_versions(root) == (1, 0)
+
+
 AIMS: dict[str, Callable[[Path, psutil.Process], bool]] = {
     "random": lambda root, process: False,
     "commit": is_committing,
     "dvc.lock": is_lock_half_written,
     "mlflow": is_mlflow_writing,
     "rename": is_renaming,
+    "version": is_version_without_alias,
 }
 
 
