@@ -11,7 +11,7 @@ the goal is missed.
 import json
 import sys
 
-from emu_dagster.layout import Layout, project_root
+from emu_steps.layout import Layout, project_root
 
 GOAL = 0.60
 NUM_PROMPTS = 200  # common prompts that the goal is meant for

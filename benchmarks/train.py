@@ -54,21 +54,21 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from emu_dagster.params import read_params
 from emu_data.records import Sample, make_key
 from emu_data.shards import list_shards, read_samples, write_shard
-from emu_models.autoencoder.network import Autoencoder
-from emu_models.denoiser import DenoiserConfig, build_denoiser, count_parameters, denoise
+from emu_models.device import autocast, choose_device, half_precision_pays
 from emu_models.diffusion.schedule import NUM_TIMESTEPS, build_scheduler
-from emu_models.pipeline import EmuPipeline
+from emu_models.latent import trainings
+from emu_models.latent.autoencoder.network import Autoencoder
+from emu_models.latent.denoiser import DenoiserConfig, build_denoiser, count_parameters, denoise
+from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
+from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextFeatures, encode_prompts, load_text_encoders
-from emu_models.training import stages
 from emu_models.training.cache import encode_captions, encode_moments
-from emu_models.training.denoiser_learner import DenoiserTrainingConfig
-from emu_models.training.device import autocast, choose_device, half_precision_pays
 from emu_models.training.distributed import World
 from emu_models.training.loop import LoopConfig
 from emu_models.training.rows import list_rows
+from emu_steps.params import read_params
 
 TOP = Path(__file__).parents[1]
 NUM_INFERENCE_STEPS = 25
@@ -250,8 +250,8 @@ class Ours:
         shutil.rmtree(self.folder / "states", ignore_errors=True)
         setup = self.setup
         loop = LoopConfig(num_steps, LEARNING_RATE, 1, EMA_DECAY, num_steps + 1, 0.0, 1e9, SEED)
-        result = stages.train_denoiser(
-            stages.Job(
+        result = trainings.train_denoiser(
+            trainings.Job(
                 name="bench",
                 shards=self.shards,
                 rows=self.rows,
@@ -261,7 +261,7 @@ class Ours:
                 cache=self.folder / "cache",
                 loop=loop,
             ),
-            stages.DenoiserJob(
+            trainings.DenoiserJob(
                 autoencoder=self.folder / "autoencoder",
                 start_from=None,
                 denoiser=setup.denoiser,

@@ -1,1 +1,1 @@
-"""The only code that knows Dagster, MLflow and DVC: assets, resources, reports and the `emu` command."""
+"""The only code that knows Dagster, MLflow and DVC: assets, resources, records and the `emu` command."""

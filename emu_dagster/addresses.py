@@ -4,8 +4,8 @@ import json
 import os
 from dataclasses import asdict, dataclass
 
-from emu_dagster.layout import Layout
 from emu_data.files import write_json
+from emu_steps.layout import Layout
 
 HOST = "127.0.0.1"
 

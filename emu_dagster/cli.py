@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from emu_dagster.environment import collect_rarely, prepare_environment
-from emu_dagster.layout import project_root
+from emu_steps.layout import project_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 votes_app = typer.Typer(no_args_is_help=True, help="Rounds of votes: people's, and the rubric panel's.")
@@ -25,7 +25,7 @@ def demo(profile: Annotated[str, typer.Option(help="a file of profiles/, without
     began = time.monotonic()
     use_profile(profile)  # before the graph is loaded, whose code versions hold the params
     from emu_dagster.driver import materialize_stale
-    from emu_dagster.summary import print_summary
+    from emu_steps.summary import print_summary
 
     materialize_stale()
     print_summary(time.monotonic() - began)
@@ -60,9 +60,9 @@ def ingest(
     base: Annotated[str | None, typer.Option(help="what a table's paths are below; else its own folder")] = None,
 ) -> None:
     """Register a corpus: find out what it is, and write it into params.yaml as raw_corpus. Nothing is copied yet."""
-    from emu_dagster.corpora import ingest as write_params
-    from emu_dagster.params import read_params
     from emu_data.sources.detect import find_corpus
+    from emu_steps.corpora import ingest as write_params
+    from emu_steps.params import read_params
 
     root = project_root()
     options = read_params(root / "params.yaml").raw_corpus.storage_options
@@ -87,8 +87,8 @@ def generate(
     """Write pictures of a prompt with a registered model."""
     with ProcessPoolExecutor(1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as beside:
         found = beside.submit(find_folder, model)  # MLflow is imported there, torch here: seconds each
-        from emu_models.checkpoints import load_pipeline
-        from emu_models.pipeline import draw
+        from emu_models.latent.checkpoints import load_pipeline
+        from emu_models.latent.pipeline import draw
 
         folder = found.result()
     pipeline = load_pipeline(folder)
@@ -109,9 +109,9 @@ def show_funnel(
     examples: Annotated[str | None, typer.Option(metavar="GATE", help="list some rows that it turned away")] = None,
 ) -> None:
     """Show where the raw pictures went; with --set under other thresholds, in seconds, without a model."""
-    from emu_dagster import redeciding
-    from emu_dagster.layout import Layout
-    from emu_dagster.params import read_params
+    from emu_steps import redeciding
+    from emu_steps.layout import Layout
+    from emu_steps.params import read_params
 
     layout = Layout(project_root())
     redeciding.show_funnel(layout, read_params(layout.root / "params.yaml"), change or [], examples)
@@ -128,9 +128,9 @@ def plan(
     pairs: Annotated[int, typer.Option(min=1, help="pictures to pretrain on; the paper's number")] = 1_100_000_000,
 ) -> None:
     """Say what the trainings of a profile take: parameters, FLOPs, memory, shards, days and dollars. Runs nothing."""
-    from emu_dagster.params import read_params
     from emu_dagster.plan import print_plan
-    from emu_models.planning import Cluster, find_gpu
+    from emu_models.cost.planning import Cluster, find_gpu
+    from emu_steps.params import read_params
 
     params = read_params(find_profile(profile))
     print_plan(params, Cluster(find_gpu(gpu), num_gpus, mfu, price, strategy), pairs)
@@ -141,9 +141,9 @@ def aesthetics_head(
     out: Annotated[Path, typer.Option(help="file for the head")] = Path("data/models/aesthetics_head.safetensors"),
 ) -> None:
     """Learn from the votes what raters keep; filter_ledger.signals.aesthetics_head then scores every picture by it."""
-    from emu_dagster.aesthetics_head import fit_from_votes
-    from emu_dagster.layout import Layout
-    from emu_dagster.params import read_params
+    from emu_steps.aesthetics_head import fit_from_votes
+    from emu_steps.layout import Layout
+    from emu_steps.params import read_params
 
     layout = Layout(project_root())
     fitted = fit_from_votes(layout, read_params(layout.root / "params.yaml"), layout.root / out)
@@ -159,8 +159,8 @@ def verify(
     ] = None,
 ) -> None:
     """Check the hash chain of each round's log, and that it holds what was recorded; exit code 1 for any edit."""
-    from emu_dagster.layout import Layout
-    from emu_dagster.voting import verify_rounds
+    from emu_steps.layout import Layout
+    from emu_steps.voting import verify_rounds
 
     found = verify_rounds(Layout(project_root()), round)
     for checked in found:

@@ -1,10 +1,10 @@
 """What code an asset's result depends on, found by following imports, and one digest of it.
 
-A module of emu_data or emu_models counts as a whole, and so does what it imports, at its top or inside a function. A
-module of emu_dagster serves several assets: of it, only the functions, classes and constants that are used count, and
-what these import. Three things are reached without an import statement and are followed too: a module whose dotted
-name stands in a string (one that a child process runs), a file of code beside a module whose name stands in a string,
-and a folder `templates/` beside a module.
+A module of emu_data, emu_models or emu_reports counts as a whole, and so does what it imports, at its top or inside a
+function. A module of emu_steps or emu_dagster serves several assets: of it, only the functions, classes and constants
+that are used count, and what these import. Three things are reached without an import statement and are followed too:
+a module whose dotted name stands in a string (one that a child process runs), a file of code beside a module whose
+name stands in a string, and a folder `templates/` beside a module.
 
 Hashed is the syntax tree without docstrings: a comment, a docstring or another layout of the same code changes nothing,
 a changed constant does.
@@ -20,15 +20,16 @@ from pathlib import Path
 import emu_dagster
 
 TOP = Path(emu_dagster.__file__).parent.parent
-PACKAGES = ("emu_data", "emu_models", "emu_dagster")
+PACKAGES = ("emu_data", "emu_models", "emu_reports", "emu_steps", "emu_dagster")
+SHARED = ("emu_steps", "emu_dagster")  # of whose modules only what is used counts
 # Not followed. What these hand to an asset is hashed as it is handed over (the values of params, the bytes of inputs by
 # DVC), or they keep the books and decide no result.
 BOOKKEEPING = (
     "emu_dagster.declaring",
     "emu_dagster.closures",
     "emu_dagster.given",
-    "emu_dagster.layout",
-    "emu_dagster.params",
+    "emu_steps.layout",
+    "emu_steps.params",
     "emu_dagster.recording",
     "emu_dagster.resources",
 )
@@ -149,7 +150,7 @@ def _imported_from(module: str, name: str) -> Iterator[Part]:
     if module_path(f"{module}.{name}"):
         yield f"{module}.{name}", WHOLE
     elif module_path(module):
-        is_shared = module.startswith("emu_dagster.") and name in _definitions(module)[0]
+        is_shared = module.partition(".")[0] in SHARED and name in _definitions(module)[0]
         yield module, name if is_shared else WHOLE
 
 

@@ -15,11 +15,11 @@ from emu_dagster.closures import hash_code
 from emu_dagster.digests import digest_of
 from emu_dagster.dvc_yaml import write_stages
 from emu_dagster.given import values_of
-from emu_dagster.layout import OUTS, Layout, project_root
-from emu_dagster.params import Params, read_params
 from emu_dagster.recording import Record, Recorder
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_data.files import fingerprint
+from emu_steps.layout import OUTS, Layout, project_root
+from emu_steps.params import Params, read_params
 
 OWNERS = ["team:emu"]
 

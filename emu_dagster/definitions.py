@@ -15,12 +15,12 @@ from emu_dagster.defs import (
     registry,
 )
 from emu_dagster.environment import prepare_environment
-from emu_dagster.layout import project_root
-from emu_dagster.params import read_params
 from emu_dagster.recording import Recorder
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_dagster.resources.mlflow import MlflowTracking
+from emu_steps.layout import project_root
+from emu_steps.params import read_params
 
 prepare_environment()  # before any library that would wait for a network is imported by an asset
 

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from emu_dagster.layout import Layout
 from emu_dagster.resources.dvc import hash_path, look_at
 from emu_data.files import write_json
+from emu_steps.layout import Layout
 
 
 def digest_of(path: Path, layout: Layout) -> str:

@@ -26,11 +26,11 @@ from emu_dagster.declaring import DECLARATIONS
 from emu_dagster.definitions import defs
 from emu_dagster.dvc_yaml import write_stages
 from emu_dagster.instance import open_instance, record_missing
-from emu_dagster.layout import Layout, project_root
 from emu_dagster.processes import describe_process, one_at_a_time
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.staleness import StaleAsset, recorded_version, stale_assets
 from emu_dagster.surroundings import refuse_surroundings
+from emu_steps.layout import Layout, project_root
 
 
 class MaterializationFailed(RuntimeError):
@@ -104,7 +104,7 @@ def origin_of(job_name: str) -> RemoteJobOrigin:
 
 
 def _stale(instance: dg.DagsterInstance) -> list[StaleAsset]:
-    from emu_dagster.voting import grown
+    from emu_steps.voting import grown
 
     layout = Layout(project_root())
     return stale_assets(

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emu_dagster.layout import OUTS, Layout, project_root
-from emu_dagster.params import Params, read_params
 from emu_data.files import atomic_file
+from emu_steps.layout import OUTS, Layout, project_root
+from emu_steps.params import Params, read_params
 
 if TYPE_CHECKING:
     from emu_dagster.declaring import Declaration

@@ -6,7 +6,7 @@ The Makefile exports the same switches; this is for whoever starts `emu`, `dagst
 import gc
 import os
 
-from emu_dagster.layout import project_root
+from emu_steps.layout import project_root
 
 # No model hub is asked (weights come as packages or by path) and nothing is reported to anybody.
 QUIET = {

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from emu_dagster.layout import UndeclaredRead
-from emu_dagster.params import Params
+from emu_steps.layout import UndeclaredRead
+from emu_steps.params import Params
 
 
 def give_params(params: Params, asset: str, names: Sequence[str]) -> Params:

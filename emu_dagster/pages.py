@@ -27,10 +27,10 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from emu_dagster.abandoned import close_abandoned_runs
 from emu_dagster.addresses import HOST, Ports, remember_ports
 from emu_dagster.instance import open_instance
-from emu_dagster.layout import Layout, project_root
 from emu_dagster.resources.gpu import TrainingProcess, end_session
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.resources.mlflow_store import local_uri, settle_store
+from emu_steps.layout import Layout, project_root
 
 START_SECONDS = 120  # for both pages to answer; chosen here
 STOP_SECONDS = 2.5  # for the servers to end after a signal, when no run is in progress; chosen here

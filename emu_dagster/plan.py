@@ -1,4 +1,4 @@
-"""What `emu plan` prints: a profile's denoiser trainings on a named cluster, planned by emu_models.planning."""
+"""What `emu plan` prints: a profile's denoiser trainings on a named cluster, planned by emu_models.cost.planning."""
 
 import math
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from emu_dagster.params import Params, Pretraining, QualityTuning
-from emu_dagster.training_jobs import autoencoder_network
+from emu_steps.params import Params, Pretraining, QualityTuning
+from emu_steps.training_jobs import autoencoder_network
 
 if TYPE_CHECKING:
-    from emu_models.measuring import Networks
-    from emu_models.planning import Cluster, DataPlan, StagePlan
+    from emu_models.cost.measuring import Networks
+    from emu_models.cost.planning import Cluster, DataPlan, StagePlan
 
 STAGES = ("pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned")
 BITS_PER_PIXEL = 2.0  # of a stored JPEG; assumed
@@ -23,8 +23,8 @@ GB, TFLOP = 1e9, 1e12
 
 def plan_networks(params: Params) -> "Networks":
     """The networks that a profile trains and reads."""
-    from emu_models.denoiser import DenoiserConfig
-    from emu_models.measuring import Networks, describe_text
+    from emu_models.cost.measuring import Networks, describe_text
+    from emu_models.latent.denoiser import DenoiserConfig
 
     study, first = params.autoencoder_study, params.pretrained_low
     return Networks(
@@ -36,7 +36,7 @@ def plan_networks(params: Params) -> "Networks":
 
 def print_plan(params: Params, cluster: "Cluster", num_pairs: int, console: Console | None = None) -> None:
     """Prints the networks, the stages, the memory, the data and every assumption. ValueError where nothing fits."""
-    from emu_models.planning import plan_data, plan_stage
+    from emu_models.cost.planning import plan_data, plan_stage
 
     console, networks = console or Console(), plan_networks(params)
     stages, data = [], []
@@ -62,7 +62,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _networks_table(params: Params, networks: "Networks") -> Table:
-    from emu_models.measuring import count_denoiser, measure_text
+    from emu_models.cost.measuring import count_denoiser, measure_text
 
     latent = networks.latents(1, params.pretrained_full.resolution)
     table = _table("Networks", "", "parameters", "takes")
@@ -117,7 +117,7 @@ def _data_table(params: Params, cluster: "Cluster", stages: list["StagePlan"], d
 
 def _memory_table(networks: "Networks", cluster: "Cluster", stages: list["StagePlan"]) -> Table:
     """Every strategy at the highest resolution, on as many GPUs as the last pretraining has."""
-    from emu_models.planning import STRATEGIES, memory_per_gpu
+    from emu_models.cost.planning import STRATEGIES, memory_per_gpu
 
     full = stages[-2]
     table = _table(

@@ -40,6 +40,6 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    from emu_dagster.reporting.page import format_duration
+    from emu_reports.page import format_duration
 
     return format_duration(seconds)

@@ -24,12 +24,12 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from emu_dagster.layout import OUTS, Layout
 from emu_dagster.processes import one_at_a_time
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.surroundings import find_obstacles
-from emu_dagster.training_jobs import published, training_folder
 from emu_data.files import TEMPORARY_MARK
+from emu_steps.layout import OUTS, Layout
+from emu_steps.training_jobs import published, training_folder
 
 QUIET_SECONDS = 3600.0  # what was written to since may be at work, perhaps on another machine; chosen here
 TRAINED = [asset for asset, outs in OUTS.items() if f"data/models/{asset}" in outs]

@@ -16,12 +16,12 @@ from PIL import Image
 
 from emu_dagster.given import give_params, values_of
 from emu_dagster.instance import INPUTS
-from emu_dagster.layout import Layout, project_root
 from emu_dagster.metadata import shown
-from emu_dagster.params import Params, read_params
 from emu_dagster.resources.dvc import DvcRecord, Snapshot
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_dagster.resources.mlflow import MlflowTracking
+from emu_steps.layout import Layout, project_root
+from emu_steps.params import Params, read_params
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emu_dagster.evidence import METRICS_FILE, NoEvidence, read_evidence
-from emu_dagster.layout import Layout, project_root
-from emu_dagster.params import RegisteredModel, tunes_ours
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_data.files import write_json
-from emu_models.evaluation.verdicts import (
+from emu_steps.evidence import METRICS_FILE, NoEvidence, read_evidence
+from emu_steps.layout import Layout, project_root
+from emu_steps.params import RegisteredModel, tunes_ours
+from emu_steps.verdicts import (
     Verdict,
     appeal_verdict,
     copy_verdict,

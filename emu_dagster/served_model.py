@@ -19,14 +19,14 @@ class Request(pydantic.BaseModel):
 
 class ServedPipeline(mlflow.pyfunc.PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
-        from emu_models.checkpoints import load_pipeline
+        from emu_models.latent.checkpoints import load_pipeline
 
         self.pipeline = load_pipeline(context.artifacts["pipeline"])
         self.pipeline.set_progress_bar_config(disable=True)
 
     def predict(self, model_input: list[Request]) -> list[str]:
         """A PNG in base64 for each request."""
-        from emu_models.pipeline import draw
+        from emu_models.latent.pipeline import draw
 
         pictures = []
         for request in model_input:

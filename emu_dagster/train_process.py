@@ -118,18 +118,18 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "W
         return result
     from dataclasses import asdict
 
-    from emu_models.autoencoder.losses import AutoencoderLossConfig
-    from emu_models.autoencoder.perceptual import PerceptualConfig
-    from emu_models.checkpoints import Adapters
-    from emu_models.denoiser import DenoiserConfig
-    from emu_models.training import stages
-    from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
-    from emu_models.training.denoiser_learner import DenoiserTrainingConfig
+    from emu_models.latent import trainings
+    from emu_models.latent.autoencoder.losses import AutoencoderLossConfig
+    from emu_models.latent.autoencoder.perceptual import PerceptualConfig
+    from emu_models.latent.autoencoder_learner import AutoencoderTrainingConfig
+    from emu_models.latent.checkpoints import Adapters
+    from emu_models.latent.denoiser import DenoiserConfig
+    from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
     from emu_models.training.loop import LoopConfig
 
     spec = dict(given["spec"])
     paths = {name: Path(given[name]) for name in ("shards", "rows", "out", "states", "cache")}
-    job = stages.Job(
+    job = trainings.Job(
         name=given["name"],
         resolution=given["resolution"],
         loop=LoopConfig(**given["loop"]),
@@ -146,15 +146,15 @@ def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "W
         losses = training["losses"]
         training["losses"] = AutoencoderLossConfig(**{**losses, "perceptual": PerceptualConfig(**losses["perceptual"])})
         network = spec.pop("network", None)
-        result = stages.train_autoencoder(
-            job, stages.AutoencoderJob(network, start_from, AutoencoderTrainingConfig(**training))
+        result = trainings.train_autoencoder(
+            job, trainings.AutoencoderJob(network, start_from, AutoencoderTrainingConfig(**training))
         )
     else:
         denoiser = spec.pop("denoiser", None)
         autoencoder = spec.pop("autoencoder", None)
-        result = stages.train_denoiser(
+        result = trainings.train_denoiser(
             job,
-            stages.DenoiserJob(
+            trainings.DenoiserJob(
                 autoencoder=Path(autoencoder) if autoencoder else None,
                 start_from=start_from,
                 denoiser=DenoiserConfig(**denoiser) if denoiser else None,

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from emu_data.files import atomic_dir, fingerprint, link_or_copy, restore_dir, write_json, write_parquet
-from emu_models.training.device import choose_device
+from emu_models.device import choose_device
 
 FOLDS_FILE = "folds.parquet"  # key, fold: what emu_data.signals.alignment reads
 MAX_CANDIDATES = 512  # captions that a picture is compared with in a step

@@ -27,8 +27,8 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from emu_dagster.layout import OUTS
 from emu_data.files import TEMPORARY_MARK
+from emu_steps.layout import OUTS
 from tests.e2e.conftest import Project, make_project
 
 START_SECONDS = 12.0  # about what the command takes before it works
@@ -45,7 +45,7 @@ import emu_dagster.definitions
 from emu_dagster.resources.dvc import DvcRecord, hash_path
 from emu_dagster.resources.dvc_files import combine, read_ignored, read_yaml
 from emu_dagster.resources.mlflow import MlflowTracking
-from emu_dagster.layout import OUTS
+from emu_steps.layout import OUTS
 dvc, instance, experiment = DvcRecord(), dg.DagsterInstance.get(), MlflowTracking().connect()
 client = mlflow.MlflowClient()
 runs = [(r.info.run_id, r.info.status, r.data.tags.get("dagster.asset"), r.data.tags.get("emu.md5"))
@@ -215,7 +215,7 @@ def count_stages(project: Project) -> int:
 
 
 def remove_outs(project: Project, asset: str) -> None:
-    outs = project.must("python", "-c", f"from emu_dagster.layout import OUTS; print(*OUTS['{asset}'])").split()
+    outs = project.must("python", "-c", f"from emu_steps.layout import OUTS; print(*OUTS['{asset}'])").split()
     for out in outs:
         path = project.root / out
         shutil.rmtree(path) if path.is_dir() else path.unlink()

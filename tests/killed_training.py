@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from emu_dagster.layout import Layout
-from emu_dagster.training_jobs import publish, training_folder
 from emu_data.files import file_sha256, fingerprint
-from emu_models.training import stages
+from emu_models.latent import trainings
+from emu_steps.layout import Layout
+from emu_steps.training_jobs import publish, training_folder
 from tests.toy_training import LOOP, denoiser_job
 
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
@@ -32,7 +32,7 @@ def train_and_publish(given: dict[str, Any]) -> None:
     loop = replace(LOOP, checkpoint_seconds=0.0, num_steps=given["num_steps"])
     job, spec = denoiser_job(corpus, layout.cache, Path(given["autoencoder"]), loop)
     job = replace(job, states=training_folder(layout, "toy"), out=layout.model("toy"))
-    result = stages.train_denoiser(job, spec)
+    result = trainings.train_denoiser(job, spec)
     publish(layout, "toy", [{**asdict(result), "out": str(job.out)}])
 
 

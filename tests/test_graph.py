@@ -9,8 +9,8 @@ import yaml
 
 from emu_dagster.declaring import DECLARATIONS
 from emu_dagster.dvc_yaml import render_stages
-from emu_dagster.layout import OUTS, Layout
-from emu_dagster.params import Params, read_params
+from emu_steps.layout import OUTS, Layout
+from emu_steps.params import Params, read_params
 
 TOP = Path(__file__).parent.parent
 SNAPSHOT = Path(__file__).parent / "graph.json"

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from emu_models.autoencoder.losses import AutoencoderLossConfig
-from emu_models.denoiser import DenoiserConfig
-from emu_models.training import stages
-from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
-from emu_models.training.denoiser_learner import DenoiserTrainingConfig
+from emu_models.latent import trainings
+from emu_models.latent.autoencoder.losses import AutoencoderLossConfig
+from emu_models.latent.autoencoder_learner import AutoencoderTrainingConfig
+from emu_models.latent.denoiser import DenoiserConfig
+from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
 from emu_models.training.distributed import World, join_world, make_mesh
 from emu_models.training.loop import Interrupted, LoopConfig
 
@@ -38,12 +38,12 @@ GENTLE = replace(LOOP, learning_rate=1e-4)
 
 def autoencoder_job(corpus: tuple[Path, Path], folder: Path, loop: LoopConfig = LOOP, **changes: Any) -> tuple:
     shards, rows = corpus
-    job = stages.Job(
+    job = trainings.Job(
         "autoencoder", shards, rows, 32, folder / "out", folder / "states", folder / "cache", loop, **changes
     )
     losses = AutoencoderLossConfig(1e-6, 0.1, 0.5)
     network = {"latent_channels": 4, "widths": [16, 32], "fourier_bands": 1}
-    return job, stages.AutoencoderJob(
+    return job, trainings.AutoencoderJob(
         network, None, AutoencoderTrainingConfig(loop.num_steps, 4, loop.learning_rate, losses, 0)
     )
 
@@ -58,8 +58,10 @@ def denoiser_job(
     **changes: Any,
 ) -> tuple:
     shards, rows = corpus
-    job = stages.Job("denoiser", shards, rows, 32, folder / "out", folder / "states", folder / "cache", loop, **changes)
-    return job, stages.DenoiserJob(
+    job = trainings.Job(
+        "denoiser", shards, rows, 32, folder / "out", folder / "states", folder / "cache", loop, **changes
+    )
+    return job, trainings.DenoiserJob(
         autoencoder=autoencoder,
         start_from=None,
         denoiser=DenoiserConfig((32, 64), (False, False), 1, "joint"),
@@ -113,7 +115,7 @@ def train_from_json(given: dict[str, Any], world: World) -> None:
         world=world,
     )
     try:
-        told = f"began at {stages.train_denoiser(job, spec).timings['resumed_from']}"
+        told = f"began at {trainings.train_denoiser(job, spec).timings['resumed_from']}"
     except Interrupted:
         told = "interrupted"
     # in one write: with PYTHONUNBUFFERED the end of a line is a write of its own, and another process's may come first

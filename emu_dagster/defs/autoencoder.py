@@ -19,8 +19,9 @@ GROUP = "autoencoder"
 )
 def autoencoder_study(record: Record) -> dg.MaterializeResult:
     """4, 8, 16 latent channels and 16 with the Fourier transform, under one budget: SSIM, PSNR, a Fréchet distance."""
-    from emu_dagster.autoencoder_study import compare_variants
-    from emu_dagster.training_jobs import autoencoder_job, autoencoder_network, train, write_training_rows
+    from emu_dagster.training import train
+    from emu_steps.autoencoder_study import compare_variants
+    from emu_steps.training_jobs import autoencoder_job, autoencoder_network, write_training_rows
 
     layout, section = record.layout, record.params.autoencoder_study
     rows = write_training_rows(layout, section)
@@ -63,7 +64,8 @@ def autoencoder_study(record: Record) -> dg.MaterializeResult:
 )
 def autoencoder(record: Record) -> dg.MaterializeResult:
     """The chosen variant, trained on from where the study left it; its latents are measured for the denoiser."""
-    from emu_dagster.training_jobs import autoencoder_job, train, write_training_rows
+    from emu_dagster.training import train
+    from emu_steps.training_jobs import autoencoder_job, write_training_rows
 
     layout, section = record.layout, record.params.autoencoder
     job = autoencoder_job(

@@ -7,10 +7,10 @@ from typing import Any
 
 import dagster as dg
 
-from emu_dagster.layout import Layout, project_root
-from emu_dagster.params import read_params
 from emu_dagster.requests import ask
 from emu_dagster.staleness import recorded_version
+from emu_steps.layout import Layout, project_root
+from emu_steps.params import read_params
 
 CORPUS = dg.AssetSelection.groups("corpus")
 DATA = CORPUS | dg.AssetSelection.groups("curation")
@@ -60,8 +60,8 @@ weekly_evaluation = dg.ScheduleDefinition(
     "the most.",
 )
 def new_raw_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    from emu_dagster.corpora import new_in_source
     from emu_data.shards import list_shards
+    from emu_steps.corpora import new_in_source
 
     layout = Layout(project_root())
     if not layout.raw.is_dir():
@@ -93,7 +93,7 @@ AFTER_VOTES = {
     "up to the next training. After a failed run it tries again, twice at the most.",
 )
 def new_votes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    from emu_dagster.voting import grown
+    from emu_steps.voting import grown
 
     layout, news, assets = Layout(project_root()), {}, list[str]()
     for key, following in AFTER_VOTES.items():

@@ -4,9 +4,9 @@ registry asks before it names a champion (they do not block: a challenger is reg
 
 import dagster as dg
 
-from emu_dagster.layout import Layout, project_root
-from emu_dagster.params import Params, read_params
 from emu_dagster.resources.dvc import DvcRecord
+from emu_steps.layout import Layout, project_root
+from emu_steps.params import Params, read_params
 
 
 def _project() -> tuple[Layout, Params]:
@@ -79,7 +79,7 @@ def check_votes(name: str) -> dg.AssetChecksDefinition:
     @dg.asset_check(asset=f"{name}_votes", name=f"{name}_votes_are_unaltered", blocking=True)
     def votes_are_unaltered() -> dg.AssetCheckResult:
         """The hash chain of the votes is whole and holds what was recorded of it."""
-        from emu_data.rounds import check_log
+        from emu_data.votes.rounds import check_log
 
         folder = _project()[0].votes(name)
         if not folder.is_dir():
@@ -123,7 +123,7 @@ def judge_may_be_trusted() -> dg.AssetCheckResult:
     """On known pairs the judge errs less often than registered_model.max_judge_error, with 95 % confidence."""
     import json
 
-    from emu_models.evaluation.verdicts import judge_verdict
+    from emu_steps.verdicts import judge_verdict
 
     layout, params = _project()
     meta = layout.model("faithfulness_judge") / "meta.json"

@@ -15,9 +15,9 @@ def raw_corpus(record: Record) -> dg.MaterializeResult:
     By default the demo corpus: drawings of common things in three styles from package registries, a written share of
     them damaged on arrival. `emu ingest ADDRESS` puts a corpus of yours in its place (docs/data.md).
     """
-    from emu_dagster.corpora import first_images, read_corpus
-    from emu_dagster.pictures import contact_sheet
     from emu_data.shards import iter_rows, list_shards
+    from emu_reports.sheets import contact_sheet
+    from emu_steps.corpora import first_images, read_corpus
 
     raw = record.layout.raw
     read_corpus(record.params.raw_corpus, record.layout)
@@ -46,9 +46,10 @@ def alignment_model(record: Record) -> dg.MaterializeResult:
     """
     import pandas as pd
 
-    from emu_dagster.pictures import contact_sheet
-    from emu_dagster.training_jobs import alignment_job, train
+    from emu_dagster.training import train
     from emu_data.shards import read_images
+    from emu_reports.sheets import contact_sheet
+    from emu_steps.training_jobs import alignment_job
 
     layout = record.layout
     (result,) = train(record, [alignment_job(layout, record.params.alignment_model)])
@@ -74,8 +75,8 @@ def filter_ledger(record: Record) -> dg.MaterializeResult:
     One run brings all shards up to date; a shard that has been measured is not measured again, so an interrupted run
     goes on, and new shards cost only themselves. The engine spreads shards over cores or a Ray cluster.
     """
-    from emu_dagster.filtering import measure_corpus
     from emu_dagster.progress import Progress
+    from emu_steps.filtering import measure_corpus
 
     told = Progress(record.context.log.info, record.key, "shard")
     counts, rejected, timings = measure_corpus(record.layout, record.params, told)
@@ -99,7 +100,7 @@ def filtered_corpus(record: Record) -> dg.MaterializeResult:
     Its ledger has a row for every raw image again, with the two gates that need the whole corpus, and its report
     shows the funnel with examples; where the damage is known, with each gate's precision and recall.
     """
-    from emu_dagster.filtering import publish_filtered
+    from emu_steps.filtering import publish_filtered
 
     counts, quality, sheet = publish_filtered(record.layout, record.params)
     return record.result(

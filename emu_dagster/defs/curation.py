@@ -23,7 +23,8 @@ def generalist_votes(record: Record) -> dg.MaterializeResult:
 
     Its data version is the head hash of the log, which nothing replaces.
     """
-    from emu_dagster.voting import generalist_ballots, hold_round
+    from emu_dagster.rounds import hold_round
+    from emu_steps.voting import generalist_ballots
 
     params = record.params
     ballots = generalist_ballots(record.layout, params.generalist_votes, params.generalist_selection.num_images)
@@ -38,7 +39,7 @@ def generalist_votes(record: Record) -> dg.MaterializeResult:
 )
 def generalist_selection(record: Record) -> dg.MaterializeResult:
     """What a generalist kept: all of low and middling quality is gone; tuned for recall. The paper's 20 K."""
-    from emu_dagster.choosing import select_generalists_choice, sheets
+    from emu_steps.choosing import select_generalists_choice, sheets
 
     choice = select_generalists_choice(record.layout, record.params.generalist_selection.num_images)
     return record.result(choice.metrics, pictures=sheets(record.layout, choice), tables=choice.tables)
@@ -52,7 +53,8 @@ def generalist_selection(record: Record) -> dg.MaterializeResult:
 )
 def specialist_votes(record: Record) -> dg.MaterializeResult:
     """What specialists say of the generalists' choice; as generalist_votes."""
-    from emu_dagster.voting import hold_round, specialist_ballots
+    from emu_dagster.rounds import hold_round
+    from emu_steps.voting import specialist_ballots
 
     params = record.params
     ballots = specialist_ballots(record.layout, params.specialist_votes, params.curated_set.num_images)
@@ -67,7 +69,7 @@ def specialist_votes(record: Record) -> dg.MaterializeResult:
 )
 def curated_set(record: Record) -> dg.MaterializeResult:
     """The few that most specialists kept as exceptional, each with a written caption. The paper's 2 K."""
-    from emu_dagster.choosing import sheets, write_curated_set
+    from emu_steps.choosing import sheets, write_curated_set
 
     choice = write_curated_set(record.layout, record.params.curated_set.num_images)
     return record.result(choice.metrics, pictures=sheets(record.layout, choice), tables=choice.tables)

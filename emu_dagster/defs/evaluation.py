@@ -1,21 +1,32 @@
 """The proof: pictures of both models for the same prompts and seeds, and what judges say (Emu paper, sec. 4)."""
 
+import json
 from typing import Literal
 
 import dagster as dg
 
 from emu_dagster.declaring import declared
-from emu_dagster.evidence import judged_by
-from emu_dagster.front_page import REPORTS, TRAININGS
 from emu_dagster.recording import Record
+from emu_steps.front_page import REPORTS, TRAININGS
 
 GROUP = "evaluation"
 LABELS = ["profile", "toy"]  # on every page
 
 
+def judged_by(record: Record) -> dict[str, str]:
+    """asset -> md5 of what an asset's result is about: all that it reads, and, of evaluation_images, what drew them."""
+    from emu_steps.evaluating import JUDGED_FILE
+
+    reads = sorted((record.layout.readable or frozenset()) - {record.key})
+    found = {asset: md5 for asset in reads if (md5 := record.dvc.digest_of(asset))}
+    if "evaluation_images" in reads:
+        found |= json.loads((record.layout.evaluation / JUDGED_FILE).read_text())
+    return found
+
+
 def report_on(record: Record, axis: Literal["appeal", "faithfulness"]) -> dg.MaterializeResult:
     """The report on a round of side-by-side votes."""
-    from emu_dagster.judging import report_preference
+    from emu_steps.judging import report_preference
 
     metrics, voters, plot = report_preference(record.layout, record.params, axis, judged_by(record))
     page = record.layout.report(record.key) / "index.html"
@@ -32,7 +43,7 @@ def report_on(record: Record, axis: Literal["appeal", "faithfulness"]) -> dg.Mat
 )
 def evaluation_images(record: Record) -> dg.MaterializeResult:
     """Pictures from the model before and after tuning: the 16 fixed prompts and the names of the subjects."""
-    from emu_dagster.evaluating import generate_pairs
+    from emu_steps.evaluating import generate_pairs
 
     metrics, fixed, common = generate_pairs(record.layout, record.params, judged_by(record))
     return record.result(metrics, pictures={"fixed_prompts": fixed, "common_prompts": common})
@@ -46,7 +57,7 @@ def evaluation_images(record: Record) -> dg.MaterializeResult:
 )
 def automatic_report(record: Record) -> dg.MaterializeResult:
     """What can be measured without a voter: does a held-out judge name the subject, is it a copy, how far from real."""
-    from emu_dagster.evaluating import fixed_prompts_sheet, report_automatically
+    from emu_steps.evaluating import fixed_prompts_sheet, report_automatically
 
     metrics, nearest = report_automatically(record.layout, record.params, judged_by(record))
     pictures = {"fixed_prompts": fixed_prompts_sheet(record.layout), "nearest_curated": nearest}
@@ -59,8 +70,8 @@ def appeal_votes(record: Record) -> dg.MaterializeResult:
 
     Its data version is the head hash of the log, which nothing replaces.
     """
-    from emu_dagster.judging import appeal_ballots
-    from emu_dagster.voting import hold_round
+    from emu_dagster.rounds import hold_round
+    from emu_steps.judging import appeal_ballots
 
     ballots = appeal_ballots(record.layout, record.params.appeal_votes)
     return hold_round(record, "appeal", ballots)
@@ -85,8 +96,8 @@ def appeal_report(record: Record) -> dg.MaterializeResult:
 )
 def faithfulness_votes(record: Record) -> dg.MaterializeResult:
     """Which picture of a pair shows what its caption says: A / B / both / neither; as appeal_votes."""
-    from emu_dagster.judging import faithfulness_ballots
-    from emu_dagster.voting import hold_round
+    from emu_dagster.rounds import hold_round
+    from emu_steps.judging import faithfulness_ballots
 
     ballots = faithfulness_ballots(record.layout, record.params.faithfulness_votes)
     return hold_round(record, "faithfulness", ballots)
@@ -114,7 +125,7 @@ def front_page(record: Record) -> dg.MaterializeResult:
 
     Its numbers are those of the files that the assets wrote, and its pictures are copies beside it: they stay together.
     """
-    from emu_dagster.front_page import write_front_page
+    from emu_steps.front_page import write_front_page
 
     sizes = write_front_page(record.layout, record.params)
     index, _, training = record.layout.outs(record.key)

@@ -19,9 +19,10 @@ def faithfulness_judge(record: Record) -> dg.MaterializeResult:
     """An open_clip model trained on rows that passed the gates, part of which it never sees: on pairs of these, where
     the right answer is known, its error is measured. A judge that errs too often decides nothing in the registry.
     """
-    from emu_dagster.judging import judge_sheet, told_error
-    from emu_dagster.training_jobs import judge_job, train
+    from emu_dagster.training import train
     from emu_models.evaluation.judge import load_faithfulness_judge
+    from emu_steps.judging import judge_sheet, told_error
+    from emu_steps.training_jobs import judge_job
 
     layout = record.layout
     (told,) = train(record, [judge_job(layout, record.params.faithfulness_judge)])

@@ -4,6 +4,9 @@ A chain of assets and not one asset partitioned by resolution: such a one could 
 resolution (dagster#13248). No automation condition: people or schedules start trainings.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import dagster as dg
 
 from emu_dagster.declaring import declared
@@ -22,10 +25,23 @@ CARD = ["profile", "toy", "raw_corpus.source", "raw_corpus.styles"]  # what the 
 ROWS = ["raw_corpus", "filtered_corpus"]  # pictures, and the ledger that says which of them passed the gates
 
 
+def train_pipeline(record: Record, job: Mapping[str, Any], data: Sequence[str]) -> dg.MaterializeResult:
+    """Trains a denoiser and writes its model card, which names `data` and the weights it started from by md5."""
+    from emu_dagster.training import train
+    from emu_steps.model_card import write_model_card
+
+    (result,) = train(record, [job])
+    start_from = record.params.quality_tuned.start_from if record.key == "quality_tuned" else None
+    deps = record.before.deps.items()
+    weights = {path: md5 for path, md5 in deps if path.startswith("data/models/") or path == start_from}
+    digests = {asset: record.dvc.digest_of(asset) for asset in data}
+    write_model_card(record.layout, record.params, record.key, digests | weights)
+    return record.trained(result)
+
+
 def pretrain(record: Record, previous: str | None) -> dg.MaterializeResult:
     """One stage: the rows that passed the section's gates, from the previous stage's weights."""
-    from emu_dagster.model_card import write_model_card
-    from emu_dagster.training_jobs import denoiser_job, train, write_gated_rows
+    from emu_steps.training_jobs import denoiser_job, write_gated_rows
 
     layout, section = record.layout, record.section
     job = denoiser_job(
@@ -37,9 +53,7 @@ def pretrain(record: Record, previous: str | None) -> dg.MaterializeResult:
         section,
         layout.model(previous) if previous else None,
     )
-    (result,) = train(record, [job])
-    write_model_card(record)
-    return record.trained(result)
+    return train_pipeline(record, job, ROWS)
 
 
 @declared(

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from emu_dagster.declaring import declared
-from emu_dagster.defs.pretraining import CARD, KINDS, TEXT_AND_SHEET
+from emu_dagster.defs.pretraining import CARD, KINDS, TEXT_AND_SHEET, train_pipeline
 from emu_dagster.recording import Record
 
 
@@ -23,8 +23,7 @@ def quality_tuned(record: Record) -> dg.MaterializeResult:
     Batch 64, noise offset 0.1 and at most 15 000 steps are the paper's. It stops "despite the loss still decreasing"
     and gives no rule; the rule here (held-out loss) is ours.
     """
-    from emu_dagster.model_card import write_model_card
-    from emu_dagster.training_jobs import denoiser_job, train
+    from emu_steps.training_jobs import denoiser_job
 
     layout, section = record.layout, record.params.quality_tuned
     job = denoiser_job(
@@ -36,6 +35,4 @@ def quality_tuned(record: Record) -> dg.MaterializeResult:
         section,
         layout.root / section.start_from,
     )
-    (result,) = train(record, [job])
-    write_model_card(record)
-    return record.trained(result)
+    return train_pipeline(record, job, ["raw_corpus", "curated_set"])

@@ -16,8 +16,8 @@ def registered_model(record: Record) -> dg.MaterializeResult:
     """A version of `emu` in MLflow with the lineage of its data; `champion` when the reports allow it, else
     `challenger` with the reason on its page.
     """
-    from emu_dagster.evaluating import fixed_prompts_sheet
     from emu_dagster.registering import register
+    from emu_steps.evaluating import fixed_prompts_sheet
 
     version = register(record)
     return record.result(

@@ -31,9 +31,9 @@ import dagster as dg
 import psutil
 from dagster._utils.interrupts import capture_interrupts
 
-from emu_dagster.layout import Layout, project_root
 from emu_dagster.resources import INTERRUPTS
 from emu_dagster.stopping import PARENT_VARIABLE, STOPPED, die_with_parent
+from emu_steps.layout import Layout, project_root
 
 # Dagster's Pipes warn about Dagster's own names (1.13.27).
 warnings.filterwarnings("ignore", module=r"dagster\._core\.pipes\.")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from emu_dagster.layout import Layout, project_root
 from emu_dagster.resources.mlflow_store import local_uri
 from emu_data.files import atomic_file
+from emu_steps.layout import Layout, project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

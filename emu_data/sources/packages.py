@@ -19,7 +19,6 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from emu_data.captions import write_caption
 from emu_data.records import (
     RAW_COLUMNS,
     STATUS_FAILED,
@@ -32,6 +31,7 @@ from emu_data.shards import write_shard
 from emu_data.sources.damage import DamageShares, Draft, check_truth, damage_drafts, write_truth
 from emu_data.sources.npm import Package, fetch_package
 from emu_data.sources.standing import write_corpus
+from emu_data.votes.panels.captions import write_caption
 
 SOURCE = "packages"
 

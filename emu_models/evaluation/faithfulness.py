@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from emu_models.evaluation.intervals import Interval, bootstrap_rate
+from emu_data.votes.intervals import Interval, bootstrap_rate
 from emu_models.evaluation.judge import Judge
 
 CROP_SHARE = 0.88  # side of the central crop, as a share of the picture's (chosen here)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from emu_data.votes.intervals import Interval, exact_rate
 from emu_models.evaluation.faithfulness import RATERS, FaithfulnessRater, judge_pairs
-from emu_models.evaluation.intervals import Interval, exact_rate
 from emu_models.evaluation.judge import Judge
 
 RIGHT = ("A", "neither", "B", "both")  # right answers, in the order in which pairs are drawn

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emu_models.evaluation.intervals import Interval, bootstrap_mean
+from emu_data.votes.intervals import Interval, bootstrap_mean
 
 # A perfect picture has infinite PSNR, which no mean survives. The smallest error told apart from 8-bit
 # rounding is that of rounding itself: variance 1/12 of a step, 58.9 dB.

@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emu_data.files import atomic_file
-from emu_models.autoencoder.network import Moments
-from emu_models.checkpoints import Captions, Latents
+from emu_models.latent.autoencoder.network import Moments
+from emu_models.latent.checkpoints import Captions, Latents
 from emu_models.text import TextFeatures
 from emu_models.training.distributed import ALONE, World
 from emu_models.training.rows import PictureRows

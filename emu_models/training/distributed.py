@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from emu_models.training.device import choose_device
+from emu_models.device import choose_device
 
 Strategy = Literal["ddp", "fsdp", "hsdp"]
 PATIENCE = timedelta(hours=2)  # how long one waits for another that encodes or saves; chosen here

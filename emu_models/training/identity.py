@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from emu_data.files import file_sha256, fingerprint, restore_dir, write_json
-from emu_models.autoencoder.losses import AutoencoderLossConfig
-from emu_models.autoencoder.perceptual import PerceptualConfig
-from emu_models.checkpoints import Adapters
-from emu_models.denoiser import DenoiserConfig
+from emu_models.latent.autoencoder.losses import AutoencoderLossConfig
+from emu_models.latent.autoencoder.perceptual import PerceptualConfig
+from emu_models.latent.autoencoder_learner import AutoencoderTrainingConfig
+from emu_models.latent.checkpoints import Adapters
+from emu_models.latent.denoiser import DenoiserConfig
+from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
 from emu_models.text import list_text_encoders, load_text_encoders
-from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
-from emu_models.training.denoiser_learner import DenoiserTrainingConfig
 from emu_models.training.jobs import AutoencoderJob, DenoiserJob, Job
 from emu_models.training.loop import LoopConfig, TrainingResult
 

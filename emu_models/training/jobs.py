@@ -7,10 +7,10 @@ from typing import Any
 
 from PIL import Image
 
-from emu_models.checkpoints import Adapters
-from emu_models.denoiser import DenoiserConfig
-from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
-from emu_models.training.denoiser_learner import DenoiserTrainingConfig
+from emu_models.latent.autoencoder_learner import AutoencoderTrainingConfig
+from emu_models.latent.checkpoints import Adapters
+from emu_models.latent.denoiser import DenoiserConfig
+from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
 from emu_models.training.distributed import ALONE, World
 from emu_models.training.loop import LoopConfig, MetricsSink
 
@@ -51,7 +51,7 @@ class AutoencoderJob:
 
 @dataclass(frozen=True)
 class DenoiserJob:
-    """start_from: a folder of a trained pipeline to go on from, ours or another's (emu_models.checkpoints); else
+    """start_from: a folder of a trained pipeline to go on from, ours or another's (emu_models.latent.checkpoints); else
     `denoiser` is built over `autoencoder` and `text_encoder`. adapters: what is trained in place of all weights.
 
     aspect_buckets: picture shapes from tall to wide (buckets.py); 1 crops all to squares.

@@ -20,12 +20,12 @@ from torch import nn
 from tqdm import tqdm
 
 from emu_data.files import atomic_file, restore_dir
-from emu_models.training.checkpoint import load_state, save_state
-from emu_models.training.device import choose_device
+from emu_models.device import choose_device
 from emu_models.training.distributed import ALONE, World, put_back
 from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage
 from emu_models.training.prefetch import Prefetcher
+from emu_models.training.state import load_state, save_state
 
 FINAL_LEARNING_RATE = 0.03  # share of the peak that the cosine ends at; chosen here, 2026-11-23
 MetricsSink = Callable[[int, dict[str, float]], None]

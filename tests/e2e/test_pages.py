@@ -44,7 +44,7 @@ def test_the_commands_runs_are_those_of_the_code_location(pages):
 
 def test_every_link_and_picture_of_every_report_exists(pages):
     """From the first page on, as a browser follows them."""
-    from tests.emu_dagster.test_reporting import Links
+    from tests.emu_reports.test_reports import Links
 
     waiting, seen = deque([f"{pages.reports}/index.html"]), set[str]()
     while waiting:

@@ -148,10 +148,10 @@ def test_votes_of_people_survive_the_graph_and_decide(demo, tmp_path):
 from pathlib import Path
 import pandas as pd
 from emu_dagster.driver import _stale
-from emu_dagster.layout import Layout, project_root
-from emu_dagster.voting import digest_pictures, shown_to_specialists
-from emu_data.rounds import open_log
-from emu_data.votes import Vote
+from emu_steps.layout import Layout, project_root
+from emu_steps.voting import digest_pictures, shown_to_specialists
+from emu_data.votes.rounds import open_log
+from emu_data.votes.vote import Vote
 import dagster as dg
 layout = Layout(project_root())
 keys = shown_to_specialists(layout)[:5]

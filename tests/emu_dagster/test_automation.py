@@ -11,12 +11,12 @@ from dagster._core.storage.tags import SENSOR_NAME_TAG
 from PIL import Image
 
 from emu_dagster import requests
-from emu_dagster.corpora import read_corpus
-from emu_dagster.layout import Layout
-from emu_dagster.params import read_params
 from emu_dagster.requests import PAUSES
-from emu_data.rounds import open_log
-from emu_data.votes import Vote
+from emu_data.votes.rounds import open_log
+from emu_data.votes.vote import Vote
+from emu_steps.corpora import read_corpus
+from emu_steps.layout import Layout
+from emu_steps.params import read_params
 from tests.shards import write_toy_shards
 
 TOP = Path(__file__).parent.parent.parent

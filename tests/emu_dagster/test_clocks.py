@@ -11,9 +11,7 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from emu_dagster import filtering
-from emu_dagster.layout import Layout
-from emu_dagster.params import Params, read_params
+from emu_dagster.closures import PACKAGES
 from emu_data import plan
 from emu_data.ledger import read_ledger
 from emu_data.signals import Columns, Measure, Record, Signal
@@ -22,6 +20,9 @@ from emu_data.signals.caption import CaptionSignal
 from emu_data.signals.geometry import GeometrySignal
 from emu_data.signals.phash import PhashSignal
 from emu_data.signals.safety import SafetySignal
+from emu_steps import filtering
+from emu_steps.layout import Layout
+from emu_steps.params import Params, read_params
 from tests.shards import write_toy_shards
 
 ROOT = Path(__file__).parents[2]
@@ -134,13 +135,13 @@ ALLOWED = {
     "emu_data/engine/cluster.py": "how long to wait for a cluster",
     "emu_data/engine/guard.py": "how long to wait for a child; a record that hangs fails by a limit, which is named",
     "emu_data/files.py": "names of files that are renamed when they are whole",
-    "emu_data/vote_log.py": "when a person voted: a log of votes is an input; the rubric panel's votes carry no time",
+    "emu_data/votes/log.py": "when a person voted: a log of votes is an input; the rubric panel's votes carry no time",
     "emu_models/training/loop.py": "when to save, and rates for MLflow and Dagster",
     "emu_models/training/prefetch.py": "the loader's share of the time, for MLflow and Dagster",
     "emu_dagster/cli.py": "told on the terminal",
     "emu_dagster/driver.py": "told on the terminal",
     "emu_dagster/pages.py": "how long to wait for servers",
-    "emu_dagster/params.py": "says when params.yaml is read anew",
+    "emu_steps/params.py": "says when params.yaml is read anew",
     "emu_dagster/processes.py": "a lock's file says since when",
     "emu_dagster/progress.py": "events on a run's page",
     "emu_dagster/pruning.py": "whether what is to be removed is older than what replaced it, and not being written",
@@ -178,7 +179,7 @@ FILE_TIMES = {f"st_{kind}time{unit}" for kind in "mca" for unit in ("", "_ns")}
 
 
 def test_no_other_module_looks_at_a_clock() -> None:
-    files = [path for name in ("emu_data", "emu_models", "emu_dagster") for path in sorted((ROOT / name).rglob("*.py"))]
+    files = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
     looking = {
         path.relative_to(ROOT).as_posix(): found
         for path in files

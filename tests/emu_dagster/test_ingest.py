@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from emu_dagster.corpora import first_images, read_corpus, set_entries
-from emu_dagster.layout import Layout
-from emu_dagster.params import read_params
 from emu_data.cascade import measure_group, read_values
 from emu_data.shards import iter_rows, list_shards
 from emu_data.signals.geometry import GeometrySignal
+from emu_steps.corpora import first_images, read_corpus, set_entries
+from emu_steps.layout import Layout
+from emu_steps.params import read_params
 from tests.shards import write_toy_shards
 
 TOP = Path(__file__).parent.parent.parent

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_dagster.addresses import Ports, known_ports, mlflow_address, remember_ports
-from emu_dagster.layout import Layout
 from emu_dagster.metadata import OPEN_CHARACTERS, readable, shown
+from emu_steps.layout import Layout
 
 RUN = "f614353bec344846ba5b0a6616847129"
 

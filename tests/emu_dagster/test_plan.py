@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from emu_dagster.params import read_params
 from emu_dagster.plan import STAGES, plan_networks, print_plan
-from emu_models.measuring import count_denoiser, count_flops
-from emu_models.planning import Cluster, find_gpu
+from emu_models.cost.measuring import count_denoiser, count_flops
+from emu_models.cost.planning import Cluster, find_gpu
+from emu_steps.params import read_params
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 

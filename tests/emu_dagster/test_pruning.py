@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 
 from emu_dagster import pruning
 from emu_dagster.cli import app
-from emu_dagster.layout import Layout
 from emu_dagster.processes import one_at_a_time
 from emu_dagster.pruning import find
 from emu_dagster.resources.dvc import DvcRecord
-from emu_dagster.training_jobs import publish, published, training_folder
 from emu_data.files import restore_dir
-from emu_models.training import stages
+from emu_models.latent import trainings
 from emu_models.training.identity import read_result
+from emu_steps.layout import Layout
+from emu_steps.training_jobs import publish, published, training_folder
 from tests.shards import write_toy_shards
 from tests.toy_training import LOOP, autoencoder_job, denoiser_job
 
@@ -321,20 +321,20 @@ def test_real_trainings_there_and_back(root: Path) -> None:
     layout = Layout(root)
     corpus = write_toy_shards(root, num_images=24)
 
-    def train(asset: str, make: Any, *given: Any, steps: int, **changes: Any) -> stages.TrainingResult:
+    def train(asset: str, make: Any, *given: Any, steps: int, **changes: Any) -> trainings.TrainingResult:
         job, spec = make(corpus, layout.cache, *given, loop=replace(LOOP, num_steps=steps), **changes)
         places = {"states": training_folder(layout, asset), "out": layout.model(asset)}
         job = replace(job, **places, cache=layout.cache / "encoded")
-        run = stages.train_autoencoder if asset == "autoencoder" else stages.train_denoiser
+        run = trainings.train_autoencoder if asset == "autoencoder" else trainings.train_denoiser
         result = run(job, spec)
         publish(layout, asset, [{**asdict(result), "out": str(job.out)}])
         time.sleep(TICK)
         return result
 
-    def autoencoder(steps: int) -> stages.TrainingResult:
+    def autoencoder(steps: int) -> trainings.TrainingResult:
         return train("autoencoder", autoencoder_job, steps=steps)
 
-    def denoiser() -> stages.TrainingResult:
+    def denoiser() -> trainings.TrainingResult:
         return train(ASSET, denoiser_job, layout.model("autoencoder"), steps=1, prompts=())
 
     with_b = [autoencoder(2).folder, denoiser().folder]

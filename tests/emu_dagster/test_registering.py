@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from emu_dagster import registering
-from emu_dagster.layout import Layout
-from emu_dagster.params import read_params
 from emu_dagster.registering import MD5_TAG, Verdict, register
 from emu_dagster.resources.mlflow import MlflowTracking
+from emu_steps.layout import Layout
+from emu_steps.params import read_params
 
 TOP = Path(__file__).parent.parent.parent
 

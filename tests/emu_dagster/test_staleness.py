@@ -7,10 +7,10 @@ import dagster as dg
 import pytest
 
 from emu_dagster.driver import output_exists
-from emu_dagster.filtering import publish_filtered
-from emu_dagster.layout import Layout
-from emu_dagster.params import read_params
 from emu_dagster.staleness import MISSING_OUTPUT, NEVER_MADE, stale_assets
+from emu_steps.filtering import publish_filtered
+from emu_steps.layout import Layout
+from emu_steps.params import read_params
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from emu_models.evaluation.judge import load_faithfulness_judge
 from emu_models.evaluation.known_pairs import UNDECIDED, decide_together, draw_known_pairs, measure_judge
-from emu_models.evaluation.verdicts import judge_verdict
 from emu_models.judge_training import HELD_FILE, KNOWN_FILE, JudgeConfig, hold_out, make_judge
+from emu_steps.verdicts import judge_verdict
 from tests.emu_models.evaluation.test_faithfulness import COLOURS, judge, paint
 from tests.emu_models.test_alignment import draw_pairs
 

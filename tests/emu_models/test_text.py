@@ -9,10 +9,10 @@ import torch
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
-from emu_models.autoencoder.network import Autoencoder
-from emu_models.denoiser import DenoiserConfig, build_denoiser, denoise
 from emu_models.diffusion.schedule import build_scheduler
-from emu_models.pipeline import EmuPipeline
+from emu_models.latent.autoencoder.network import Autoencoder
+from emu_models.latent.denoiser import DenoiserConfig, build_denoiser, denoise
+from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextEncoders, encode_prompts, load_text_encoders
 from emu_models.training.cache import encode_captions
 from tests.checkpoints import make_tokenizer

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from emu_models.diffusion.objective import MIN_SNR_GAMMA, denoising_loss, offset_noise
 from emu_models.diffusion.schedule import build_scheduler
-from emu_models.training import prefetch, stages
+from emu_models.latent import trainings
+from emu_models.training import prefetch
 from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage, copy_for_averaging
 from emu_models.training.loop import Interrupted, NotFinite, learning_rate, read_log, run_training
@@ -44,7 +45,7 @@ def corpus(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def autoencoder(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder")
-    stages.train_autoencoder(*autoencoder_job(corpus, folder))
+    trainings.train_autoencoder(*autoencoder_job(corpus, folder))
     return result_of(folder)
 
 
@@ -75,9 +76,9 @@ def assert_same_weights(first: Path, second: Path) -> None:
 def test_an_interrupted_autoencoder_resumes_bitwise(corpus, autoencoder, tmp_path, stop_at):
     """The adversary starts at step 3, so both sides of its start are interrupted."""
     with pytest.raises(Interrupted):
-        stages.train_autoencoder(*autoencoder_job(corpus, tmp_path, stop_requested=stop_after(stop_at)))
+        trainings.train_autoencoder(*autoencoder_job(corpus, tmp_path, stop_requested=stop_after(stop_at)))
     assert not (result_of(tmp_path)).exists()
-    result = stages.train_autoencoder(*autoencoder_job(corpus, tmp_path))
+    result = trainings.train_autoencoder(*autoencoder_job(corpus, tmp_path))
     assert result.timings["resumed_from"] == stop_at
     assert_same_weights(result_of(tmp_path), autoencoder)
 
@@ -85,10 +86,10 @@ def test_an_interrupted_autoencoder_resumes_bitwise(corpus, autoencoder, tmp_pat
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_an_interrupted_denoiser_resumes_bitwise(corpus, autoencoder, tmp_path, stop_at):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    stages.train_denoiser(*denoiser_job(corpus, whole, autoencoder))
+    trainings.train_denoiser(*denoiser_job(corpus, whole, autoencoder))
     with pytest.raises(Interrupted):
-        stages.train_denoiser(*denoiser_job(corpus, parts, autoencoder, stop_requested=stop_after(stop_at)))
-    stages.train_denoiser(*denoiser_job(corpus, parts, autoencoder))
+        trainings.train_denoiser(*denoiser_job(corpus, parts, autoencoder, stop_requested=stop_after(stop_at)))
+    trainings.train_denoiser(*denoiser_job(corpus, parts, autoencoder))
     written = [
         {path.relative_to(result_of(f)): path.read_bytes() for path in result_of(f).rglob("*") if path.is_file()}
         for f in (whole, parts)
@@ -99,17 +100,17 @@ def test_an_interrupted_denoiser_resumes_bitwise(corpus, autoencoder, tmp_path, 
 
 def test_another_configuration_does_not_go_on_from_the_state(corpus, tmp_path):
     with pytest.raises(Interrupted):
-        stages.train_autoencoder(*autoencoder_job(corpus, tmp_path, stop_requested=stop_after(3)))
-    result = stages.train_autoencoder(*autoencoder_job(corpus, tmp_path, replace(LOOP, learning_rate=2e-3)))
+        trainings.train_autoencoder(*autoencoder_job(corpus, tmp_path, stop_requested=stop_after(3)))
+    result = trainings.train_autoencoder(*autoencoder_job(corpus, tmp_path, replace(LOOP, learning_rate=2e-3)))
     assert result.timings["resumed_from"] == 0
 
 
 def test_a_pipeline_draws_the_same_picture_again(corpus, autoencoder, tmp_path):
-    stages.train_denoiser(*denoiser_job(corpus, tmp_path, autoencoder))
-    pipeline = stages.load_pipeline(result_of(tmp_path))
+    trainings.train_denoiser(*denoiser_job(corpus, tmp_path, autoencoder))
+    pipeline = trainings.load_pipeline(result_of(tmp_path))
     pipeline.set_progress_bar_config(disable=True)
     first = pipeline(["a red square", "a blue square"], [1, 2], 3).images
-    again = stages.load_pipeline(result_of(tmp_path))(["a red square"], [1], 3).images
+    again = trainings.load_pipeline(result_of(tmp_path))(["a red square"], [1], 3).images
     assert first[0].size == (32, 32)
     assert np.abs(np.asarray(first[0], int) - np.asarray(again[0], int)).max() <= 1
     other = pipeline(["a red square"], [7], 3).images
@@ -122,10 +123,10 @@ def test_a_pipeline_draws_the_same_picture_again(corpus, autoencoder, tmp_path):
 
 
 def test_tuning_goes_on_from_a_pipeline(corpus, autoencoder, tmp_path):
-    stages.train_denoiser(*denoiser_job(corpus, tmp_path / "first", autoencoder))
+    trainings.train_denoiser(*denoiser_job(corpus, tmp_path / "first", autoencoder))
     job, spec = denoiser_job(corpus, tmp_path / "second", autoencoder, replace(LOOP, num_steps=2))
     spec = replace(spec, autoencoder=None, denoiser=None, start_from=result_of(tmp_path / "first"))
-    stages.train_denoiser(job, spec)
+    trainings.train_denoiser(job, spec)
     before, after = (weights(result_of(tmp_path / name) / "unet") for name in ("first", "second"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert_same_weights(result_of(tmp_path / "first") / "vae", result_of(tmp_path / "second") / "vae")
@@ -334,8 +335,8 @@ def test_losses_are_those_of_the_golden_file(corpus, tmp_path):
     """
     keep_single_precision()
     loop = replace(LOOP, num_steps=10, validate_every=1)
-    stages.train_autoencoder(*autoencoder_job(corpus, tmp_path / "autoencoder", loop))
-    stages.train_denoiser(
+    trainings.train_autoencoder(*autoencoder_job(corpus, tmp_path / "autoencoder", loop))
+    trainings.train_denoiser(
         *denoiser_job(corpus, tmp_path / "denoiser", result_of(tmp_path / "autoencoder"), loop, prompts=())
     )
     found = {
@@ -357,7 +358,7 @@ def test_small_parts_add_up_to_the_whole_batch(corpus, autoencoder, tmp_path):
     keep_single_precision()
     for name, size in {"whole": None, "parts": 2}.items():
         training = {"batch_size": 5, "micro_batch_size": size}
-        stages.train_denoiser(*denoiser_job(corpus, tmp_path / name, autoencoder, GENTLE, training, prompts=()))
+        trainings.train_denoiser(*denoiser_job(corpus, tmp_path / name, autoencoder, GENTLE, training, prompts=()))
     whole, parts = (weights(result_of(tmp_path / name) / "unet") for name in ("whole", "parts"))
     assert max((whole[name] - parts[name]).abs().max().item() for name in whole) < 1e-5
 
@@ -376,7 +377,7 @@ def test_gradient_checkpointing_changes_no_weight(corpus, autoencoder, tmp_path,
         job = denoiser_job(
             corpus, tmp_path / str(again), autoencoder, training={"gradient_checkpointing": again}, prompts=()
         )
-        stages.train_denoiser(*job)
+        trainings.train_denoiser(*job)
     assert counts[True] > 1.5 * counts[False] > 0
     assert_same_weights(result_of(tmp_path / "True") / "unet", result_of(tmp_path / "False") / "unet")
 
@@ -384,7 +385,7 @@ def test_gradient_checkpointing_changes_no_weight(corpus, autoencoder, tmp_path,
 def test_sheets_of_samples_are_drawn_as_training_goes(corpus, autoencoder, tmp_path):
     sheets = {}
     job, spec = denoiser_job(corpus, tmp_path, autoencoder, replace(LOOP, sample_every=2))
-    stages.train_denoiser(replace(job, picture_sink=sheets.__setitem__), spec)
+    trainings.train_denoiser(replace(job, picture_sink=sheets.__setitem__), spec)
     assert {step: sheet.size for step, sheet in sheets.items()} == {2: (256, 32), 4: (256, 32)}
     assert np.asarray(sheets[2]).tobytes() != np.asarray(sheets[4]).tobytes()
 

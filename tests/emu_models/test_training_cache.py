@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from emu_data.shards import square
-from emu_models.autoencoder.network import Autoencoder
+from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.text import encode_prompts, load_text_encoders
 from emu_models.training import cache
 from emu_models.training.buckets import assign_buckets, bucket_sizes

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emu_models.training import stages
+from emu_models.latent import trainings
 from emu_models.training.distributed import World
 from tests.shards import write_toy_shards
 from tests.toy_training import GENTLE, autoencoder_job, denoiser_job, keep_single_precision, result_of, training_of
@@ -39,7 +39,7 @@ def given(tmp_path_factory) -> dict[str, Any]:
     """A corpus and an autoencoder, as toy_training.py takes them."""
     folder = tmp_path_factory.mktemp("given")
     shards, rows = write_toy_shards(folder, num_images=24)
-    stages.train_autoencoder(*autoencoder_job((shards, rows), folder / "autoencoder"))
+    trainings.train_autoencoder(*autoencoder_job((shards, rows), folder / "autoencoder"))
     return {
         "shards": str(shards),
         "rows": str(rows),
@@ -53,7 +53,7 @@ def alone(given, tmp_path_factory) -> Path:
     keep_single_precision()
     folder = tmp_path_factory.mktemp("alone")
     corpus = (Path(given["shards"]), Path(given["rows"]))
-    stages.train_denoiser(*denoiser_job(corpus, folder, Path(given["autoencoder"]), GENTLE, UNEVEN, prompts=()))
+    trainings.train_denoiser(*denoiser_job(corpus, folder, Path(given["autoencoder"]), GENTLE, UNEVEN, prompts=()))
     return folder
 
 
@@ -123,5 +123,5 @@ def test_a_process_killed_at_any_step_goes_on_bitwise(given, alone, tmp_path):
     corpus = (Path(given["shards"]), Path(given["rows"]))
     loop = replace(GENTLE, checkpoint_seconds=0.0)
     job = denoiser_job(corpus, tmp_path, Path(given["autoencoder"]), loop, UNEVEN, prompts=())
-    assert stages.train_denoiser(*job).timings["resumed_from"] == 4
+    assert trainings.train_denoiser(*job).timings["resumed_from"] == 4
     assert_learned_the_same(tmp_path, alone, 0.0)

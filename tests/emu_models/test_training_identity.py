@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from emu_data.files import write_json
-from emu_models.autoencoder.losses import AutoencoderLossConfig
-from emu_models.autoencoder.perceptual import PerceptualConfig
-from emu_models.checkpoints import Adapters
-from emu_models.denoiser import DenoiserConfig
-from emu_models.training import stages
-from emu_models.training.autoencoder_learner import AutoencoderTrainingConfig
-from emu_models.training.denoiser_learner import DenoiserTrainingConfig
+from emu_models.latent import trainings
+from emu_models.latent.autoencoder.losses import AutoencoderLossConfig
+from emu_models.latent.autoencoder.perceptual import PerceptualConfig
+from emu_models.latent.autoencoder_learner import AutoencoderTrainingConfig
+from emu_models.latent.checkpoints import Adapters
+from emu_models.latent.denoiser import DenoiserConfig
+from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
 from emu_models.training.distributed import World
 from emu_models.training.identity import CODE, DECLARED, HOW, STOPPING, WEIGHTS, WHAT, identify, settings_of
 from emu_models.training.jobs import AutoencoderJob, DenoiserJob, Job
@@ -218,14 +218,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def autoencoder(corpus: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder")
-    return stages.train_autoencoder(*autoencoder_job(corpus, folder)).folder / "result"
+    return trainings.train_autoencoder(*autoencoder_job(corpus, folder)).folder / "result"
 
 
 @pytest.fixture(scope="module")
 def alone(corpus: tuple[Path, Path], autoencoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training that nobody interrupted or changed."""
     folder = tmp_path_factory.mktemp("alone")
-    return stages.train_denoiser(*denoiser_job(corpus, folder, autoencoder)).folder / "result"
+    return trainings.train_denoiser(*denoiser_job(corpus, folder, autoencoder)).folder / "result"
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -251,11 +251,11 @@ def test_another_how_goes_on_from_the_state(
     torch.cpu._is_amx_tile_supported = lambda: False
     job, spec = denoiser_job(corpus, tmp_path, autoencoder, stop_requested=stop_after(3))
     with pytest.raises(Interrupted):
-        stages.train_denoiser(job, spec)
+        trainings.train_denoiser(job, spec)
     new = other_values(given)[owner][field]
     job = replace(job, stop_requested=lambda: False)
     job, spec = (changed(part, owner, field, new) or part for part in (job, spec))
-    result = stages.train_denoiser(job, spec)
+    result = trainings.train_denoiser(job, spec)
     assert result.timings["resumed_from"] == 3
     mine, theirs = read_files(result.folder / "result"), read_files(alone)
     assert mine.keys() == theirs.keys()
@@ -270,20 +270,20 @@ def test_what_decides_starts_anew_beside_and_the_old_one_comes_back_without_a_st
 ) -> None:
     first = denoiser_job(corpus, tmp_path, autoencoder)
     second = denoiser_job(corpus, tmp_path, autoencoder, replace(LOOP, learning_rate=2e-3))
-    a = stages.train_denoiser(*first)
+    a = trainings.train_denoiser(*first)
     state = read_files(a.folder / "state")
     with pytest.raises(Interrupted):
-        stages.train_denoiser(replace(second[0], stop_requested=stop_after(3)), second[1])
+        trainings.train_denoiser(replace(second[0], stop_requested=stop_after(3)), second[1])
     assert read_files(a.folder / "state") == state and read_files(a.folder / "result") == read_files(alone)
-    b = stages.train_denoiser(*second)
+    b = trainings.train_denoiser(*second)
     assert b.timings["resumed_from"] == 3 and b.folder.parent == a.folder.parent != b.folder
 
     def refuse(*arguments: Any, **more: Any) -> None:
         raise AssertionError("it trained")
 
-    monkeypatch.setattr(stages, "run_training", refuse)
-    monkeypatch.setattr(stages, "encode_moments", refuse)
-    again = stages.train_denoiser(*first)
+    monkeypatch.setattr(trainings, "run_training", refuse)
+    monkeypatch.setattr(trainings, "encode_moments", refuse)
+    again = trainings.train_denoiser(*first)
     assert again == replace(a, timings={})
     assert read_files(again.folder / "result") == read_files(alone)
 
@@ -292,15 +292,15 @@ def test_another_preview_is_drawn_and_nothing_else_changes(
     corpus: tuple[Path, Path], autoencoder: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, spec = denoiser_job(corpus, tmp_path, autoencoder)
-    folder = stages.train_denoiser(job, spec).folder / "result"
-    monkeypatch.setattr(stages, "run_training", None)
+    folder = trainings.train_denoiser(job, spec).folder / "result"
+    monkeypatch.setattr(trainings, "run_training", None)
     before = read_files(folder)
-    stages.train_denoiser(job, replace(spec, prompts=("a green square",)))
+    trainings.train_denoiser(job, replace(spec, prompts=("a green square",)))
     other = read_files(folder)
     assert {name for name in before if before[name] != other.get(name)} == {"preview.png", "meta.json"}
-    stages.train_denoiser(job, replace(spec, prompts=()))
+    trainings.train_denoiser(job, replace(spec, prompts=()))
     assert before.keys() - read_files(folder).keys() == {"preview.png"}
-    stages.train_denoiser(job, spec)
+    trainings.train_denoiser(job, spec)
     assert read_files(folder) == before == read_files(alone)
 
 
@@ -313,7 +313,7 @@ def test_another_input_at_the_same_path_starts_anew(
     mine = (tmp_path / "corpus" / "shards", tmp_path / "corpus" / "rows.parquet")
     job, spec = denoiser_job(mine, tmp_path, tmp_path / "autoencoder", stop_requested=stop_after(3), prompts=())
     with pytest.raises(Interrupted):
-        stages.train_denoiser(job, spec)
+        trainings.train_denoiser(job, spec)
     if what == "caption":
         rows = pd.read_parquet(mine[1])
         rows.assign(caption=["another", *rows["caption"][1:]]).to_parquet(mine[1])
@@ -322,10 +322,10 @@ def test_another_input_at_the_same_path_starts_anew(
         (tmp_path / "corpus").mkdir()
         write_toy_shards(tmp_path / "corpus", 24, side=40)
     else:
-        stages.train_autoencoder(*autoencoder_job(corpus, tmp_path / "other", replace(LOOP, seed=3)))
+        trainings.train_autoencoder(*autoencoder_job(corpus, tmp_path / "other", replace(LOOP, seed=3)))
         shutil.rmtree(tmp_path / "autoencoder")
         shutil.copytree(result_of(tmp_path / "other"), tmp_path / "autoencoder")
-    result = stages.train_denoiser(replace(job, stop_requested=lambda: False), spec)
+    result = trainings.train_denoiser(replace(job, stop_requested=lambda: False), spec)
     assert result.timings["resumed_from"] == 0
     assert len(list((tmp_path / "states").iterdir())) == 2
 
@@ -333,11 +333,11 @@ def test_another_input_at_the_same_path_starts_anew(
 def test_the_state_of_another_training_is_neither_taken_nor_written_over(corpus, tmp_path: Path) -> None:
     job, spec = autoencoder_job(corpus, tmp_path, stop_requested=stop_after(3))
     with pytest.raises(Interrupted):
-        stages.train_autoencoder(job, spec)
+        trainings.train_autoencoder(job, spec)
     (folder,) = (tmp_path / "states").iterdir()
     meta = json.loads((folder / "state" / "meta.json").read_text())
     write_json(folder / "state" / "meta.json", {**meta, "fingerprint": "another"})
     before = read_files(folder / "state")
     with pytest.raises(ValueError, match="the state of another training"):
-        stages.train_autoencoder(job, spec)
+        trainings.train_autoencoder(job, spec)
     assert read_files(folder / "state") == before

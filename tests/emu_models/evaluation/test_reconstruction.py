@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import linalg
 
+from emu_data.votes.intervals import bootstrap_mean
 from emu_models.evaluation.features import inception_features
-from emu_models.evaluation.intervals import bootstrap_mean
 from emu_models.evaluation.reconstruction import (
     Features,
     compare_reconstructions,

@@ -1,0 +1,1 @@
+"""Rubric panels, which vote where no person did; every vote of theirs is labelled "rubric"."""

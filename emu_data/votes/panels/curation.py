@@ -1,0 +1,282 @@
+"""The rubric panel: automatic raters with written criteria that choose pictures where no person is at hand.
+
+Stands in for the paper's annotators (sec. 3.3, items 5 and 6); votes.describe_voters labels what it decided as
+"not people". Its criteria take up what a photographer's guideline asks for and what pixels can answer: exposure,
+light that models the subject, colour, composition, an uncluttered ground. All of them, their weights and
+every constant here are ours (chosen here, tried on the demo's three drawings of 450 emoji; measured figures:
+docs/log.md); the paper's guideline is a text for people and has no numbers.
+
+Pictures are judged at 64 px whatever their size, so that the same picture at another size gets nearly the
+same marks.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal, cast
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from skimage.color import rgb2lab
+
+from emu_data.votes.vote import Vote
+
+LOOK_SIZE = 64  # px at which pictures are judged
+GROUND_DISTANCE = 6.0  # CIELAB distance from the ground's colour at which a pixel belongs to the subject
+
+Stage = Literal["generalist", "specialist"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the criteria look at, for N pictures.
+
+    lab: (N, 64, 64, 3) CIELAB, L in 0..100. subject: (N, 64, 64) bool. inside: the subject less a rim of 2
+    px, where outlines do not count as shading. ground_lab: (N, 3) median colour of the border.
+    """
+
+    lab: np.ndarray
+    subject: np.ndarray
+    inside: np.ndarray
+    ground_lab: np.ndarray
+
+
+def resize_all(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (N, H, W, 3) to uint8 (N, size, size, 3), bicubic with antialiasing."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"pictures must be uint8 (N, H, W, 3); got {images.dtype} {images.shape}")
+    if images.shape[1:3] == (size, size):
+        return images
+    resized = [Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC) for one in images]
+    return np.stack([np.asarray(one) for one in resized]) if resized else np.zeros((0, size, size, 3), np.uint8)
+
+
+def look_at(images: np.ndarray) -> Look:
+    """Find ground and subject of uint8 (N, H, W, 3) pictures. Raises ValueError for other arrays."""
+    lab = rgb2lab(resize_all(images, LOOK_SIZE)).astype(np.float32)
+    border = np.concatenate(
+        [lab[:, :2].reshape(len(lab), -1, 3), lab[:, -2:].reshape(len(lab), -1, 3)]
+        + [lab[:, :, :2].reshape(len(lab), -1, 3), lab[:, :, -2:].reshape(len(lab), -1, 3)],
+        axis=1,
+    )
+    ground = np.median(border, axis=1)
+    subject = np.linalg.norm(lab - ground[:, None, None], axis=-1) > GROUND_DISTANCE
+    inside = ndimage.binary_erosion(subject, np.ones((1, 5, 5), bool), border_value=1)
+    # A subject of thin lines has no inside; then the whole of it is looked at.
+    is_thin = inside.sum((1, 2)) < 0.2 * subject.sum((1, 2))
+    inside[is_thin] = subject[is_thin]
+    return Look(lab, subject, inside, ground)
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Share (N,) of the pixels of `whole` that lie in `part`; 0 where `whole` is empty."""
+    return (part & whole).sum((1, 2)) / np.maximum(whole.sum((1, 2)), 1)
+
+
+def _ramp(value: np.ndarray, low: float, high: float) -> np.ndarray:
+    """0 at `low` and under, 1 at `high` and over, straight between (`low` > `high` turns it round)."""
+    return np.clip((value - low) / (high - low), 0.0, 1.0)
+
+
+def gradients(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sobel gradients a pixel along y and x of (N, H, W, C) planes. (`ndimage.sobel` would also smooth over
+    N and C.)
+    """
+    slope, smooth = np.array([-1.0, 0.0, 1.0]) / 2, np.array([1.0, 2.0, 1.0]) / 4
+    along_y = ndimage.correlate1d(ndimage.correlate1d(planes, slope, axis=1), smooth, axis=2)
+    along_x = ndimage.correlate1d(ndimage.correlate1d(planes, slope, axis=2), smooth, axis=1)
+    return along_y, along_x
+
+
+def _mean_around(planes: np.ndarray) -> np.ndarray:
+    """Mean over 3 x 3 pixels of (N, H, W) or (N, H, W, C) planes."""
+    return ndimage.uniform_filter1d(ndimage.uniform_filter1d(planes, 3, axis=1), 3, axis=2)
+
+
+def tonal_range(look: Look) -> np.ndarray:
+    """Range of lightness in the subject, 5th to 95th percentile: 0 at 10, 1 at 60 of 100; crushed or
+    burnt-out areas over a tenth of the subject take away up to all of it (balanced exposure: not dim, flat
+    or over-exposed).
+    """
+    marks = np.zeros(len(look.lab))
+    for index, (lightness, mask) in enumerate(zip(look.lab[..., 0], look.subject, strict=True)):
+        if mask.any():
+            low, high = np.percentile(lightness[mask], [5, 95])
+            clipped = np.mean((lightness[mask] < 5) | (lightness[mask] > 98))
+            marks[index] = _ramp(high - low, 10, 60) * _ramp(clipped, 0.6, 0.1)
+    return marks
+
+
+def shading(look: Look) -> np.ndarray:
+    """Of the painted surface inside the subject, outlines left out, the share that is shaded and not flat.
+
+    Shaded: the gradient is 0.4..8 CIELAB units a pixel and the neighbours change in the same direction.
+    Flat: it is under 0.4, or the neighbours change in other directions (noise on flat paint). Light that
+    models a body leaves little flat paint. The mark is the share shaded / (shaded + flat), taken from 0.3 (0)
+    to 0.85 (1); a tenth of the inside is added to the flat side, so that a subject that is all outlines is
+    not called shaded on a handful of pixels.
+    """
+    along_y, along_x = gradients(look.lab)
+    strength = np.sqrt((along_x**2 + along_y**2).sum(-1))
+    mean_y, mean_x = (_mean_around(part) for part in (along_y, along_x))
+    steadiness = np.sqrt((mean_x**2 + mean_y**2).sum(-1)) / np.maximum(_mean_around(strength), 1e-6)
+    is_surface = strength < 8.0
+    is_shaded = is_surface & (strength > 0.4) & (steadiness > 0.5)
+    shaded, flat = _share(is_shaded, look.inside), _share(is_surface & ~is_shaded, look.inside)
+    return _ramp(shaded / (shaded + flat + 0.1), 0.3, 0.85)
+
+
+def colour(look: Look) -> np.ndarray:
+    """Vibrancy (mean chroma of the subject, 0 at 5, 1 at 45) times variety: one of 12 hues that fills more
+    than 70 % of the coloured part takes away up to half (vibrant; not one dominating colour).
+    """
+    chroma = np.linalg.norm(look.lab[..., 1:], axis=-1)
+    hue = np.floor((np.arctan2(look.lab[..., 2], look.lab[..., 1]) / (2 * np.pi) % 1.0) * 12).astype(int)
+    marks = np.zeros(len(look.lab))
+    for index, mask in enumerate(look.subject):
+        if mask.any():
+            coloured = mask & (chroma[index] > 8)
+            counts = np.bincount(hue[index][coloured] % 12, minlength=12)
+            dominance = counts.max() / max(counts.sum(), 1)
+            vibrancy = _ramp(chroma[index][mask].mean(), 5, 45)
+            marks[index] = vibrancy * (1.0 - 0.5 * _ramp(dominance, 0.7, 1.0))
+    return marks
+
+
+def placement(look: Look) -> np.ndarray:
+    """Is the subject whole, of a good size and in the middle: the product of three marks.
+
+    Whole: touches no more than 2 % of the border. Size: 15 to 70 % of the picture, fading to 0 at 3 and 95
+    %. Middle: the centre of mass within 6 % of the side of the picture's centre, fading to 0 at 25 %.
+    """
+    size = look.subject.mean((1, 2))
+    rim = np.zeros(look.subject.shape[1:], bool)
+    rim[[0, -1], :] = rim[:, [0, -1]] = True
+    touching = look.subject[:, rim].mean(1)
+    axis = (np.arange(LOOK_SIZE) + 0.5) / LOOK_SIZE - 0.5
+    mass = np.maximum(look.subject.sum((1, 2)), 1)
+    off = np.hypot((look.subject * axis[None, :, None]).sum((1, 2)) / mass, (look.subject * axis).sum((1, 2)) / mass)
+    fit = np.minimum(_ramp(size, 0.03, 0.15), _ramp(size, 0.95, 0.70))
+    return _ramp(touching, 0.30, 0.02) * fit * _ramp(off, 0.25, 0.06)
+
+
+def clean_ground(look: Look) -> np.ndarray:
+    """Is the ground quiet, and the subject one thing: the product of two marks.
+
+    Quiet: at most 0.2 % of the ground away from the subject deviates (specks, noise), 0 at 4 %.
+    One thing: the largest connected part holds all of the subject at 1; at half of it the mark is 0.4.
+    """
+    distance = np.linalg.norm(look.lab - look.ground_lab[:, None, None], axis=-1)
+    opened = ndimage.binary_opening(look.subject, np.ones((1, 2, 2), bool))
+    away = np.logical_not(ndimage.binary_dilation(opened, np.ones((1, 5, 5), bool)))
+    restless = _share(distance > 2.0, away)
+    marks = np.zeros(len(look.lab))
+    for index, mask in enumerate(look.subject):
+        parts, num_parts = cast(tuple[np.ndarray, int], ndimage.label(mask, np.ones((3, 3))))
+        if num_parts:
+            largest = np.bincount(parts.ravel())[1:].max() / mask.sum()
+            marks[index] = _ramp(restless[index], 0.04, 0.002) * (0.4 + 0.6 * _ramp(largest, 0.5, 1.0))
+    return marks
+
+
+CRITERIA = {
+    "tonal range": tonal_range,
+    "shading": shading,
+    "colour": colour,
+    "subject placement": placement,
+    "clean ground": clean_ground,
+}
+
+# Written weights, in the order of CRITERIA. Specialists look for what lifts a picture above the good ones:
+# light.
+WEIGHTS: dict[Stage, tuple[float, ...]] = {
+    "generalist": (0.20, 0.25, 0.20, 0.20, 0.15),
+    "specialist": (0.12, 0.52, 0.12, 0.14, 0.10),
+}
+WEIGHT_SPREAD = 0.25  # relative: how far one rater's taste lies from the written weights (log-normal sigma)
+NOISE = {"generalist": 0.05, "specialist": 0.03}  # a rater's own unsteadiness, on scores of 0..1
+
+
+def score_criteria(images: np.ndarray) -> np.ndarray:
+    """Marks of uint8 (N, H, W, 3) pictures by each criterion: float (N, 5) in 0..1, columns as CRITERIA."""
+    look = look_at(images)
+    return np.stack([criterion(look) for criterion in CRITERIA.values()], axis=1)
+
+
+def steady_normal(*parts: object) -> float:
+    """A standard normal number that depends on `parts` alone: the same for a rater and a picture in any
+    order.
+    """
+    digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
+    return NormalDist().inv_cdf((int.from_bytes(digest, "big") + 0.5) / 2**64)
+
+
+@dataclass(frozen=True)
+class CurationPanel:
+    """`num_raters` rubric raters of one stage. Equal arguments give equal votes, whatever the order of
+    pictures.
+    """
+
+    num_raters: int
+    seed: int
+    stage: Stage = "generalist"
+
+    def __post_init__(self) -> None:
+        if self.num_raters < 1:
+            raise ValueError(f"num_raters is {self.num_raters}; a panel needs at least one rater")
+        if self.stage not in WEIGHTS:
+            raise ValueError(f"stage is {self.stage!r}; it must be one of {', '.join(WEIGHTS)}")
+
+    def rater_weights(self) -> np.ndarray:
+        """Weights of each rater, float (num_raters, 5), rows sum to 1: the written ones, each moved by the
+        seed.
+        """
+        spread = [
+            [steady_normal(self.seed, self.stage, rater, name) for name in CRITERIA] for rater in range(self.num_raters)
+        ]
+        weights = np.array(WEIGHTS[self.stage]) * np.exp(WEIGHT_SPREAD * np.array(spread))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def vote(self, images: np.ndarray, keys: Sequence[str], round: str, keep_share: float) -> list[Vote]:
+        """Every rater's vote on every picture.
+
+        images: uint8 (N, H, W, 3). keys: N different keys. Each rater keeps the pictures whose score lies in
+        the upper `keep_share` (0..1) of the scores that it gave; drops name the criterion that cost most.
+        Raises ValueError for arrays, keys or shares that do not fit.
+        """
+        if len(keys) != len(images) or len(set(keys)) != len(keys):
+            raise ValueError(f"{len(images)} pictures need as many different keys; got {len(set(keys))}")
+        if not 0 < keep_share <= 1:
+            raise ValueError(f"keep_share is {keep_share}; it is a share over 0, up to 1")
+        if not len(keys):
+            return []
+        marks = score_criteria(images)
+        names = list(CRITERIA)
+        votes = []
+        for rater, weights in enumerate(self.rater_weights()):
+            noise = [steady_normal(self.seed, self.stage, rater, key, "noise") for key in keys]
+            scores = np.clip(marks @ weights + NOISE[self.stage] * np.array(noise), 0, 1)
+            num_kept = max(1, int(round_half_up(keep_share * len(keys))))
+            # Level scores go by key, so that the order of the pictures does not matter.
+            ranked = sorted(range(len(keys)), key=lambda index: (-scores[index], keys[index]))
+            kept = set(ranked[:num_kept])
+            for index, key in enumerate(keys):
+                lost = weights * (1 - marks[index])
+                votes.append(
+                    Vote(
+                        round=round,
+                        rater=f"rubric-{self.stage}-{rater + 1}",
+                        rater_kind="rubric",
+                        key=key,
+                        decision="keep" if index in kept else "drop",
+                        reason="" if index in kept else names[int(np.argmax(lost))],
+                        score=float(np.round(scores[index], 6)),
+                    )
+                )
+        return votes
+
+
+def round_half_up(value: float) -> int:
+    return int(np.floor(value + 0.5))

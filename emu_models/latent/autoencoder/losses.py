@@ -1,0 +1,69 @@
+"""Losses of the autoencoder: L1, perceptual, KL and adversarial (Rombach et al., arXiv 2112.10752; no weight is Emu's).
+
+The adversary is a hinge PatchGAN with adaptive weight (Esser et al., arXiv 2012.09841, eq. 7) that sets in gently: an
+abrupt start wrecks reconstructions (field notes). The perceptual distance is in perceptual.py.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from emu_models.latent.autoencoder.perceptual import PerceptualConfig
+
+
+@dataclass(frozen=True)
+class AutoencoderLossConfig:
+    """kl_weight: of the KL in nats a picture against the L1 summed over its values (CompVis: 1e-6).
+
+    adversarial_weight is the top of the ramp that runs from adversarial_start to the last step; both shares in 0..1.
+    """
+
+    kl_weight: float
+    adversarial_weight: float
+    adversarial_start: float
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+
+
+class PatchDiscriminator(nn.Module):
+    """x: (B, 3, H, W) in [-1, 1] -> logits (B, 1, H / 8, W / 8), one a patch (Isola et al., arXiv 1611.07004)."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            nn.GroupNorm(8, 2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1),
+            nn.GroupNorm(8, 4 * width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(4 * width, 1, 3, padding=1),
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.layers(x_BCHW)
+
+
+def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """The discriminator's loss: mean of relu(1 - real) and relu(1 + fake), halved (Lim and Ye, arXiv 1705.02894)."""
+    return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
+
+
+def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
+    """|grad of reconstruction| / |grad of adversary| at the last layer, at most 1e4 (Esser et al., eq. 7).
+
+    In fp32 whatever the gradients are in: squares of small ones vanish in fp16, and 0 / 0 stops the training.
+    """
+    lengths = [
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
+        for loss in (reconstruction_loss, adversarial_loss)
+    ]
+    return (lengths[0] / (lengths[1] + 1e-4)).clamp(max=1e4).detach()
+
+
+def adversarial_share(step: int, num_steps: int, start: float) -> float:
+    """Share of the adversary's weight at a step: 0 until `start` (share of all steps), then a ramp to 1 at the end."""
+    return 0.0 if start >= 1 else max(0.0, (step / num_steps - start) / (1 - start))

@@ -1,0 +1,217 @@
+"""EmuPipeline: text to pictures, called, saved and loaded like any diffusers pipeline.
+
+A saved folder carries the code of its own classes (`save_config`), so that
+`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads it where emu is not installed; where it is,
+`EmuPipeline.from_pretrained(folder)` runs the installed code and none from the folder.
+"""
+
+import inspect
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emu_models.latent.denoiser import choose_attention, denoise
+from emu_models.text import TextEncoders, TextFeatures, encode_prompts
+
+Generators = torch.Generator | list[torch.Generator]
+
+
+@dataclass
+class EmuOutput(BaseOutput):
+    images: list[Image.Image] | np.ndarray | Tensor
+
+
+class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+    """Components: vae (Autoencoder), unet, scheduler, text_encoder, tokenizer and, where there are two encoders,
+    text_encoder_2, tokenizer_2. `resolution` in pixels a side."""
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+    _optional_components = ["text_encoder_2", "tokenizer_2"]
+
+    def __init__(
+        self,
+        vae: ModelMixin,
+        unet: UNet2DConditionModel,
+        scheduler: DDIMScheduler,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder_2: PreTrainedModel | None = None,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
+        resolution: int = 64,
+        num_text_tokens: int = 16,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
+        self.register_to_config(resolution=resolution, num_text_tokens=num_text_tokens)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae.factor)
+        choose_attention(unet)
+
+    @property
+    def text_encoders(self) -> TextEncoders:
+        if self.text_encoder_2 is None:
+            return TextEncoders((self.tokenizer,), (self.text_encoder,))
+        return TextEncoders((self.tokenizer, self.tokenizer_2), (self.text_encoder, self.text_encoder_2))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        seeds: int | list[int] | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 3.0,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        negative_prompt: str | list[str] = "",
+        num_images_per_prompt: int = 1,
+        generator: Generators | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> EmuOutput | tuple:
+        """num_images_per_prompt pictures of each prompt, those of a prompt together.
+
+        The noise comes from `generator` (one, or one a picture), from `seeds` (one a picture; a single one stands for
+        itself and those that follow it), from `latents` (pictures, C, h, w), or it is not fixed. With one generator or
+        seed a picture, a picture depends on its own prompt and seed only, up to rounding. guidance_scale 1 or less is
+        no guidance, at half the time. output_type: "pil", "np" (pictures, height, width, 3), "pt" (pictures, 3, height,
+        width), both in 0..1, or "latent". height and width in pixels are the training resolution unless given.
+        ValueError on numbers that do not match or a side that does not fit.
+        """
+        config: Any = self.config  # a dict that diffusers lets be read by attribute
+        prompts, negative = _as_list(prompt), _as_list(negative_prompt)
+        if len(negative) not in (1, len(prompts)):
+            raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} prompts; give one, or one a prompt")
+        index = torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)
+        height, width = height or config.resolution, width or config.resolution
+        if height % self.vae.factor or width % self.vae.factor:
+            raise ValueError(f"height {height} and width {width} must be multiples of {self.vae.factor}")
+        device, dtype = self._execution_device, self.unet.dtype
+        if latents is None:
+            shape = (len(index), self.vae.config.latent_channels, height // self.vae.factor, width // self.vae.factor)
+            latents = randn_tensor(shape, _generators(seeds, generator, len(index)), device, dtype)
+        z = latents.to(device, dtype)
+
+        text = encode_prompts(prompts, self.text_encoders, config.num_text_tokens).select(index)
+        guided = guidance_scale > 1
+        if guided:
+            null = encode_prompts(negative, self.text_encoders, config.num_text_tokens)
+            text = TextFeatures.cat([text, null.select(index % len(null))])
+        text = TextFeatures(
+            text.tokens_BLD.to(device, dtype), text.mask_BL.to(device), text.pooled_BD.to(device, dtype)
+        )
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        progress: Any = self.progress_bar(self.scheduler.timesteps)  # type: ignore[call-arg]
+        for t in progress:
+            predicted = denoise(self.unet, torch.cat([z, z]) if guided else z, t.expand(len(text)), text)
+            if guided:
+                with_text, without = predicted.chunk(2)
+                predicted = without + guidance_scale * (with_text - without)
+            z = self.scheduler.step(predicted, t, z).prev_sample
+        images: Any = z
+        if output_type != "latent":
+            pixels = self.vae.decode(self.vae.denormalise(z))
+            images = self.image_processor.postprocess(pixels.float(), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return EmuOutput(images=images) if return_dict else (images,)
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """model_index.json, named so that diffusers finds the classes' code, which is written beside: pipeline.py and
+        what it imports at the top, the autoencoder's in vae/. (diffusers calls this last in `save_pretrained`.)
+        """
+        super().save_config(save_directory, push_to_hub, **kwargs)
+        folder = Path(save_directory)
+        _save_code(sys.modules[type(self).__module__], folder, "pipeline")
+        vae_module = _save_code(sys.modules[type(self.vae).__module__], folder / "vae")
+        index = json.loads((folder / self.config_name).read_text())
+        index["_class_name"] = ["pipeline", type(self).__name__]
+        index["vae"] = [vae_module, type(self.vae).__name__]
+        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """The config of a folder, with the classes of this process in place of the copies that the folder carries."""
+        config = super().load_config(*args, **kwargs)
+        found = config[0] if isinstance(config, tuple) else config
+        if isinstance(found.get("_class_name"), list):
+            found["_class_name"] = cls.__name__
+            if cls.__module__.startswith("emu_models"):
+                from emu_models.latent.autoencoder import network
+
+                found["vae"] = [network.__name__, found["vae"][1]]
+        return config
+
+
+def draw(
+    pipeline: DiffusionPipeline,
+    prompts: list[str],
+    seeds: list[int],
+    num_inference_steps: int = 25,
+    guidance_scale: float = 3.0,
+    resolution: int | None = None,
+) -> list[Image.Image]:
+    """A picture a prompt and seed by any text-to-image pipeline of diffusers, EmuPipeline among them. ValueError on
+    unequal lengths. The same (prompt, seed) gives the same picture whatever else is in the batch, up to rounding.
+    """
+    call: Any = pipeline
+    return call(
+        prompts,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        height=resolution,
+        width=resolution,
+        generator=_generators(seeds, None, len(prompts)),
+    ).images
+
+
+def _as_list(prompt: str | list[str]) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def _generators(seeds: int | list[int] | None, generator: Generators | None, num: int) -> Generators | None:
+    if seeds is None:
+        if isinstance(generator, list) and len(generator) != num:
+            raise ValueError(f"{num} pictures but {len(generator)} generators; give one, or one a picture")
+        return generator
+    if generator is not None:
+        raise ValueError("both seeds and generator are given; give one of them")
+    numbers = [seeds + i for i in range(num)] if isinstance(seeds, int) else list(seeds)
+    if len(numbers) != num:
+        raise ValueError(f"{num} pictures but {len(numbers)} seeds; give one seed a picture")
+    return [torch.Generator().manual_seed(number) for number in numbers]  # on the CPU: the same on every device
+
+
+# Imports of our own modules, in the package ("from emu_models.text import ...") and in a saved copy of one
+OWN_IMPORT = re.compile(r"^from (?:emu_models[\w.]*\.|\.emu_)(\w+) import \(?\s*(\w+)", re.MULTILINE)
+
+
+def _save_code(module: ModuleType, folder: Path, name: str | None = None) -> str:
+    """Writes the source of a module of ours, and of those it imports, flat into `folder`; returns the module's name.
+
+    diffusers copies all models' code into one flat package, hence the prefix emu_; and only the files that the first
+    one imports itself, which is why a module that is saved may not reach further ones through another.
+    """
+    source = inspect.getsource(module)
+    name = name or "emu_" + module.__name__.rsplit(".", 1)[-1].removeprefix("emu_")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.py").write_text(OWN_IMPORT.sub(lambda m: re.sub(r"from \S+", f"from .emu_{m[1]}", m[0]), source))
+    for _, imported in OWN_IMPORT.findall(source):
+        _save_code(sys.modules[getattr(module, imported).__module__], folder)
+    return name

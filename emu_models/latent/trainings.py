@@ -1,0 +1,261 @@
+"""The trainings of the graph as functions: rows and a start in, a finished model in a folder of its own (identity.py).
+
+They run in a child process of their own (emu_dagster.train_process) and know nothing of what launched them. A model
+folder is in diffusers' layout (config.json and safetensors) with meta.json, metrics.jsonl and preview.png beside.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+
+from emu_data.files import atomic_dir, link_or_copy, write_json
+from emu_models.device import choose_device, half_precision_pays
+from emu_models.diffusion.schedule import build_scheduler
+from emu_models.latent.autoencoder.network import Autoencoder
+from emu_models.latent.autoencoder_learner import AutoencoderLearner
+from emu_models.latent.checkpoints import (
+    add_adapters,
+    captions_of,
+    forget_paths,
+    hide_bars,
+    latents_of,
+    load_pipeline,
+    save_pipeline,
+    set_resolution,
+)
+from emu_models.latent.denoiser import build_denoiser, choose_attention, count_parameters
+from emu_models.latent.denoiser_learner import DenoiserLearner, LatentRows
+from emu_models.latent.pipeline import EmuPipeline, draw
+from emu_models.text import load_text_encoders
+from emu_models.training.buckets import bucket_sizes
+from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
+from emu_models.training.distributed import gather_weights
+from emu_models.training.identity import Identity, identify, open_folder, read_result, settings_of, weights_of
+from emu_models.training.jobs import AutoencoderJob, DenoiserJob, Job
+from emu_models.training.loop import TrainingResult, read_log, run_training
+from emu_models.training.rows import PictureRows, Rows, find_rows, list_rows, load_rows
+
+NUM_MEASURED = 256  # pictures that an autoencoder's start and its latents' statistics are taken from; chosen here
+
+
+def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
+    """Trains an autoencoder, or finds it trained, and returns what came of it: its model is in `folder`/result.
+
+    It goes on from the state of the same training (identity.py). Of several processes each learns all of the same
+    batches: no faster than one, and no different.
+    """
+    table = find_rows(job.shards, pd.read_parquet(job.rows))
+    identity = identify(job, spec, zip(table["key"], table["digest"], strict=True))  # captions are not looked at
+    folder = open_folder(job.states, identity, job.world.leads)
+    found = _read_finished(job, folder)
+    if found is not None:
+        return found
+    rows = load_rows(job.shards, table, job.resolution)
+    torch.manual_seed(job.loop.seed)
+    if spec.start_from is not None:
+        network = Autoencoder.from_pretrained(spec.start_from)
+    else:
+        network = Autoencoder(**(spec.network or {}))
+        if network.shortcut_in is not None:
+            network.start_from_principal_components(to_tensor(rows.trained.images[:NUM_MEASURED]))
+    learner = AutoencoderLearner(network, rows, spec.training)
+    result = run_training(
+        learner, job.loop, folder, identity.name, job.name, job.sink, job.stop_requested, world=job.world
+    )
+    averaged = learner.averaged
+    assert isinstance(averaged, Autoencoder)
+    averaged = averaged.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    averaged.measure_latents(to_tensor(rows.trained.images[:NUM_MEASURED]))
+    if job.world.leads:
+        with atomic_dir(folder / "result") as partial:
+            averaged.save_pretrained(partial)
+            forget_paths(partial)
+            _write_beside(partial, job, spec, identity, result, rows, count_parameters(network))
+            _save_pairs(rows.held, averaged, partial / "preview.png")
+    job.world.wait()
+    return result
+
+
+def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
+    """Trains a denoiser (pretraining or tuning), or finds it trained; `folder`/result is then the whole pipeline.
+
+    Of a training that is finished only the preview is drawn again, where other prompts or another guidance are asked.
+    """
+    table = find_rows(job.shards, pd.read_parquet(job.rows))
+    identity = identify(job, spec, zip(table["key"], table["digest"], table["caption"], strict=True))
+    folder = open_folder(job.states, identity, job.world.leads)
+    found = _read_finished(job, folder)
+    if found is not None:
+        if job.world.leads:
+            _renew_preview(folder / "result", spec)
+        job.world.wait()
+        return found
+    torch.manual_seed(job.loop.seed)
+    if spec.start_from is not None:
+        pipeline = load_pipeline(spec.start_from)
+        set_resolution(pipeline, job.resolution)
+    else:
+        pipeline = _new_pipeline(spec, job.resolution).to(choose_device())
+    pipeline.set_progress_bar_config(disable=True)
+    network: UNet2DConditionModel = pipeline.unet
+    if spec.adapters is not None:
+        add_adapters(network, spec.adapters)
+    autoencoder, encoders = latents_of(pipeline).eval(), captions_of(pipeline)
+    multiple = autoencoder.factor * 2 ** (len(network.config.block_out_channels) - 1)  # type: ignore[attr-defined]
+    buckets = bucket_sizes(job.resolution, multiple, spec.aspect_buckets)
+    rows = list_rows(job.shards, table, buckets, spec.training.batch_size)
+    text, null = encode_captions(rows.captions, encoders, spec.num_text_tokens, job.cache / "captions", job.world)
+    moments = encode_moments(autoencoder, rows, job.cache / "moments", job.world)
+    if job.world.leads:
+        write_json(folder / "caches.json", sorted({s.parent.name for s in (*text.shards, *moments.shards)}))
+    trained, held = (
+        LatentRows([rows.keys[i] for i in index], moments.subset(index), text.subset(index), rows.bucket_N[index])
+        for index in (np.flatnonzero(~rows.is_held_out), np.flatnonzero(rows.is_held_out))
+    )
+    learner = DenoiserLearner(
+        network.train(), autoencoder, pipeline.scheduler, trained, held, null, spec.training, job.world
+    )
+
+    def draw_samples(step: int) -> None:
+        pipeline.unet = learner.averaged
+        sheet = _draw_sheet(pipeline, spec)  # by all processes: the weights may lie on several
+        if job.world.leads:
+            job.picture_sink(step, sheet)
+
+    result = run_training(
+        learner,
+        job.loop,
+        folder,
+        identity.name,
+        job.name,
+        job.sink,
+        job.stop_requested,
+        draw_samples if spec.prompts else lambda step: None,
+        job.world,
+    )
+    weights = gather_weights(learner.averaged)
+    if job.world.leads:
+        averaged: Any = UNet2DConditionModel.from_config(network.config)
+        if spec.adapters is not None:
+            add_adapters(averaged, spec.adapters)
+        averaged.load_state_dict(weights)
+        choose_attention(averaged)
+        pipeline.unet = averaged.eval().to(choose_device())
+        with atomic_dir(folder / "result") as partial:
+            save_pipeline(pipeline, partial)
+            _write_beside(partial, job, spec, identity, result, rows, count_parameters(network))
+            if spec.prompts:
+                _draw_sheet(pipeline, spec).save(partial / "preview.png")
+    job.world.wait()
+    return result
+
+
+def _read_finished(job: Job, folder: Path) -> TrainingResult | None:
+    found = read_result(folder)
+    job.world.wait()  # so that none looks after another has finished it
+    return found
+
+
+def _draw_sheet(pipeline: Any, spec: DenoiserJob) -> Image.Image:
+    """A sheet of the fixed prompts, each always with the same seed, so that sheets compare."""
+    prompts = list(spec.prompts)
+    pictures = draw(pipeline, prompts, list(range(len(prompts))), guidance_scale=spec.guidance_scale)
+    return join_grid([np.asarray(p) for p in pictures], 8)
+
+
+def _describe_preview(spec: AutoencoderJob | DenoiserJob) -> dict[str, Any] | None:
+    if isinstance(spec, AutoencoderJob) or not spec.prompts:
+        return None
+    return {"prompts": list(spec.prompts), "guidance_scale": spec.guidance_scale}
+
+
+def _renew_preview(result: Path, spec: DenoiserJob) -> None:
+    """Draws the preview of a finished model again where it is not the one that is asked for; the weights stay."""
+    meta = json.loads((result / "meta.json").read_text())
+    if meta["preview"] == _describe_preview(spec):
+        return
+    pipeline = load_pipeline(result) if spec.prompts else None
+    with atomic_dir(result) as partial:
+        left_out = shutil.ignore_patterns("preview.png", "meta.json")
+        shutil.copytree(result, partial, ignore=left_out, copy_function=link_or_copy, dirs_exist_ok=True)
+        (partial / "meta.json").write_text(json.dumps({**meta, "preview": _describe_preview(spec)}, indent=2))
+        if pipeline is not None:
+            pipeline.set_progress_bar_config(disable=True)
+            _draw_sheet(pipeline, spec).save(partial / "preview.png")
+
+
+def _new_pipeline(spec: DenoiserJob, resolution: int) -> EmuPipeline:
+    """A pipeline around a new denoiser, over the autoencoder and the text encoders there are."""
+    assert spec.autoencoder is not None and spec.denoiser is not None
+    hide_bars()
+    autoencoder, encoders = Autoencoder.from_pretrained(spec.autoencoder), load_text_encoders(spec.text_encoder)
+    channels = autoencoder.latent_mean.numel()
+    return EmuPipeline(
+        vae=autoencoder,
+        unet=build_denoiser(spec.denoiser, channels, encoders.token_width, encoders.pooled_width),
+        scheduler=build_scheduler(),
+        **encoders.components(),
+        resolution=resolution,
+        num_text_tokens=spec.num_text_tokens,
+    )
+
+
+def _write_beside(
+    folder: Path,
+    job: Job,
+    spec: AutoencoderJob | DenoiserJob,
+    identity: Identity,
+    result: TrainingResult,
+    rows: Rows | PictureRows,
+    num_parameters: int,
+) -> None:
+    """metrics.jsonl and meta.json, with nothing in them that depends on the clock, on where the project lies or on how
+    it was trained: a training that was interrupted, or made elsewhere, leaves the same bytes, and what was made from it
+    stays valid."""
+    log = read_log(result.folder)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    settings = settings_of(job, spec)
+    weights = {name: os.path.relpath(path, job.out) for name, path in weights_of(spec).items()}
+    meta = {
+        "name": job.name,
+        "identity": identity.name,
+        "resolution": job.resolution,
+        "num_rows": len(rows.keys),
+        "num_held_out": int(rows.is_held_out.sum()),
+        "rows_per_bucket": rows.rows_per_bucket() if isinstance(rows, PictureRows) else None,
+        "num_parameters": num_parameters,
+        "device": choose_device().type,
+        "half_precision": half_precision_pays(choose_device()),
+        "result": {name: value for name, value in asdict(result).items() if name not in ("timings", "folder")},
+        "loop": settings["loop"],
+        "spec": settings["spec"],
+        "weights": weights,
+        "preview": _describe_preview(spec),
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+
+
+@torch.no_grad()
+def _save_pairs(rows: Rows, autoencoder: Autoencoder, path: Path) -> None:
+    """Held-out pictures above, their reconstructions below, at 1:1."""
+    images = rows.images[:16]
+    x = to_tensor(images)
+    y = to_images(autoencoder.decode(autoencoder.encode(x).mean))
+    join_grid([*images, *y], len(images)).save(path)
+
+
+def join_grid(images: list[np.ndarray], num_columns: int) -> Image.Image:
+    """One picture of pictures (H, W, 3) of one size, line by line, blank where the last line ends early."""
+    blanks = [np.full_like(images[0], 255)] * (-len(images) % num_columns)
+    tiles = np.stack([*images, *blanks])
+    lines = [np.concatenate(list(line), axis=1) for line in tiles.reshape(-1, num_columns, *images[0].shape)]
+    return Image.fromarray(np.concatenate(lines, axis=0))

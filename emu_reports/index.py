@@ -1,0 +1,67 @@
+"""The index: one page from the report.json files of all reports; what a stranger sees first."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emu_data.files import atomic_dir, atomic_file
+from emu_reports.page import SCHEMA, Run, describe_run, render, to_json
+from emu_reports.paper import FUNNEL
+from emu_reports.training import loss_chart
+
+PICTURE = re.compile(r'(<img src=")([^"]+)(")')
+
+
+def write_index(
+    index: Path,
+    pictures: Path,
+    folders: Sequence[Path],
+    run: Run,
+    sizes: Mapping[str, int],
+    registered: Mapping[str, Any] | None = None,
+    commands: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write the page `index` from the reports in `folders`, which lie beside it, and `pictures`, a folder beside it.
+
+    The page's pictures are copies, so that they stay those of its numbers when a report is made anew. Parts whose
+    report is missing, or was written by an older version, are left out and said to be missing. sizes: pictures at
+    "raw", "filtered", "generalists", "curated", as far as they are known. registered: data/registered_model.json.
+    commands: what to type and what it does, shown at the end. ValueError: a report of another profile.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        path = folder / "report.json"
+        report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if report.get("schema") != SCHEMA:
+            continue
+        if report["profile"] != run.profile:
+            raise ValueError(
+                f"{path} is of profile {report['profile']}, the page of {run.profile}; make it again first"
+            )
+        name = report["axis"] if report["kind"] == "preference" else report["kind"]
+        found[name] = {**report, "folder": folder.name}
+    voters = [f"{axis}: {found[axis]['voters']}" for axis in ("appeal", "faithfulness") if axis in found]
+    content = {
+        **describe_run(run, *voters),
+        "has_panel": any("rubric panel" in text for text in voters),
+        "reports": found,
+        "sizes": dict(sizes),
+        "paper_sizes": FUNNEL,
+        "registered": dict(registered or {}),
+        "commands": [{"command": command, "what": what} for command, what in commands],
+    }
+    charts = {stage["name"]: loss_chart(stage["curves"]) for stage in found.get("training", {}).get("stages", [])}
+    html = render("index", to_json(content), charts, root="")
+    with atomic_dir(pictures) as partial:
+
+        def keep(match: re.Match[str]) -> str:
+            name = match[2].replace("/", "-")
+            shutil.copyfile(index.parent / match[2], partial / name)
+            return f"{match[1]}{pictures.name}/{name}{match[3]}"
+
+        html = PICTURE.sub(keep, html)
+    with atomic_file(index) as temporary:
+        temporary.write_text(html, encoding="utf-8")

@@ -1,0 +1,183 @@
+"""Compares the autoencoders of the study on the pictures that none of them trained on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from emu_reports.sheets import contact_sheet
+from emu_steps.layout import Layout
+from emu_steps.params import AutoencoderStudy, Params, Variant
+
+if TYPE_CHECKING:
+    from emu_models.evaluation.reconstruction import Features
+    from emu_reports.autoencoder import Step
+
+NUM_SHOWN = 12  # held-out pictures in the report
+AT_ONCE = 64  # pictures coded at a time; chosen here
+
+
+def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[str, float], str, Image.Image]:
+    """Writes data/reports/autoencoder_study; returns metrics a variant, a Markdown table and a sheet at 1:1.
+
+    The sheet has the originals in its first line and the reconstructions of each variant below.
+    """
+    import torch
+
+    from emu_models.evaluation.reconstruction import compare_reconstructions, measure_reconstruction
+    from emu_models.latent.autoencoder.network import Autoencoder
+    from emu_models.training.cache import to_images, to_tensor
+    from emu_models.training.rows import load_rows
+    from emu_reports.autoencoder import Step, VariantFindings, write_autoencoder_report
+
+    section, folder = params.autoencoder_study, layout.model("autoencoder_study")
+    held = load_rows(layout.raw, pd.read_parquet(rows), section.resolution).held
+    features = choose_features(layout, section)
+    found, rebuilt, variants, late_gains = {}, {}, [], {}
+    for name, variant in section.variants.items():
+        autoencoder = Autoencoder.from_pretrained(folder / name).eval()
+        with torch.no_grad():
+            parts = to_tensor(held.images).split(AT_ONCE)
+            rebuilt[name] = np.concatenate([to_images(autoencoder.decode(autoencoder.encode(x).mean)) for x in parts])
+        found[name] = measure_reconstruction(held.images, rebuilt[name], features, section.seed)
+        meta = json.loads((folder / name / "meta.json").read_text())
+        late_gains[name] = late_gain(folder / name)
+        variants.append(
+            VariantFindings(
+                name,
+                variant.latent_channels,
+                variant.fourier_bands,
+                found[name],
+                rebuilt[name],
+                meta["num_parameters"],
+            )
+        )
+    steps = [
+        Step(
+            before,
+            after,
+            compare_reconstructions(held.images, rebuilt[before], rebuilt[after], features, section.seed),
+        )
+        for before, after in neighbours(section.variants)
+    ]
+    note = describe_steps(steps, section.variants, late_gains, len(held.images))
+    write_autoencoder_report(
+        layout.report("autoencoder_study"), variants, steps, held.images, params, f"{note} {describe_losses(section)}"
+    )
+    metrics: dict[str, float] = {"num_held_out": len(held.images)}
+    for name, measured in found.items():
+        metrics[f"ssim_{name}"] = measured.ssim.estimate
+        metrics[f"psnr_{name}"] = measured.psnr.estimate
+        metrics[f"frechet_{name}"] = measured.frechet.estimate
+    for step in steps:
+        metrics[f"psnr_gain_{step.before}_to_{step.after}"] = step.difference.psnr.estimate
+    table = pd.DataFrame(
+        {
+            "variant": list(found),
+            "SSIM": [m.ssim.estimate for m in found.values()],
+            "PSNR (dB)": [m.psnr.estimate for m in found.values()],
+            f"Fréchet on {features.name}": [m.frechet.estimate for m in found.values()],
+        }
+    )
+    shown = np.concatenate([held.images[:NUM_SHOWN], *(images[:NUM_SHOWN] for images in rebuilt.values())])
+    num = min(NUM_SHOWN, len(held.images))
+    labels = [label if i == 0 else "" for label in ("original", *rebuilt) for i in range(num)]
+    sheet = contact_sheet(shown, labels, columns=num, tile=section.resolution)
+    return metrics, table.round(4).to_markdown(index=False), sheet
+
+
+def choose_features(layout: Layout, section: AutoencoderStudy) -> "Features":
+    """Inception's where its weights are given, else those of the alignment model that no loss of the study looks at
+    (the perceptual one takes fold_0). The faithfulness judge would do as well, and makes the study wait for filters."""
+    from emu_models.evaluation.features import encoder_features, inception_features
+
+    if section.inception:
+        return inception_features(Path(section.inception))
+    return encoder_features(layout.model("alignment_model") / "fold_1")
+
+
+def late_gain(folder: Path) -> float:
+    """Held-out PSNR in dB that a training won in its last third, or since its first validation if that was later; 0 if
+    it was validated once."""
+    log = pd.read_json(folder / "metrics.jsonl", lines=True)
+    early = log[log["step"] <= log["step"].max() * 2 / 3]
+    since = early.iloc[-1] if len(early) else log.iloc[0]
+    return float(log["val_psnr"].iloc[-1] - since["val_psnr"])
+
+
+def neighbours(variants: Mapping[str, Variant]) -> list[tuple[str, str]]:
+    """Pairs worth comparing: each number of channels with the next, and each Fourier variant with its twin."""
+    plain = sorted((v.latent_channels, name) for name, v in variants.items() if not v.fourier_bands)
+    twin = dict(plain)
+    pairs = [(before, after) for (_, before), (_, after) in zip(plain, plain[1:], strict=False)]
+    return pairs + [
+        (twin[v.latent_channels], name) for name, v in variants.items() if v.fourier_bands and v.latent_channels in twin
+    ]
+
+
+def describe_steps(
+    steps: "list[Step]", variants: Mapping[str, Variant], late_gains: Mapping[str, float], num_images: int
+) -> str:
+    """What the study shows, from its numbers: does quality rise with the channels, and if not, what the learning curves
+    say about why; and what the Fourier transform changes, whichever sign it has."""
+    from emu_data.votes.intervals import is_above, is_below
+
+    channels = [step for step in steps if not variants[step.after].fourier_bands]
+    rising = [step for step in channels if is_above(step.difference.psnr, 0)]
+    said = []
+    if channels:
+        how_often = "with every step" if len(rising) == len(channels) else f"in {len(rising)} of {len(channels)} steps"
+        said.append(f"PSNR rises {how_often} in channels: {', '.join(_told(step, variants) for step in channels)}.")
+    for step in channels:
+        if step not in rising:
+            said.append(_reason(step, variants, late_gains, num_images))
+    for step in steps:
+        if variants[step.after].fourier_bands:
+            psnr, ssim = step.difference.psnr, step.difference.ssim
+            no_verdict = "makes no difference that can be told"
+            verdict = "helps" if is_above(psnr, 0) else "hurts" if is_below(psnr, 0) else no_verdict
+            said.append(
+                f"The Fourier transform {verdict} at {variants[step.after].latent_channels} channels: "
+                f"PSNR {_signed(psnr, 2)} dB, SSIM {_signed(ssim, 4)}."
+            )
+    return " ".join(said)
+
+
+def describe_losses(section: AutoencoderStudy) -> str:
+    from emu_models.latent.autoencoder.perceptual import PerceptualConfig, describe_perceptual
+
+    given = section.losses.perceptual
+    told = describe_perceptual(PerceptualConfig(given.kind, given.path or "alignment_model", given.weight))
+    return f"Losses: L1, KL, a hinge PatchGAN, {told}."
+
+
+def _reason(step: "Step", variants: Mapping[str, Variant], late_gains: Mapping[str, float], num_images: int) -> str:
+    from emu_data.votes.intervals import is_below
+
+    before, after = variants[step.before].latent_channels, variants[step.after].latent_channels
+    gains = late_gains[step.before], late_gains[step.after]
+    curves = (
+        f"in the last third of the training {before} channels won {gains[0]:+.2f} dB and {after} channels "
+        f"{gains[1]:+.2f} dB"
+    )
+    if not is_below(step.difference.psnr, 0):
+        return f"Between {before} and {after} channels {num_images} held-out pictures cannot tell the sign; {curves}."
+    if gains[1] > gains[0]:
+        return (
+            f"{after} channels are behind {before} because the budget ended first: {curves}, so they were catching up."
+        )
+    return f"{after} channels are behind {before}, and not for want of steps: {curves}."
+
+
+def _told(step: "Step", variants: Mapping[str, Variant]) -> str:
+    channels = variants[step.before].latent_channels, variants[step.after].latent_channels
+    return f"{channels[0]} to {channels[1]} {_signed(step.difference.psnr, 2)} dB"
+
+
+def _signed(interval, digits: int) -> str:
+    told = [f"{value:+.{digits}f}".replace("-", "−") for value in (interval.estimate, interval.low, interval.high)]
+    return f"{told[0]} ({told[1]} to {told[2]})" if interval.low == interval.low else f"{told[0]} (no interval)"

@@ -1,0 +1,206 @@
+"""Generating the pictures that are judged, and the automatic report on them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from emu_data.files import atomic_dir, write_json, write_parquet
+from emu_data.ledger import read_ledger
+from emu_data.shards import read_images, read_manifest
+from emu_reports.sheets import contact_sheet
+from emu_steps.evidence import write_evidence
+from emu_steps.layout import Layout
+from emu_steps.params import Params
+
+MODELS = ("pretrained", "tuned")
+JUDGED_FILE = "judged.json"
+NUM_NEAREST = 16  # tuned pictures shown with the curated one nearest to them
+BATCH = 32  # prompts at a time; fixed, since results move in the last bits with it
+SHEET_TILE = 96  # px
+MAX_REAL = 1000  # real pictures that are compared with the curated ones; chosen here
+
+
+def choose_prompts(layout: Layout, params: Params) -> pd.DataFrame:
+    """A row a prompt: key, prompt, caption (the prompt where the corpus has it as a caption, else ""), fixed, seed.
+
+    The fixed prompts come first; then captions of the corpus, in an order drawn by the seed.
+    """
+    from emu_models.evaluation.prompts import common_prompts
+
+    section = params.evaluation_images
+    ledger = read_ledger(layout.filtered / "ledger")
+    captions = ledger.loc[ledger["first_failed_gate"].isin(["", "quota", "duplicate"]), "caption"]
+    names = sorted(set(captions))
+    wanted = common_prompts(captions, len(names))
+    rest = [name for name in wanted if name not in section.fixed_prompts]
+    order = np.random.default_rng(section.seed).permutation(len(rest))
+    chosen = [*section.fixed_prompts, *(rest[i] for i in order)][: section.num_prompts]
+    return pd.DataFrame(
+        {
+            "key": [f"{i:04d}" for i in range(len(chosen))],
+            "prompt": chosen,
+            "caption": [name if name in names else "" for name in chosen],
+            "fixed": [name in section.fixed_prompts for name in chosen],
+            "seed": [section.seed + i for i in range(len(chosen))],
+        }
+    )
+
+
+def generate_pairs(
+    layout: Layout, params: Params, judged: Mapping[str, str]
+) -> tuple[dict[str, float], Image.Image, Image.Image]:
+    """Writes data/evaluation_images: prompts.parquet and a PNG a prompt and model; returns counts and two sheets.
+
+    "pretrained" is what was tuned: pretrained_full or the checkpoint that was brought along. Both draw at the
+    resolution of the tuning. judged: asset -> md5 of what drew them, kept beside the pictures (JUDGED_FILE), so that a
+    verdict is of these models and no others.
+    """
+    from emu_models.latent.checkpoints import load_pipeline
+    from emu_models.latent.pipeline import draw
+
+    section, prompts = params.evaluation_images, choose_prompts(layout, params)
+    with atomic_dir(layout.evaluation) as folder:
+        with tqdm(total=len(MODELS) * len(prompts), desc="evaluation_images", unit="picture") as bar:
+            folders = {
+                "pretrained": layout.root / params.quality_tuned.start_from,
+                "tuned": layout.model("quality_tuned"),
+            }
+            for model in MODELS:
+                pipeline = load_pipeline(folders[model])
+                pipeline.set_progress_bar_config(disable=True)
+                (folder / model).mkdir()
+                for start in range(0, len(prompts), BATCH):
+                    some = prompts.iloc[start : start + BATCH]
+                    images = draw(
+                        pipeline,
+                        some["prompt"].tolist(),
+                        some["seed"].tolist(),
+                        section.num_inference_steps,
+                        section.guidance_scale,
+                        params.quality_tuned.resolution,
+                    )
+                    for key, image in zip(some["key"], images, strict=True):
+                        image.save(folder / model / f"{key}.png")
+                    bar.update(len(some))
+        write_parquet(folder / "prompts.parquet", prompts)
+        write_json(folder / JUDGED_FILE, dict(judged))
+    return (
+        {"num_prompts": len(prompts), "num_images": len(MODELS) * len(prompts)},
+        fixed_prompts_sheet(layout),
+        pair_sheet(layout.evaluation, prompts[~prompts["fixed"]].head(48)),
+    )
+
+
+def read_pictures(folder: Path, model: str, prompts: pd.DataFrame) -> np.ndarray:
+    """Pictures of one model, uint8 (N, H, W, 3), in the order of the prompts."""
+    return np.stack([np.asarray(Image.open(folder / model / f"{key}.png").convert("RGB")) for key in prompts["key"]])
+
+
+def pair_sheet(folder: Path, prompts: pd.DataFrame) -> Image.Image:
+    """Each prompt's pretrained picture with the tuned one beside it."""
+    both = [read_pictures(folder, model, prompts) for model in MODELS] if len(prompts) else []
+    pairs = [image for pair in zip(*both, strict=True) for image in pair]
+    labels = [text for prompt in prompts["prompt"] for text in (prompt, "tuned")]
+    return contact_sheet(np.stack(pairs), labels, columns=8, tile=SHEET_TILE) if pairs else Image.new("RGB", (1, 1))
+
+
+def fixed_prompts_sheet(layout: Layout) -> Image.Image:
+    """The fixed prompts of data/evaluation_images, pretrained beside tuned."""
+    prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
+    return pair_sheet(layout.evaluation, prompts[prompts["fixed"]])
+
+
+def nearest_sheet(
+    prompts: pd.DataFrame, images: np.ndarray, nearest: pd.DataFrame, curated_keys: list[str], curated: np.ndarray
+) -> Image.Image:
+    """The pictures closest to a curated one, each with that one beside it and their distance below."""
+    order = np.argsort(nearest["pixel_distance"].to_numpy(), kind="stable")[:NUM_NEAREST]
+    place = {key: i for i, key in enumerate(curated_keys)}
+    pairs = [p for i in order for p in (images[i], curated[place[nearest["nearest_pixel_key"].iloc[i]]])]
+    labels = [
+        t for i in order for t in (prompts["prompt"].iloc[i], f"curated, {nearest['pixel_distance'].iloc[i]:.3f} away")
+    ]
+    return contact_sheet(np.stack(pairs), labels, columns=8, tile=SHEET_TILE)
+
+
+def report_automatically(
+    layout: Layout, params: Params, judged: Mapping[str, str]
+) -> tuple[dict[str, float], Image.Image]:
+    """Naming rates of real, pretrained and tuned pictures by a judge that filtering did not use; near-copies; a Fréchet
+    distance on the judge's features to the curated set. Returns the metrics and the sheet of the nearest pictures.
+
+    The real pictures are those that the judge has not seen; for near-copies, those of them that were not curated, so
+    that the models' shares can be read against that of pictures which copy nothing. judged: asset -> md5 of what the
+    report is made of.
+    """
+    from emu_data.votes.intervals import exact_rate
+    from emu_models.evaluation.faithfulness import measure_naming
+    from emu_models.evaluation.judge import load_faithfulness_judge
+    from emu_models.evaluation.memorisation import find_nearest, is_near_copy, nearest_among
+    from emu_models.evaluation.reconstruction import frechet_distance
+    from emu_models.judge_training import HELD_FILE
+    from emu_reports.evaluation import AutomaticFindings, write_automatic_report
+
+    seed = params.automatic_report.seed
+    judge, judge_error = load_faithfulness_judge(layout.model("faithfulness_judge"), layout.root)
+    held = pd.read_parquet(layout.model("faithfulness_judge") / HELD_FILE)
+    prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
+    named = prompts[prompts["caption"] != ""]
+    ledger = read_ledger(layout.filtered / "ledger")
+    real_rows = ledger[ledger["first_failed_gate"].isin(["", "quota"])].sort_values("key")
+    captions = sorted(set(real_rows["caption"]) | set(named["caption"]))
+    curated = read_manifest(layout.curated)
+    size = params.quality_tuned.resolution
+    curated_images = read_images(layout.curated, curated["key"].tolist(), size)
+    pictures = {model: read_pictures(layout.evaluation, model, prompts) for model in MODELS}
+
+    real = held[held["caption"].isin(set(named["caption"]))]
+    naming = {}
+    if len(real):
+        real_images = read_images(layout.raw, real["key"].tolist(), size)
+        naming["real"] = measure_naming(judge, real_images, real["caption"].tolist(), captions, seed)
+    curated_embeddings, curated_keys = judge.embed_images(curated_images), curated["key"].tolist()
+    among = nearest_among(curated_embeddings, curated_images)
+    others = real_rows.loc[~real_rows["key"].isin(curated_keys), "key"].head(MAX_REAL).tolist()
+    nearest, distances = {}, {}
+    for who, images in {**pictures, **({"real": read_images(layout.raw, others, size)} if others else {})}.items():
+        embedded = judge.embed_images(images)
+        nearest[who] = find_nearest(embedded, curated_embeddings, curated_keys, images, curated_images)
+        if who in MODELS:
+            mask = (prompts["caption"] != "").to_numpy()
+            naming[who] = measure_naming(judge, images[mask], named["caption"].tolist(), captions, seed)
+            distances[who] = frechet_distance(embedded, curated_embeddings)
+    copies = {who: (int(is_near_copy(found, among).sum()), len(found)) for who, found in nearest.items()}
+    write_automatic_report(
+        layout.report("automatic_report"),
+        AutomaticFindings(
+            judge=judge.name,
+            judge_error=judge_error,
+            naming=naming,
+            nearest={model: nearest[model] for model in MODELS},
+            copies={who: exact_rate(*counts) for who, counts in copies.items()},
+            among=among,
+            frechet=distances,
+            frechet_features="the judge's image embedding (not FID)",
+        ),
+        prompts,
+        pictures,
+        curated_keys,
+        curated_images,
+        params,
+    )
+    metrics: dict[str, float] = {}
+    for who, rates in naming.items():
+        metrics[f"named_top_1_{who}"] = rates.top_1.estimate
+        metrics[f"named_top_5_{who}"] = rates.top_5.estimate
+    for who, (num_near, num) in copies.items():
+        metrics[f"num_near_copies_{who}"], metrics[f"num_pictures_{who}"] = num_near, num
+        metrics[f"near_copy_share_{who}"] = num_near / num
+    for model in MODELS:
+        metrics[f"frechet_to_curated_{model}"] = distances[model]
+    write_evidence(layout, "automatic_report", metrics, judged)
+    return metrics, nearest_sheet(prompts, pictures["tuned"], nearest["tuned"], curated_keys, curated_images)

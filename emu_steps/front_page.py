@@ -1,0 +1,77 @@
+"""The asset front_page: data/reports/index.html over all reports, and the report of the trainings.
+
+Its numbers are read from the files that the assets wrote, so that they are true whoever ran the assets and where.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from emu_steps.layout import Layout
+from emu_steps.params import Params
+
+TRAININGS = {
+    "autoencoder": "Autoencoder",
+    "pretrained_low": "Pretraining, low resolution",
+    "pretrained_mid": "Pretraining, middle resolution",
+    "pretrained_full": "Pretraining, full resolution",
+    "quality_tuned": "Quality-tuning",
+}
+REPORTS = ("filtered_corpus", "autoencoder_study", "automatic_report", "appeal_report", "faithfulness_report")
+COMMANDS = [
+    ("make up", "Dagster's, MLflow's and these pages, with the graph, the runs and the registry"),
+    (".venv/bin/emu doctor", "what is installed, found and missing"),
+]
+
+
+def write_front_page(layout: Layout, params: Params) -> dict[str, float]:
+    """Writes the training report, the index and its pictures; returns the sizes of the funnel.
+
+    ValueError: a report of another profile, or a training that is not finished.
+    """
+    from emu_reports.index import write_index
+    from emu_reports.training import read_training_stage, write_training_report
+
+    index, pictures, training = layout.outs("front_page")
+    stages = [read_training_stage(layout.model(name), title) for name, title in TRAININGS.items()]
+    write_training_report(training, stages, params)
+    sizes, registered = read_sizes(layout), read_registered(layout)
+    generate = (generate_command(registered), "pictures from the registered model")
+    folders = [*(layout.report(name) for name in REPORTS), training]
+    write_index(index, pictures, folders, params, sizes, registered, [*COMMANDS, generate])
+    return {f"num_{name}": size for name, size in sizes.items()}
+
+
+def read_report(layout: Layout, name: str) -> dict[str, Any]:
+    """data/reports/NAME/report.json; ValueError where it is missing."""
+    path = layout.report(name) / "report.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; materialise {name}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_registered(layout: Layout) -> dict[str, Any]:
+    """Name, version, alias and reasons of what was registered last."""
+    return json.loads(layout.registered.read_text())
+
+
+def read_sizes(layout: Layout) -> dict[str, int]:
+    """How many pictures there were at each step from the raw corpus to the curated set."""
+    import pyarrow.parquet as pq
+
+    from emu_data.shards import read_manifest
+
+    funnel = read_report(layout, "filtered_corpus")
+    return {
+        "raw": funnel["num_raw"],
+        "filtered": funnel["num_kept"],
+        "generalists": pq.read_metadata(layout.generalist / "selection.parquet").num_rows,
+        "curated": len(read_manifest(layout.curated)),
+    }
+
+
+def generate_command(registered: Mapping[str, Any]) -> str:
+    """What to type for pictures of the version that was registered last."""
+    address = f"models:/{registered['name']}@{registered['alias']}"
+    model = "" if address == "models:/emu@champion" else f" --model {address}"  # the command's default
+    return f'.venv/bin/emu generate "a red apple" --num 4{model}'

@@ -1,0 +1,181 @@
+"""EmuPipeline is called, saved and loaded as people who use diffusers expect, also where emu is not installed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from emu_models.diffusion.schedule import build_scheduler
+from emu_models.latent.autoencoder.network import Autoencoder
+from emu_models.latent.checkpoints import Adapters, add_adapters, load_pipeline, save_pipeline
+from emu_models.latent.denoiser import DenoiserConfig, build_denoiser
+from emu_models.latent.pipeline import EmuPipeline, draw
+from emu_models.text import load_text_encoders
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.fixture
+def pipeline() -> EmuPipeline:
+    torch.manual_seed(0)
+    encoders = load_text_encoders()
+    config = DenoiserConfig((32, 64), (False, False), 1, "joint")
+    made = EmuPipeline(
+        vae=Autoencoder(4, widths=(16, 32), fourier_bands=1).eval(),
+        unet=build_denoiser(config, 4, encoders.token_width, encoders.pooled_width).eval(),
+        scheduler=build_scheduler(),
+        **encoders.components(),
+        resolution=32,
+        num_text_tokens=8,
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, int)
+
+
+def test_a_picture_hangs_on_its_own_prompt_and_seed(pipeline):
+    both = draw(pipeline, ["red", "blue"], [5, 6], 3)
+    (alone,) = draw(pipeline, ["blue"], [6], 3)
+    assert np.abs(array(both[1]) - array(alone)).max() <= 1
+    by_generator = pipeline("blue", generator=torch.Generator().manual_seed(6), num_inference_steps=3).images[0]
+    assert array(by_generator).tobytes() == array(alone).tobytes()
+    four = pipeline(["red", "blue"], [5, 8, 9, 6], 3, num_images_per_prompt=2).images
+    assert np.abs(array(four[3]) - array(alone)).max() <= 1
+    assert np.abs(array(four[0]) - array(both[0])).max() <= 1
+    assert np.abs(array(pipeline("red", 5, 3, num_images_per_prompt=2).images[0]) - array(both[0])).max() <= 1
+
+
+def test_guidance_is_switched_by_its_scale(pipeline):
+    """At 1 the network is called once a step with the prompts alone; a negative prompt then changes nothing."""
+    sizes = []
+    pipeline.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    plain = pipeline("red", 1, 2, 1.0).images[0]
+    assert sizes == [1, 1]
+    assert array(pipeline("red", 1, 2, 1.0, negative_prompt="blue").images[0]).tobytes() == array(plain).tobytes()
+    sizes.clear()
+    guided = pipeline("red", 1, 2, 4.0, output_type="latent").images
+    assert sizes == [2, 2]
+    assert not torch.equal(pipeline("red", 1, 2, 4.0, negative_prompt="blue", output_type="latent").images, guided)
+
+
+def test_output_types_sizes_and_precision(pipeline):
+    images = pipeline("red", 1, 2, output_type="np", height=48, width=32).images
+    assert images.shape == (1, 48, 32, 3) and images.min() >= 0 and images.max() <= 1
+    (tensor,) = pipeline("red", 1, 2, output_type="pt", height=48, width=32, return_dict=False)
+    assert np.allclose(tensor[0].permute(1, 2, 0).numpy(), images[0])
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert pipeline("red", latents=latents, num_inference_steps=2, output_type="latent").images.shape == latents.shape
+    pipeline.to(torch.bfloat16)
+    assert pipeline("red", 1, 2).images[0].size == (32, 32)
+
+
+def test_numbers_that_do_not_match_are_refused(pipeline):
+    with pytest.raises(ValueError, match="one seed a picture"):
+        pipeline(["red", "blue"], [1])
+    with pytest.raises(ValueError, match="generators"):
+        pipeline(["red", "blue"], generator=[torch.Generator()])
+    with pytest.raises(ValueError, match="give one of them"):
+        pipeline("red", 1, generator=torch.Generator())
+    with pytest.raises(ValueError, match="multiples of 8"):
+        pipeline("red", 1, height=36)
+    with pytest.raises(ValueError, match="negative prompts"):
+        pipeline("red", 1, negative_prompt=["a", "b"])
+
+
+ALONE = """
+import json, sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("emu_"):
+            raise ModuleNotFoundError(f"{name} is hidden")
+sys.meta_path.insert(0, Hidden())
+import numpy as np
+from diffusers import DiffusionPipeline
+folder, again = sys.argv[1:]
+pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
+pipeline.set_progress_bar_config(disable=True)
+pipeline.save_pretrained(again)
+pipeline = DiffusionPipeline.from_pretrained(again, trust_remote_code=True, local_files_only=True)
+pipeline.set_progress_bar_config(disable=True)
+image = pipeline(["red"], [1], 3).images[0]
+modules = [name for name in sys.modules if name.startswith("emu_")]
+print(json.dumps({"image": np.asarray(image).tolist(), "modules": modules, "class": type(pipeline).__module__}))
+"""
+
+
+def test_a_saved_folder_loads_where_emu_is_not_installed(pipeline, tmp_path):
+    """By the classes that it carries, in a process that cannot import ours; saved there again, it loads here."""
+    pipeline.save_pretrained(tmp_path / "saved")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-I", "-c", ALONE, str(tmp_path / "saved"), str(tmp_path / "again")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["modules"] == [] and found["class"].startswith("diffusers_modules")
+    expected = array(pipeline(["red"], [1], 3).images[0])
+    assert np.abs(np.array(found["image"]) - expected).max() <= 1
+    for folder in ("saved", "again"):
+        loaded = load_pipeline(tmp_path / folder)
+        assert type(loaded) is EmuPipeline and type(loaded.vae) is Autoencoder
+        assert np.abs(array(draw(loaded, ["red"], [1], 3)[0]) - expected).max() <= 1
+    for name in ("pipeline.py", "vae/emu_network.py"):
+        assert (tmp_path / "again" / name).read_text() == (tmp_path / "saved" / name).read_text()
+
+
+def test_code_of_a_folder_runs_only_where_it_is_trusted(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    for file in tmp_path.rglob("*.py"):
+        file.write_text("raise RuntimeError('the code of the folder ran')")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    assert isinstance(load_pipeline(tmp_path), EmuPipeline)
+
+
+@pytest.mark.parametrize("kind", ["ours", "sd1", "sdxl"])
+def test_the_same_model_has_the_same_bytes_wherever_it_was_loaded_from(pipeline, tmp_path, kind):
+    """Two clones: what they tune from lies at different places, and so do the packages that bring text encoders."""
+    places = [tmp_path / "clone", tmp_path / "deeper" / "clone_2"]
+    for place in places:
+        if kind == "ours":
+            save_pipeline(pipeline, place / "base")
+        else:
+            make_checkpoint(kind, place / "base")
+        loaded = load_pipeline(place / "base")
+        add_adapters(loaded.unet, Adapters(2, 2.0, ("to_q",)))
+        torch.manual_seed(0)
+        for name, parameter in loaded.unet.named_parameters():
+            if "lora" in name:
+                torch.nn.init.normal_(parameter)
+        save_pipeline(loaded, place / "tuned")
+    one, two = (
+        {p.relative_to(place): p.read_bytes() for p in (place / "tuned").rglob("*") if p.is_file()} for place in places
+    )
+    assert one == two
+    for name, content in one.items():
+        assert not any(str(folder).encode() in content for folder in (tmp_path, sys.prefix)), name
+    assert load_pipeline(places[1] / "tuned")
+
+
+def test_adapters_of_ours_load_as_any(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "base")
+    (plain,) = draw(pipeline, ["red"], [1], 3)
+    add_adapters(pipeline.unet, Adapters(2, 8.0, ("to_q", "to_v")))
+    for name, parameter in pipeline.unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    save_pipeline(pipeline, tmp_path / "tuned")
+    (merged,) = draw(load_pipeline(tmp_path / "tuned"), ["red"], [1], 3)
+    base = load_pipeline(tmp_path / "base")
+    base.load_lora_weights(tmp_path / "tuned", weight_name="pytorch_lora_weights.safetensors", local_files_only=True)
+    (adapted,) = draw(base, ["red"], [1], 3)
+    assert np.abs(array(adapted) - array(merged)).max() <= 1
+    assert np.abs(array(adapted) - array(plain)).max() > 2

@@ -1,0 +1,409 @@
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from emu_data.gate_quality import Auc
+from emu_data.votes.agreement import measure_agreement
+from emu_data.votes.intervals import Interval, exact_rate
+from emu_data.votes.preference import position_bias, self_consistency, summarise_preference
+from emu_data.votes.vote import Vote, votes_to_frame
+from emu_models.evaluation.faithfulness import Naming
+from emu_models.evaluation.reconstruction import Difference, Reconstruction
+from emu_reports.autoencoder import Step, VariantFindings, find_detail, write_autoencoder_report
+from emu_reports.evaluation import AutomaticFindings, save_pairs, write_automatic_report
+from emu_reports.funnel import Findings, write_funnel_report
+from emu_reports.index import write_index
+from emu_reports.page import format_count, format_duration, format_number, format_p_value, to_json
+from emu_reports.preference import Axis, picture_preference, write_preference_report
+from emu_reports.training import TrainingStage, read_training_stage, write_training_report
+
+NUM_PROMPTS = 20
+JUDGE_ERROR = {
+    "num_pairs": 30,
+    "num_wrong": 3,
+    "error": {"estimate": 10.0, "low": 2.1, "high": 26.5},
+    "by_right": {"A": (14, 15), "neither": (13, 15)},
+}
+EVIL = "<script>alert('\"&')</script>"
+
+
+@dataclass(frozen=True)
+class Run:
+    profile: str = "test"
+    toy: bool = True
+
+
+def make_pictures(num: int, seed: int = 0, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num, size, size, 3), dtype=np.uint8)
+
+
+PROMPTS = pd.DataFrame(
+    {
+        "key": [f"{n:04d}" for n in range(NUM_PROMPTS)],
+        "prompt": [EVIL, *(f"a subject {n}" for n in range(1, NUM_PROMPTS))],
+        "fixed": [n < 16 for n in range(NUM_PROMPTS)],
+    }
+)
+
+
+def write_funnel(folder: Path, run: Run, **options: Any) -> dict[str, Any]:
+    nan = float("nan")
+    quality = pd.DataFrame(
+        [
+            ("text_area", 110, 100, 95, 0.95, 0.86, 0.88, 0.78, 0.09, False),
+            ("alignment", 90, 0, 0, nan, 0.0, 0.0, 0.0, nan, False),
+            ("duplicate", 10, 10, 10, 1.0, 1.0, 0.69, 0.69, 0.0, False),
+            ("readable", 0, 0, 0, nan, nan, 0.0, 0.0, nan, False),
+        ],
+        columns=[
+            "gate",
+            "num_damaged",
+            "num_dropped",
+            "num_right",
+            "precision",
+            "recall",
+            "precision_low",
+            "recall_low",
+            "missed_by",
+            "is_shown",
+        ],
+    )
+    findings = Findings(
+        counts={"readable": 34, "text_area": 100, "alignment": 100, "": 1000},
+        reasons=[("HTTP Error 404 " + EVIL, 30), ("corrupt", 4)],
+        examples={gate: [(one, EVIL) for one in make_pictures(3)] for gate in ("text_area", "alignment")},
+        quality=quality,
+        alignment_auc=Auc(0.87, 0.6, 0.95, 4, 100),
+        plan=[{"signal": "geometry", "milliseconds": 0.123456, "pass_rate": 0.9}, {"signal": "text_area"}],
+        sources={"safety": "the corpus's own column punsafe"},
+    )
+    entropy = {"concept_entropy_before_bits": 2.0, "concept_entropy_after_bits": 2.5}
+    return write_funnel_report(folder, findings, entropy, run, **options)
+
+
+def write_autoencoder(folder: Path, run: Run) -> dict[str, Any]:
+    interval = Interval(0.5, 0.4, 0.6)
+    found = Reconstruction(8, interval, Interval(25.0, 24.0, 26.0), interval, "some features (not FID)")
+    variants = [
+        VariantFindings("c4", 4, 0, found, make_pictures(8, 1), 1000),
+        VariantFindings("c16_fourier", 16, 2, found, make_pictures(8, 2)),
+        VariantFindings("c12", 12, 0, found, make_pictures(8, 3)),
+    ]
+    steps = [Step("c4", "c12", Difference(interval, Interval(1.25, -0.5, 3.0), interval))]
+    return write_autoencoder_report(folder, variants, steps, make_pictures(8), run, "It holds.")
+
+
+def write_training(folder: Path, run: Run) -> dict[str, Any]:
+    curves = pd.DataFrame({"step": [10, 20, 30], "loss": [1.0, 0.5, 0.4], "val_loss": [1.1, 0.6, float("nan")]})
+    stages = [
+        TrainingStage(
+            name,
+            f"Stage {name}",
+            64,
+            500,
+            1_000_000,
+            30,
+            20,
+            name == "tuned",
+            curves,
+            0.1 if name == "tuned" else None,
+            Image.fromarray(make_pictures(1)[0]) if name == "tuned" else None,
+        )
+        for name in ("full", "tuned")
+    ]
+    return write_training_report(folder, stages, run)
+
+
+def write_automatic(folder: Path, run: Run) -> dict[str, Any]:
+    rate = Naming(20, 40, Interval(40, 30, 50), Interval(70, 60, 80), 12.5)
+    nearest = pd.DataFrame(
+        {
+            "nearest_key": "t1",
+            "similarity": 0.5,
+            "nearest_pixel_key": [f"t{n % 5}" for n in range(NUM_PROMPTS)],
+            "pixel_distance": np.linspace(0.3, 0.1, NUM_PROMPTS),
+        }
+    )
+    findings = AutomaticFindings(
+        judge="judge",
+        judge_error=JUDGE_ERROR,
+        naming={"real": rate, "pretrained": rate, "tuned": rate},
+        nearest={"pretrained": nearest, "tuned": nearest},
+        copies={"pretrained": exact_rate(0, 20), "tuned": exact_rate(1, 20), "real": exact_rate(2, 60)},
+        among=pd.DataFrame({"similarity": [0.4, 0.5], "pixel_distance": [0.2, 0.3]}),
+        frechet={"pretrained": 2.0, "tuned": 1.0},
+        frechet_features="the judge's embeddings",
+    )
+    pictures = {"pretrained": make_pictures(NUM_PROMPTS), "tuned": make_pictures(NUM_PROMPTS, 1)}
+    return write_automatic_report(
+        folder, findings, PROMPTS, pictures, [f"t{n}" for n in range(5)], make_pictures(5), run
+    )
+
+
+def write_preference(folder: Path, run: Run, axis: Axis, kind: Any = "rubric") -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    choices = ["A", "B", "tie"] if axis == "appeal" else ["A", "B", "both", "neither"]
+    votes = [
+        Vote(axis, f"r{n}", kind, key, str(rng.choice(choices)), side_order=str(rng.choice(["AB", "BA"])))
+        for key in PROMPTS["key"]
+        for n in range(3)
+    ]
+    table = votes_to_frame(votes)
+    return write_preference_report(
+        folder,
+        axis,
+        summarise_preference(table),
+        votes,
+        PROMPTS,
+        make_pictures(NUM_PROMPTS),
+        make_pictures(NUM_PROMPTS, 1),
+        measure_agreement(votes),
+        position_bias(table),
+        self_consistency(table, table.head(0)),
+        "ab" * 32,
+        run,
+        JUDGE_ERROR if axis == "faithfulness" else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """All reports and the index of a toy run."""
+    reports = tmp_path_factory.mktemp("data") / "reports"
+    write_funnel(reports / "filtered_corpus", Run())
+    write_autoencoder(reports / "autoencoder_study", Run())
+    write_training(reports / "training", Run())
+    write_automatic(reports / "automatic_report", Run())
+    write_preference(reports / "appeal_report", Run(), "appeal")
+    write_preference(reports / "faithfulness_report", Run(), "faithfulness")
+    sizes = {"raw": 1234, "filtered": 1000, "generalists": 100, "curated": 40}
+    registered = {"name": "emu", "version": 3, "alias": "challenger", "reasons": [f"FAILED: {EVIL}"]}
+    write_front(reports, Run(), sizes, registered, [("make up", "shows pages")])
+    yield reports
+
+
+def write_front(reports: Path, *arguments: Any) -> None:
+    """The index over all reports that lie in `reports`."""
+    folders = [path.parent for path in sorted(reports.glob("*/report.json"))]
+    write_index(reports / "index.html", reports / "front_page", folders, *arguments)
+
+
+class Links(HTMLParser):
+    """Collects what a page refers to, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href") and tag != "use"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_every_page_is_whole_and_needs_nothing_from_elsewhere(reports: Path):
+    pages = sorted(reports.rglob("index.html"))
+    assert len(pages) == 7
+    for page in pages:
+        html = page.read_text(encoding="utf-8")
+        found = Links(html)
+        assert "script" not in found.tags and "link" not in found.tags
+        assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//|url\((?!#)|@import", html), page
+        targets = [link for link in found.links if not link.startswith("#")]
+        assert targets and all((page.parent / link).is_file() for link in targets), page
+        assert "prefers-color-scheme: dark" in html and "width=device-width" in html
+        assert "None" not in found.text and "nan" not in found.text.lower().split()
+
+
+def test_what_a_caption_says_is_text_and_not_markup(reports: Path):
+    for name in ("filtered_corpus", "automatic_report", "appeal_report"):
+        found = Links((reports / name / "index.html").read_text(encoding="utf-8"))
+        assert EVIL in found.text and "script" not in found.tags
+
+
+def test_report_json_is_strict_json_and_says_what_the_page_says(reports: Path):
+    for path in reports.glob("*/report.json"):
+
+        def refuse(constant: str) -> None:
+            raise AssertionError(constant)
+
+        data = json.loads(path.read_text(), parse_constant=refuse)
+        assert data["profile"] == "test" and data["labels"][0] == "toy scale"
+    funnel = json.loads((reports / "filtered_corpus" / "report.json").read_text())
+    by_gate = {gate["gate"]: gate for gate in funnel["gates"]}
+    assert by_gate["alignment"]["quality"]["precision"] is None and funnel["num_kept"] == 1000
+    assert funnel["num_raw"] == 1234 and "unmeasured" not in by_gate
+
+
+def test_the_funnel_says_by_how_much_a_goal_is_missed_and_shows_how_it_was_measured(tmp_path: Path, reports: Path):
+    text = Links((reports / "filtered_corpus" / "index.html").read_text(encoding="utf-8")).text
+    for told in ("goal 0.90, missed by 0.030", "0.090", "met", "corrupt", "pass rate", "0.1235", "column punsafe"):
+        assert told in text, told
+    assert "Before and after" not in text
+    data = write_funnel(
+        tmp_path, Run(), before={"": 1100, "text_area": 0, "readable": 134}, changes=["max_text_area 1 -> 0.03"]
+    )
+    assert data["kind"] == "redecision"  # so that the index goes on showing the funnel of what was written
+    text = Links((tmp_path / "index.html").read_text(encoding="utf-8")).text
+    assert "max_text_area 1 -> 0.03" in text and "The ledger keeps 1\u202f100" in text and "−100" in text
+
+
+def test_toy_scale_and_the_panel_are_labelled_where_they_are_true(tmp_path: Path, reports: Path):
+    index = (reports / "index.html").read_text(encoding="utf-8")
+    panel = "60 votes of the rubric panel, not people"
+    assert "toy scale" in index and panel in index
+    appeal = (reports / "appeal_report" / "index.html").read_text(encoding="utf-8")
+    assert panel in appeal and "0 of 60 votes are people’s" in appeal and "abab" in appeal
+    assert "not people" not in (reports / "training" / "index.html").read_text(encoding="utf-8")
+    by_people = write_preference(tmp_path / "appeal_report", Run(toy=False), "appeal", kind="person")
+    assert by_people["labels"] == ["60 votes of 3 people"] and by_people["num_votes_of_people"] == 60
+    write_front(tmp_path, Run(toy=False), {})
+    for path in tmp_path.rglob("index.html"):
+        html = path.read_text(encoding="utf-8")
+        assert "60 votes of 3 people" in html
+        assert "toy" not in html.split("</style>")[1] and "rubric panel" not in html and "not people" not in html
+
+
+def test_the_papers_figures_stand_beside_ours_and_are_told_apart(reports: Path):
+    index = Links((reports / "index.html").read_text(encoding="utf-8")).text
+    for figure in ("82.9", "15.4", "91.2", "36.7", "47.9", "28.64", "34.19", "200 000"):
+        assert figure in index
+    assert "ours (toy)" in index and "paper, PartiPrompts" in index
+    assert "known, not re-read" in index and "not the paper’s FID" in index
+
+
+def test_the_index_shows_sixteen_pairs_first_and_says_what_is_missing(tmp_path: Path, reports: Path):
+    html = (reports / "index.html").read_text(encoding="utf-8")
+    pairs = re.findall(r'src="front_page/automatic_report-pictures-(\d+)-(pretrained|tuned)\.png"', html)
+    assert [model for _, model in pairs] == ["pretrained", "tuned"] * 16
+    assert html.index("front_page/automatic_report") < html.index("Which is more appealing")
+    write_training(tmp_path / "training", Run())
+    write_front(tmp_path, Run(), {"raw": 5})
+    text = Links((tmp_path / "index.html").read_text(encoding="utf-8")).text
+    assert "Not made yet: funnel, autoencoder, automatic, appeal, faithfulness" in text
+    old = json.loads((tmp_path / "training" / "report.json").read_text()) | {"schema": 0, "stages": [{}]}
+    (tmp_path / "training" / "report.json").write_text(json.dumps(old))
+    write_front(tmp_path, Run(), {"raw": 5})
+    assert "Not made yet: funnel, autoencoder, training" in (tmp_path / "index.html").read_text()
+    write_front(tmp_path / "empty", Run(), {})
+    assert (tmp_path / "empty" / "index.html").is_file()
+
+
+def test_the_index_keeps_the_pictures_of_its_numbers(tmp_path: Path, reports: Path):
+    """A report that is made anew, with fewer pictures, breaks none of the page's."""
+    shutil.copytree(reports, tmp_path / "reports")
+    html = (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
+    pictures = [tmp_path / "reports" / src for src in re.findall(r'<img src="([^"]+)"', html)]
+    before = [path.read_bytes() for path in pictures]
+    assert len(before) > 32
+    for folder in ("automatic_report", "filtered_corpus", "autoencoder_study"):
+        shutil.rmtree(tmp_path / "reports" / folder)
+    assert [path.read_bytes() for path in pictures] == before
+    assert f"FAILED: {EVIL}" in Links(html).text and "models:/emu/3" in html
+    with pytest.raises(ValueError, match="of profile test, the page of other"):
+        write_front(tmp_path / "reports", Run(profile="other"), {})
+
+
+def test_the_same_findings_give_the_same_bytes_and_a_failure_leaves_the_old_report(tmp_path: Path):
+    for name in ("a", "b"):
+        write_training(tmp_path / name, Run())
+        write_autoencoder(tmp_path / f"ae-{name}", Run())
+    for one in [*(tmp_path / "a").rglob("*.*"), *(tmp_path / "ae-a").rglob("*.*")]:
+        other = Path(str(one).replace("ae-a", "ae-b") if "ae-a" in str(one) else tmp_path / "b" / one.name)
+        assert one.read_bytes() == other.read_bytes()
+    before = (tmp_path / "ae-a" / "index.html").read_bytes()
+    with pytest.raises(ValueError, match="of originals"):
+        wrong = VariantFindings("c4", 4, 0, None, make_pictures(3))  # type: ignore[arg-type]
+        write_autoencoder_report(tmp_path / "ae-a", [wrong], [], make_pictures(8), Run())
+    with pytest.raises(ValueError, match="pictures of tuned"):
+        save_pairs(PROMPTS, {"tuned": make_pictures(3)}, {})
+    assert (tmp_path / "ae-a" / "index.html").read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_training_is_read_from_its_model_folder(tmp_path: Path):
+    with pytest.raises(ValueError, match="no finished training"):
+        read_training_stage(tmp_path, "x")
+    meta = {
+        "name": "quality_tuned",
+        "resolution": 64,
+        "num_rows": 40,
+        "num_parameters": 123,
+        "result": {"num_steps": 100, "best_step": 75, "stopped_early": True},
+        "spec": {"training": {"noise_offset": 0.1}},
+    }
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    lines = [
+        {"step": 25, "loss": 1.0, "val_loss": 1.1, "lr": 1e-3},
+        {"step": 50, "loss": 0.9, "val_loss": 1.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    stage = read_training_stage(tmp_path, "Quality-tuning")
+    assert stage.curves["val_loss"].tolist() == [1.1, 1.0] and stage.noise_offset == 0.1
+    assert stage.stopped_early and stage.preview is None
+
+
+def test_the_crop_lies_where_the_detail_is():
+    picture = np.full((64, 64, 3), 200, np.uint8)
+    picture[40:56:2, 8:24] = 0
+    y, x = find_detail(picture, 24)
+    assert 30 <= y <= 40 and 0 <= x <= 8
+    assert find_detail(np.zeros((16, 16, 3), np.uint8), 24) == (0, 0)
+
+
+def test_the_picture_for_dagster_is_drawn():
+    votes = pd.DataFrame(
+        {
+            "key": ["a", "b"],
+            "rater": "r",
+            "decision": ["A", "B"],
+            "side_order": "AB",
+            "is_repeat": False,
+        }
+    )
+    picture = picture_preference("appeal", summarise_preference(votes))
+    assert picture.width > 500 and len(set(np.asarray(picture).reshape(-1).tolist())) > 10
+
+
+def test_numbers_are_written_for_readers():
+    assert format_count(1234567) == "1\u202f234\u202f567" and format_count(None) == "–"
+    assert format_number(-1.25, 2) == "−1.25" and format_p_value(0.0001) == "< 0.001"
+    assert [format_duration(s) for s in (48.4, 425, 7800)] == ["48 s", "7 min 5 s", "2 h 10 min"]
+    assert to_json({"a": (np.float32(1), float("inf")), "b": pd.NA}) == {"a": [1.0, None], "b": None}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [420, 1280])
+def test_no_page_is_wider_than_the_window(reports: Path, width: int):
+    from playwright.sync_api import sync_playwright
+
+    browser_path = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+        None,
+    )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        for path in sorted(reports.rglob("index.html")):
+            page.goto(path.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+            assert page.evaluate("[...document.images].every(i => !i.complete || i.naturalWidth > 0)"), path
+        assert all(url.startswith(("file:", "data:")) for url in asked)
+        browser.close()

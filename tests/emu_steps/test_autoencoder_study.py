@@ -1,0 +1,87 @@
+"""What the study says of its numbers: the trend where it holds, the reason where not, the Fourier transform's sign."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from emu_data.votes.intervals import Interval
+from emu_models.evaluation.reconstruction import Difference
+from emu_reports.autoencoder import Step
+from emu_steps.autoencoder_study import choose_features, describe_steps, late_gain, neighbours
+from emu_steps.layout import Layout
+from emu_steps.params import Variant, read_params
+from emu_steps.training_jobs import autoencoder_job, autoencoder_network
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+VARIANTS = {
+    "c8": Variant(latent_channels=8, fourier_bands=0),
+    "c4": Variant(latent_channels=4, fourier_bands=0),
+    "c16_fourier": Variant(latent_channels=16, fourier_bands=2),
+    "c16": Variant(latent_channels=16, fourier_bands=0),
+}
+NONE = Interval(0.0, -0.01, 0.01)
+
+
+def step(before: str, after: str, estimate: float, half: float) -> Step:
+    return Step(before, after, Difference(NONE, Interval(estimate, estimate - half, estimate + half), NONE))
+
+
+def told(*steps: Step, **late_gains: float) -> str:
+    return describe_steps(list(steps), VARIANTS, {"c4": 0.1, "c8": 0.1, "c16": 0.1} | late_gains, 15)
+
+
+def test_channels_are_compared_in_their_order_and_fourier_with_its_twin():
+    assert neighbours(VARIANTS) == [("c4", "c8"), ("c8", "c16"), ("c16", "c16_fourier")]
+
+
+def test_a_trend_that_holds_is_said_to():
+    text = told(step("c4", "c8", 2.0, 0.5), step("c8", "c16", 3.0, 0.5))
+    assert "rises with every step" in text and "4 to 8 +2.00 (+1.50 to +2.50) dB" in text
+
+
+def test_a_broken_trend_comes_with_what_the_curves_say():
+    behind = step("c8", "c16", -1.0, 0.5)
+    text = told(step("c4", "c8", 2.0, 0.5), behind, c16=0.9)
+    assert "rises in 1 of 2" in text and "budget ended first" in text and "+0.90 dB" in text
+    assert "not for want of steps" in told(behind, c16=0.0)
+    assert "cannot tell the sign" in told(step("c8", "c16", 0.1, 0.5))
+
+
+@pytest.mark.parametrize("estimate, verdict", [(0.5, "helps"), (-0.5, "hurts"), (0.01, "no difference")])
+def test_fourier_is_reported_whichever_sign_it_has(estimate, verdict):
+    assert verdict in told(step("c16", "c16_fourier", estimate, 0.1))
+
+
+def test_without_an_interval_nothing_is_claimed():
+    """Too few pictures, or all alike: the estimate is there and its interval is not."""
+    nan = float("nan")
+    unknown = [
+        Step(before, after, Difference(NONE, Interval(-2.0, nan, nan), NONE))
+        for before, after in (("c8", "c16"), ("c16", "c16_fourier"))
+    ]
+    text = told(*unknown)
+    assert "rises in 0 of 1" in text and "cannot tell the sign" in text and "no difference that can be told" in text
+    assert "nan" not in text and "behind" not in text and "(no interval)" in text
+
+
+def test_the_late_gain_is_that_of_the_last_third(tmp_path):
+    lines = [{"step": s, "val_psnr": p} for s, p in ((40, 20.0), (80, 23.0), (120, 23.5))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert late_gain(tmp_path) == pytest.approx(0.5)
+
+
+def test_the_encoder_of_the_perceptual_loss_is_one_that_no_report_measures_on(tmp_path, monkeypatch):
+    section = read_params(PROFILES / "smoke.yaml").autoencoder_study
+    perceptual = section.losses.perceptual.model_copy(update={"kind": "encoder", "weight": 0.1})
+    losses = section.losses.model_copy(update={"perceptual": perceptual})
+    section = section.model_copy(update={"losses": losses})
+    layout = Layout(tmp_path)
+    network = autoencoder_network(section, next(iter(section.variants.values())))
+    job = autoencoder_job(layout, "a", "a", tmp_path, tmp_path, section, network, None)
+    path = job["spec"]["training"]["losses"]["perceptual"]["path"]
+    assert path == str(layout.model("alignment_model") / "fold_0")
+    measured_on = []
+    monkeypatch.setattr("emu_models.evaluation.features.encoder_features", measured_on.append)
+    choose_features(layout, section)
+    assert measured_on == [layout.model("alignment_model") / "fold_1"]

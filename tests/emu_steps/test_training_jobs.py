@@ -1,0 +1,94 @@
+"""Which raw pictures an autoencoder is trained on, and what is asked of raw rows before."""
+
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pytest
+from PIL import Image
+
+from emu_dagster.defs.checks import raw_rows_are_whole
+from emu_data.files import write_parquet
+from emu_data.ledger import GATES
+from emu_data.records import Sample, make_key
+from emu_data.shards import write_shard
+from emu_models.judge_training import JudgeConfig
+from emu_models.training.order import held_out
+from emu_steps.layout import Layout
+from emu_steps.params import read_params
+from emu_steps.training_jobs import judge_job, write_training_rows
+from tests.shards import encode
+
+TOP = Path(__file__).parents[2]
+NUM_SHARDS, NUM_ROWS = 4, 50
+PICTURE = encode(Image.new("RGB", (64, 64)))  # of the first row of a shard; nobody looks at the others
+
+
+def rows_of(shard: int) -> pd.DataFrame:
+    """64 px pictures, but for the last two of a shard: one too small, one that never arrived."""
+    keys = [make_key(shard, i) for i in range(NUM_ROWS)]
+    table = pd.DataFrame({"key": keys, "caption": "a square", "status": "success", "width": 64, "height": 64})
+    table.loc[NUM_ROWS - 2, "width"] = 16
+    table.loc[NUM_ROWS - 1, "status"] = "failed_to_download"
+    return table
+
+
+def write_corpus(root: Path, tables: list[pd.DataFrame]) -> Layout:
+    layout = Layout(root)
+    layout.raw.mkdir(parents=True)
+    for shard, table in enumerate(tables):
+        write_shard(layout.raw, shard, [Sample(table["key"].iloc[0], PICTURE, "a square")], table)
+    return layout
+
+
+def choose(layout: Layout, max_images: int) -> pd.DataFrame:
+    section = read_params(TOP / "profiles" / "smoke.yaml").autoencoder_study
+    return pd.read_parquet(write_training_rows(layout, section.model_copy(update={"max_images": max_images})))
+
+
+def test_the_sample_is_the_same_in_any_order_of_shards(tmp_path: Path) -> None:
+    tables = [rows_of(shard) for shard in range(NUM_SHARDS)]
+    chosen = choose(write_corpus(tmp_path / "one", tables), 60)
+    turned = choose(write_corpus(tmp_path / "other", tables[::-1]), 60)
+    pd.testing.assert_frame_equal(chosen, turned)
+    assert len(set(chosen["key"])) == 60
+    assert set(chosen["key"]) <= set(choose(Layout(tmp_path / "one"), 80)["key"])
+    is_held_out = held_out(chosen["key"].tolist(), 0.2, 1)
+    assert 0 < is_held_out.sum() < 30  # the sample does not follow the hash by which rows are held out
+
+
+def test_what_is_too_small_or_never_came_is_not_trained_on(tmp_path: Path) -> None:
+    chosen = choose(write_corpus(tmp_path, [rows_of(shard) for shard in range(NUM_SHARDS)]), 10_000)
+    assert len(chosen) == NUM_SHARDS * (NUM_ROWS - 2)
+
+
+def test_the_judge_learns_nothing_that_a_gate_turned_away(tmp_path: Path) -> None:
+    """Not the captions that the alignment gate threw out, nor copies, which would straddle what it learns and what it
+    is tested on; what only a quota turned away is as good as what was kept."""
+    layout, gates = Layout(tmp_path), ["", "quota", *GATES]
+    ledger = pd.DataFrame({"key": [f"{i:03d}" for i in range(len(gates))], "first_failed_gate": gates})
+    ledger["caption"] = "caption of " + ledger["key"]
+    write_parquet(layout.filtered / "ledger" / "00000.parquet", ledger.iloc[:5])
+    write_parquet(layout.filtered / "ledger" / "00001.parquet", ledger.iloc[5:])
+    section = read_params(TOP / "profiles" / "smoke.yaml").faithfulness_judge
+    job = judge_job(layout, section)
+    passed = ledger["first_failed_gate"].isin(["", "quota"])
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(job["rows"]), ledger.loc[passed, ["key", "caption"]].reset_index(drop=True), check_dtype=False
+    )
+    JudgeConfig(**job["config"])  # takes what the section has
+
+
+@pytest.mark.parametrize("keys_twice", [0, 3])
+def test_a_key_that_appears_twice_stops_the_graph(project: Path, keys_twice: int) -> None:
+    shutil.copy(TOP / "profiles" / "smoke.yaml", project / "params.yaml")
+    tables = [rows_of(shard) for shard in range(2)]
+    tables[1].loc[: keys_twice - 1, "key"] = tables[0]["key"]
+    write_corpus(project, tables)
+    found = raw_rows_are_whole()
+    assert isinstance(found, dg.AssetCheckResult)
+    assert found.passed == (keys_twice == 0)
+    assert found.metadata["num_rows"].value == 2 * NUM_ROWS
+    assert found.metadata["num_keys_twice"].value == keys_twice
+    assert found.metadata["num_arrived"].value == 2 * (NUM_ROWS - 1)
