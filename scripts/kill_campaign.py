@@ -37,7 +37,7 @@ POLL_SECONDS = 0.002
 LAST_STAGES = 4  # that are missing when the next kill is kept for the registering
 # Told by the project itself: what Dagster, MLflow and DVC say of each asset.
 RECORDS = """
-import json, dagster as dg, mlflow
+import json, re, dagster as dg, mlflow
 from emu_dagster.environment import prepare_environment
 prepare_environment()
 from emu_dagster.declaring import DECLARATIONS
@@ -55,8 +55,8 @@ for key in DECLARATIONS:
     events = instance.fetch_materializations(dg.AssetKey(key), limit=1000).records
     made = [record.asset_materialization for record in events]
     assets[key] = {
-        "versions": [(m.tags["dagster/data_version"], m.metadata["md5"].value, m.metadata["mlflow_run"].value)
-                     for m in made],
+        "versions": [(m.tags["dagster/data_version"], m.metadata["md5"].value,
+                      re.search("[0-9a-f]{32}", m.metadata["mlflow_run"].value)[0]) for m in made],
         "on_disk": combine({out: hash_path(dvc.folder / out, read_ignored(dvc.folder)) for out in OUTS[key]}),
         "recorded": dvc.digest_of(key),
     }
@@ -100,12 +100,13 @@ def run_campaign(folder: Path, kills: int, seed: int, profile: str) -> list[str]
         is_last = before >= len(OUTS) - LAST_STAGES and count_versions(killed.root) == (0, 0)
         aim = "version" if is_last else aims[tally.total() % len(aims)]
         fell = kill_once(killed, command, aim, START_SECONDS + draw.uniform(0, patience), draw)
-        if fell is None:  # it came to its end: something is taken away, which is then made again
+        if fell is None:  # it came to its end: half of it is taken away, which is then made again
             # (votes are an input, and registering again makes another version)
-            assets = sorted(read_records(killed)["assets"])
-            victim = draw.choice([a for a in assets if not a.endswith("_votes") and a != "registered_model"])
-            print(f"finished after {tally.total()} kills; {victim} is removed", flush=True)
-            remove_outs(killed, victim)
+            assets = sorted(a for a in OUTS if not a.endswith("_votes") and a != "registered_model")
+            victims = draw.sample(assets, len(assets) // 2)
+            print(f"finished after {tally.total()} kills; removed: {', '.join(victims)}", flush=True)
+            for victim in victims:
+                remove_outs(killed, victim)
             continue
         tally[fell] += 1
         patience = START_SECONDS if count_stages(killed) > before else patience * 1.3
@@ -215,8 +216,7 @@ def count_stages(project: Project) -> int:
 
 
 def remove_outs(project: Project, asset: str) -> None:
-    outs = project.must("python", "-c", f"from emu_steps.layout import OUTS; print(*OUTS['{asset}'])").split()
-    for out in outs:
+    for out in OUTS[asset]:
         path = project.root / out
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
