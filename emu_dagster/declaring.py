@@ -1,10 +1,12 @@
-"""What an asset reads, declared once: `@declared(...)` over a function that takes a `Record`.
+"""What an asset reads and writes, declared once: `@declared(...)` over a function that takes a `Record`.
 
 From the declaration come Dagster's deps and code version, the stage in dvc.yaml, MLflow's params and inputs, and what
 the function is given: it cannot read anything else.
 """
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +20,38 @@ from emu_dagster.given import values_of
 from emu_dagster.recording import Record, Recorder
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_data.files import fingerprint
-from emu_steps.layout import OUTS, Layout, project_root
-from emu_steps.params import Params, read_params
+from emu_steps.layout import Layout
+from emu_steps.params import Params
 
 OWNERS = ["team:emu"]
+Work = Callable[[Record], dg.MaterializeResult]
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """reads: the assets whose data it reads. params: dotted parts of params.yaml that decide its result. how: parts
-    that it is given and that change no result: a change of these makes nothing stale. files: dotted params that name a
-    file or folder whose bytes it reads, where they are set; one that is an asset's output makes that asset a read.
+    """outs: what it writes, from the project's root. reads: the assets whose data it reads. params: dotted parts of
+    params.yaml that decide its result. how: parts that it is given and that change no result: a change of these makes
+    nothing stale. files: dotted params that name a file or folder whose bytes it reads, where they are set; one that is
+    an asset's output makes that asset a read. pool: Dagster's, which bounds how many run at once.
     """
 
     key: str
-    function: Callable[[Record], dg.MaterializeResult]
+    function: Work
+    group: str
+    kinds: frozenset[str]
+    outs: tuple[str, ...]
     reads: tuple[str, ...]
     params: tuple[str, ...]
     how: tuple[str, ...]
     files: tuple[str, ...]
+    pool: str | None
+
+    @property
+    def read_outs(self) -> tuple[str, ...]:
+        """What others read of it. Of a round the export alone, which names the head up to which its log is read: the
+        log itself grows at any time, and what was made of its beginning stays true."""
+        exports = tuple(out for out in self.outs if out.endswith("/votes.parquet"))
+        return exports or self.outs
 
     def inputs(self, params: Params, layout: Layout) -> list[str]:
         """The assets that it reads under these params."""
@@ -55,6 +70,28 @@ class Declaration:
         brought = [digest_of(path, layout) for path in self.brought(params, layout)]
         return fingerprint([hash_code(self.function), values_of(params, self.params), brought])
 
+    def as_asset(self, params: Params, layout: Layout) -> dg.AssetsDefinition:
+        """Dagster's asset of it under these params. All declarations must have been made by then (definitions.py)."""
+
+        @dg.asset(
+            key=self.key,
+            group_name=self.group,
+            kinds=set(self.kinds),
+            owners=OWNERS,
+            deps=self.inputs(params, layout),
+            code_version=self.code_version(params, layout),
+            description=inspect.getdoc(self.function),
+            pool=self.pool,
+        )
+        def materialise(
+            context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
+        ) -> dg.MaterializeResult:
+            write_stages(DECLARATIONS)
+            with recorder.open(context, self, trainer) as record:
+                return self.function(record)
+
+        return materialise
+
     def _paths(self, params: Params, layout: Layout) -> list[Path]:
         given = values_of(params, self.files).values()
         names = [name for value in given for name in (value if isinstance(value, list) else [value]) if name]
@@ -68,43 +105,43 @@ def declared(
     *,
     group: str,
     kinds: set[str],
+    outs: Sequence[str],
     reads: Sequence[str] = (),
     params: Sequence[str] = (),
     how: Sequence[str] = (),
     files: Sequence[str] = (),
     pool: str | None = None,
-) -> Callable[[Callable[[Record], dg.MaterializeResult]], dg.AssetsDefinition]:
-    """Makes a function over a Record the asset of its name. See Declaration for reads, params, how and files."""
+) -> Callable[[Work], Work]:
+    """Declares a function over a Record as the asset of its name. See Declaration for the arguments."""
 
-    def make(function: Callable[[Record], dg.MaterializeResult]) -> dg.AssetsDefinition:
+    def declare(function: Work) -> Work:
         key = function.__name__
-        declaration = Declaration(key, function, tuple(reads), tuple(params), tuple(how), tuple(files))
-        DECLARATIONS[key] = declaration
-        layout = Layout(project_root())
-        given = read_params(layout.root / "params.yaml")
-
-        @dg.asset(
-            key=key,
-            group_name=group,
-            kinds=kinds,
-            owners=OWNERS,
-            deps=declaration.inputs(given, layout),
-            code_version=declaration.code_version(given, layout),
-            description=inspect.getdoc(function),
-            pool=pool,
+        DECLARATIONS[key] = Declaration(
+            key,
+            function,
+            group,
+            frozenset(kinds),
+            tuple(outs),
+            tuple(reads),
+            tuple(params),
+            tuple(how),
+            tuple(files),
+            pool,
         )
-        def materialise(
-            context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
-        ) -> dg.MaterializeResult:
-            write_stages(DECLARATIONS.values())
-            with recorder.open(context, declaration, trainer) as record:
-                return function(record)
+        return function
 
-        return materialise
+    return declare
 
-    return make
+
+def load_declarations() -> dict[str, Declaration]:
+    """The declarations of all modules in the folder defs/, without what Dagster makes of them."""
+    from emu_dagster import defs
+
+    for module in pkgutil.iter_modules(defs.__path__, f"{defs.__name__}."):
+        importlib.import_module(module.name)
+    return DECLARATIONS
 
 
 def makers_of_outs(layout: Layout) -> dict[Path, str]:
     """Path of an output -> the asset that makes it."""
-    return {path: key for key in OUTS for path in layout.outs(key)}
+    return {layout.root / out: key for key, declaration in DECLARATIONS.items() for out in declaration.outs}

@@ -70,7 +70,7 @@ def _at_work(instance: dg.DagsterInstance | None) -> Iterator[dg.DagsterInstance
         dvc.mend()
         instance = instance or open_instance()
         close_abandoned_runs(instance)
-        write_stages(DECLARATIONS.values())
+        write_stages(DECLARATIONS)
         graph = defs.resolve_asset_graph()
         for key in record_missing(instance, dvc, [key.to_user_string() for key in graph.toposorted_asset_keys]):
             print(f"==> {key}: recorded in dvc.lock again; it was made before and is unchanged", flush=True)
@@ -117,7 +117,7 @@ def _stale(instance: dg.DagsterInstance) -> list[StaleAsset]:
 
 def output_exists(layout: Layout, key: str) -> bool:
     """Whether what the asset writes is on disk; of the ledger, a part for each shard."""
-    is_there = all(path.exists() for path in layout.outs(key))
+    is_there = all((layout.root / out).exists() for out in DECLARATIONS[key].outs)
     if key == "filter_ledger" and is_there:
         from emu_data.shards import list_shards
 

@@ -5,12 +5,13 @@ persist: DVC must not delete what an asset is about to resume.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emu_data.files import atomic_file
-from emu_steps.layout import OUTS, Layout, project_root
+from emu_steps.layout import Layout, project_root
 from emu_steps.params import Params, read_params
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ stages:
 """
 
 
-def write_stages(declarations: "Iterable[Declaration]") -> None:
+def write_stages(declarations: "Mapping[str, Declaration]") -> None:
     """Brings dvc.yaml in line with the declarations and the paths in params.yaml.
 
     Raises ValueError where it is not and `dvc repro` runs (DVC_STAGE is set), which has read it already.
@@ -39,17 +40,18 @@ def write_stages(declarations: "Iterable[Declaration]") -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def render_stages(declarations: "Iterable[Declaration]", params: Params, layout: Layout) -> str:
+def render_stages(declarations: "Mapping[str, Declaration]", params: Params, layout: Layout) -> str:
     """The text of dvc.yaml: a stage an asset, with what its declaration reads."""
-    order = list(OUTS)
+    reads = {key: declaration.inputs(params, layout) for key, declaration in sorted(declarations.items())}
     lines = []
-    for declaration in sorted(declarations, key=lambda declaration: order.index(declaration.key)):
-        read = [path for asset in declaration.inputs(params, layout) for path in layout.read_outs(asset)]
-        deps = [_shown(path, layout) for path in [*read, *declaration.brought(params, layout)]]
-        lines += [f"  {declaration.key}:", f"    cmd: emu materialize {declaration.key}"]
+    for key in TopologicalSorter(reads).static_order():
+        declaration = declarations[key]
+        read = [out for asset in reads[key] for out in declarations[asset].read_outs]
+        brought = [_shown(path, layout) for path in declaration.brought(params, layout)]
+        lines += [f"  {key}:", f"    cmd: emu materialize {key}"]
         lines += _listed("params", [name for name in declaration.params if _is_set(params, name)])
-        lines += _listed("deps", deps)
-        lines += ["    outs:", *(f"      - {out}: {{persist: true}}" for out in OUTS[declaration.key])]
+        lines += _listed("deps", [*read, *brought])
+        lines += ["    outs:", *(f"      - {out}: {{persist: true}}" for out in declaration.outs)]
     return HEAD + "\n".join(lines) + "\n"
 
 
@@ -72,9 +74,8 @@ def _is_set(params: Params, name: str) -> bool:
 
 
 if __name__ == "__main__":
-    import emu_dagster.definitions  # noqa: F401  (its assets fill DECLARATIONS)
-    from emu_dagster.declaring import DECLARATIONS
+    from emu_dagster.declaring import load_declarations
     from emu_dagster.resources.dvc import DvcRecord
 
-    write_stages(DECLARATIONS.values())
+    write_stages(load_declarations())
     DvcRecord().mend()  # `make repro` starts dvc next, which ends at half a dvc.lock

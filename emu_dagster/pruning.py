@@ -24,15 +24,15 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from emu_dagster.declaring import load_declarations
 from emu_dagster.processes import one_at_a_time
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.surroundings import find_obstacles
 from emu_data.files import TEMPORARY_MARK
-from emu_steps.layout import OUTS, Layout
+from emu_steps.layout import Layout
 from emu_steps.training_jobs import published, training_folder
 
 QUIET_SECONDS = 3600.0  # what was written to since may be at work, perhaps on another machine; chosen here
-TRAINED = [asset for asset, outs in OUTS.items() if f"data/models/{asset}" in outs]
 PARTS = {"identity.json", "caches.json", "metrics.jsonl", "state", "result"}  # of a training's folder: identity.py
 IDENTITY = re.compile(r"[0-9a-f]{16}")
 LEFTOVER = re.compile(rf"\.(.+){re.escape(TEMPORARY_MARK)}[0-9a-f]{{8}}(-old)?")  # files.atomic_file, atomic_dir
@@ -61,7 +61,7 @@ def prune(root: Path, yes: bool, unfinished: bool) -> None:
         if yes:
             dvc, doing = DvcRecord(root=str(root)), "removing what nobody needs"
             held.enter_context(one_at_a_time(dvc.lock.own / "commands.lock", doing))
-            for asset in OUTS:  # runs that Dagster's page started hold these
+            for asset in load_declarations():  # runs that Dagster's page started hold these
                 held.enter_context(dvc.hold(asset))
         found = find(Layout(root), unfinished)
         going = [one for one in found if not one.stays]
@@ -78,9 +78,14 @@ def prune(root: Path, yes: bool, unfinished: bool) -> None:
             print(f"{decimal(sum(one.size for one in going))} freed")
 
 
+def trained_assets() -> list[str]:
+    """Those whose output is a trained model."""
+    return [key for key, declaration in load_declarations().items() if f"data/models/{key}" in declaration.outs]
+
+
 def find(layout: Layout, unfinished: bool = False) -> list[Found]:
     """What nobody needs, and what is like it but stays. Reads alone."""
-    found = [one for asset in TRAINED for one in _find_trainings(layout, asset, unfinished)]
+    found = [one for asset in trained_assets() for one in _find_trainings(layout, asset, unfinished)]
     found += _find_leftovers(layout)
     gone = {one.path for one in found if not one.stays}
     found += _find_caches(layout, gone)
@@ -145,7 +150,7 @@ def _find_leftovers(layout: Layout) -> Iterator[Found]:
     """What killed writers left where this program writes. Not in data/raw and data/votes, which people write too."""
     data = layout.data
     folders = [data, data / "models", data / "reports", data / "curation", layout.cache]
-    for asset in TRAINED:
+    for asset in trained_assets():
         trainings = _trainings(layout, asset)
         folders += [training_folder(layout, asset), *trainings, *(training / "state" for training in trainings)]
     encoded = layout.cache / "encoded"

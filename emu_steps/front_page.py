@@ -32,13 +32,13 @@ def write_front_page(layout: Layout, params: Params) -> dict[str, float]:
     from emu_reports.index import write_index
     from emu_reports.training import read_training_stage, write_training_report
 
-    index, pictures, training = layout.outs("front_page")
+    training = layout.training_report
     stages = [read_training_stage(layout.model(name), title) for name, title in TRAININGS.items()]
     write_training_report(training, stages, params)
     sizes, registered = read_sizes(layout), read_registered(layout)
     generate = (generate_command(registered), "pictures from the registered model")
     folders = [*(layout.report(name) for name in REPORTS), training]
-    write_index(index, pictures, folders, params, sizes, registered, [*COMMANDS, generate])
+    write_index(layout.index, layout.report("front_page"), folders, params, sizes, registered, [*COMMANDS, generate])
     return {f"num_{name}": size for name, size in sizes.items()}
 
 

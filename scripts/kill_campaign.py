@@ -27,8 +27,8 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from emu_dagster.declaring import load_declarations
 from emu_data.files import TEMPORARY_MARK
-from emu_steps.layout import OUTS
 from tests.e2e.conftest import Project, make_project
 
 START_SECONDS = 12.0  # about what the command takes before it works
@@ -40,24 +40,22 @@ RECORDS = """
 import json, re, dagster as dg, mlflow
 from emu_dagster.environment import prepare_environment
 prepare_environment()
-from emu_dagster.declaring import DECLARATIONS
-import emu_dagster.definitions
+from emu_dagster.declaring import load_declarations
 from emu_dagster.resources.dvc import DvcRecord, hash_path
 from emu_dagster.resources.dvc_files import combine, read_ignored, read_yaml
 from emu_dagster.resources.mlflow import MlflowTracking
-from emu_steps.layout import OUTS
 dvc, instance, experiment = DvcRecord(), dg.DagsterInstance.get(), MlflowTracking().connect()
 client = mlflow.MlflowClient()
 runs = [(r.info.run_id, r.info.status, r.data.tags.get("dagster.asset"), r.data.tags.get("emu.md5"))
         for r in mlflow.search_runs([experiment], output_format="list", max_results=5000)]
 assets = {}
-for key in DECLARATIONS:
+for key, declaration in load_declarations().items():
     events = instance.fetch_materializations(dg.AssetKey(key), limit=1000).records
     made = [record.asset_materialization for record in events]
     assets[key] = {
         "versions": [(m.tags["dagster/data_version"], m.metadata["md5"].value,
                       re.search("[0-9a-f]{32}", m.metadata["mlflow_run"].value)[0]) for m in made],
-        "on_disk": combine({out: hash_path(dvc.folder / out, read_ignored(dvc.folder)) for out in OUTS[key]}),
+        "on_disk": combine({out: hash_path(dvc.folder / out, read_ignored(dvc.folder)) for out in declaration.outs}),
         "recorded": dvc.digest_of(key),
     }
 versions = []
@@ -97,12 +95,12 @@ def run_campaign(folder: Path, kills: int, seed: int, profile: str) -> list[str]
     patience = START_SECONDS
     while tally.total() < kills:
         before = count_stages(killed)
-        is_last = before >= len(OUTS) - LAST_STAGES and count_versions(killed.root) == (0, 0)
+        is_last = before >= len(load_declarations()) - LAST_STAGES and count_versions(killed.root) == (0, 0)
         aim = "version" if is_last else aims[tally.total() % len(aims)]
         fell = kill_once(killed, command, aim, START_SECONDS + draw.uniform(0, patience), draw)
         if fell is None:  # it came to its end: half of it is taken away, which is then made again
             # (votes are an input, and registering again makes another version)
-            assets = sorted(a for a in OUTS if not a.endswith("_votes") and a != "registered_model")
+            assets = sorted(a for a in load_declarations() if not a.endswith("_votes") and a != "registered_model")
             victims = draw.sample(assets, len(assets) // 2)
             print(f"finished after {tally.total()} kills; removed: {', '.join(victims)}", flush=True)
             for victim in victims:
@@ -216,7 +214,7 @@ def count_stages(project: Project) -> int:
 
 
 def remove_outs(project: Project, asset: str) -> None:
-    for out in OUTS[asset]:
+    for out in load_declarations()[asset].outs:
         path = project.root / out
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -9,7 +9,7 @@ import yaml
 
 from emu_dagster.declaring import DECLARATIONS
 from emu_dagster.dvc_yaml import render_stages
-from emu_steps.layout import OUTS, Layout
+from emu_steps.layout import Layout
 from emu_steps.params import Params, read_params
 
 TOP = Path(__file__).parent.parent
@@ -69,21 +69,20 @@ def test_each_asset_is_a_stage_and_a_section(defs, stages):
 
 
 def test_dvc_yaml_is_what_the_declarations_say(defs):
-    text = render_stages(DECLARATIONS.values(), read_params(TOP / "params.yaml"), Layout(TOP))
+    text = render_stages(DECLARATIONS, read_params(TOP / "params.yaml"), Layout(TOP))
     assert (TOP / "dvc.yaml").read_text() == text, "python -m emu_dagster.dvc_yaml writes it"
 
 
 def test_stages_depend_on_what_the_assets_depend_on(defs, stages):
     """Each dep of a stage is an out of a direct parent, and all outs of each parent are deps, but for logs of votes,
     which grow at any time: of a round the export alone is read."""
-    layout = Layout(TOP)
     graph = defs.resolve_asset_graph()
     for name, stage in stages.items():
         parents = {parent.to_user_string() for parent in graph.get(dg.AssetKey(name)).parent_keys}
-        read = {out.relative_to(TOP).as_posix() for parent in parents for out in layout.read_outs(parent)}
+        read = {out for parent in parents for out in DECLARATIONS[parent].read_outs}
         assert set(stage.get("deps", [])) == read, name
         assert not any(dep.endswith("votes.jsonl") for dep in read), name
-        assert [next(iter(out)) for out in stage["outs"]] == list(OUTS[name])
+        assert [next(iter(out)) for out in stage["outs"]] == list(DECLARATIONS[name].outs)
         assert all(options == {"persist": True} for out in stage["outs"] for options in out.values()), name
 
 

@@ -12,6 +12,7 @@ GROUP = "autoencoder"
     group=GROUP,
     kinds={"pytorch", "safetensors"},
     reads=["raw_corpus", "alignment_model"],  # fold_0 for the perceptual loss, fold_1 for the distances
+    outs=["data/models/autoencoder_study", "data/reports/autoencoder_study"],
     params=["autoencoder_study", "profile", "toy"],
     how=["launch"],
     files=["autoencoder_study.losses.perceptual.path", "autoencoder_study.inception"],
@@ -57,6 +58,7 @@ def autoencoder_study(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"pytorch", "safetensors"},
     reads=["autoencoder_study", "raw_corpus", "alignment_model"],
+    outs=["data/models/autoencoder"],
     params=["autoencoder"],
     how=["launch"],
     files=["autoencoder.losses.perceptual.path"],

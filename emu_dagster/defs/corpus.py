@@ -8,7 +8,12 @@ from emu_dagster.recording import Record
 GROUP = "corpus"
 
 
-@declared(group=GROUP, kinds={"webdataset"}, params=["raw_corpus"])
+@declared(
+    group=GROUP,
+    kinds={"webdataset"},
+    outs=["data/raw", "data/damage.parquet"],
+    params=["raw_corpus"],
+)
 def raw_corpus(record: Record) -> dg.MaterializeResult:
     """The image-text pairs as they came, in img2dataset's layout; never changed afterwards.
 
@@ -35,6 +40,7 @@ def raw_corpus(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"open_clip", "pytorch"},
     reads=["raw_corpus"],
+    outs=["data/models/alignment_model"],
     params=["alignment_model"],
     how=["launch"],
     pool="gpu",
@@ -64,6 +70,7 @@ def alignment_model(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"easyocr", "open_clip", "parquet"},
     reads=["raw_corpus", "alignment_model"],
+    outs=["data/signals", "data/ledger"],
     # a picture that filtering turns away is measured on while a pretraining, which asks fewer gates, may want it
     params=["filter_ledger", "pretrained_low.gates", "pretrained_mid.gates", "pretrained_full.gates"],
     how=["engine"],
@@ -92,6 +99,7 @@ def filter_ledger(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"webdataset", "parquet"},
     reads=["filter_ledger", "raw_corpus"],
+    outs=["data/filtered", "data/reports/filtered_corpus"],
     params=["filtered_corpus", "profile", "toy"],
 )
 def filtered_corpus(record: Record) -> dg.MaterializeResult:

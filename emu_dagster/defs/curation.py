@@ -8,6 +8,7 @@ import dagster as dg
 
 from emu_dagster.declaring import declared
 from emu_dagster.recording import Record
+from emu_dagster.rounds import hold_round, round_outs
 
 GROUP = "curation"
 
@@ -16,6 +17,7 @@ GROUP = "curation"
     group=GROUP,
     kinds={"parquet"},
     reads=["filtered_corpus"],
+    outs=round_outs("generalist"),
     params=["generalist_votes", "generalist_selection.num_images"],
 )
 def generalist_votes(record: Record) -> dg.MaterializeResult:
@@ -23,7 +25,6 @@ def generalist_votes(record: Record) -> dg.MaterializeResult:
 
     Its data version is the head hash of the log, which nothing replaces.
     """
-    from emu_dagster.rounds import hold_round
     from emu_steps.voting import generalist_ballots
 
     params = record.params
@@ -35,6 +36,7 @@ def generalist_votes(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"parquet"},
     reads=["filtered_corpus", "generalist_votes"],
+    outs=["data/curation/generalist_selection"],
     params=["generalist_selection"],
 )
 def generalist_selection(record: Record) -> dg.MaterializeResult:
@@ -49,11 +51,11 @@ def generalist_selection(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"parquet"},
     reads=["filtered_corpus", "generalist_selection"],
+    outs=round_outs("specialist"),
     params=["specialist_votes", "curated_set.num_images"],
 )
 def specialist_votes(record: Record) -> dg.MaterializeResult:
     """What specialists say of the generalists' choice; as generalist_votes."""
-    from emu_dagster.rounds import hold_round
     from emu_steps.voting import specialist_ballots
 
     params = record.params
@@ -65,6 +67,7 @@ def specialist_votes(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"webdataset", "parquet"},
     reads=["filtered_corpus", "generalist_selection", "specialist_votes"],
+    outs=["data/curated"],
     params=["curated_set"],
 )
 def curated_set(record: Record) -> dg.MaterializeResult:

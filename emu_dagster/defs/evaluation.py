@@ -7,6 +7,7 @@ import dagster as dg
 
 from emu_dagster.declaring import declared
 from emu_dagster.recording import Record
+from emu_dagster.rounds import hold_round, round_outs
 from emu_steps.front_page import REPORTS, TRAININGS
 
 GROUP = "evaluation"
@@ -37,6 +38,7 @@ def report_on(record: Record, axis: Literal["appeal", "faithfulness"]) -> dg.Mat
     group=GROUP,
     kinds={"pytorch", "diffusers"},
     reads=["quality_tuned", "filtered_corpus"],
+    outs=["data/evaluation_images"],
     params=["evaluation_images", "quality_tuned.start_from", "quality_tuned.resolution"],
     files=["quality_tuned.start_from"],
     pool="gpu",
@@ -53,6 +55,7 @@ def evaluation_images(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"pandas"},
     reads=["evaluation_images", "curated_set", "faithfulness_judge", "filtered_corpus", "raw_corpus"],
+    outs=["data/reports/automatic_report"],
     params=["automatic_report", "quality_tuned.resolution", *LABELS],
 )
 def automatic_report(record: Record) -> dg.MaterializeResult:
@@ -64,13 +67,18 @@ def automatic_report(record: Record) -> dg.MaterializeResult:
     return record.result(metrics, pictures, pages={"report": record.layout.report(record.key) / "index.html"})
 
 
-@declared(group=GROUP, kinds={"parquet"}, reads=["evaluation_images"], params=["appeal_votes"])
+@declared(
+    group=GROUP,
+    kinds={"parquet"},
+    reads=["evaluation_images"],
+    outs=round_outs("appeal"),
+    params=["appeal_votes"],
+)
 def appeal_votes(record: Record) -> dg.MaterializeResult:
     """Which picture of a pair is more appealing, caption hidden: A / B / tie; the panel votes where no person did.
 
     Its data version is the head hash of the log, which nothing replaces.
     """
-    from emu_dagster.rounds import hold_round
     from emu_steps.judging import appeal_ballots
 
     ballots = appeal_ballots(record.layout, record.params.appeal_votes)
@@ -81,6 +89,7 @@ def appeal_votes(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"pandas"},
     reads=["evaluation_images", "appeal_votes"],
+    outs=["data/reports/appeal_report"],
     params=["appeal_report", *LABELS],
 )
 def appeal_report(record: Record) -> dg.MaterializeResult:
@@ -92,11 +101,11 @@ def appeal_report(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"parquet"},
     reads=["evaluation_images", "faithfulness_judge", "filtered_corpus"],
+    outs=round_outs("faithfulness"),
     params=["faithfulness_votes"],
 )
 def faithfulness_votes(record: Record) -> dg.MaterializeResult:
     """Which picture of a pair shows what its caption says: A / B / both / neither; as appeal_votes."""
-    from emu_dagster.rounds import hold_round
     from emu_steps.judging import faithfulness_ballots
 
     ballots = faithfulness_ballots(record.layout, record.params.faithfulness_votes)
@@ -107,6 +116,7 @@ def faithfulness_votes(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"pandas"},
     reads=["evaluation_images", "faithfulness_votes", "faithfulness_judge"],
+    outs=["data/reports/faithfulness_report"],
     params=["faithfulness_report", *LABELS],
 )
 def faithfulness_report(record: Record) -> dg.MaterializeResult:
@@ -118,6 +128,7 @@ def faithfulness_report(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"jinja"},
     reads=[*REPORTS, *TRAININGS, "generalist_selection", "curated_set", "registered_model"],
+    outs=["data/reports/index.html", "data/reports/front_page", "data/reports/training"],
     params=LABELS,
 )
 def front_page(record: Record) -> dg.MaterializeResult:
@@ -128,5 +139,6 @@ def front_page(record: Record) -> dg.MaterializeResult:
     from emu_steps.front_page import write_front_page
 
     sizes = write_front_page(record.layout, record.params)
-    index, _, training = record.layout.outs(record.key)
-    return record.result(sizes, pages={"front_page": index, "trainings": training / "index.html"})
+    layout = record.layout
+    pages = {"front_page": layout.index, "trainings": layout.training_report / "index.html"}
+    return record.result(sizes, pages=pages)

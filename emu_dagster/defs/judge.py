@@ -10,6 +10,7 @@ from emu_dagster.recording import Record
     group="evaluation",
     kinds={"open_clip", "pytorch"},
     reads=["filtered_corpus", "raw_corpus"],
+    outs=["data/models/faithfulness_judge"],
     params=["faithfulness_judge"],
     how=["launch"],
     files=["faithfulness_judge.weights"],

@@ -11,6 +11,7 @@ from emu_dagster.recording import Record
     group="quality_tuning",
     kinds=KINDS,
     reads=["curated_set"],
+    outs=["data/models/quality_tuned"],
     params=["quality_tuned", *TEXT_AND_SHEET, *CARD],
     how=["launch"],
     files=["quality_tuned.start_from"],

@@ -10,6 +10,7 @@ from emu_dagster.recording import Record
     group="registry",
     kinds={"mlflow"},
     reads=["quality_tuned", "evaluation_images", "automatic_report", "appeal_report", "faithfulness_report"],
+    outs=["data/registered_model.json"],
     params=["registered_model", "quality_tuned.start_from", "profile", "toy"],
 )
 def registered_model(record: Record) -> dg.MaterializeResult:
