@@ -57,7 +57,7 @@ up: $(ENV) ## Dagster's and MLflow's pages, until Ctrl-C
 	@emu up
 
 repro: $(ENV) ## what is out of date, through DVC
-	@python -m emu_dagster.dvc_yaml && .venv-dvc/bin/dvc repro
+	@python -m emu_dagster.declarations.dvc_yaml && .venv-dvc/bin/dvc repro
 
 push: $(ENV) ## data to the DVC remote (.dvc/config)
 	@emu push

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from emu_dagster.environment import collect_rarely, prepare_environment
+from emu_dagster.machine.environment import collect_rarely, prepare_environment
 from emu_steps.layout import project_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -24,7 +24,7 @@ def demo(profile: Annotated[str, typer.Option(help="a file of profiles/, without
     """Materialise the whole graph, resuming what was interrupted, and print a one-screen summary."""
     began = time.monotonic()
     use_profile(profile)  # before the graph is loaded, whose code versions hold the params
-    from emu_dagster.driver import materialize_stale
+    from emu_dagster.commands.driver import materialize_stale
     from emu_steps.summary import print_summary
 
     materialize_stale()
@@ -36,7 +36,7 @@ def materialize(
     assets: Annotated[list[str] | None, typer.Argument(help="asset keys; none means all that are stale")] = None,
 ) -> None:
     """Materialise the named assets (every partition), or all that are missing or stale."""
-    from emu_dagster.driver import materialize_named, materialize_stale
+    from emu_dagster.commands.driver import materialize_named, materialize_stale
 
     if assets:
         materialize_named(assets)
@@ -128,7 +128,7 @@ def plan(
     pairs: Annotated[int, typer.Option(min=1, help="pictures to pretrain on; the paper's number")] = 1_100_000_000,
 ) -> None:
     """Say what the trainings of a profile take: parameters, FLOPs, memory, shards, days and dollars. Runs nothing."""
-    from emu_dagster.plan import print_plan
+    from emu_dagster.commands.plan import print_plan
     from emu_models.cost.planning import Cluster, find_gpu
     from emu_steps.params import read_params
 
@@ -174,7 +174,7 @@ def prune(
     unfinished: Annotated[bool, typer.Option("--unfinished", help="unfinished trainings, too")] = False,
 ) -> None:
     """List what nobody needs below data/, with sizes and why; with --yes remove it."""
-    from emu_dagster.pruning import prune as remove
+    from emu_dagster.commands.pruning import prune as remove
 
     remove(project_root(), yes, unfinished)
 
@@ -182,7 +182,7 @@ def prune(
 @app.command()
 def doctor() -> None:
     """Say what is installed, found and missing, and how to mend it."""
-    from emu_dagster.doctor import examine, print_findings
+    from emu_dagster.commands.doctor import examine, print_findings
 
     sys.exit(print_findings(examine()))
 
@@ -190,8 +190,8 @@ def doctor() -> None:
 @app.command()
 def up(dagster_port: int = 3000, mlflow_port: int = 5000, reports_port: int = 8000) -> None:
     """Start Dagster's, MLflow's and the reports' pages on 127.0.0.1; Ctrl-C stops all three."""
-    from emu_dagster.addresses import Ports
-    from emu_dagster.pages import serve
+    from emu_dagster.commands.pages import serve
+    from emu_dagster.resources.addresses import Ports
 
     code = serve(Ports(dagster_port, mlflow_port, reports_port))
     sys.stdout.flush()

@@ -3,12 +3,13 @@
 import dagster as dg
 
 from emu_dagster import defs as folder
-from emu_dagster.declaring import load_declarations
-from emu_dagster.environment import prepare_environment
-from emu_dagster.recording import Recorder
+from emu_dagster.declarations.assets import as_asset
+from emu_dagster.declarations.loading import load_declarations
+from emu_dagster.machine.environment import prepare_environment
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_dagster.resources.mlflow import MlflowTracking
+from emu_dagster.resources.recorder import Recorder
 from emu_steps.layout import Layout, project_root
 from emu_steps.params import read_params
 
@@ -20,7 +21,7 @@ params = read_params(layout.root / "params.yaml")
 defs = dg.Definitions.merge(
     dg.load_definitions_from_package_module(folder),  # jobs, checks, schedules, sensors
     dg.Definitions(
-        assets=[declaration.as_asset(params, layout) for declaration in load_declarations().values()],
+        assets=[as_asset(declaration, params, layout) for declaration in load_declarations().values()],
         resources={
             "recorder": Recorder(mlflow=MlflowTracking(), dvc=DvcRecord()),
             "trainer": TrainingProcess(launcher=params.launch.command, strategy=params.launch.strategy),

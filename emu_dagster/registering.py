@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from emu_dagster.recording import Record
+    from emu_dagster.resources.recorder import Record
 
 LINEAGE = ("raw_corpus", "filtered_corpus", "curated_set", "quality_tuned")
 PRETRAINING = ("autoencoder", "pretrained_full")  # in the lineage where they are what was tuned

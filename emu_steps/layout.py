@@ -11,7 +11,7 @@ def project_root() -> Path:
 
 
 class UndeclaredRead(Exception):
-    """An asset read what its declaration does not name (see emu_dagster.given)."""
+    """An asset read what its declaration does not name (see emu_dagster.declarations.given)."""
 
 
 @dataclass(frozen=True)

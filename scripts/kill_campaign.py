@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from emu_dagster.declaring import load_declarations
+from emu_dagster.declarations.loading import load_declarations
 from emu_data.files import TEMPORARY_MARK
 from tests.e2e.conftest import Project, make_project
 
@@ -38,9 +38,9 @@ LAST_STAGES = 4  # that are missing when the next kill is kept for the registeri
 # Told by the project itself: what Dagster, MLflow and DVC say of each asset.
 RECORDS = """
 import json, re, dagster as dg, mlflow
-from emu_dagster.environment import prepare_environment
+from emu_dagster.machine.environment import prepare_environment
 prepare_environment()
-from emu_dagster.declaring import load_declarations
+from emu_dagster.declarations.loading import load_declarations
 from emu_dagster.resources.dvc import DvcRecord, hash_path
 from emu_dagster.resources.dvc_files import combine, read_ignored, read_yaml
 from emu_dagster.resources.mlflow import MlflowTracking

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from emu_dagster.environment import QUIET, collect_rarely
+from emu_dagster.machine.environment import QUIET, collect_rarely
 
 os.environ.update(QUIET)
 collect_rarely()

@@ -52,8 +52,8 @@ def test_code_server_loads_no_network_code() -> None:
 
 
 def test_training_child_can_be_stopped_before_its_imports_are_done() -> None:
-    """`emu_dagster.stopping` must be light: signals are handled from the first moments of a child."""
-    code = "import sys, emu_dagster.stopping; print(*sys.modules)"
+    """`emu_dagster.machine.stopping` must be light: signals are handled from the first moments of a child."""
+    code = "import sys, emu_dagster.machine.stopping; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (HEAVY | {"dagster", "numpy", "pandas"}) & set(done.stdout.split()) == set()
 

@@ -7,8 +7,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from emu_dagster.declaring import DECLARATIONS
-from emu_dagster.dvc_yaml import render_stages
+from emu_dagster.declarations.declared import DECLARATIONS
+from emu_dagster.declarations.dvc_yaml import render_stages
 from emu_steps.layout import Layout
 from emu_steps.params import Params, read_params
 
@@ -70,7 +70,7 @@ def test_each_asset_is_a_stage_and_a_section(defs, stages):
 
 def test_dvc_yaml_is_what_the_declarations_say(defs):
     text = render_stages(DECLARATIONS, read_params(TOP / "params.yaml"), Layout(TOP))
-    assert (TOP / "dvc.yaml").read_text() == text, "python -m emu_dagster.dvc_yaml writes it"
+    assert (TOP / "dvc.yaml").read_text() == text, "python -m emu_dagster.declarations.dvc_yaml writes it"
 
 
 def test_stages_depend_on_what_the_assets_depend_on(defs, stages):

@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from emu_dagster.declaring import declared
-from emu_dagster.recording import Record
+from emu_dagster.declarations.declared import declared
+from emu_dagster.resources.recorder import Record
 
 GROUP = "autoencoder"
 
@@ -20,7 +20,7 @@ GROUP = "autoencoder"
 )
 def autoencoder_study(record: Record) -> dg.MaterializeResult:
     """4, 8, 16 latent channels and 16 with the Fourier transform, under one budget: SSIM, PSNR, a Fréchet distance."""
-    from emu_dagster.training import train
+    from emu_dagster.training.train import train
     from emu_steps.autoencoder_study import compare_variants
     from emu_steps.training_jobs import autoencoder_job, autoencoder_network, write_training_rows
 
@@ -66,7 +66,7 @@ def autoencoder_study(record: Record) -> dg.MaterializeResult:
 )
 def autoencoder(record: Record) -> dg.MaterializeResult:
     """The chosen variant, trained on from where the study left it; its latents are measured for the denoiser."""
-    from emu_dagster.training import train
+    from emu_dagster.training.train import train
     from emu_steps.training_jobs import autoencoder_job, write_training_rows
 
     layout, section = record.layout, record.params.autoencoder

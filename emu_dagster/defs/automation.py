@@ -7,8 +7,8 @@ from typing import Any
 
 import dagster as dg
 
-from emu_dagster.requests import ask
-from emu_dagster.staleness import recorded_version
+from emu_dagster.declarations.staleness import recorded_version
+from emu_dagster.defs.requests import ask
 from emu_steps.layout import Layout, project_root
 from emu_steps.params import read_params
 

@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from emu_dagster.declaring import declared
-from emu_dagster.recording import Record
+from emu_dagster.declarations.declared import declared
+from emu_dagster.resources.recorder import Record
 
 GROUP = "corpus"
 
@@ -52,7 +52,7 @@ def alignment_model(record: Record) -> dg.MaterializeResult:
     """
     import pandas as pd
 
-    from emu_dagster.training import train
+    from emu_dagster.training.train import train
     from emu_data.shards import read_images
     from emu_reports.sheets import contact_sheet
     from emu_steps.training_jobs import alignment_job
@@ -82,7 +82,7 @@ def filter_ledger(record: Record) -> dg.MaterializeResult:
     One run brings all shards up to date; a shard that has been measured is not measured again, so an interrupted run
     goes on, and new shards cost only themselves. The engine spreads shards over cores or a Ray cluster.
     """
-    from emu_dagster.progress import Progress
+    from emu_dagster.training.progress import Progress
     from emu_steps.filtering import measure_corpus
 
     told = Progress(record.context.log.info, record.key, "shard")

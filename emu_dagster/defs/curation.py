@@ -6,9 +6,9 @@ as such in every vote. What reads a round writes no votes.
 
 import dagster as dg
 
-from emu_dagster.declaring import declared
-from emu_dagster.recording import Record
-from emu_dagster.rounds import hold_round, round_outs
+from emu_dagster.declarations.declared import declared
+from emu_dagster.defs.rounds import hold_round, round_outs
+from emu_dagster.resources.recorder import Record
 
 GROUP = "curation"
 

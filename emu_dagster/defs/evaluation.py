@@ -5,9 +5,9 @@ from typing import Literal
 
 import dagster as dg
 
-from emu_dagster.declaring import declared
-from emu_dagster.recording import Record
-from emu_dagster.rounds import hold_round, round_outs
+from emu_dagster.declarations.declared import declared
+from emu_dagster.defs.rounds import hold_round, round_outs
+from emu_dagster.resources.recorder import Record
 from emu_steps.front_page import REPORTS, TRAININGS
 
 GROUP = "evaluation"

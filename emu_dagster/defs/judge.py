@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from emu_dagster.declaring import declared
-from emu_dagster.recording import Record
+from emu_dagster.declarations.declared import declared
+from emu_dagster.resources.recorder import Record
 
 
 @declared(
@@ -20,7 +20,7 @@ def faithfulness_judge(record: Record) -> dg.MaterializeResult:
     """An open_clip model trained on rows that passed the gates, part of which it never sees: on pairs of these, where
     the right answer is known, its error is measured. A judge that errs too often decides nothing in the registry.
     """
-    from emu_dagster.training import train
+    from emu_dagster.training.train import train
     from emu_models.evaluation.judge import load_faithfulness_judge
     from emu_steps.judging import judge_sheet, told_error
     from emu_steps.training_jobs import judge_job

@@ -9,8 +9,8 @@ from typing import Any
 
 import dagster as dg
 
-from emu_dagster.declaring import declared
-from emu_dagster.recording import Record
+from emu_dagster.declarations.declared import declared
+from emu_dagster.resources.recorder import Record
 
 GROUP = "pretraining"
 KINDS = {"pytorch", "diffusers", "safetensors"}
@@ -27,7 +27,7 @@ ROWS = ["raw_corpus", "filtered_corpus"]  # pictures, and the ledger that says w
 
 def train_pipeline(record: Record, job: Mapping[str, Any], data: Sequence[str]) -> dg.MaterializeResult:
     """Trains a denoiser and writes its model card, which names `data` and the weights it started from by md5."""
-    from emu_dagster.training import train
+    from emu_dagster.training.train import train
     from emu_steps.model_card import write_model_card
 
     (result,) = train(record, [job])

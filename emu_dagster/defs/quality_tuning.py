@@ -2,9 +2,9 @@
 
 import dagster as dg
 
-from emu_dagster.declaring import declared
+from emu_dagster.declarations.declared import declared
 from emu_dagster.defs.pretraining import CARD, KINDS, TEXT_AND_SHEET, train_pipeline
-from emu_dagster.recording import Record
+from emu_dagster.resources.recorder import Record
 
 
 @declared(

@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from emu_dagster.declaring import declared
-from emu_dagster.recording import Record
+from emu_dagster.declarations.declared import declared
+from emu_dagster.resources.recorder import Record
 
 
 @declared(

@@ -18,10 +18,10 @@ from typing import Any
 
 import dagster as dg
 
-from emu_dagster.processes import one_at_a_time
+from emu_dagster.machine.processes import one_at_a_time
+from emu_dagster.machine.surroundings import dvc_environment, refuse_surroundings
 from emu_dagster.resources.dvc_files import DvcError, combine, hash_path, look_at, measure, read_ignored, read_yaml
 from emu_dagster.resources.dvc_lock import LockFile, Snapshot, find_repro
-from emu_dagster.surroundings import dvc_environment, refuse_surroundings
 from emu_data.files import write_json
 from emu_steps.layout import project_root
 

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import yaml
 
-from emu_dagster.processes import describe_process, is_alive, one_at_a_time
+from emu_dagster.machine.processes import describe_process, is_alive, one_at_a_time
 from emu_dagster.resources.dvc_files import dump_yaml, parse_yaml
 from emu_data.files import atomic_file, write_json
 

@@ -6,7 +6,7 @@ own `open_pipes_session`:
   worker dies while the trainer runs on;
 - the child leads a session of its own, so that Ctrl-C in a terminal reaches it once, through us, and so that
   its descendants are found and ended however it ended;
-- it gets SIGTERM when we die (`emu_dagster.stopping.save_on_signal`, called by the child): it saves and
+- it gets SIGTERM when we die (`emu_dagster.machine.stopping.save_on_signal`, called by the child): it saves and
   exits.
 """
 
@@ -31,8 +31,8 @@ import dagster as dg
 import psutil
 from dagster._utils.interrupts import capture_interrupts
 
+from emu_dagster.machine.stopping import PARENT_VARIABLE, STOPPED, die_with_parent
 from emu_dagster.resources import INTERRUPTS
-from emu_dagster.stopping import PARENT_VARIABLE, STOPPED, die_with_parent
 from emu_steps.layout import Layout, project_root
 
 # Dagster's Pipes warn about Dagster's own names (1.13.27).
@@ -91,7 +91,7 @@ class TrainingProcess(dg.ConfigurableResource):
             ) as session,
         ):
             process = subprocess.Popen(
-                [sys.executable, "-m", "emu_dagster.stopping", *launcher, "-m", module],
+                [sys.executable, "-m", "emu_dagster.machine.stopping", *launcher, "-m", module],
                 env={
                     **os.environ,
                     **(environment or {}),

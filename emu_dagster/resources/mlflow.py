@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from emu_dagster.processes import describe_process, is_alive
+from emu_dagster.machine.processes import describe_process, is_alive
 from emu_dagster.resources import INTERRUPTS
 from emu_dagster.resources.mlflow_store import EXPERIMENT, TrackerAway, find_fault, local_uri, settle_store
 from emu_dagster.resources.outbox import deliver, leave_message

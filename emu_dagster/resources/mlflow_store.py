@@ -3,7 +3,7 @@
 import sqlite3
 from pathlib import Path
 
-from emu_dagster.processes import one_at_a_time
+from emu_dagster.machine.processes import one_at_a_time
 
 HEALTH_SECONDS = 3  # for a server to say anything at all; chosen here
 EXPERIMENT = "emu"

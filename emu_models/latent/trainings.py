@@ -1,6 +1,6 @@
 """The trainings of the graph as functions: rows and a start in, a finished model in a folder of its own (identity.py).
 
-They run in a child process of their own (emu_dagster.train_process) and know nothing of what launched them. A model
+They run in a child process of their own (emu_dagster.training.child) and know nothing of what launched them. A model
 folder is in diffusers' layout (config.json and safetensors) with meta.json, metrics.jsonl and preview.png beside.
 """
 

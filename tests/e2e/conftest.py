@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emu_dagster.environment import QUIET
+from emu_dagster.machine.environment import QUIET
 
 TOP = Path(__file__).parent.parent.parent
 

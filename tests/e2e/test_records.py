@@ -85,7 +85,7 @@ def test_a_training_outlives_its_tracker(demo, tmp_path):
     process = subprocess.Popen(command, cwd=project.root, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
-        while not any("train_process" in " ".join(c.cmdline()) for c in children(process)):
+        while not any("emu_dagster.training.child" in " ".join(c.cmdline()) for c in children(process)):
             assert process.poll() is None and time.monotonic() < deadline, "no training started"
             time.sleep(0.1)
         os.killpg(server.process.pid, signal.SIGKILL)

@@ -147,7 +147,7 @@ def test_votes_of_people_survive_the_graph_and_decide(demo, tmp_path):
     script = """
 from pathlib import Path
 import pandas as pd
-from emu_dagster.driver import _stale
+from emu_dagster.commands.driver import _stale
 from emu_steps.layout import Layout, project_root
 from emu_steps.voting import digest_pictures, shown_to_specialists
 from emu_data.votes.rounds import open_log
@@ -222,7 +222,7 @@ def trainer_of(process: subprocess.Popen) -> psutil.Process | None:
     with suppress(psutil.Error):  # one that ends, or has ended and is not yet collected, has no command line
         for child in psutil.Process(process.pid).children(recursive=True):
             with suppress(psutil.Error):
-                if "emu_dagster.train_process" in " ".join(child.cmdline()):
+                if "emu_dagster.training.child" in " ".join(child.cmdline()):
                     return child
     return None
 

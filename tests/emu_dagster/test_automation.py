@@ -10,8 +10,8 @@ import pytest
 from dagster._core.storage.tags import SENSOR_NAME_TAG
 from PIL import Image
 
-from emu_dagster import requests
-from emu_dagster.requests import PAUSES
+from emu_dagster.defs import requests
+from emu_dagster.defs.requests import PAUSES
 from emu_data.votes.rounds import open_log
 from emu_data.votes.vote import Vote
 from emu_steps.corpora import read_corpus

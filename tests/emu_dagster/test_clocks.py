@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from emu_dagster.closures import PACKAGES
+from emu_dagster.declarations.closures import PACKAGES
 from emu_data import plan
 from emu_data.ledger import read_ledger
 from emu_data.signals import Columns, Measure, Record, Signal
@@ -139,14 +139,14 @@ ALLOWED = {
     "emu_models/training/loop.py": "when to save, and rates for MLflow and Dagster",
     "emu_models/training/prefetch.py": "the loader's share of the time, for MLflow and Dagster",
     "emu_dagster/cli.py": "told on the terminal",
-    "emu_dagster/driver.py": "told on the terminal",
-    "emu_dagster/pages.py": "how long to wait for servers",
+    "emu_dagster/commands/driver.py": "told on the terminal",
+    "emu_dagster/commands/pages.py": "how long to wait for servers",
     "emu_steps/params.py": "says when params.yaml is read anew",
-    "emu_dagster/processes.py": "a lock's file says since when",
-    "emu_dagster/progress.py": "events on a run's page",
-    "emu_dagster/pruning.py": "whether what is to be removed is older than what replaced it, and not being written",
+    "emu_dagster/machine/processes.py": "a lock's file says since when",
+    "emu_dagster/training/progress.py": "events on a run's page",
+    "emu_dagster/commands/pruning.py": "whether what is to be removed is older than what replaced it and idle",
     "emu_dagster/registering.py": "when it was judged, in MLflow's description of the version",
-    "emu_dagster/requests.py": "when a sensor asks again",
+    "emu_dagster/defs/requests.py": "when a sensor asks again",
     "emu_dagster/resources/dvc_files.py": "says when a folder's md5 is computed anew",
     "emu_dagster/resources/dvc_lock.py": "whether a lock's holder is older than the lock",
     "emu_dagster/resources/gpu.py": "names of files of messages",

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from emu_dagster import closures
-from emu_dagster.closures import SHARED, WHOLE, hash_code, module_path, reached_parts
-from emu_dagster.declaring import DECLARATIONS, Declaration
-from emu_dagster.digests import digest_of
-from emu_dagster.given import give_params, values_of
+from emu_dagster.declarations import closures
+from emu_dagster.declarations.closures import SHARED, WHOLE, hash_code, module_path, reached_parts
+from emu_dagster.declarations.declared import DECLARATIONS, Declaration
+from emu_dagster.declarations.digests import digest_of
+from emu_dagster.declarations.given import give_params, values_of
 from emu_steps.layout import Layout, UndeclaredRead
 from emu_steps.params import Params, read_params
 
@@ -262,7 +262,7 @@ def test_comments_and_docstrings_make_nothing_stale(declarations, copy):
     [
         ("emu_data/records.py", "MAX_PIXELS", "MAX_PIXELS_OF_A_PICTURE", ["raw_corpus", "filter_ledger", *TRAININGS]),
         ("emu_steps/corpora.py", '"key": pd', '"keys": pd', ["raw_corpus"]),
-        ("emu_dagster/train_process.py", "return STOPPED", "return 1 + STOPPED", TRAININGS),
+        ("emu_dagster/training/child.py", "return STOPPED", "return 1 + STOPPED", TRAININGS),
         ("emu_dagster/served_model.py", '"PNG"', '"JPEG"', ["registered_model"]),
         ("emu_reports/templates/style.css", "body", "html", ["filtered_corpus", "appeal_report"]),
     ],

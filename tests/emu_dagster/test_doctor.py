@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emu_dagster.doctor import Finding, examine, print_findings
+from emu_dagster.commands.doctor import Finding, examine, print_findings
 
 
 def by_name() -> dict[str, Finding]:

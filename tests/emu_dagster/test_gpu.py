@@ -20,9 +20,9 @@ from emu_dagster.resources.gpu import TrainingProcess, find_devices
 TRAINER = """
 import json, os, sys, time
 from pathlib import Path
-from emu_dagster.stopping import STOPPED, save_on_signal
+from emu_dagster.machine.stopping import STOPPED, save_on_signal
 stop = save_on_signal()
-from emu_dagster.train_process import read_extras
+from emu_dagster.training.child import read_extras
 rank = os.environ.get("RANK", "0")
 with read_extras() as (extras, report):
     folder, steps = Path(extras["folder"]), extras["steps"]
@@ -186,7 +186,7 @@ def test_two_trainings_never_share_a_device(folder: Path) -> None:
 def test_stop_request_bears_being_made_twice_and_has_a_deadline() -> None:
     code = (
         "import os, signal, sys, time\n"
-        "from emu_dagster.stopping import save_on_signal\n"
+        "from emu_dagster.machine.stopping import save_on_signal\n"
         "stop = save_on_signal(grace_seconds=0.5)\n"
         "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM)\n"
         "print(stop.requested, flush=True)\n"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu_dagster.addresses import Ports, known_ports, mlflow_address, remember_ports
-from emu_dagster.metadata import OPEN_CHARACTERS, readable, shown
+from emu_dagster.resources.addresses import Ports, known_ports, mlflow_address, remember_ports
+from emu_dagster.resources.metadata import OPEN_CHARACTERS, readable, shown
 from emu_steps.layout import Layout
 
 RUN = "f614353bec344846ba5b0a6616847129"

@@ -17,7 +17,7 @@ import dagster as dg
 import mlflow
 import pytest
 
-from emu_dagster.environment import PATIENCE
+from emu_dagster.machine.environment import PATIENCE
 from emu_dagster.resources import outbox
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.resources.mlflow_store import TrackerAway
@@ -100,7 +100,7 @@ AT_ONCE = """
 import os, sys, time
 import dagster as dg, mlflow
 from pathlib import Path
-from emu_dagster.instance import open_instance
+from emu_dagster.resources.instance import open_instance
 from emu_dagster.resources.mlflow import MlflowTracking
 @dg.asset
 def something(): ...

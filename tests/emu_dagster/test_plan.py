@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from emu_dagster.plan import STAGES, plan_networks, print_plan
+from emu_dagster.commands.plan import STAGES, plan_networks, print_plan
 from emu_models.cost.measuring import count_denoiser, count_flops
 from emu_models.cost.planning import Cluster, find_gpu
 from emu_steps.params import read_params

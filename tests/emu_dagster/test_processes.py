@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from emu_dagster.processes import describe_process, is_alive, one_at_a_time
+from emu_dagster.machine.processes import describe_process, is_alive, one_at_a_time
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from emu_dagster.processes import one_at_a_time
+from emu_dagster.machine.processes import one_at_a_time
 with one_at_a_time(Path(sys.argv[1]), "making raw_corpus"):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -4,7 +4,7 @@ import dagster as dg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu_dagster.progress import SECONDS, Progress
+from emu_dagster.training.progress import SECONDS, Progress
 
 
 @settings(deadline=None)  # the first call imports

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from emu_dagster import pruning
 from emu_dagster.cli import app
-from emu_dagster.processes import one_at_a_time
-from emu_dagster.pruning import find
+from emu_dagster.commands import pruning
+from emu_dagster.commands.pruning import find
+from emu_dagster.machine.processes import one_at_a_time
 from emu_dagster.resources.dvc import DvcRecord
 from emu_data.files import restore_dir
 from emu_models.latent import trainings

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from ray.job_submission import JobStatus
 
-from emu_dagster.ray_job import run_job
-from emu_dagster.stopping import STOPPED
+from emu_dagster.machine.stopping import STOPPED
+from emu_dagster.training.ray_job import run_job
 
 SAVES = """
 import sys, time
-from emu_dagster.stopping import STOPPED, save_on_signal
+from emu_dagster.machine.stopping import STOPPED, save_on_signal
 stop = save_on_signal()
 print("training", flush=True)
 while not stop.requested:
@@ -60,7 +60,7 @@ class LocalJobs:
 @pytest.fixture
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalJobs:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("emu_dagster.ray_job.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("emu_dagster.training.ray_job.POLL_SECONDS", 0.05)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     return LocalJobs()
 

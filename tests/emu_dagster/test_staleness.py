@@ -6,8 +6,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from emu_dagster.driver import output_exists
-from emu_dagster.staleness import MISSING_OUTPUT, NEVER_MADE, stale_assets
+from emu_dagster.commands.driver import output_exists
+from emu_dagster.declarations.staleness import MISSING_OUTPUT, NEVER_MADE, stale_assets
 from emu_steps.filtering import publish_filtered
 from emu_steps.layout import Layout
 from emu_steps.params import read_params

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from emu_dagster.doctor import examine
+from emu_dagster.commands.doctor import examine
+from emu_dagster.machine.surroundings import find_obstacles, refuse_surroundings
 from emu_dagster.resources.dvc import DvcRecord
-from emu_dagster.surroundings import find_obstacles, refuse_surroundings
 
 TOP = Path(__file__).parents[2]
 RECORD = """
-from emu_dagster.environment import prepare_environment
+from emu_dagster.machine.environment import prepare_environment
 prepare_environment()
 import matplotlib.pyplot
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.resources.mlflow import MlflowTracking
-from emu_dagster.instance import open_instance
+from emu_dagster.resources.instance import open_instance
 open_instance()
 MlflowTracking().connect()
 record = DvcRecord()

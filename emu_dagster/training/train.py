@@ -1,19 +1,19 @@
-"""The asset's side of a training: its child process (train_process.py), and the publishing of what came of it."""
+"""The asset's side of a training: its child process (child.py), and the publishing of what came of it."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from emu_dagster.closures import hash_module
+from emu_dagster.declarations.closures import hash_module
 from emu_steps.training_jobs import publish
 
 if TYPE_CHECKING:
-    from emu_dagster.recording import Record
+    from emu_dagster.resources.recorder import Record
 
 
 def train(record: "Record", jobs: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Trains the jobs in a process of their own, publishes their results together as the asset's model, and returns
     what each reported, in their order. A job that was trained before is not trained again."""
     given = {"jobs": [{**job, "code": hash_module(job["module"])} for job in jobs]}
-    results = record.trainer.train(record.context, "emu_dagster.train_process", given, record.mlflow_environment)
+    results = record.trainer.train(record.context, "emu_dagster.training.child", given, record.mlflow_environment)
     publish(record.layout, record.key, results)
     return results

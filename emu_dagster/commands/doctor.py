@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from emu_dagster.environment import QUIET
+from emu_dagster.machine.environment import QUIET
+from emu_dagster.machine.surroundings import find_obstacles
 from emu_dagster.resources.dvc import DvcError, DvcRecord
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.resources.mlflow_store import find_fault
-from emu_dagster.surroundings import find_obstacles
 from emu_steps.layout import project_root
 
 MAKE_ENV = "make env"

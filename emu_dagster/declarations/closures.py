@@ -24,15 +24,7 @@ PACKAGES = ("emu_data", "emu_models", "emu_reports", "emu_steps", "emu_dagster")
 SHARED = ("emu_steps", "emu_dagster")  # of whose modules only what is used counts
 # Not followed. What these hand to an asset is hashed as it is handed over (the values of params, the bytes of inputs by
 # DVC), or they keep the books and decide no result.
-BOOKKEEPING = (
-    "emu_dagster.declaring",
-    "emu_dagster.closures",
-    "emu_dagster.given",
-    "emu_steps.layout",
-    "emu_steps.params",
-    "emu_dagster.recording",
-    "emu_dagster.resources",
-)
+BOOKKEEPING = ("emu_dagster.declarations", "emu_dagster.resources", "emu_steps.layout", "emu_steps.params")
 WHOLE = ""  # in place of a definition's name: all of the module
 Part = tuple[str, str]  # module, and a definition in it or WHOLE
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from emu_dagster.processes import one_at_a_time
+from emu_dagster.machine.processes import one_at_a_time
 from emu_dagster.resources.dvc import DvcRecord, Snapshot
 
 INPUTS = "inputs"  # entry of a materialisation's metadata: what it was made from, as `Snapshot.describe` says it

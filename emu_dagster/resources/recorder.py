@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from PIL import Image
 
-from emu_dagster.given import give_params, values_of
-from emu_dagster.instance import INPUTS
-from emu_dagster.metadata import shown
+from emu_dagster.declarations.given import give_params, values_of
 from emu_dagster.resources.dvc import DvcRecord, Snapshot
 from emu_dagster.resources.gpu import TrainingProcess
+from emu_dagster.resources.instance import INPUTS
+from emu_dagster.resources.metadata import shown
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_steps.layout import Layout, project_root
 from emu_steps.params import Params, read_params
@@ -26,14 +26,14 @@ from emu_steps.params import Params, read_params
 if TYPE_CHECKING:
     import pandas as pd
 
-    from emu_dagster.declaring import Declaration
+    from emu_dagster.declarations.declared import Declaration
 
 
 @dataclass
 class Record:
     """One materialisation in progress: what it may read and write, its params, and what it reports.
 
-    layout and params are restricted to what the asset declared (emu_dagster.given).
+    layout and params are restricted to what the asset declared (emu_dagster.declarations.given).
     """
 
     context: dg.AssetExecutionContext

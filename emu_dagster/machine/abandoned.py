@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from emu_dagster.processes import describe_process, is_alive
+from emu_dagster.machine.processes import describe_process, is_alive
 
 PROCESS_TAG = "emu/process"
 

@@ -24,10 +24,10 @@ import dagster as dg
 import psutil
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
-from emu_dagster.abandoned import close_abandoned_runs
-from emu_dagster.addresses import HOST, Ports, remember_ports
-from emu_dagster.instance import open_instance
+from emu_dagster.machine.abandoned import close_abandoned_runs
+from emu_dagster.resources.addresses import HOST, Ports, remember_ports
 from emu_dagster.resources.gpu import TrainingProcess, end_session
+from emu_dagster.resources.instance import open_instance
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.resources.mlflow_store import local_uri, settle_store
 from emu_steps.layout import Layout, project_root
@@ -96,7 +96,7 @@ class Server:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "emu_dagster.stopping", *command],
+                [sys.executable, "-m", "emu_dagster.machine.stopping", *command],
                 cwd=project_root(),
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,

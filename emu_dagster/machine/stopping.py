@@ -1,8 +1,8 @@
 """How a training process stops: on Ctrl-C, on cancellation, and when the process that started it dies.
 
 For the child as well as for its parent, so nothing heavy is imported here. As a program, `python -m
-emu_dagster.stopping COMMAND…` becomes COMMAND, which then gets SIGTERM when the process that started it dies: launchers
-such as torchrun do not see to that themselves, and pass the signal on to the processes they started.
+emu_dagster.machine.stopping COMMAND…` becomes COMMAND, which then gets SIGTERM when the process that started it dies:
+launchers such as torchrun do not see to that themselves, and pass the signal on to the processes they started.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""dvc.yaml, written from the declarations: `python -m emu_dagster.dvc_yaml`, and by each materialisation.
+"""dvc.yaml, written from the declarations: `python -m emu_dagster.declarations.dvc_yaml`, and by each materialisation.
 
 One stage for each durable artifact. Dagster executes and DVC records; `dvc repro` executes through the same assets.
 persist: DVC must not delete what an asset is about to resume.
@@ -15,10 +15,11 @@ from emu_steps.layout import Layout, project_root
 from emu_steps.params import Params, read_params
 
 if TYPE_CHECKING:
-    from emu_dagster.declaring import Declaration
+    from emu_dagster.declarations.declared import Declaration
 
 HEAD = """\
-# Written from the declarations in emu_dagster/defs and the paths in params.yaml: python -m emu_dagster.dvc_yaml
+# Written from the declarations in emu_dagster/defs and the paths in params.yaml, by
+#     python -m emu_dagster.declarations.dvc_yaml
 # stage = asset key = MLflow data set
 stages:
 """
@@ -35,7 +36,9 @@ def write_stages(declarations: "Mapping[str, Declaration]") -> None:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
     if "DVC_STAGE" in os.environ:
-        raise ValueError("dvc.yaml does not say what the assets read; write it: python -m emu_dagster.dvc_yaml")
+        raise ValueError(
+            "dvc.yaml does not say what the assets read: python -m emu_dagster.declarations.dvc_yaml writes it"
+        )
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -74,7 +77,7 @@ def _is_set(params: Params, name: str) -> bool:
 
 
 if __name__ == "__main__":
-    from emu_dagster.declaring import load_declarations
+    from emu_dagster.declarations.loading import load_declarations
     from emu_dagster.resources.dvc import DvcRecord
 
     write_stages(load_declarations())

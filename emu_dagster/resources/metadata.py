@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import dagster as dg
 
-from emu_dagster.addresses import mlflow_address, report_address
+from emu_dagster.resources.addresses import mlflow_address, report_address
 from emu_steps.layout import Layout
 
 if TYPE_CHECKING:

@@ -4,27 +4,19 @@ From the declaration come Dagster's deps and code version, the stage in dvc.yaml
 the function is given: it cannot read anything else.
 """
 
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import dagster as dg
-
-from emu_dagster.closures import hash_code
-from emu_dagster.digests import digest_of
-from emu_dagster.dvc_yaml import write_stages
-from emu_dagster.given import values_of
-from emu_dagster.recording import Record, Recorder
-from emu_dagster.resources.gpu import TrainingProcess
+from emu_dagster.declarations.closures import hash_code
+from emu_dagster.declarations.digests import digest_of
+from emu_dagster.declarations.given import values_of
 from emu_data.files import fingerprint
 from emu_steps.layout import Layout
 from emu_steps.params import Params
 
-OWNERS = ["team:emu"]
-Work = Callable[[Record], dg.MaterializeResult]
+Work = Callable[..., Any]  # a function over a resources.recorder.Record that returns what Dagster is told
 
 
 @dataclass(frozen=True)
@@ -70,28 +62,6 @@ class Declaration:
         brought = [digest_of(path, layout) for path in self.brought(params, layout)]
         return fingerprint([hash_code(self.function), values_of(params, self.params), brought])
 
-    def as_asset(self, params: Params, layout: Layout) -> dg.AssetsDefinition:
-        """Dagster's asset of it under these params. All declarations must have been made by then (definitions.py)."""
-
-        @dg.asset(
-            key=self.key,
-            group_name=self.group,
-            kinds=set(self.kinds),
-            owners=OWNERS,
-            deps=self.inputs(params, layout),
-            code_version=self.code_version(params, layout),
-            description=inspect.getdoc(self.function),
-            pool=self.pool,
-        )
-        def materialise(
-            context: dg.AssetExecutionContext, recorder: Recorder, trainer: TrainingProcess
-        ) -> dg.MaterializeResult:
-            write_stages(DECLARATIONS)
-            with recorder.open(context, self, trainer) as record:
-                return self.function(record)
-
-        return materialise
-
     def _paths(self, params: Params, layout: Layout) -> list[Path]:
         given = values_of(params, self.files).values()
         names = [name for value in given for name in (value if isinstance(value, list) else [value]) if name]
@@ -131,15 +101,6 @@ def declared(
         return function
 
     return declare
-
-
-def load_declarations() -> dict[str, Declaration]:
-    """The declarations of all modules in the folder defs/, without what Dagster makes of them."""
-    from emu_dagster import defs
-
-    for module in pkgutil.iter_modules(defs.__path__, f"{defs.__name__}."):
-        importlib.import_module(module.name)
-    return DECLARATIONS
 
 
 def makers_of_outs(layout: Layout) -> dict[Path, str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import dagster as dg
 
-    from emu_dagster.recording import Record
+    from emu_dagster.resources.recorder import Record
     from emu_steps.voting import Ballots
 
 

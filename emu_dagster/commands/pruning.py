@@ -24,10 +24,10 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from emu_dagster.declaring import load_declarations
-from emu_dagster.processes import one_at_a_time
+from emu_dagster.declarations.loading import load_declarations
+from emu_dagster.machine.processes import one_at_a_time
+from emu_dagster.machine.surroundings import find_obstacles
 from emu_dagster.resources.dvc import DvcRecord
-from emu_dagster.surroundings import find_obstacles
 from emu_data.files import TEMPORARY_MARK
 from emu_steps.layout import Layout
 from emu_steps.training_jobs import published, training_folder

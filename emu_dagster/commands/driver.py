@@ -21,15 +21,15 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from emu_dagster.abandoned import PROCESS_TAG, close_abandoned_runs
-from emu_dagster.declaring import DECLARATIONS
+from emu_dagster.declarations.declared import DECLARATIONS
+from emu_dagster.declarations.dvc_yaml import write_stages
+from emu_dagster.declarations.staleness import StaleAsset, recorded_version, stale_assets
 from emu_dagster.definitions import defs
-from emu_dagster.dvc_yaml import write_stages
-from emu_dagster.instance import open_instance, record_missing
-from emu_dagster.processes import describe_process, one_at_a_time
+from emu_dagster.machine.abandoned import PROCESS_TAG, close_abandoned_runs
+from emu_dagster.machine.processes import describe_process, one_at_a_time
+from emu_dagster.machine.surroundings import refuse_surroundings
 from emu_dagster.resources.dvc import DvcRecord
-from emu_dagster.staleness import StaleAsset, recorded_version, stale_assets
-from emu_dagster.surroundings import refuse_surroundings
+from emu_dagster.resources.instance import open_instance, record_missing
 from emu_steps.layout import Layout, project_root
 
 

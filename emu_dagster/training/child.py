@@ -1,4 +1,4 @@
-"""The child process in which every training runs: `python -m emu_dagster.train_process`, started by an asset.
+"""The child process in which every training runs: `python -m emu_dagster.training.child`, started by an asset.
 
 It gets its jobs through Dagster Pipes as plain values, logs to the MLflow run of the asset that started it, and on an
 interrupt saves and leaves with the code STOPPED; started again, it goes on from there. Where a launcher starts several
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from dagster_pipes import PipesContext, PipesDefaultContextLoader, PipesEnvVarParamsLoader, open_dagster_pipes
 
-from emu_dagster.environment import collect_rarely
-from emu_dagster.progress import Progress
+from emu_dagster.machine.environment import collect_rarely
+from emu_dagster.machine.stopping import STOPPED, save_on_signal
 from emu_dagster.resources.outbox import Outbox
-from emu_dagster.stopping import STOPPED, save_on_signal
+from emu_dagster.training.progress import Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image

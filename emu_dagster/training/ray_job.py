@@ -1,10 +1,11 @@
 """Runs a command as a Ray job and lives as long as it does: a launcher (params.yaml, launch.command) for a Ray cluster.
 
-    python -m emu_dagster.ray_job [--address http://HEAD:8265] [--gpus N] COMMAND…
+    python -m emu_dagster.training.ray_job [--address http://HEAD:8265] [--gpus N] COMMAND…
 
-For example `python -m emu_dagster.ray_job --gpus 8 torchrun --nproc-per-node 8`. The cluster must see the project's
-folder under the same path and have the same environment installed. `ray job submit` would do but for two things: the
-job needs the variables that the asset set for its training, and an interrupt must stop the job, not only the watching.
+For example `python -m emu_dagster.training.ray_job --gpus 8 torchrun --nproc-per-node 8`. The cluster must see the
+project's folder under the same path and have the same environment installed. `ray job submit` would do but for two
+things: the job needs the variables that the asset set for its training, and an interrupt must stop the job, not only
+the watching.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import threading
 import time
 from typing import Any
 
-from emu_dagster.stopping import STOPPED, save_on_signal
+from emu_dagster.machine.stopping import STOPPED, save_on_signal
 
 # What the training reads of its environment; the rest is the cluster's own.
 HANDED_ON = ("DAGSTER_PIPES_", "MLFLOW_", "EMU_", "HF_", "TRANSFORMERS_", "TORCH_", "NCCL_", "OMP_")
@@ -54,7 +55,7 @@ def run_job(client: Any, command: list[str], num_gpus: float, stop_requested: An
 
 def main() -> int:
     stop = save_on_signal(STOP_SECONDS + 10)
-    parser = argparse.ArgumentParser(prog="python -m emu_dagster.ray_job")
+    parser = argparse.ArgumentParser(prog="python -m emu_dagster.training.ray_job")
     parser.add_argument("--address", help="of the job server; else RAY_ADDRESS")
     parser.add_argument("--gpus", type=float, default=0, help="that Ray is to set aside for the command")
     parser.add_argument("command", nargs=argparse.REMAINDER)

@@ -1,0 +1,1 @@
+"""What is around a project: environment variables, other processes, signals, disks."""
