@@ -68,7 +68,7 @@ from emu_models.training.cache import encode_captions, encode_moments
 from emu_models.training.distributed import World
 from emu_models.training.loop import LoopConfig
 from emu_models.training.rows import list_rows
-from emu_steps.params import read_params
+from emu_steps.profiles import read_profile
 
 TOP = Path(__file__).parents[1]
 NUM_INFERENCE_STEPS = 25
@@ -92,7 +92,7 @@ class Setup:
 
 def demo_setups() -> list[Setup]:
     """The three pretraining stages of profiles/emoji.yaml, weighted by their steps, with the example's word pieces."""
-    params = read_params(TOP / "profiles" / "emoji.yaml")
+    params = read_profile(TOP / "profiles", "emoji")
     study, first = params.autoencoder_study, params.pretrained_low
     autoencoder = {
         **study.variants[params.autoencoder.variant].model_dump(),

@@ -1,7 +1,6 @@
 """The command `emu`. Each command is a few lines over the library; `emu --help` lists them."""
 
 import os
-import shutil
 import signal
 import sys
 import time
@@ -130,9 +129,9 @@ def plan(
     """Say what the trainings of a profile take: parameters, FLOPs, memory, shards, days and dollars. Runs nothing."""
     from emu_dagster.commands.plan import print_plan
     from emu_models.cost.planning import Cluster, find_gpu
-    from emu_steps.params import read_params
+    from emu_steps.profiles import read_profile
 
-    params = read_params(find_profile(profile))
+    params = read_profile(project_root() / "profiles", profile)
     print_plan(params, Cluster(find_gpu(gpu), num_gpus, mfu, price, strategy), pairs)
 
 
@@ -213,24 +212,15 @@ def find_folder(model: str) -> Path:
     return find_model(model)
 
 
-def find_profile(name: str) -> Path:
-    """profiles/NAME.yaml. ValueError names the profiles where there is no such one."""
-    folder = project_root() / "profiles"
-    if not (folder / f"{name}.yaml").is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise ValueError(f"there is no profile {name!r}; there are: {known}")
-    return folder / f"{name}.yaml"
-
-
 def use_profile(name: str) -> None:
-    """Writes profiles/NAME.yaml to params.yaml."""
+    """Writes a profile of profiles/, whole, to params.yaml."""
     from emu_data.files import atomic_file
+    from emu_steps.profiles import profile_text
 
-    source = find_profile(name)
-    target = project_root() / "params.yaml"
-    if not target.is_file() or target.read_bytes() != source.read_bytes():
+    text, target = profile_text(project_root() / "profiles", name), project_root() / "params.yaml"
+    if not target.is_file() or target.read_text(encoding="utf-8") != text:
         with atomic_file(target) as partial:
-            shutil.copyfile(source, partial)
+            partial.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

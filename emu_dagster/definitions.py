@@ -2,9 +2,9 @@
 
 import dagster as dg
 
-from emu_dagster import defs as folder
 from emu_dagster.declarations.assets import as_asset
-from emu_dagster.declarations.loading import load_declarations
+from emu_dagster.declarations.declared import DECLARATIONS
+from emu_dagster.declarations.loading import load_modules
 from emu_dagster.machine.environment import prepare_environment
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.resources.gpu import TrainingProcess
@@ -17,11 +17,12 @@ prepare_environment()  # before any library that would wait for a network is imp
 
 layout = Layout(project_root())
 params = read_params(layout.root / "params.yaml")
+modules = load_modules()  # fills DECLARATIONS
 
 defs = dg.Definitions.merge(
-    dg.load_definitions_from_package_module(folder),  # jobs, checks, schedules, sensors
+    *(module.defs for module in modules if hasattr(module, "defs")),  # jobs, checks, schedules, sensors
     dg.Definitions(
-        assets=[as_asset(declaration, params, layout) for declaration in load_declarations().values()],
+        assets=[as_asset(declaration, params, layout) for declaration in DECLARATIONS.values()],
         resources={
             "recorder": Recorder(mlflow=MlflowTracking(), dvc=DvcRecord()),
             "trainer": TrainingProcess(launcher=params.launch.command, strategy=params.launch.strategy),

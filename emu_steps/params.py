@@ -404,13 +404,18 @@ def read_params(path: Path) -> Params:
 
 @cache
 def _read(path: Path, _modified: int) -> Params:
+    return parse_params(path.read_bytes(), path.name)
+
+
+def parse_params(text: str | bytes, name: str) -> Params:
+    """Checks the YAML of a whole set of params. ValueError, which calls it `name`, as of `read_params`."""
     try:
-        return Params.model_validate(yaml.load(path.read_bytes(), yaml.CSafeLoader))
+        return Params.model_validate(yaml.load(text, yaml.CSafeLoader))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is not YAML: {error}") from None
+        raise ValueError(f"{name} is not YAML: {error}") from None
     except ValidationError as error:
         wrong = {".".join(map(str, e["loc"])): e["msg"] for e in error.errors()}
-        lines = [f"  {name}: {message}{moved_to(name)}" for name, message in wrong.items()]
+        lines = [f"  {entry}: {message}{moved_to(entry)}" for entry, message in wrong.items()]
         if MOVED.keys() & wrong.keys():
-            lines.append(f"{path.name} is of an older version: move these entries, or write it anew with `emu profile`")
-        raise ValueError("\n".join([f"{path.name} does not fit:", *lines])) from None
+            lines.append(f"{name} is of an older version: move these entries, or write it anew with `emu profile`")
+        raise ValueError("\n".join([f"{name} does not fit:", *lines])) from None

@@ -11,6 +11,8 @@ from emu_dagster.declarations.declared import DECLARATIONS
 from emu_dagster.declarations.dvc_yaml import render_stages
 from emu_steps.layout import Layout
 from emu_steps.params import Params, read_params
+from emu_steps.profiles import profile_text
+from tests.profiles import NAMES, PROFILES, params_of, text_of
 
 TOP = Path(__file__).parent.parent
 SNAPSHOT = Path(__file__).parent / "graph.json"
@@ -101,18 +103,51 @@ def test_jobs_schedule_and_sensors_are_there_and_off(defs):
     assert {sensor.default_status for sensor in repository.sensor_defs} == {dg.DefaultSensorStatus.STOPPED}
 
 
-@pytest.mark.parametrize("name", ["smoke", "emoji", "emoji-long", "paper"])
+@pytest.mark.parametrize("name", NAMES)
 def test_profiles_are_whole(name):
-    assert read_params(TOP / "profiles" / f"{name}.yaml").profile == name
+    assert params_of(name).profile == name
+
+
+def test_a_profile_lies_over_another_and_keeps_its_comments(tmp_path):
+    (tmp_path / "base.yaml").write_text("# all\na:\n  x: 1   # px\n  y: [1, 2]\n\nb: {z: null}\n")
+    (tmp_path / "small.yaml").write_text("# small\nbase: base\na:\n  y: [3]\n  w: 5\nb: {z: 0, v: 1}\n")
+    (tmp_path / "smaller.yaml").write_text("base: small\na: {x: 0}   # less\n")
+    text = profile_text(tmp_path, "smaller")
+    assert yaml.safe_load(text) == {"a": {"x": 0, "y": [3], "w": 5}, "b": {"z": 0, "v": 1}}
+    assert "# px" in text and "# less" in text and "base:" not in text
+    assert "z: null" in profile_text(tmp_path, "small").replace("z: 0", "z: null")
+    with pytest.raises(ValueError, match="no profile 'base'; there are: small, smaller"):
+        profile_text(tmp_path, "base")
+
+
+def test_an_overlay_repeats_nothing_of_what_it_lies_over():
+    """Each leaf of a profile differs from what is below it: what is the same stands once."""
+    for name in NAMES:
+        own = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
+        below = own.pop("base")
+        assert (
+            repeated(own, yaml.safe_load(text_of(below) if below != "base" else (PROFILES / "base.yaml").read_text()))
+            == []
+        ), name
+
+
+def repeated(own: dict, below: dict, path: str = "") -> list[str]:
+    found = []
+    for key, value in own.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            found += repeated(value, below[key], f"{path}{key}.")
+        elif key in below and below[key] == value:
+            found.append(f"{path}{key}")
+    return found
 
 
 def test_the_default_params_are_the_demo():
-    assert (TOP / "params.yaml").read_bytes() == (TOP / "profiles" / "emoji.yaml").read_bytes()
+    assert (TOP / "params.yaml").read_text() == text_of("emoji")
 
 
 def test_what_the_paper_fixes_is_in_every_profile():
-    for path in (TOP / "profiles").glob("*.yaml"):
-        params = read_params(path)
+    for path in NAMES:
+        params = params_of(path)
         assert (params.pretrained_low.noise_offset, params.pretrained_mid.noise_offset) == (0, 0), path
         assert params.pretrained_full.noise_offset == 0.02, path
         assert params.quality_tuned.noise_offset == 0.1, path
@@ -122,11 +157,11 @@ def test_what_the_paper_fixes_is_in_every_profile():
 
 
 def test_wrong_params_are_named(tmp_path):
-    text = (TOP / "profiles" / "smoke.yaml").read_text().replace("noise_offset: 0.1", "noise_ofset: 0.1")
+    text = text_of("smoke").replace("noise_offset: 0.1", "noise_ofset: 0.1")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"quality_tuned\.noise_ofset"):
         read_params(tmp_path / "params.yaml")
-    text = (TOP / "profiles" / "smoke.yaml").read_text().replace("  num_folds:", "  judge_seed: 1\n  num_folds:")
+    text = text_of("smoke").replace("  num_folds:", "  judge_seed: 1\n  num_folds:")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"judge_seed: .* \(is now faithfulness_judge.seed\)\n.*older version"):
         read_params(tmp_path / "params.yaml")

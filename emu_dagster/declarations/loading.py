@@ -2,13 +2,18 @@
 
 import importlib
 import pkgutil
+from types import ModuleType
 
 from emu_dagster import defs
 from emu_dagster.declarations.declared import DECLARATIONS, Declaration
 
 
+def load_modules() -> list[ModuleType]:
+    """Every module in defs/."""
+    return [importlib.import_module(module.name) for module in pkgutil.iter_modules(defs.__path__, f"{defs.__name__}.")]
+
+
 def load_declarations() -> dict[str, Declaration]:
     """Asset key -> its declaration, of every module in defs/."""
-    for module in pkgutil.iter_modules(defs.__path__, f"{defs.__name__}."):
-        importlib.import_module(module.name)
+    load_modules()
     return DECLARATIONS

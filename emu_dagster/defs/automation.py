@@ -103,3 +103,10 @@ def new_votes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             assets += [asset for asset in following if asset not in assets]
     told = "; ".join(f"{key}: {why}" for key, why in news.items())
     return ask(context, news, told, [dg.AssetKey(asset) for asset in assets])
+
+
+defs = dg.Definitions(
+    jobs=[whole_graph, data_half, model_half, filter_shards, evaluation],
+    schedules=[weekly_evaluation],
+    sensors=[new_raw_shards, new_votes],
+)

@@ -162,3 +162,6 @@ def tuned_is_no_less_faithful() -> dg.AssetCheckResult:
 def tuned_is_no_copier() -> dg.AssetCheckResult:
     """The share of near-copies of curated pictures is below registered_model.max_near_copies, with its interval."""
     return _check_verdict("automatic_report")
+
+
+defs = dg.Definitions(asset_checks=dg.load_asset_checks_from_current_module())

@@ -12,6 +12,7 @@ from PIL import Image
 from emu_data.records import Sample, make_key
 from emu_data.shards import write_shard
 from tests.e2e.conftest import make_project
+from tests.profiles import text_of
 from tests.shards import encode
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
@@ -56,7 +57,7 @@ def write_corpus(folder: Path, num_shards: int, num_rows: int) -> None:
 def test_the_corpus_job_is_one_run(tmp_path: Path, num_shards: int, num_rows: int):
     project = make_project(tmp_path / "project")
     write_corpus(tmp_path / "source", num_shards, num_rows)
-    params = yaml.safe_load((project.root / "profiles" / "smoke.yaml").read_text())
+    params = yaml.safe_load(text_of("smoke"))
     params["raw_corpus"] = {
         **{"source": "img2dataset", "path": str(tmp_path / "source"), "samples_per_shard": num_rows, "seed": 0}
     }

@@ -17,6 +17,7 @@ from emu_data.votes.vote import Vote
 from emu_steps.corpora import read_corpus
 from emu_steps.layout import Layout
 from emu_steps.params import read_params
+from tests.profiles import text_of
 from tests.shards import write_toy_shards
 
 TOP = Path(__file__).parent.parent.parent
@@ -25,7 +26,7 @@ TOP = Path(__file__).parent.parent.parent
 @pytest.fixture
 def automation(project: Path):
     """defs.automation, with a project whose params are the smoke profile's."""
-    shutil.copy(TOP / "profiles" / "smoke.yaml", project / "params.yaml")
+    (project / "params.yaml").write_text(text_of("smoke"))
     from emu_dagster.defs import automation
 
     return automation

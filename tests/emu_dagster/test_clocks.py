@@ -23,6 +23,7 @@ from emu_data.signals.safety import SafetySignal
 from emu_steps import filtering
 from emu_steps.layout import Layout
 from emu_steps.params import Params, read_params
+from tests.profiles import text_of
 from tests.shards import write_toy_shards
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,7 @@ def run_filters(folder: Path, monkeypatch: pytest.MonkeyPatch, later: str) -> di
 
 def toy_params(folder: Path) -> Params:
     """Gates that turn some away by caption and by rank, so that what is measured depends on the order."""
-    given = yaml.safe_load((ROOT / "profiles" / "smoke.yaml").read_text())
+    given = yaml.safe_load(text_of("smoke"))
     section = given["filter_ledger"]
     section["policy"] |= {
         "min_side": 8,

@@ -19,7 +19,8 @@ from emu_dagster.declarations.declared import DECLARATIONS, Declaration
 from emu_dagster.declarations.digests import digest_of
 from emu_dagster.declarations.given import give_params, values_of
 from emu_steps.layout import Layout, UndeclaredRead
-from emu_steps.params import Params, read_params
+from emu_steps.params import Params
+from tests.profiles import params_of
 
 TOP = Path(__file__).parents[2]
 TRAININGS = ["autoencoder", "pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned"]
@@ -35,7 +36,7 @@ def declarations() -> dict[str, Declaration]:
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    return read_params(TOP / "profiles" / "emoji.yaml")
+    return params_of("emoji")
 
 
 def leaves(value: Any, path: str = "") -> list[str]:

@@ -1,6 +1,5 @@
 """`emu ingest` on a project of its own: params.yaml changes in the lines it must, and the corpus is read from it."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +15,7 @@ from emu_data.signals.geometry import GeometrySignal
 from emu_steps.corpora import first_images, read_corpus, set_entries
 from emu_steps.layout import Layout
 from emu_steps.params import read_params
+from tests.profiles import NAMES, text_of
 from tests.shards import write_toy_shards
 
 TOP = Path(__file__).parent.parent.parent
@@ -32,13 +32,13 @@ def run(*arguments: str) -> str:
 
 @pytest.fixture
 def root(project: Path) -> Path:
-    shutil.copy(TOP / "profiles" / "smoke.yaml", project / "params.yaml")
+    (project / "params.yaml").write_text(text_of("smoke"))
     return project
 
 
-@pytest.mark.parametrize("profile", sorted(path.stem for path in (TOP / "profiles").glob("*.yaml")))
+@pytest.mark.parametrize("profile", NAMES)
 def test_ingest_changes_its_entries_and_no_other_line(project: Path, profile: str) -> None:
-    shutil.copy(TOP / "profiles" / f"{profile}.yaml", project / "params.yaml")
+    (project / "params.yaml").write_text(text_of(profile))
     write_toy_shards(project, 4)
     before = (project / "params.yaml").read_text().splitlines()
     told = run(str(project / "shards"), "--copy")
@@ -82,7 +82,7 @@ def test_table_writes_what_it_found(root: Path) -> None:
     pd.DataFrame({"picture": ["a.png"], "words": ["x"]}).to_csv(folder / "t.csv", index=False)
     with pytest.raises(ValueError, match="image_column"):
         run(str(folder / "t.csv"))
-    assert (root / "params.yaml").read_bytes() == (TOP / "profiles" / "smoke.yaml").read_bytes()
+    assert (root / "params.yaml").read_text() == text_of("smoke")
     told = run(str(folder / "t.csv"), "--image-column", "picture", "--caption-column", "words")
     assert "0 of the first 1 pictures" in told
     section = read_params(root / "params.yaml").raw_corpus

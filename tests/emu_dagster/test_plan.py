@@ -9,7 +9,7 @@ from rich.console import Console
 from emu_dagster.commands.plan import STAGES, plan_networks, print_plan
 from emu_models.cost.measuring import count_denoiser, count_flops
 from emu_models.cost.planning import Cluster, find_gpu
-from emu_steps.params import read_params
+from tests.profiles import params_of
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 
@@ -17,14 +17,14 @@ PROFILES = Path(__file__).parents[2] / "profiles"
 def printed(profile: str, **changes) -> str:
     console = Console(file=io.StringIO(), width=200)
     cluster = Cluster(find_gpu("H100"), **{"num_gpus": 16, "utilisation": 0.4, "dollars_per_gpu_hour": 2.5, **changes})
-    print_plan(read_params(PROFILES / f"{profile}.yaml"), cluster, 1000, console)
+    print_plan(params_of(profile), cluster, 1000, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def test_the_papers_denoiser_has_its_parameters_and_latents():
     """2.8 B, 16 channels, 1024 px in one stage; CLIP ViT-L and T5-XXL."""
-    networks = plan_networks(read_params(PROFILES / "paper.yaml"))
+    networks = plan_networks(params_of("paper"))
     num_parameters, _ = count_denoiser(networks)
     assert num_parameters == pytest.approx(2.8e9, rel=0.02)
     assert tuple(networks.latents(1, 1024)) == (1, 16, 128, 128)
@@ -34,7 +34,7 @@ def test_the_papers_denoiser_has_its_parameters_and_latents():
 @pytest.mark.slow
 def test_the_papers_step_is_counted_at_full_resolution():
     """Four times the pixels are four times the convolutions and more than four times the attention."""
-    networks = plan_networks(read_params(PROFILES / "paper.yaml"))
+    networks = plan_networks(params_of("paper"))
     mid, full = (count_flops(networks, resolution) for resolution in (512, 1024))
     assert 4 < full.forward / mid.forward < 6
     assert 2.9 < full.step / full.forward < 3

@@ -12,7 +12,7 @@ from emu_dagster import registering
 from emu_dagster.registering import MD5_TAG, Verdict, register
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_steps.layout import Layout
-from emu_steps.params import read_params
+from tests.profiles import NAMES, params_of
 
 TOP = Path(__file__).parent.parent.parent
 
@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judge(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """judge(name, md5, passed, profile) registers a model of these bytes under that judgement."""
     MlflowTracking(root=str(root)).connect()
-    params = read_params(TOP / "profiles" / "smoke.yaml")
+    params = params_of("smoke")
     monkeypatch.setattr(registering, "served_requirements", list)
 
     def run(name: str, md5: str, passed: bool, profile: str = "smoke") -> Any:
@@ -80,9 +80,9 @@ def test_another_profile_does_not_take_an_alias(judge: Callable[..., Any]):
 
 
 def test_each_profile_has_a_name_of_its_own():
-    names = [read_params(path).registered_model.name for path in (TOP / "profiles").glob("*.yaml")]
+    names = [params_of(name).registered_model.name for name in NAMES]
     assert len(names) == len(set(names)) > 3
-    assert read_params(TOP / "params.yaml").registered_model.name == "emu"  # README: models:/emu@champion
+    assert params_of("emoji").registered_model.name == "emu"  # README: models:/emu@champion
 
 
 @pytest.mark.parametrize("moment", ["log_model", "register_model", "tag", "describe", "alias", "write"])

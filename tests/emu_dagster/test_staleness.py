@@ -10,7 +10,7 @@ from emu_dagster.commands.driver import output_exists
 from emu_dagster.declarations.staleness import MISSING_OUTPUT, NEVER_MADE, stale_assets
 from emu_steps.filtering import publish_filtered
 from emu_steps.layout import Layout
-from emu_steps.params import read_params
+from tests.profiles import params_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,5 +111,5 @@ def test_the_ledger_exists_if_every_shard_has_its_part(project: Path):
     (layout.ledger / "00001.parquet").unlink()
     assert not output_exists(layout, "filter_ledger")
     with pytest.raises(ValueError, match=r"no ledger of 1 shards, first \['00001'\]"):
-        publish_filtered(layout, read_params(ROOT / "params.yaml"))
+        publish_filtered(layout, params_of("emoji"))
     assert not layout.filtered.exists()

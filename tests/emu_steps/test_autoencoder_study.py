@@ -10,8 +10,9 @@ from emu_models.evaluation.reconstruction import Difference
 from emu_reports.autoencoder import Step
 from emu_steps.autoencoder_study import choose_features, describe_steps, late_gain, neighbours
 from emu_steps.layout import Layout
-from emu_steps.params import Variant, read_params
+from emu_steps.params import Variant
 from emu_steps.training_jobs import autoencoder_job, autoencoder_network
+from tests.profiles import params_of
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 VARIANTS = {
@@ -72,7 +73,7 @@ def test_the_late_gain_is_that_of_the_last_third(tmp_path):
 
 
 def test_the_encoder_of_the_perceptual_loss_is_one_that_no_report_measures_on(tmp_path, monkeypatch):
-    section = read_params(PROFILES / "smoke.yaml").autoencoder_study
+    section = params_of("smoke").autoencoder_study
     perceptual = section.losses.perceptual.model_copy(update={"kind": "encoder", "weight": 0.1})
     losses = section.losses.model_copy(update={"perceptual": perceptual})
     section = section.model_copy(update={"losses": losses})

@@ -13,8 +13,9 @@ from emu_dagster.registering import REPORTS, judge_reports
 from emu_data.files import write_parquet
 from emu_steps.evidence import METRICS_FILE, NoEvidence, read_evidence, write_evidence
 from emu_steps.layout import Layout
-from emu_steps.params import RegisteredModel, read_params
+from emu_steps.params import RegisteredModel
 from emu_steps.verdicts import judge_verdict
+from tests.profiles import NAMES, params_of, text_of
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 SECTION = RegisteredModel(name="emu", min_appeal_win=0.5, max_near_copies=0.25)
@@ -124,7 +125,7 @@ def all_checks() -> dict[str, Any]:
 
 
 def test_every_check_without_data_fails_and_says_what_is_missing(project: Path):
-    shutil.copy(PROFILES / "smoke.yaml", project / "params.yaml")
+    (project / "params.yaml").write_text(text_of("smoke"))
     assert len(all_checks()) >= 7
     for name, check in all_checks().items():
         result = check()
@@ -133,7 +134,7 @@ def test_every_check_without_data_fails_and_says_what_is_missing(project: Path):
 
 
 def test_raw_rows_without_their_pictures_are_noticed(project: Path):
-    shutil.copy(PROFILES / "smoke.yaml", project / "params.yaml")
+    (project / "params.yaml").write_text(text_of("smoke"))
     raw = Layout(project).raw
     rows = pd.DataFrame({"key": ["a", "b"], "status": "success"})
     for number in range(2):
@@ -149,6 +150,6 @@ def test_raw_rows_without_their_pictures_are_noticed(project: Path):
 
 
 def test_the_profiles_have_bounds_that_can_fail():
-    for profile in PROFILES.glob("*.yaml"):
-        section = read_params(profile).registered_model
+    for profile in NAMES:
+        section = params_of(profile).registered_model
         assert section.max_near_copies <= 0.25 and section.max_judge_error <= 0.5

@@ -17,6 +17,7 @@ from emu_steps.filtering import row_policy, selection_policy
 from emu_steps.layout import Layout
 from emu_steps.params import read_params
 from emu_steps.redeciding import estimate_unmeasured, parse_changes, show_funnel
+from tests.profiles import params_of, text_of
 
 TOP = Path(__file__).parents[2]
 
@@ -25,7 +26,7 @@ TOP = Path(__file__).parents[2]
 def project(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A finished ledger of 60 rows under the smoke profile's policy, with its shards; text was measured on a part."""
     layout = Layout(tmp_path_factory.mktemp("project"))
-    params_text = (TOP / "profiles" / "smoke.yaml").read_text()
+    params_text = text_of("smoke")
     for old, new in (
         ("max_read_text_area: 0.05", "max_read_text_area: null"),
         ("max_text_area: null", "max_text_area: 0.05"),
@@ -119,7 +120,7 @@ def test_rows_that_were_not_measured_are_counted_and_estimated(
 
 
 def test_names_are_taken_where_they_are_clear() -> None:
-    params = read_params(TOP / "profiles" / "smoke.yaml")
+    params = params_of("smoke")
     policy, section, changes = parse_changes(
         params, ["text_area=0.03", "unsafe=null", "min_side=512", "duplicate=1", "order_by=likes", "alignment_rank=0.2"]
     )
@@ -148,7 +149,7 @@ def test_names_are_taken_where_they_are_clear() -> None:
 )
 def test_what_does_not_fit_is_told(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told) as caught:
-        parse_changes(read_params(TOP / "profiles" / "smoke.yaml"), [text])
+        parse_changes(params_of("smoke"), [text])
     assert "\n" not in str(caught.value)
 
 

@@ -1,6 +1,5 @@
 """Which raw pictures an autoencoder is trained on, and what is asked of raw rows before."""
 
-import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -16,8 +15,8 @@ from emu_data.shards import write_shard
 from emu_models.judge_training import JudgeConfig
 from emu_models.training.order import held_out
 from emu_steps.layout import Layout
-from emu_steps.params import read_params
 from emu_steps.training_jobs import judge_job, write_training_rows
+from tests.profiles import params_of, text_of
 from tests.shards import encode
 
 TOP = Path(__file__).parents[2]
@@ -43,7 +42,7 @@ def write_corpus(root: Path, tables: list[pd.DataFrame]) -> Layout:
 
 
 def choose(layout: Layout, max_images: int) -> pd.DataFrame:
-    section = read_params(TOP / "profiles" / "smoke.yaml").autoencoder_study
+    section = params_of("smoke").autoencoder_study
     return pd.read_parquet(write_training_rows(layout, section.model_copy(update={"max_images": max_images})))
 
 
@@ -71,7 +70,7 @@ def test_the_judge_learns_nothing_that_a_gate_turned_away(tmp_path: Path) -> Non
     ledger["caption"] = "caption of " + ledger["key"]
     write_parquet(layout.filtered / "ledger" / "00000.parquet", ledger.iloc[:5])
     write_parquet(layout.filtered / "ledger" / "00001.parquet", ledger.iloc[5:])
-    section = read_params(TOP / "profiles" / "smoke.yaml").faithfulness_judge
+    section = params_of("smoke").faithfulness_judge
     job = judge_job(layout, section)
     passed = ledger["first_failed_gate"].isin(["", "quota"])
     pd.testing.assert_frame_equal(
@@ -82,7 +81,7 @@ def test_the_judge_learns_nothing_that_a_gate_turned_away(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("keys_twice", [0, 3])
 def test_a_key_that_appears_twice_stops_the_graph(project: Path, keys_twice: int) -> None:
-    shutil.copy(TOP / "profiles" / "smoke.yaml", project / "params.yaml")
+    (project / "params.yaml").write_text(text_of("smoke"))
     tables = [rows_of(shard) for shard in range(2)]
     tables[1].loc[: keys_twice - 1, "key"] = tables[0]["key"]
     write_corpus(project, tables)

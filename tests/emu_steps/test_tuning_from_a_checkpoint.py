@@ -17,13 +17,14 @@ from emu_steps.layout import Layout
 from emu_steps.model_card import write_model_card
 from emu_steps.params import Params, read_params
 from emu_steps.training_jobs import denoiser_job
+from tests.profiles import text_of
 
 TOP = Path(__file__).parent.parent.parent
 BROUGHT = "data/brought/sd"
 
 
 def write_params(project: Path, **changes: Any) -> None:
-    params = yaml.safe_load((TOP / "profiles" / "smoke.yaml").read_text())
+    params = yaml.safe_load(text_of("smoke"))
     params["quality_tuned"] |= changes
     (project / "params.yaml").write_text(yaml.safe_dump(params))
 

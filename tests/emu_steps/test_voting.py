@@ -25,7 +25,7 @@ from emu_data.votes.vote import Vote, counted
 from emu_steps.choosing import select_generalists_choice, sheets, write_curated_set
 from emu_steps.judging import appeal_ballots, report_preference
 from emu_steps.layout import Layout
-from emu_steps.params import AppealVotes, CurationVotes, read_params
+from emu_steps.params import AppealVotes, CurationVotes
 from emu_steps.voting import (
     digest_pictures,
     generalist_ballots,
@@ -37,6 +37,7 @@ from emu_steps.voting import (
     verify_rounds,
 )
 from tests.emu_data.drawings import draw_balls
+from tests.profiles import params_of
 from tests.shards import encode
 
 TOP = Path(__file__).parent.parent.parent
@@ -289,7 +290,7 @@ def write_pairs(layout: Layout, tuned: np.ndarray) -> None:
 
 
 def test_a_report_is_of_the_votes_on_the_pictures_shown_now(tmp_path: Path):
-    layout, params = Layout(tmp_path), read_params(TOP / "profiles" / "smoke.yaml")
+    layout, params = Layout(tmp_path), params_of("smoke")
     section = AppealVotes(num_raters=3, repeat_share=0.3, seed=0)
     write_pairs(layout, draw_balls(True)[:6])
 
