@@ -5,7 +5,7 @@ python -m scripts.draw_flow --out docs/flow.png
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -45,7 +45,7 @@ def main(
         ("drawn by the tuned model", grid(drawn)),
     ]
     figure = plt.figure(figsize=(13, 2.5), dpi=130)
-    parts = np.atleast_1d(figure.subfigures(1, len(steps)))
+    parts: Any = figure.subfigures(1, len(steps))
     for part, (title, picture) in zip(parts, steps, strict=True):
         show(part, title, picture)
     for place, text in enumerate(ARROWS, start=1):

@@ -32,6 +32,7 @@ from emu_data.files import TEMPORARY_MARK
 from tests.e2e.conftest import Project, make_project
 
 START_SECONDS = 12.0  # about what the command takes before it works
+MOST_PATIENCE = 60.0  # so that a random kill falls before the end of what half the graph takes
 WAIT_SECONDS = 90.0  # for what a kill is aimed at to come; then it falls at random
 POLL_SECONDS = 0.002
 LAST_STAGES = 4  # that are missing when the next kill is kept for the registering
@@ -105,9 +106,10 @@ def run_campaign(folder: Path, kills: int, seed: int, profile: str) -> list[str]
             print(f"finished after {tally.total()} kills; removed: {', '.join(victims)}", flush=True)
             for victim in victims:
                 remove_outs(killed, victim)
+            patience = START_SECONDS
             continue
         tally[fell] += 1
-        patience = START_SECONDS if count_stages(killed) > before else patience * 1.3
+        patience = START_SECONDS if count_stages(killed) > before else min(patience * 1.3, MOST_PATIENCE)
         print(f"kill {tally.total()}: {fell}; {count_stages(killed)} stages recorded", flush=True)
     print(killed.must(*command, timeout=3600).splitlines()[-1])
     print(f"kills: {dict(tally)}", flush=True)

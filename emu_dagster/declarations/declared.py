@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from emu_dagster.declarations.closures import hash_code
-from emu_dagster.declarations.digests import digest_of
 from emu_dagster.declarations.given import values_of
+from emu_dagster.resources.measured import Measured
 from emu_data.files import fingerprint
 from emu_steps.layout import Layout
 from emu_steps.params import Params
@@ -59,7 +59,8 @@ class Declaration:
 
     def code_version(self, params: Params, layout: Layout) -> str:
         """16 digits of what, besides its inputs, decides the result: code, params, files that were brought along."""
-        brought = [digest_of(path, layout) for path in self.brought(params, layout)]
+        measured = Measured(layout.root)
+        brought = [measured.entry(path)["md5"] for path in self.brought(params, layout)]
         return fingerprint([hash_code(self.function), values_of(params, self.params), brought])
 
     def _paths(self, params: Params, layout: Layout) -> list[Path]:

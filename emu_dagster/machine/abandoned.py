@@ -5,11 +5,17 @@ import dagster as dg
 from emu_dagster.machine.processes import describe_process, is_alive
 
 PROCESS_TAG = "emu/process"
+UNFINISHED = [  # a process may be gone before its run has begun, or while it is being cancelled
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 
 def close_abandoned_runs(instance: dg.DagsterInstance) -> None:
     """Marks as failed the runs of this command whose process is gone: nobody else would, not even the daemon."""
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         if (tag := run.tags.get(PROCESS_TAG)) and (tag == describe_process() or not is_alive(tag)):
             instance.report_run_failed(run, "The process that ran it is gone (killed, or the machine stopped).")
     # A killed run still holds its place in the pool, and the next training would wait for it for ever: only Dagster's

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ import dagster as dg
 
 from emu_dagster.machine.processes import one_at_a_time
 from emu_dagster.machine.surroundings import dvc_environment, refuse_surroundings
-from emu_dagster.resources.dvc_files import DvcError, combine, hash_path, look_at, measure, read_ignored, read_yaml
+from emu_dagster.resources.dvc_files import DvcError, combine, hash_path, read_ignored, read_yaml
 from emu_dagster.resources.dvc_lock import LockFile, Snapshot, find_repro
-from emu_data.files import write_json
+from emu_dagster.resources.measured import Measured
 from emu_steps.layout import project_root
 
-__all__ = ["DvcError", "DvcRecord", "Snapshot", "combine", "hash_path", "look_at"]
+__all__ = ["DvcError", "DvcRecord", "Snapshot", "combine", "hash_path"]
 
 
 class DvcRecord(dg.ConfigurableResource):
@@ -77,7 +77,7 @@ class DvcRecord(dg.ConfigurableResource):
         """Take down, before the work starts, what `stage` reads.
 
         A dep that another stage wrote has the md5 of dvc.lock, which its bytes must have: they are hashed unless they
-        look as when they were last known to. Other deps, such as code, are hashed here.
+        look as when they were last measured.
 
         Raises DvcError when dvc.yaml has no such stage, when the project lies where DVC cannot work, and when a dep is
         not what dvc.lock says, since then nobody could tell afterwards what was read.
@@ -85,21 +85,15 @@ class DvcRecord(dg.ConfigurableResource):
         refuse_surroundings(self.folder)
         definition = self._stage(stage)
         outs = {out["path"]: (name, out) for name, made in self.lock.stages().items() for out in made.get("outs", [])}
-        known, entries, looks, ignored = self._known_looks(), {}, {}, read_ignored(self.folder)
+        measured, entries, looks = Measured(self.folder), {}, {}
         for path in definition["deps"]:
-            looks[path] = look = look_at(self.folder / path, ignored)
+            looks[path], entries[path] = measured.look(self.folder / path), measured.entry(self.folder / path)
             maker, out = outs.get(path, ("", {}))
-            if out and known.get(path) == [out["md5"], look]:
-                entries[path] = {name: out[name] for name in ("md5", "size", "nfiles") if name in out}
-                continue
-            entries[path] = measure(self.folder / path, ignored)
             if out and entries[path]["md5"] != out["md5"]:
                 raise DvcError(
                     f"{path} is not what dvc.lock says {maker} wrote, so nobody could tell what {stage} was made from: "
                     f"`emu materialize {maker}` records it, `dvc checkout {path}` brings back what is recorded"
                 )
-            if out and look == look_at(self.folder / path, ignored):
-                self._learn_looks({path: [out["md5"], look]})
         return Snapshot(stage, self._read_params(definition["params"]), entries, looks, definition["outs"])
 
     def changed_since(self, before: Snapshot) -> list[str]:
@@ -109,8 +103,8 @@ class DvcRecord(dg.ConfigurableResource):
         params = [
             name for file, values in before.files.items() for name, value in values.items() if now[file][name] != value
         ]
-        ignored = read_ignored(self.folder)
-        deps = [path for path, look in before.looks.items() if look_at(self.folder / path, ignored) != look]
+        measured = Measured(self.folder)
+        deps = [path for path, look in before.looks.items() if measured.look(self.folder / path) != look]
         return [*params, *deps]
 
     def record(self, stage: str, before: Snapshot) -> str:
@@ -126,14 +120,20 @@ class DvcRecord(dg.ConfigurableResource):
             ignored = read_ignored(self.folder)
             with self.lock.guard(before, writer=find_repro()):
                 return combine({path: hash_path(self.folder / path, ignored) for path in before.outs})
-        looks = self._look_at(before.outs)
+        measured = Measured(self.folder)
+        looks = {path: measured.look(self.folder / path) for path in before.outs}
         with self.lock.guard(before):
             # no relink: DVC would remove each single file and copy it back from its cache; a kill in between loses it
             self.run("--wait-for-lock", "commit", "-f", "--no-relink", stage)
-        outs = self._outs(stage)
-        after = self._look_at(outs)
-        self._learn_looks({path: [md5, after[path]] for path, md5 in outs.items() if looks.get(path) == after[path]})
-        return combine(outs)
+        outs = {out["path"]: out for out in self.lock.stages()[stage]["outs"]}
+        measured.learn(
+            {
+                self.folder / path: (look, {name: out[name] for name in ("md5", "size", "nfiles") if name in out})
+                for path, out in outs.items()
+                if (look := measured.look(self.folder / path)) == looks.get(path)
+            }
+        )
+        return combine({path: out["md5"] for path, out in outs.items()})
 
     def record_again(self, before: Snapshot, digest: str) -> bool:
         """Records what lies on disk and was made before, without making it: whether it was done.
@@ -204,19 +204,3 @@ class DvcRecord(dg.ConfigurableResource):
                         value = value.get(part) if isinstance(value, dict) else None
                     values.setdefault(file, {})[name] = value
         return values
-
-    def _look_at(self, paths: Mapping[str, Any] | tuple[str, ...]) -> dict[str, str]:
-        ignored = read_ignored(self.folder)
-        return {path: look_at(self.folder / path, ignored) for path in paths}
-
-    @property
-    def _looks_file(self) -> Path:
-        return self.lock.own / "looks.json"
-
-    def _known_looks(self) -> dict[str, list[str]]:
-        """path -> [md5, look]: how bytes of that md5 looked when they were last hashed."""
-        return json.loads(self._looks_file.read_text()) if self._looks_file.is_file() else {}
-
-    def _learn_looks(self, looks: Mapping[str, list[str]]) -> None:
-        with one_at_a_time(self.lock.own / "looks.lock", "noting how files look"):
-            write_json(self._looks_file, {**self._known_looks(), **looks})

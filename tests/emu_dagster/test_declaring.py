@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from emu_dagster.declarations import closures
 from emu_dagster.declarations.closures import SHARED, WHOLE, hash_code, module_path, reached_parts
 from emu_dagster.declarations.declared import DECLARATIONS, Declaration
-from emu_dagster.declarations.digests import digest_of
 from emu_dagster.declarations.given import give_params, values_of
+from emu_dagster.resources.measured import Measured
 from emu_steps.layout import Layout, UndeclaredRead
 from emu_steps.params import Params
 from tests.profiles import params_of
@@ -148,7 +148,7 @@ def test_a_file_that_was_brought_along_is_read_by_its_bytes(declarations, params
     assert declaration.code_version(given, layout) == one
     head.write_bytes(b"another")
     assert declaration.code_version(given, layout) != one
-    assert digest_of(head, layout) == "b32d73e56ec99bc5ec8f83871cde708a"  # md5 of "another"
+    assert Measured(layout.root).entry(head)["md5"] == "b32d73e56ec99bc5ec8f83871cde708a"  # md5 of "another"
 
 
 def test_a_checkpoint_of_the_graph_is_an_asset_that_is_read(declarations, params):
