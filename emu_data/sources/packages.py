@@ -31,7 +31,7 @@ from emu_data.shards import write_shard
 from emu_data.sources.damage import DamageShares, Draft, check_truth, damage_drafts, write_truth
 from emu_data.sources.npm import Package, fetch_package
 from emu_data.sources.standing import write_corpus
-from emu_data.votes.panels.captions import write_caption
+from emu_data.votes.captions import write_caption
 
 SOURCE = "packages"
 
