@@ -8,37 +8,16 @@ baseline up to a factor. Gradients flow to the pictures, and to nothing else. Al
 loses the small differences that the root of the norm divides by.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from emu_models.latent.jobs import PerceptualConfig
+
 EPSILON = 1e-8  # under the root of the norm; torchmetrics' LPIPS has the same
-
-
-@dataclass(frozen=True)
-class PerceptualConfig:
-    """kind: "none", "encoder" (path: a folder in open_clip's layout) or "lpips" (path: torchvision's VGG-16 weights).
-
-    weight: of the perceptual distance against the L1 on values in [-1, 1]. ValueError where a path is missing.
-    """
-
-    kind: Literal["none", "encoder", "lpips"] = "none"
-    path: str | None = None
-    weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.kind != "none" and not self.path:
-            raise ValueError(f"perceptual.path is missing; kind {self.kind!r} reads its weights from there")
-        if self.weight < 0:
-            raise ValueError(f"perceptual.weight is {self.weight}; it must be 0 or more")
-
-    @property
-    def is_on(self) -> bool:
-        return self.kind != "none" and self.weight > 0
 
 
 class EncoderDistance(nn.Module):
