@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from emu_data.clip_models import load_clip
 from emu_models.latent.jobs import PerceptualConfig
 
 EPSILON = 1e-8  # under the root of the norm; torchmetrics' LPIPS has the same
@@ -25,8 +26,8 @@ class EncoderDistance(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        tower: Any = _load_tower(folder)
-        self.tower = tower.eval().requires_grad_(False)
+        tower: Any = load_clip(folder).network.get_submodule("visual")
+        self.tower = tower.requires_grad_(False)
         # a transformer has positions for one size only; convolutions take the pictures as they are
         self.size: tuple[int, int] | None = None if hasattr(tower, "layer1") else _as_pair(tower.image_size)
         mean, std = (torch.tensor(getattr(tower, f"image_{name}", None) or [0.5] * 3) for name in ("mean", "std"))
@@ -94,14 +95,6 @@ def describe_perceptual(config: PerceptualConfig) -> str:
         return "no perceptual loss"
     name = "LPIPS (VGG-16)" if config.kind == "lpips" else "features of the corpus’s own image encoder (not LPIPS)"
     return f"perceptual loss on {name}, weight {config.weight:g}"
-
-
-def _load_tower(folder: Path) -> nn.Module:
-    import open_clip
-
-    if not (folder / "open_clip_config.json").is_file():
-        raise ValueError(f"perceptual.path {folder} is no open_clip folder; materialise alignment_model or give one")
-    return open_clip.create_model(f"local-dir:{folder}").get_submodule("visual")
 
 
 def _as_pair(size: Any) -> tuple[int, int]:

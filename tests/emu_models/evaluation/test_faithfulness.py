@@ -126,5 +126,7 @@ def test_a_model_folder_in_open_clips_layout_is_loaded(tmp_path: Path):
     assert embedded.shape == (3, 16) and captions.shape == (2, 16) and judge.name == "judge"
     assert np.linalg.norm(embedded, axis=1) == pytest.approx(1, abs=1e-5)
     assert np.array_equal(judge.embed_images(images), embedded)
-    with pytest.raises(ValueError, match="no open_clip model folder"):
+    with pytest.raises(ValueError, match="it lacks open_clip_config.json and open_clip_model.safetensors"):
         load_judge(tmp_path)
+    with pytest.raises(ValueError, match="NAME@TAG"):
+        load_judge("ViT-B-32")

@@ -128,7 +128,7 @@ def test_what_is_missing_is_named(tmp_path, encoder):
         PerceptualConfig("lpips", None, 1.0)
     with pytest.raises(ValueError, match="perceptual.weight"):
         PerceptualConfig("encoder", str(encoder), -1.0)
-    with pytest.raises(ValueError, match="no open_clip folder"):
+    with pytest.raises(ValueError, match="no open_clip model folder"):
         EncoderDistance(tmp_path)
     with pytest.raises(ValueError, match="is no file"):
         LpipsDistance(tmp_path / "vgg16.pth")
