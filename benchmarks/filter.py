@@ -36,7 +36,6 @@ from PIL import Image
 from emu_data.cascade import BATCH, Funnel, Task, load_signals, measure_group, read_values
 from emu_data.engine import Engine, Guard
 from emu_data.engine.local import num_cores
-from emu_data.ledger import FilterPolicy
 from emu_data.plan import NUM_PILOT, make_plan, measured_costs, with_text_probe
 from emu_data.records import Sample, make_key
 from emu_data.shards import list_shards, read_samples, write_shard
@@ -51,9 +50,7 @@ TOP = Path(__file__).resolve().parent.parent
 PACKAGES = Path(os.environ.get("EMU_PACKAGE_CACHE", TOP / "data" / "cache" / "packages"))
 CHEAP = (GeometrySignal(), CaptionSignal(), PhashSignal())
 MAX_TEXT_AREA = 0.09  # of photographs: docs/log.md
-POLICY = FilterPolicy(
-    min_side=None, max_aspect=3.0, min_words=3, max_unsafe=None, max_text_area=MAX_TEXT_AREA, min_alignment_rank=None
-)
+POLICY = {"max_aspect": 3.0, "min_words": 3, "min_characters": 3, "max_text_area": MAX_TEXT_AREA}
 
 
 @dataclass(frozen=True)

@@ -52,18 +52,17 @@ def make_ledger(folder: Path, num_rows: int) -> None:
 
 
 def policies(num_rows: int):
-    from emu_data.ledger import FilterPolicy
     from emu_data.selection import SelectionPolicy
 
-    filters = FilterPolicy(
-        min_side=256,
-        max_aspect=2.5,
-        min_words=3,
-        min_characters=6,
-        max_unsafe=0.3,
-        max_text_area=0.03,
-        min_alignment_rank=0.4,
-    )
+    filters = {
+        "min_side": 256,
+        "max_aspect": 2.5,
+        "min_words": 3,
+        "min_characters": 6,
+        "max_unsafe": 0.3,
+        "max_text_area": 0.03,
+        "min_alignment_rank": 0.4,
+    }
     return filters, SelectionPolicy(num_images=num_rows // SHARE_KEPT, max_share=0.05, seed=SEED)
 
 

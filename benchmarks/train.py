@@ -60,13 +60,14 @@ from emu_models.device import autocast, choose_device, half_precision_pays
 from emu_models.diffusion.schedule import NUM_TIMESTEPS, build_scheduler
 from emu_models.latent import trainings
 from emu_models.latent.autoencoder.network import Autoencoder
-from emu_models.latent.denoiser import DenoiserConfig, build_denoiser, count_parameters, denoise
-from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
+from emu_models.latent.building import build_denoiser
+from emu_models.latent.denoiser import count_parameters, denoise
+from emu_models.latent.jobs import DenoiserConfig, DenoiserJob, DenoiserTrainingConfig
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextFeatures, encode_prompts, load_text_encoders
 from emu_models.training.cache import encode_captions, encode_moments
 from emu_models.training.distributed import World
-from emu_models.training.loop import LoopConfig
+from emu_models.training.jobs import LoopConfig
 from emu_models.training.rows import list_rows
 from emu_steps.profiles import read_profile
 
@@ -251,7 +252,7 @@ class Ours:
         setup = self.setup
         loop = LoopConfig(num_steps, LEARNING_RATE, 1, EMA_DECAY, num_steps + 1, 0.0, 1e9, SEED)
         result = trainings.train_denoiser(
-            trainings.Job(
+            DenoiserJob(
                 name="bench",
                 shards=self.shards,
                 rows=self.rows,
@@ -260,12 +261,8 @@ class Ours:
                 states=self.folder / "states",
                 cache=self.folder / "cache",
                 loop=loop,
-            ),
-            trainings.DenoiserJob(
                 autoencoder=self.folder / "autoencoder",
-                start_from=None,
                 denoiser=setup.denoiser,
-                text_encoder=None,
                 num_text_tokens=setup.num_text_tokens,
                 training=DenoiserTrainingConfig(num_steps, setup.batch_size, LEARNING_RATE, 0.0, 0.1, SEED),
                 prompts=(),

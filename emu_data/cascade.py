@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from emu_data.engine import Engine, Failure, Guard, run_shards
 from emu_data.files import write_parquet
-from emu_data.ledger import LIMITS, FilterPolicy, Limit
+from emu_data.ledger import LIMITS, Limit, Thresholds
 from emu_data.quarantine import unlisted_rows
 from emu_data.records import STATUS_SUCCESS, DecodeError, RecordError, Sample
 from emu_data.shards import read_rows, read_samples, shard_digest
@@ -49,7 +49,7 @@ class Funnel:
         seed: of the control sample.
     """
 
-    policies: tuple[FilterPolicy, ...] = ()
+    policies: tuple[Thresholds, ...] = ()
     control_share: float = 0.0
     seed: int = 0
 
@@ -65,9 +65,9 @@ class Funnel:
         )
 
 
-def _is_broken(limit: Limit, value: Any, policy: FilterPolicy) -> bool:
+def _is_broken(limit: Limit, value: Any, policy: Thresholds) -> bool:
     """Whether a value is beyond its threshold; a missing value is not, nor is any without a threshold."""
-    threshold = getattr(policy, limit.field)
+    threshold = policy.get(limit.field)
     if threshold is None or value is None:
         return False
     return value < threshold if limit.is_minimum else value > threshold

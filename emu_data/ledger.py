@@ -1,8 +1,10 @@
 """A row for every raw picture: every value that was measured, and the first gate that it failed.
 
 The Emu paper gives the kinds of filter (section 3.3) and no threshold; all thresholds here are chosen here
-and are the policy's, so that a ledger is decided again in seconds, with no model. LIMITS is the one place that says
-which value is held against which threshold; `gate_sql` makes it an expression of DuckDB, for a group of shards in
+and are the policy's, so that a ledger is decided again in seconds, with no model. Photographs of the web want others
+than the demo's drawings: DataComp's basic filter takes min_side 200, max_aspect 3, more than 2 words and more than 5
+characters; COYO max_occurrences 10; LAION-400M min_alignment 0.3 of ViT-B/32. LIMITS is the one place that says which
+value is held against which threshold; `gate_sql` makes it an expression of DuckDB, for a group of shards in
 memory (`decide`) and for a corpus on disk (`open_ledger`) alike. Gates of this module look at one row; the gates that
 compare rows (duplicate, quota) are in selection.py.
 """
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import pyarrow as pa
 
-from emu_data.files import fingerprint, write_parquet
+from emu_data.files import write_parquet
 from emu_data.records import STATUS_SUCCESS, STATUS_UNLISTED
 
 if TYPE_CHECKING:
@@ -33,54 +35,27 @@ GATES = (*ROW_GATES, UNMEASURED, *GLOBAL_GATES)
 MEMORY_LIMIT = "2GB"  # of DuckDB, which spills to disk beyond it; chosen here
 
 
-@dataclass(frozen=True)
-class FilterPolicy:
-    """Thresholds of the row gates; None switches a gate off. Chosen here for the demo's 128 px drawings.
-
-    Photographs of the web want others: DataComp's basic filter takes min_side 200, max_aspect 3, more than 2
-    words and more than 5 characters; a first max_text_area for them is 0.07 (docs of issue 3 re-fit it).
-    """
-
-    min_side: int | None = 64  # px
-    max_aspect: float | None = 3.0  # long side / short side; DataComp's
-    min_words: int | None = 1
-    min_characters: int | None = 3
-    max_unsafe: float | None = 0.5  # probability 0..1
-    max_text_area: float | None = 0.05  # share of the picture 0..1
-    min_alignment_rank: float | None = 0.5  # share 0..1 of other captions that must fit less well
-    # Off by default: the demo needs none of them.
-    min_letter_share: float | None = None  # letters / characters of the caption, 0..1
-    min_distinct_word_share: float | None = None  # different words / words of the caption, 0..1
-    max_occurrences: int | None = None  # of the caption in the corpus; COYO: 10
-    max_largest_text_box: float | None = None  # share of the picture 0..1
-    max_read_text_area: float | None = None  # share of the picture 0..1; needs the signal's words_between
-    max_words_in_picture: int | None = None  # the paper's measure; needs the signal's words_between
-    min_alignment: float | None = None  # cosine; LAION-400M: 0.3 of ViT-B/32
-    min_aesthetics: float | None = None  # in the head's units
-    min_popularity: float | None = None  # in the column's units
-
-    @property
-    def version(self) -> str:
-        """16 hexadecimal digits that name the policy, the folder of its ledger."""
-        return fingerprint(self)
+# Of the row gates: `Limit.field` -> threshold; None, or a name that is missing, switches the comparison off.
+Thresholds = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One comparison of a gate: a measured column against a field of FilterPolicy, which has the gate's threshold.
+    """One comparison of a gate: a measured column against the threshold that the policy has under `field`.
 
-    signal: who measures the column; by default the signal that is named as the gate.
+    is_minimum: the value must be at least the threshold; else at most. signal: who measures the column; by default the
+    signal that is named as the gate.
     """
 
     gate: str
     column: str
     field: str
-    is_minimum: bool  # the value must be at least the threshold; else at most
+    is_minimum: bool
     signal: str | None = None
 
-    def broken_sql(self, policy: FilterPolicy) -> str:
+    def broken_sql(self, policy: Thresholds) -> str:
         """SQL that is true where a row is beyond the threshold, null where its value is missing."""
-        return f'"{self.column}" {"<" if self.is_minimum else ">"} {getattr(policy, self.field)!r}'
+        return f'"{self.column}" {"<" if self.is_minimum else ">"} {policy[self.field]!r}'
 
 
 LIMITS = (
@@ -103,14 +78,17 @@ LIMITS = (
 )
 
 
-def gate_sql(policy: FilterPolicy, columns: Collection[str]) -> str:
+def gate_sql(policy: Thresholds, columns: Collection[str]) -> str:
     """Return the SQL expression of the first gate that a row fails, "" where none, over a ledger with these columns.
 
     A value that is missing although it was measured passes its gate: that is so for `unsafe`, where the corpus
     brought none. A row that fails no gate but was not measured by a signal that a gate in force asks (`unmeasured`
-    names those) is "unmeasured". Raises ValueError where a gate's column is missing altogether.
+    names those) is "unmeasured". Raises ValueError where a gate's column is missing altogether, or LIMITS knows no
+    threshold of a name.
     """
-    limits = [limit for limit in LIMITS if getattr(policy, limit.field) is not None]
+    if unknown := sorted(set(policy) - {limit.field for limit in LIMITS}):
+        raise ValueError(f"there is no threshold {', '.join(unknown)}; there are: {', '.join(x.field for x in LIMITS)}")
+    limits = [limit for limit in LIMITS if policy.get(limit.field) is not None]
     for limit in limits:
         if limit.column not in columns:
             raise ValueError(
@@ -129,7 +107,7 @@ def gate_sql(policy: FilterPolicy, columns: Collection[str]) -> str:
     return f"CASE {' '.join(cases)} ELSE '' END"
 
 
-def decide(values: pd.DataFrame, policy: FilterPolicy) -> pd.DataFrame:
+def decide(values: pd.DataFrame, policy: Thresholds) -> pd.DataFrame:
     """Return `values` (cascade.read_values) with `kept` (bool) and `first_failed_gate` ("" where kept); see
     `gate_sql`.
     """

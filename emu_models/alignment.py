@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from emu_data.files import atomic_dir, fingerprint, link_or_copy, restore_dir, write_json, write_parquet
+from emu_data.shards import read_images
 from emu_models.device import choose_device
+from emu_models.training.jobs import Job, run_alone
+
+if TYPE_CHECKING:
+    from emu_models.training.running import Running
 
 FOLDS_FILE = "folds.parquet"  # key, fold: what emu_data.signals.alignment reads
 MAX_CANDIDATES = 512  # captions that a picture is compared with in a step
@@ -157,6 +162,30 @@ def train_alignment(
             write_parquet(partial / FOLDS_FILE, pd.DataFrame({"key": list(keys), "fold": folds.astype(np.int64)}))
             write_json(partial / "meta.json", {"name": "alignment_model", "identity": identity})
     return AlignmentResult(folder, {name: _read_meta(folder / "result" / name)["loss"] for name, _ in jobs})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentJob(Job):
+    """Alignment models, a fold each. rows: also with a column group, whose pictures share a fold."""
+
+    config: AlignmentConfig
+
+    @property
+    def num_steps(self) -> int:
+        return self.config.num_folds * self.config.num_steps
+
+    def run(self, running: "Running") -> dict[str, Any]:
+        """They are small: one process trains them and the others wait."""
+        return run_alone(self._train, running)
+
+    def _train(self) -> dict[str, Any]:
+        table = pd.read_parquet(self.rows)
+        keys, captions = table["key"].tolist(), table["caption"].tolist()
+        images = read_images(self.shards, keys, self.config.image_size)
+        folds = assign_folds(captions, table["group"].tolist(), self.config.num_folds)
+        result = train_alignment(images, captions, keys, folds, self.config, self.states, self.code)
+        losses = {f"loss_{name}": loss for name, loss in result.losses.items()}
+        return self.reported(result.folder, num_images=len(table), **losses)
 
 
 def _hash_pairs(images: np.ndarray, captions: list[str], keys: Sequence[str], folds: np.ndarray) -> str:

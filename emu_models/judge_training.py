@@ -11,17 +11,22 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from emu_data.files import atomic_dir, fingerprint, restore_dir, write_json, write_parquet
+from emu_data.shards import read_images
 from emu_models.alignment import AlignmentConfig, save_network, train_network
 from emu_models.evaluation.judge import find_weights, load_judge
 from emu_models.evaluation.known_pairs import measure_judge
 from emu_models.training.identity import hash_weights_at
+from emu_models.training.jobs import Job, run_alone
+
+if TYPE_CHECKING:
+    from emu_models.training.running import Running
 
 KNOWN_FILE = "known_pairs.parquet"  # key_a, key_b, caption, right, decision
 HELD_FILE = "held.parquet"  # key, caption of the pictures that it has not seen
@@ -40,6 +45,35 @@ class JudgeConfig(AlignmentConfig):
     seed: int = 1
     held_share: float = 0.3
     weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeJob(Job):
+    """root: the project, from which `config.weights` are named."""
+
+    root: Path
+    config: JudgeConfig
+
+    @property
+    def num_steps(self) -> int:
+        return self.config.num_steps
+
+    def run(self, running: "Running") -> dict[str, Any]:
+        """It is small: one process trains it and the others wait."""
+        return run_alone(self._train, running)
+
+    def _train(self) -> dict[str, Any]:
+        table = pd.read_parquet(self.rows)
+        folder, numbers = make_judge(
+            lambda keys, size: read_images(self.shards, keys, size),
+            table["caption"].tolist(),
+            table["key"].tolist(),
+            self.config,
+            self.states,
+            self.root,
+            self.code,
+        )
+        return self.reported(folder, **numbers)
 
 
 def hold_out(captions: Sequence[str], keys: Sequence[str], share: float) -> np.ndarray:

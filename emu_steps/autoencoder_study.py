@@ -148,7 +148,8 @@ def describe_steps(
 
 
 def describe_losses(section: AutoencoderStudy) -> str:
-    from emu_models.latent.autoencoder.perceptual import PerceptualConfig, describe_perceptual
+    from emu_models.latent.autoencoder.perceptual import describe_perceptual
+    from emu_models.latent.jobs import PerceptualConfig
 
     given = section.losses.perceptual
     told = describe_perceptual(PerceptualConfig(given.kind, given.path or "alignment_model", given.weight))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from emu_data.files import atomic_dir, write_json, write_parquet
 from emu_data.shards import read_images, read_manifest, write_subset
-from emu_data.votes.panels.captions import CAPTION_LABEL, write_caption
+from emu_data.votes.captions import CAPTION_LABEL, write_caption
 from emu_data.votes.tally import Rule, choose, tally
 from emu_data.votes.vote import Vote, counted, describe_voters
 from emu_reports.sheets import contact_sheet

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from emu_data.engine import Engine
 from emu_data.files import atomic_dir
 from emu_data.ledger import (
     LIMITS,
-    FilterPolicy,
+    Thresholds,
     check_conserved,
     decide,
     funnel,
@@ -38,7 +38,7 @@ from emu_data.signals.safety import SafetySignal
 from emu_data.signals.text_area import TextAreaSignal
 from emu_reports.sheets import contact_sheet
 from emu_steps.layout import Layout
-from emu_steps.params import FilteredCorpus, Params, Policy
+from emu_steps.params import FilteredCorpus, Params
 
 MUCH_DEARER = 1.5  # than the best order by measured costs: to be warned of; chosen here
 NUM_SHOWN = 40  # rejected pictures on a sheet; chosen here
@@ -109,9 +109,9 @@ def plan_signals(layout: Layout, params: Params) -> tuple[list[Signal], Funnel, 
 
     A picture goes on as long as filtering or a stage of pre-training may want it: pre-training asks fewer gates.
     """
-    policy = row_policy(params.filter_ledger.policy)
+    policy = params.filter_ledger.policy.model_dump()
     sections = (params.pretrained_low, params.pretrained_mid, params.pretrained_full)
-    policies = {policy: None, **{_only(policy, section.gates): None for section in sections}}
+    policies = [policy, *(_only(policy, section.gates) for section in sections)]
     funnel = Funnel(tuple(policies), params.filter_ledger.control_share)
     shards = [tar.stem for tar in list_shards(layout.raw)]
     engine = build_engine(params)
@@ -144,7 +144,7 @@ def measure_corpus(
     Raises ValueError where a row was lost.
     """
     signals, going_on, timings = plan_signals(layout, params)
-    policy, shards = row_policy(params.filter_ledger.policy), [shard.stem for shard in list_shards(layout.raw)]
+    policy, shards = params.filter_ledger.policy.model_dump(), [shard.stem for shard in list_shards(layout.raw)]
     measure_group(layout.raw, shards, signals, layout.signals, going_on, engine=build_engine(params), told=told)
     for file in layout.ledger.glob("*.parquet"):  # rows of an earlier corpus would be counted with this one's
         if file.stem not in shards:
@@ -191,10 +191,6 @@ def build_engine(params: Params) -> Engine:
     )
 
 
-def row_policy(policy: Policy) -> FilterPolicy:
-    return FilterPolicy(**policy.model_dump())
-
-
 def selection_policy(section: FilteredCorpus) -> SelectionPolicy:
     return SelectionPolicy(
         max_distance=section.max_hash_distance,
@@ -207,9 +203,9 @@ def selection_policy(section: FilteredCorpus) -> SelectionPolicy:
     )
 
 
-def _only(policy: FilterPolicy, gates: list[str]) -> FilterPolicy:
+def _only(policy: Thresholds, gates: list[str]) -> Thresholds:
     """The policy with every gate but these switched off."""
-    return replace(policy, **{limit.field: None for limit in LIMITS if limit.gate not in gates})
+    return {limit.field: policy[limit.field] if limit.gate in gates else None for limit in LIMITS}
 
 
 def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], pd.DataFrame | None, Image.Image]:

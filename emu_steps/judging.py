@@ -13,15 +13,15 @@ from PIL import Image
 from emu_data.ledger import read_ledger
 from emu_data.shards import read_images
 from emu_data.votes.agreement import measure_agreement
-from emu_data.votes.pairs import draw_side_order
-from emu_data.votes.panels.appeal import AppealPanel, round_score
-from emu_data.votes.vote import Vote, counted, counted_repeats, digest_pair, votes_to_frame
+from emu_data.votes.items import Pair
+from emu_data.votes.panels.appeal import AppealPanel
+from emu_data.votes.vote import counted, counted_repeats, digest_pair, votes_to_frame
 from emu_reports.sheets import contact_sheet
 from emu_steps.evaluating import SHEET_TILE, read_pictures
 from emu_steps.evidence import write_evidence
 from emu_steps.layout import Layout
 from emu_steps.params import AppealVotes, FaithfulnessVotes, Params
-from emu_steps.voting import Ballots, read_votes
+from emu_steps.voting import Ballots, cast_ballots, read_votes
 
 if TYPE_CHECKING:
     from emu_reports.preference import Axis
@@ -42,50 +42,35 @@ def digest_pairs(layout: Layout, axis: "Axis", prompts: pd.DataFrame) -> dict[st
     return found
 
 
-def appeal_ballots(layout: Layout, section: AppealVotes) -> Ballots:
-    prompts = read_prompts(layout, "appeal")
+def read_pairs(layout: Layout, axis: "Axis") -> list[Pair]:
+    """What raters of an axis are shown; for faithfulness with the caption."""
+    prompts = read_prompts(layout, axis)
     tuned, pretrained = (read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained"))
+    seen = digest_pairs(layout, axis, prompts)
+    captions = prompts["caption"] if axis == "faithfulness" else [""] * len(prompts)
+    return [
+        Pair(key, a, b, caption, seen[key])
+        for key, a, b, caption in zip(prompts["key"], tuned, pretrained, captions, strict=True)
+    ]
+
+
+def appeal_ballots(layout: Layout, section: AppealVotes) -> Ballots:
     panel = AppealPanel(section.num_raters, section.seed, section.repeat_share)
-    votes = panel.vote(tuned, pretrained, prompts["key"].tolist(), "appeal")
-    return Ballots(votes, digest_pairs(layout, "appeal", prompts))
+    return cast_ballots(panel, read_pairs(layout, "appeal"))
 
 
 def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes) -> Ballots:
     """On the prompts that name a subject. ValueError for more raters than the panel has."""
-    from emu_models.evaluation.faithfulness import RATERS, judge_pairs
+    from emu_models.evaluation.faithfulness import FaithfulnessPanel
     from emu_models.evaluation.judge import load_faithfulness_judge
 
-    if section.num_raters > len(RATERS):
-        raise ValueError(f"faithfulness_votes.num_raters is {section.num_raters}; the panel has {len(RATERS)} raters")
-    prompts = read_prompts(layout, "faithfulness")
-    tuned, pretrained = (read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained"))
+    judge, _ = load_faithfulness_judge(layout.model("faithfulness_judge"), layout.root)
+    pairs = read_pairs(layout, "faithfulness")
     ledger = read_ledger(layout.filtered / "ledger")
     # those that its error was measured among: what the gates turned away is no subject
-    subjects = ledger.loc[ledger["first_failed_gate"].isin(["", "quota"]), "caption"]
-    captions = sorted(set(subjects) | set(prompts["caption"]))
-    judge, _ = load_faithfulness_judge(layout.model("faithfulness_judge"), layout.root)
-    decisions = judge_pairs(
-        judge,
-        tuned,
-        pretrained,
-        prompts["caption"].tolist(),
-        prompts["key"].tolist(),
-        captions,
-        RATERS[: section.num_raters],
-    )
-    votes = [
-        Vote(
-            round="faithfulness",
-            rater=row["rater"],
-            rater_kind="rubric",
-            key=row["key"],
-            decision=row["decision"],
-            score=round_score(row["score_a"] - row["score_b"]),
-            side_order=draw_side_order(section.seed, row["rater"], row["key"]),
-        )
-        for row in decisions.to_dict(orient="records")
-    ]
-    return Ballots(votes, digest_pairs(layout, "faithfulness", prompts))
+    subjects = {*ledger.loc[ledger["first_failed_gate"].isin(["", "quota"]), "caption"]}
+    subjects.update(pair.caption for pair in pairs)
+    return cast_ballots(FaithfulnessPanel(judge, subjects, section.num_raters, section.seed), pairs)
 
 
 def judge_sheet(layout: Layout) -> Image.Image:

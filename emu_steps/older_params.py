@@ -5,6 +5,7 @@ MOVED = {
     "alignment_model.pretrained": "filter_ledger.signals.alignment_weights",
     "alignment_model.judge_seed": "faithfulness_judge.seed",
     "filter_ledger.shards_per_group": "nothing: the ledger is brought up to date in one run, a shard at a time",
+    "automatic_report.num_bootstrap": "nothing: no figure depended on it",
     "filtered_corpus.concepts": "filter_ledger.signals.concepts",
     "generalist_selection.num_raters": "generalist_votes.num_raters",
     "generalist_selection.seed": "generalist_votes.seed",

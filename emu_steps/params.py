@@ -298,7 +298,6 @@ class EvaluationImages(Section):
 
 
 class AutomaticReport(Section):
-    num_bootstrap: Count
     seed: int
 
 

@@ -5,7 +5,7 @@ No model runs and no ledger is written: the values are in data/filtered/ledger, 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from emu_data.ledger import (
     GATES,
     LIMITS,
     UNMEASURED,
-    FilterPolicy,
+    Thresholds,
     count_gates,
     funnel,
     gate_sql,
@@ -27,7 +27,7 @@ from emu_data.ledger import (
 )
 from emu_data.selection import create_clusters, decide_corpus
 from emu_reports.funnel import example_rows, read_findings, unreadable_reasons, write_funnel_report
-from emu_steps.filtering import row_policy, selection_policy
+from emu_steps.filtering import selection_policy
 from emu_steps.layout import Layout
 from emu_steps.params import FilteredCorpus, Params, Policy
 
@@ -62,13 +62,13 @@ class Estimate:
     num_control: int
 
 
-def parse_changes(params: Params, texts: Sequence[str]) -> tuple[FilterPolicy, FilteredCorpus, list[Change]]:
+def parse_changes(params: Params, texts: Sequence[str]) -> tuple[Thresholds, FilteredCorpus, list[Change]]:
     """The policies under NAME=VALUE texts.
 
     A name is an entry of params.yaml, or a gate's or a column's that has one limit. ValueError says what a name could
     stand for, or why a value does not fit.
     """
-    policy, section = row_policy(params.filter_ledger.policy), params.filtered_corpus
+    policy, section = params.filter_ledger.policy.model_dump(), params.filtered_corpus
     changes = []
     for text in texts:
         given, equals, value = text.partition("=")
@@ -88,8 +88,8 @@ def parse_changes(params: Params, texts: Sequence[str]) -> tuple[FilterPolicy, F
             if isinstance(new, bool) or not isinstance(new, (int, float)) or not math.isfinite(new):
                 raise ValueError(f"--set {text}: a threshold is a number, or null to switch its gate off")
             _checked(Policy, {**params.filter_ledger.policy.model_dump(), name: new}, text)
-        changes.append(Change(POLICY, name, getattr(policy, name), new))
-        policy = replace(policy, **{name: new})
+        changes.append(Change(POLICY, name, policy[name], new))
+        policy = {**policy, name: new}
     return policy, section, changes
 
 
@@ -135,7 +135,7 @@ def show_funnel(layout: Layout, params: Params, texts: Sequence[str], gate: str 
     console.print(f"page: {(report / 'index.html').relative_to(layout.root)}", highlight=False)
 
 
-def estimate_unmeasured(con: "DuckDBPyConnection", policy: FilterPolicy) -> Estimate:
+def estimate_unmeasured(con: "DuckDBPyConnection", policy: Thresholds) -> Estimate:
     """Estimate how many rows of the view `ledger` that `policy` leaves unmeasured would pass its row gates.
 
     From rows that were measured throughout although the same gate of the ledger's policy had turned them away (the
@@ -155,7 +155,7 @@ def estimate_unmeasured(con: "DuckDBPyConnection", policy: FilterPolicy) -> Esti
         found = con.execute(
             f"""SELECT count(*), count(*) FILTER (({gate_sql(policy, columns)}) = '') FROM ledger
             WHERE first_failed_gate = ? AND coalesce(unmeasured, '') = ''
-                AND ({gate_sql(replace(policy, **off), columns)}) = ''""",
+                AND ({gate_sql({**policy, **off}, columns)}) = ''""",
             [old_gate],
         ).fetchone()
         assert found is not None
@@ -220,7 +220,7 @@ def _print_examples(console: Console, con: "DuckDBPyConnection", ledger: str, ga
 
 def _field(name: str) -> str:
     """The entry that a name of --set stands for."""
-    thresholds = [field.name for field in fields(FilterPolicy)]
+    thresholds = list(Policy.model_fields)
     settable = list(FilteredCorpus.model_fields)
     if name in thresholds or name in settable:
         return name

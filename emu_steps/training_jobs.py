@@ -1,6 +1,6 @@
-"""Jobs for the training child, made from sections of params.yaml: plain values that JSON carries.
+"""Jobs for the training child (emu_models/training/jobs.py), made from sections of params.yaml.
 
-A job's `module` is the module whose code decides its result.
+A knob flows by its name: an entry of a section is taken by whichever part of the job has a field that is called so.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emu_data.files import atomic_dir, restore_dir
 from emu_steps.layout import Layout
@@ -24,9 +24,13 @@ from emu_steps.params import (
     Params,
     Pretraining,
     QualityTuning,
-    Training,
     Variant,
 )
+
+if TYPE_CHECKING:
+    from emu_models.alignment import AlignmentJob
+    from emu_models.judge_training import JudgeJob
+    from emu_models.latent.jobs import AutoencoderJob, DenoiserJob
 
 MAX_ASPECT = 2.0  # long side / short side of a picture that the autoencoder trains on; chosen here
 CHECKPOINT_SECONDS = 20.0  # wall time between two saved states, about what a crash may cost; chosen here
@@ -68,7 +72,7 @@ def published(target: Path) -> list[str]:
     return [name for meta in metas if (name := json.loads(meta.read_text()).get("identity"))]
 
 
-def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
+def alignment_job(layout: Layout, section: AlignmentModel) -> "AlignmentJob":
     """A job that trains the alignment models on all pictures that can be read; copies share a fold."""
     import pandas as pd
 
@@ -77,6 +81,8 @@ def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
     from emu_data.records import DecodeError, decode_rgb
     from emu_data.shards import list_shards, read_samples
     from emu_data.signals.phash import perceptual_hash, thumbnail
+    from emu_models.alignment import AlignmentJob
+    from emu_models.training.jobs import make
 
     found = []
     for tar in list_shards(layout.raw):
@@ -94,39 +100,23 @@ def alignment_job(layout: Layout, section: AlignmentModel) -> dict[str, Any]:
     path = layout.cache / "rows" / "alignment_model.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(path, table[["key", "caption", "group"]])
-    return {
-        "kind": "alignment",
-        "name": "alignment_model",
-        "shards": str(layout.raw),
-        "rows": str(path),
-        "out": str(layout.model("alignment_model")),
-        "states": str(training_folder(layout, "alignment_model")),
-        "module": "emu_models.alignment",
-        "config": section.model_dump(),
-    }
+    return make(AlignmentJob, {**_places(layout, "alignment_model", layout.raw, path), "config": section.model_dump()})
 
 
-def judge_job(layout: Layout, section: FaithfulnessJudge) -> dict[str, Any]:
+def judge_job(layout: Layout, section: FaithfulnessJudge) -> "JudgeJob":
     """A job that makes the judge from the rows that passed every gate but the quota.
 
     Of near-twins only the one that was kept: its copies would straddle what is learnt and what is held out.
     """
     from emu_data.ledger import open_ledger
+    from emu_models.judge_training import JudgeJob
+    from emu_models.training.jobs import make
 
     passed = "SELECT key, caption FROM ledger WHERE first_failed_gate IN ('', 'quota') ORDER BY key"
     with open_ledger(layout.filtered / "ledger") as con:
         rows = _write_rows(layout, "faithfulness_judge", con.execute(passed).df())
-    return {
-        "kind": "judge",
-        "name": "faithfulness_judge",
-        "root": str(layout.root),
-        "shards": str(layout.raw),
-        "rows": str(rows),
-        "out": str(layout.model("faithfulness_judge")),
-        "states": str(training_folder(layout, "faithfulness_judge")),
-        "module": "emu_models.judge_training",
-        "config": section.model_dump(),
-    }
+    places = _places(layout, "faithfulness_judge", layout.raw, rows)
+    return make(JudgeJob, {**places, "root": layout.root, "config": section.model_dump()})
 
 
 def write_training_rows(layout: Layout, section: AutoencoderTraining) -> Path:
@@ -174,14 +164,8 @@ def _write_rows(layout: Layout, name: str, rows: Any) -> Path:
 
 def autoencoder_network(study: AutoencoderStudy, variant: Variant) -> dict[str, Any]:
     """Arguments of emu_models.latent.autoencoder.network.Autoencoder."""
-    return {
-        **variant.model_dump(),
-        "fold": study.fold,
-        "widths": study.widths,
-        "encoder_blocks": study.encoder_blocks,
-        "decoder_blocks": study.decoder_blocks,
-        "linear_shortcut": study.linear_shortcut,
-    }
+    shared = ("fold", "widths", "encoder_blocks", "decoder_blocks", "linear_shortcut")
+    return {**variant.model_dump(), **{name: getattr(study, name) for name in shared}}
 
 
 def autoencoder_job(
@@ -193,15 +177,17 @@ def autoencoder_job(
     section: AutoencoderStudy | AutoencoderSection,
     network: dict[str, Any] | None,
     start_from: Path | None,
-) -> dict[str, Any]:
+) -> "AutoencoderJob":
     """A job that trains one autoencoder on raw pictures: from `network`, or on from the folder `start_from`."""
-    losses = section.losses.model_dump()
+    from emu_models.latent.jobs import AutoencoderJob
+    from emu_models.training.jobs import make
+
+    knobs = section.model_dump()
     if section.losses.perceptual.kind == "encoder" and not section.losses.perceptual.path:
         # not fold_1, on whose features the study's distances are measured
-        losses["perceptual"]["path"] = str(layout.model("alignment_model") / "fold_0")
-    training = {**_batches(section), "losses": losses}
-    spec = {"network": network, "start_from": str(start_from) if start_from else None, "training": training}
-    return {"kind": "autoencoder", "spec": spec, **_common(layout, asset, name, layout.raw, rows, out, section)}
+        knobs["losses"]["perceptual"]["path"] = str(layout.model("alignment_model") / "fold_0")
+    places = {**_places(layout, asset, layout.raw, rows), "name": name, "out": out}
+    return make(AutoencoderJob, {**_at_every_level(knobs), **places, "network": network, "start_from": start_from})
 
 
 def denoiser_job(
@@ -212,68 +198,34 @@ def denoiser_job(
     rows: Path,
     section: Pretraining | QualityTuning,
     start_from: Path | None,
-) -> dict[str, Any]:
+) -> "DenoiserJob":
     """A job that trains a denoiser: a new one over the autoencoder, or on from the pipeline in `start_from`."""
-    first, how = section if isinstance(section, FirstPretraining) else None, params.launch.of(name)
-    spec = {
-        "autoencoder": str(layout.model("autoencoder")) if first else None,
-        "start_from": str(start_from) if start_from else None,
-        "denoiser": first.denoiser.model_dump() if first else None,
-        "text_encoder": first.text_encoder if first else None,
+    from emu_models.latent.jobs import DenoiserJob
+    from emu_models.training.jobs import make
+
+    knobs = {**section.model_dump(), **params.launch.of(name).model_dump()}
+    others = {
+        "autoencoder": layout.model("autoencoder") if isinstance(section, FirstPretraining) else None,
+        "start_from": start_from,
         "num_text_tokens": params.pretrained_low.num_text_tokens,
-        "training": {
-            **_batches(section),
-            "noise_offset": section.noise_offset,
-            "caption_dropout": section.caption_dropout,
-            "micro_batch_size": how.micro_batch_size,
-            "gradient_checkpointing": how.gradient_checkpointing,
-        },
-        "aspect_buckets": section.aspect_buckets,
         "prompts": params.evaluation_images.fixed_prompts,
         "guidance_scale": params.evaluation_images.guidance_scale,
-        "adapters": section.lora.model_dump() if isinstance(section, QualityTuning) and section.lora else None,
+        "adapters": knobs.pop("lora", None),
     }
+    return make(DenoiserJob, {**_at_every_level(knobs), **_places(layout, name, shards, rows), **others})
+
+
+def _at_every_level(knobs: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a section for a job, its loop and its learner: each takes those that it has a field for."""
+    return {**knobs, "loop": {**knobs, "checkpoint_seconds": CHECKPOINT_SECONDS}, "training": knobs}
+
+
+def _places(layout: Layout, asset: str, shards: Path, rows: Path) -> dict[str, Any]:
     return {
-        "kind": "denoiser",
-        "spec": spec,
-        **_common(layout, name, name, shards, rows, layout.model(name), section, how.sample_every),
-    }
-
-
-def _batches(section: Training) -> dict[str, Any]:
-    return {name: getattr(section, name) for name in ("num_steps", "batch_size", "learning_rate", "seed")}
-
-
-def _common(
-    layout: Layout,
-    asset: str,
-    name: str,
-    shards: Path,
-    rows: Path,
-    out: Path,
-    section: Training,
-    sample_every: int = 0,
-) -> dict[str, Any]:
-    loop = {
-        name: getattr(section, name)
-        for name in (
-            "num_steps",
-            "learning_rate",
-            "warmup_steps",
-            "ema_decay",
-            "validate_every",
-            "max_rise",
-            "seed",
-        )
-    }
-    return {
-        "name": name,
-        "shards": str(shards),
-        "rows": str(rows),
-        "resolution": section.resolution,
-        "out": str(out),
-        "states": str(training_folder(layout, asset)),
-        "module": "emu_models.latent.trainings",
-        "cache": str(layout.cache / "encoded"),
-        "loop": {**loop, "checkpoint_seconds": CHECKPOINT_SECONDS, "sample_every": sample_every},
+        "name": asset,
+        "shards": shards,
+        "rows": rows,
+        "out": layout.model(asset),
+        "states": training_folder(layout, asset),
+        "cache": layout.cache / "encoded",
     }

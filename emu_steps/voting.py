@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import pandas as pd
 from emu_data.records import decode_rgb
 from emu_data.shards import read_manifest, read_many, square
 from emu_data.votes.agreement import measure_agreement
+from emu_data.votes.items import Pair, Panel, Picture
 from emu_data.votes.log import VoteLogError
 from emu_data.votes.panels.curation import CurationPanel, Stage
 from emu_data.votes.rounds import Recorded, check_log, num_new, open_log, read_round, record_round
@@ -34,6 +36,15 @@ class Ballots:
 
     panel: list[Vote]
     items: dict[str, str]
+
+
+Item = TypeVar("Item", Picture, Pair)
+
+
+def cast_ballots(panel: Panel[Item], items: Sequence[Item]) -> Ballots:
+    """Has the panel vote on all items, also on those that people voted on: so what it says of the others does not
+    change with every vote that comes."""
+    return Ballots(panel.vote(items), {item.key: item.seen for item in items})
 
 
 @dataclass(frozen=True)
@@ -82,18 +93,15 @@ def digest_pictures(layout: Layout, keys: Sequence[str]) -> dict[str, str]:
 def _curation_ballots(
     layout: Layout, stage: Stage, section: CurationVotes, keys: list[str], num_wanted: int
 ) -> Ballots:
-    """The panel looks at all pictures, also at those that people voted on, so that what it says of the others does
-    not change with every vote that comes."""
-    images = np.empty((len(keys), VIEW_SIZE, VIEW_SIZE, 3), np.uint8)
-    items: dict[str, str] = {}
+    items = []
     for start in range(0, len(keys), CHUNK):
         part = keys[start : start + CHUNK]
         samples = read_many(layout.filtered, part)
-        for position, key in enumerate(part, start):
-            images[position] = square(decode_rgb(samples[key].image), VIEW_SIZE)
-            items[key] = digest_picture(samples[key].image)
+        for key in part:
+            image = samples[key].image
+            items.append(Picture(key, np.asarray(square(decode_rgb(image), VIEW_SIZE)), digest_picture(image)))
     share = min(1.0, KEEP_FACTOR[stage] * num_wanted / max(1, len(keys)))
-    return Ballots(CurationPanel(section.num_raters, section.seed, stage).vote(images, keys, stage, share), items)
+    return cast_ballots(CurationPanel(section.num_raters, section.seed, stage, share), items)
 
 
 @contextmanager

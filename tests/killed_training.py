@@ -30,9 +30,9 @@ def train_and_publish(given: dict[str, Any]) -> None:
     layout = Layout(Path(given["root"]))
     corpus = (Path(given["shards"]), Path(given["rows"]))
     loop = replace(LOOP, checkpoint_seconds=0.0, num_steps=given["num_steps"])
-    job, spec = denoiser_job(corpus, layout.cache, Path(given["autoencoder"]), loop)
+    job, _ = denoiser_job(corpus, layout.cache, Path(given["autoencoder"]), loop)
     job = replace(job, states=training_folder(layout, "toy"), out=layout.model("toy"))
-    result = trainings.train_denoiser(job, spec)
+    result = trainings.train_denoiser(job)
     publish(layout, "toy", [{**asdict(result), "out": str(job.out)}])
 
 

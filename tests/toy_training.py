@@ -13,12 +13,18 @@ from typing import Any
 import torch
 
 from emu_models.latent import trainings
-from emu_models.latent.autoencoder.losses import AutoencoderLossConfig
-from emu_models.latent.autoencoder_learner import AutoencoderTrainingConfig
-from emu_models.latent.denoiser import DenoiserConfig
-from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
+from emu_models.latent.jobs import (
+    AutoencoderJob,
+    AutoencoderLossConfig,
+    AutoencoderTrainingConfig,
+    DenoiserConfig,
+    DenoiserJob,
+    DenoiserTrainingConfig,
+)
 from emu_models.training.distributed import World, join_world, make_mesh
-from emu_models.training.loop import Interrupted, LoopConfig
+from emu_models.training.jobs import LoopConfig
+from emu_models.training.loop import Interrupted
+from emu_models.training.running import Running
 
 LOOP = LoopConfig(
     num_steps=6,
@@ -36,16 +42,23 @@ LOOP = LoopConfig(
 GENTLE = replace(LOOP, learning_rate=1e-4)
 
 
-def autoencoder_job(corpus: tuple[Path, Path], folder: Path, loop: LoopConfig = LOOP, **changes: Any) -> tuple:
-    shards, rows = corpus
-    job = trainings.Job(
-        "autoencoder", shards, rows, 32, folder / "out", folder / "states", folder / "cache", loop, **changes
-    )
+def places(name: str, corpus: tuple[Path, Path], folder: Path) -> dict[str, Any]:
+    """Arguments of any job that trains in `folder`, on pictures of 32 px."""
+    folders = {part: folder / part for part in ("out", "states", "cache")}
+    return {"name": name, "shards": corpus[0], "rows": corpus[1], "resolution": 32, **folders}
+
+
+def autoencoder_job(
+    corpus: tuple[Path, Path], folder: Path, loop: LoopConfig = LOOP, **running: Any
+) -> tuple[AutoencoderJob, Running]:
     losses = AutoencoderLossConfig(1e-6, 0.1, 0.5)
-    network = {"latent_channels": 4, "widths": [16, 32], "fourier_bands": 1}
-    return job, trainings.AutoencoderJob(
-        network, None, AutoencoderTrainingConfig(loop.num_steps, 4, loop.learning_rate, losses, 0)
+    job = AutoencoderJob(
+        **places("autoencoder", corpus, folder),
+        loop=loop,
+        network={"latent_channels": 4, "widths": [16, 32], "fourier_bands": 1},
+        training=AutoencoderTrainingConfig(loop.num_steps, 4, loop.learning_rate, losses, 0),
     )
+    return job, Running(**running)
 
 
 def denoiser_job(
@@ -55,17 +68,13 @@ def denoiser_job(
     loop: LoopConfig = LOOP,
     training: dict[str, Any] | None = None,
     prompts: tuple[str, ...] = ("a red square", "a blue square"),
-    **changes: Any,
-) -> tuple:
-    shards, rows = corpus
-    job = trainings.Job(
-        "denoiser", shards, rows, 32, folder / "out", folder / "states", folder / "cache", loop, **changes
-    )
-    return job, trainings.DenoiserJob(
+    **running: Any,
+) -> tuple[DenoiserJob, Running]:
+    job = DenoiserJob(
+        **places("denoiser", corpus, folder),
+        loop=loop,
         autoencoder=autoencoder,
-        start_from=None,
         denoiser=DenoiserConfig((32, 64), (False, False), 1, "joint"),
-        text_encoder=None,
         num_text_tokens=8,
         training=replace(
             DenoiserTrainingConfig(loop.num_steps, 4, loop.learning_rate, 0.1, 0.2, 0), **(training or {})
@@ -73,6 +82,7 @@ def denoiser_job(
         prompts=prompts,
         guidance_scale=2.0,
     )
+    return job, Running(**running)
 
 
 def training_of(folder: Path) -> Path:
@@ -104,7 +114,7 @@ def train_from_json(given: dict[str, Any], world: World) -> None:
         return count == stop_at and not world.leads  # it is enough that one process is told
 
     folder = Path(given["folder"])
-    job, spec = denoiser_job(
+    job, running = denoiser_job(
         (Path(given["shards"]), Path(given["rows"])),
         folder,
         Path(given["autoencoder"]),
@@ -115,7 +125,7 @@ def train_from_json(given: dict[str, Any], world: World) -> None:
         world=world,
     )
     try:
-        told = f"began at {trainings.train_denoiser(job, spec).timings['resumed_from']}"
+        told = f"began at {trainings.train_denoiser(job, running).timings['resumed_from']}"
     except Interrupted:
         told = "interrupted"
     # in one write: with PYTHONUNBUFFERED the end of a line is a write of its own, and another process's may come first

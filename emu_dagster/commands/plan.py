@@ -24,7 +24,7 @@ GB, TFLOP = 1e9, 1e12
 def plan_networks(params: Params) -> "Networks":
     """The networks that a profile trains and reads."""
     from emu_models.cost.measuring import Networks, describe_text
-    from emu_models.latent.denoiser import DenoiserConfig
+    from emu_models.latent.jobs import DenoiserConfig
 
     study, first = params.autoencoder_study, params.pretrained_low
     return Networks(

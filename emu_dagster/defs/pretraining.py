@@ -4,13 +4,16 @@ A chain of assets and not one asset partitioned by resolution: such a one could 
 resolution (dagster#13248). No automation condition: people or schedules start trainings.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from emu_dagster.declarations.declared import declared
 from emu_dagster.resources.recorder import Record
+
+if TYPE_CHECKING:
+    from emu_models.latent.jobs import DenoiserJob
 
 GROUP = "pretraining"
 KINDS = {"pytorch", "diffusers", "safetensors"}
@@ -25,7 +28,7 @@ CARD = ["profile", "toy", "raw_corpus.source", "raw_corpus.styles"]  # what the 
 ROWS = ["raw_corpus", "filtered_corpus"]  # pictures, and the ledger that says which of them passed the gates
 
 
-def train_pipeline(record: Record, job: Mapping[str, Any], data: Sequence[str]) -> dg.MaterializeResult:
+def train_pipeline(record: Record, job: "DenoiserJob", data: Sequence[str]) -> dg.MaterializeResult:
     """Trains a denoiser and writes its model card, which names `data` and the weights it started from by md5."""
     from emu_dagster.training.train import train
     from emu_steps.model_card import write_model_card

@@ -1,8 +1,8 @@
 """The child process in which every training runs: `python -m emu_dagster.training.child`, started by an asset.
 
-It gets its jobs through Dagster Pipes as plain values, logs to the MLflow run of the asset that started it, and on an
-interrupt saves and leaves with the code STOPPED; started again, it goes on from there. Where a launcher starts several
-of it (resources/gpu.py), they train as one, and only the one of rank 0 reports.
+It gets its jobs through Dagster Pipes as JSON, runs them one after the other, logs to the MLflow run of the asset that
+started it, and on an interrupt saves and leaves with the code STOPPED; started again, it goes on from there. Where a
+launcher starts several of it (resources/gpu.py), they train as one, and only the one of rank 0 reports.
 """
 
 import os
@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dagster_pipes import PipesContext, PipesDefaultContextLoader, PipesEnvVarParamsLoader, open_dagster_pipes
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from emu_models.training.distributed import World
+    from emu_models.training.jobs import Job
+    from emu_models.training.running import Running
 
 
 def mlflow_sink(prefix: str) -> Callable[[int, dict[str, float]], None]:
@@ -59,116 +60,13 @@ def told_sink(name: str, num_steps: int) -> Callable[[int, dict[str, float]], No
     return both
 
 
-def train_alignment_models(given: dict[str, Any]) -> dict[str, Any]:
-    """Trains the alignment models that are missing; a finished one is found again."""
-    import pandas as pd
+def listen(job: "Job", stop_requested: Callable[[], bool], world: "World") -> "Running":
+    """The job's numbers and sheets go to MLflow and to the page of the asset's run, from the process that leads."""
+    from emu_models.training.running import Running
 
-    from emu_data.shards import read_images
-    from emu_models.alignment import AlignmentConfig, assign_folds, train_alignment
-
-    table = pd.read_parquet(given["rows"])
-    config = AlignmentConfig(**given["config"])
-    images = read_images(Path(given["shards"]), table["key"].tolist(), config.image_size)
-    folds = assign_folds(table["caption"].tolist(), table["group"].tolist(), config.num_folds)
-    result = train_alignment(
-        images,
-        table["caption"].tolist(),
-        table["key"].tolist(),
-        folds,
-        config,
-        Path(given["states"]),
-        given.get("code", ""),
-    )
-    return {
-        "name": given["name"],
-        "folder": str(result.folder),
-        "out": given["out"],
-        "num_images": len(table),
-        **{f"loss_{name}": loss for name, loss in result.losses.items()},
-    }
-
-
-def train_judge(given: dict[str, Any]) -> dict[str, Any]:
-    """Makes the judge of the faithfulness round and measures its error on known pairs."""
-    import pandas as pd
-
-    from emu_data.shards import read_images
-    from emu_models.judge_training import JudgeConfig, make_judge
-
-    table, shards = pd.read_parquet(given["rows"]), Path(given["shards"])
-    folder, numbers = make_judge(
-        lambda keys, size: read_images(shards, keys, size),
-        table["caption"].tolist(),
-        table["key"].tolist(),
-        JudgeConfig(**given["config"]),
-        Path(given["states"]),
-        Path(given["root"]),
-        given["code"],
-    )
-    return {"name": given["name"], "folder": str(folder), "out": given["out"], **numbers}
-
-
-def run_job(given: dict[str, Any], stop_requested: Callable[[], bool], world: "World") -> dict[str, Any]:
-    """Trains one job, or finds it trained, and returns what came of it, as plain values: `folder` holds its result,
-    `out` is where that is to be published; `timings` are there where it trained now."""
-    if given["kind"] in ("alignment", "judge"):  # small: one process trains it and the others wait
-        make = train_alignment_models if given["kind"] == "alignment" else train_judge
-        result = make(given) if world.leads else {}
-        world.wait()
-        return result
-    from dataclasses import asdict
-
-    from emu_models.latent import trainings
-    from emu_models.latent.autoencoder.losses import AutoencoderLossConfig
-    from emu_models.latent.autoencoder.perceptual import PerceptualConfig
-    from emu_models.latent.autoencoder_learner import AutoencoderTrainingConfig
-    from emu_models.latent.checkpoints import Adapters
-    from emu_models.latent.denoiser import DenoiserConfig
-    from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
-    from emu_models.training.loop import LoopConfig
-
-    spec = dict(given["spec"])
-    paths = {name: Path(given[name]) for name in ("shards", "rows", "out", "states", "cache")}
-    job = trainings.Job(
-        name=given["name"],
-        resolution=given["resolution"],
-        loop=LoopConfig(**given["loop"]),
-        code=given.get("code", ""),
-        sink=told_sink(given["name"], given["loop"]["num_steps"]) if world.leads else lambda step, metrics: None,
-        picture_sink=mlflow_picture_sink(given["name"]) if world.leads else lambda step, sheet: None,
-        stop_requested=stop_requested,
-        world=world,
-        **paths,
-    )
-    start_from = Path(spec.pop("start_from")) if spec.get("start_from") else None
-    training = dict(spec.pop("training"))
-    if given["kind"] == "autoencoder":
-        losses = training["losses"]
-        training["losses"] = AutoencoderLossConfig(**{**losses, "perceptual": PerceptualConfig(**losses["perceptual"])})
-        network = spec.pop("network", None)
-        result = trainings.train_autoencoder(
-            job, trainings.AutoencoderJob(network, start_from, AutoencoderTrainingConfig(**training))
-        )
-    else:
-        denoiser = spec.pop("denoiser", None)
-        autoencoder = spec.pop("autoencoder", None)
-        result = trainings.train_denoiser(
-            job,
-            trainings.DenoiserJob(
-                autoencoder=Path(autoencoder) if autoencoder else None,
-                start_from=start_from,
-                denoiser=DenoiserConfig(**denoiser) if denoiser else None,
-                text_encoder=spec["text_encoder"],
-                num_text_tokens=spec["num_text_tokens"],
-                training=DenoiserTrainingConfig(**training),
-                prompts=tuple(spec["prompts"]),
-                guidance_scale=spec["guidance_scale"],
-                aspect_buckets=spec["aspect_buckets"],
-                adapters=Adapters(**spec["adapters"]) if spec.get("adapters") else None,
-            ),
-        )
-    told = {"name": job.name, "out": given["out"], **asdict(result), "folder": str(result.folder)}
-    return told if result.timings else {name: value for name, value in told.items() if name != "timings"}
+    if not world.leads:
+        return Running(stop_requested=stop_requested, world=world)
+    return Running(told_sink(job.name, job.num_steps), mlflow_picture_sink(job.name), stop_requested, world)
 
 
 @contextmanager
@@ -188,12 +86,13 @@ def main() -> int:
     collect_rarely()
     with read_extras() as (extras, report):
         from emu_models.training.distributed import join_world
+        from emu_models.training.jobs import from_json
         from emu_models.training.loop import Interrupted
 
         try:
             with join_world(extras.get("strategy", "ddp")) as world:
-                for job in extras["jobs"]:
-                    report(run_job(job, lambda: stop.requested, world))
+                for job in map(from_json, extras["jobs"]):
+                    report(job.run(listen(job, lambda: stop.requested, world)))
         except Interrupted as interrupted:
             print(interrupted, file=sys.stderr)
             return STOPPED

@@ -1,5 +1,5 @@
 """Measured properties of pictures: raw values, one file a signal, no thresholds (those are
-ledger.FilterPolicy's).
+ledger.Thresholds).
 
 A signal is a frozen dataclass whose fields are its settings. `version` names everything that determines its
 values, so that data/signals/NAME@VERSION/NNNNN.parquet is right as long as it exists; `load` brings models

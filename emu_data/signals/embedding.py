@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
+from emu_data.clip_models import load_clip
 from emu_data.files import file_sha256
 from emu_data.signals import Record
 
@@ -46,19 +47,12 @@ class Embedder:
     """An encoder in memory."""
 
     def __init__(self, encoder: Encoder):
-        import open_clip
         import torch
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        if Path(encoder.model).is_dir():
-            name = f"local-dir:{encoder.model}"
-            made: Any = open_clip.create_model_from_pretrained(name)
-        else:
-            name, _, tag = encoder.model.partition("@")
-            made = open_clip.create_model_from_pretrained(name, pretrained=tag)
-        network, self.preprocess = made
-        self.network = network.eval().to(self.device)
-        self.tokenizer = open_clip.get_tokenizer(name)
+        loaded = load_clip(encoder.model)
+        self.network, self.preprocess = loaded.network.to(self.device), loaded.transform
+        self.tokenizer = loaded.tokenize
 
     def images(self, batch: Sequence[Any]) -> np.ndarray:
         """Return unit vectors, float32 (N, D), of RGB pictures."""

@@ -31,7 +31,7 @@ from emu_data.shards import write_shard
 from emu_data.sources.damage import DamageShares, Draft, check_truth, damage_drafts, write_truth
 from emu_data.sources.npm import Package, fetch_package
 from emu_data.sources.standing import write_corpus
-from emu_data.votes.panels.captions import write_caption
+from emu_data.votes.captions import write_caption
 
 SOURCE = "packages"
 
@@ -95,14 +95,11 @@ class DemoCorpusConfig:
 
 @dataclass(frozen=True)
 class CorpusStats:
-    """What was written; `num_by_damage` counts rows by kind, "" being the undamaged."""
+    """What was written."""
 
     num_rows: int
     num_images: int
     num_shards: int
-    num_subjects: int
-    num_by_damage: dict[str, int]
-    num_by_style: dict[str, int]
 
 
 def read_subjects(
@@ -169,9 +166,6 @@ def build_demo_corpus(
         num_rows=len(rows),
         num_images=len(samples),
         num_shards=-(-len(rows) // config.samples_per_shard),
-        num_subjects=len(config.subjects),
-        num_by_damage={str(k): int(v) for k, v in truth["damage"].value_counts().sort_index().items()},
-        num_by_style={str(k): int(v) for k, v in truth["style"].value_counts().sort_index().items()},
     )
 
 

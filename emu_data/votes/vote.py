@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 CURATION_DECISIONS = ("keep", "drop")
@@ -61,6 +62,11 @@ class Vote:
 
 
 VOTE_COLUMNS = [field.name for field in fields(Vote)]
+
+
+def round_score(score: float) -> float:
+    """A rubric's score as it is recorded: to six decimals, since finer ones may differ between machines."""
+    return float(np.round(np.float64(score), 6))
 
 
 def digest_picture(image: bytes) -> str:

@@ -20,7 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, CLIPTextConfig, T5Config
 
 from emu_models.latent.autoencoder.network import Autoencoder
-from emu_models.latent.denoiser import DenoiserConfig, build_denoiser, count_parameters, denoise
+from emu_models.latent.building import build_denoiser
+from emu_models.latent.denoiser import count_parameters, denoise
+from emu_models.latent.jobs import DenoiserConfig
 from emu_models.text import TEXT_HALVES, TextFeatures, list_text_encoders
 
 # sizes of the paper's encoders as their config.json on the hub give them, so that a plan needs no network

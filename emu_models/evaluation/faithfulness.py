@@ -7,7 +7,7 @@ raters, who stand in for the paper's three people: each looks at another view of
 to another degree. They are labelled as automatic wherever they appear. Rules and constants are ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,9 @@ import pandas as pd
 from PIL import Image
 
 from emu_data.votes.intervals import Interval, bootstrap_rate
+from emu_data.votes.items import Pair, keys_of, stack_pictures
+from emu_data.votes.pairs import draw_side_order
+from emu_data.votes.vote import Vote, round_score
 from emu_models.evaluation.judge import Judge
 
 CROP_SHARE = 0.88  # side of the central crop, as a share of the picture's (chosen here)
@@ -112,57 +115,58 @@ def measure_naming(
     )
 
 
-def judge_pairs(
-    judge: Judge,
-    images_a: np.ndarray,
-    images_b: np.ndarray,
-    captions: Sequence[str],
-    keys: Sequence[str],
-    all_captions: Sequence[str],
-    raters: Sequence[FaithfulnessRater] = RATERS,
-) -> pd.DataFrame:
-    """Every rater's decision on every pair: columns rater, key, decision ("A", "B", "both", "neither"),
-    score_a, score_b.
-
-    images_a, images_b: uint8 (N, H, W, 3) of models A and B for N captions, which must be among
-    `all_captions` (distinct subject captions); keys: N ids of the pairs. A picture shows its caption as the
-    rater's strictness says: both do -> both, none does -> neither, one does -> that one, unless their fits
-    differ by less than the rater's margin, then both or neither by the mean of the two. Scores are fits of
-    `score_fit`.
+@dataclass(frozen=True)
+class FaithfulnessPanel:
+    """The first `num_raters` of RATERS, with one judge. subjects: captions that a pair's own is compared with, which is
+    among them. seed: of which model stands left. Raises ValueError for more raters than there are.
     """
-    if not len(images_a) == len(images_b) == len(keys) == len(captions):
-        raise ValueError(
-            f"{len(images_a)} pictures of A, {len(images_b)} of B, {len(captions)} captions, "
-            f"{len(keys)} keys: they must be as many"
-        )
-    subjects = sorted(set(all_captions))
-    own = _own_columns(captions, subjects, len(images_a))
-    caption_embeddings = judge.embed_captions(subjects)
-    rows = np.arange(len(own))
-    tables = []
-    for rater in raters:
-        fits, shows = [], []
-        threshold = []
-        for images in (images_a, images_b):
-            fit = score_fit(judge.embed_images(rater.view(images)), caption_embeddings)
-            own_fit = fit[rows, own]
-            better = (fit > own_fit[:, None]).mean(1)
-            fits.append(own_fit)
-            shows.append(better <= rater.top_share)
-            threshold.append(np.quantile(fit, 1 - rater.top_share, axis=1))
-        decision = decide(fits[0], fits[1], shows[0], shows[1], 0.5 * (threshold[0] + threshold[1]), rater.margin)
-        tables.append(
-            pd.DataFrame(
-                {
-                    "rater": rater.name,
-                    "key": list(keys),
-                    "decision": decision,
-                    "score_a": fits[0],
-                    "score_b": fits[1],
-                }
-            )
-        )
-    return pd.concat(tables, ignore_index=True)
+
+    judge: Judge
+    subjects: Collection[str]
+    num_raters: int = len(RATERS)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_raters <= len(RATERS):
+            raise ValueError(f"num_raters is {self.num_raters}; the panel for faithfulness has 1 to {len(RATERS)}")
+
+    def vote(self, items: Sequence[Pair]) -> list[Vote]:
+        """Every rater's vote on every pair; see `votes.items.Panel`. ValueError also for a caption that is no subject.
+
+        A picture shows its caption as the rater's strictness says: both do -> both, none does -> neither, one does ->
+        that one, unless their fits differ by less than the rater's margin, then both or neither by the mean of the two.
+        `Vote.score` is A's fit (`score_fit`) less B's.
+        """
+        if not items:
+            return []
+        keys = keys_of(items)
+        models = [stack_pictures([item.image_a for item in items]), stack_pictures([item.image_b for item in items])]
+        subjects = sorted(set(self.subjects))
+        own = _own_columns([item.caption for item in items], subjects, len(items))
+        caption_embeddings = self.judge.embed_captions(subjects)
+        votes = []
+        for rater in RATERS[: self.num_raters]:
+            fits, shows, threshold = [], [], []
+            for images in models:
+                fit = score_fit(self.judge.embed_images(rater.view(images)), caption_embeddings)
+                own_fit = fit[np.arange(len(own)), own]
+                fits.append(own_fit)
+                shows.append((fit > own_fit[:, None]).mean(1) <= rater.top_share)
+                threshold.append(np.quantile(fit, 1 - rater.top_share, axis=1))
+            decisions = decide(fits[0], fits[1], shows[0], shows[1], 0.5 * (threshold[0] + threshold[1]), rater.margin)
+            votes += [
+                Vote(
+                    round="faithfulness",
+                    rater=rater.name,
+                    rater_kind="rubric",
+                    key=key,
+                    decision=str(decision),
+                    score=round_score(float(fit_a) - float(fit_b)),
+                    side_order=draw_side_order(self.seed, rater.name, key),
+                )
+                for key, decision, fit_a, fit_b in zip(keys, decisions, *fits, strict=True)
+            ]
+        return votes
 
 
 def decide(
@@ -173,7 +177,7 @@ def decide(
     threshold: np.ndarray,
     margin: float,
 ) -> np.ndarray:
-    """Decisions (N,) from fits and from whether each picture shows its caption; see `judge_pairs`."""
+    """Decisions (N,) from fits and from whether each picture shows its caption; see `FaithfulnessPanel.vote`."""
     is_close = np.abs(fit_a - fit_b) < margin
     mean_shows = 0.5 * (fit_a + fit_b) >= threshold
     return np.select(

@@ -9,10 +9,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+from emu_data.clip_models import load_clip
 
 if TYPE_CHECKING:
     import torch
@@ -78,26 +80,7 @@ def find_weights(weights: str, root: Path) -> str | Path:
 
 
 def load_judge(source: str | Path) -> Judge:
-    """Load a model folder in open_clip's layout (open_clip_config.json, open_clip_model.safetensors), or a
-    name that open_clip knows ("hf-hub:…" fetches it).
-
-    Raises ValueError if the folder is none, or the name unknown.
-    """
-    import open_clip
-
-    name = str(source)
-    if ":" not in name:
-        folder = Path(source)
-        missing = [
-            file for file in ("open_clip_config.json", "open_clip_model.safetensors") if not (folder / file).is_file()
-        ]
-        if missing:
-            raise ValueError(f"{folder} is no open_clip model folder: it lacks {' and '.join(missing)}")
-        name = f"local-dir:{folder}"
-    try:
-        model, _, transform = open_clip.create_model_and_transforms(name)
-    except (RuntimeError, OSError, KeyError) as error:
-        raise ValueError(f"open_clip cannot load {name}: {error}") from error
-    label = Path(source).name if name.startswith("local-dir:") else name
-    transform = cast(Callable[[Image.Image], "torch.Tensor"], transform)
-    return Judge(label, model.eval(), transform, open_clip.get_tokenizer(name))
+    """The judge of `clip_models.load_clip`, whose errors these are; named as its folder, or as `source`."""
+    loaded = load_clip(source)
+    name = Path(source).name if Path(source).is_dir() else str(source)
+    return Judge(name, loaded.network, loaded.transform, loaded.tokenize)

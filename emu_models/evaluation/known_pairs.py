@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from emu_data.votes.intervals import Interval, exact_rate
-from emu_models.evaluation.faithfulness import RATERS, FaithfulnessRater, judge_pairs
+from emu_data.votes.items import Pair
+from emu_data.votes.vote import Vote, votes_to_frame
+from emu_models.evaluation.faithfulness import FaithfulnessPanel
 from emu_models.evaluation.judge import Judge
 
 RIGHT = ("A", "neither", "B", "both")  # right answers, in the order in which pairs are drawn
@@ -62,8 +64,9 @@ def draw_known_pairs(captions: Sequence[str], seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["a", "b", "caption", "right"])
 
 
-def decide_together(decisions: pd.DataFrame) -> pd.Series:
+def decide_together(votes: Sequence[Vote]) -> pd.Series:
     """The decision that most raters gave on each pair (index key), UNDECIDED where two are level."""
+    decisions = votes_to_frame(votes)
     counts = pd.crosstab(decisions["key"], decisions["decision"])
     is_level = counts.eq(counts.max(axis=1), axis=0).sum(axis=1) > 1
     return counts.idxmax(axis=1).mask(is_level, UNDECIDED)
@@ -75,7 +78,6 @@ def measure_judge(
     captions: Sequence[str],
     all_captions: Sequence[str],
     seed: int = 0,
-    raters: Sequence[FaithfulnessRater] = RATERS,
 ) -> tuple[JudgeError, pd.DataFrame]:
     """Error on pairs of uint8 (N, H, W, 3) real pictures that the judge did not learn from, and the pairs with
     `decision`. all_captions: those that a picture's own is compared with (captions are among them).
@@ -84,10 +86,9 @@ def measure_judge(
     if not len(pairs):
         return JudgeError(0, 0, exact_rate(0, 0), {}), pairs.assign(decision=pd.Series(dtype=object))
     keys = [f"{i:06d}" for i in range(len(pairs))]
-    decisions = judge_pairs(
-        judge, images[pairs["a"]], images[pairs["b"]], pairs["caption"].tolist(), keys, all_captions, raters
-    )
-    pairs = pairs.assign(decision=decide_together(decisions).loc[keys].to_numpy())
+    asked = zip(keys, images[pairs["a"]], images[pairs["b"]], pairs["caption"], strict=True)
+    votes = FaithfulnessPanel(judge, all_captions).vote([Pair(*pair) for pair in asked])
+    pairs = pairs.assign(decision=decide_together(votes).loc[keys].to_numpy())
     is_right = pairs["decision"] == pairs["right"]
     by_right = {
         str(right): (int(found.sum()), len(found)) for right, found in is_right.groupby(pairs["right"], sort=True)

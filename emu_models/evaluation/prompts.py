@@ -1,8 +1,7 @@
-"""The prompts that models are asked: sixteen fixed ones for grids, common ones from the corpus, and
-PartiPrompts.
+"""The prompts that models are asked besides the fixed ones of params.yaml: common ones of the corpus, PartiPrompts.
 
 The paper evaluates on PartiPrompts (1 632 rows in the public file) and on 2 100 Open User Input prompts that
-were never released (sec. 4). Fixed prompts make grids of different runs comparable; they choose nothing.
+were never released (sec. 4).
 """
 
 import csv
@@ -10,27 +9,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-# Common subjects of the demo's corpus, spelt as its captions are; chosen here for shapes and colours that
-# differ.
-FIXED_PROMPTS = (
-    "red apple",
-    "slice of pizza",
-    "strawberry",
-    "watermelon",
-    "hamburger",
-    "doughnut",
-    "birthday cake",
-    "grinning face",
-    "smiling face with sunglasses",
-    "tiger face",
-    "panda face",
-    "tropical fish",
-    "evergreen tree",
-    "sunflower",
-    "rocket",
-    "balloon",
-)
 
 PARTI_COLUMNS = ("Prompt", "Category", "Challenge", "Note")
 

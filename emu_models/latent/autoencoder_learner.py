@@ -1,14 +1,11 @@
 """How the autoencoder learns (Emu paper, sec. 3.1): L1 and perceptual distance, KL, a late and gentle adversary."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from emu_models.device import autocast, choose_device
 from emu_models.latent.autoencoder.losses import (
-    AutoencoderLossConfig,
     PatchDiscriminator,
     adaptive_weight,
     adversarial_share,
@@ -16,6 +13,7 @@ from emu_models.latent.autoencoder.losses import (
 )
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder.perceptual import build_perceptual
+from emu_models.latent.jobs import AutoencoderTrainingConfig
 from emu_models.training.cache import to_tensor
 from emu_models.training.ema import copy_for_averaging
 from emu_models.training.order import batch_indices, generator_for
@@ -25,18 +23,13 @@ BETAS = (0.9, 0.99)  # chosen here: runs of hundreds of steps want a shorter mem
 MAX_GRAD_NORM = 1.0  # chosen here
 
 
-@dataclass(frozen=True)
-class AutoencoderTrainingConfig:
-    num_steps: int
-    batch_size: int
-    learning_rate: float
-    losses: AutoencoderLossConfig
-    seed: int
-
-
 class AutoencoderLearner:
-    """Learns on pictures at full size and, every fourth step, at half or three quarters of it: the low-resolution
-    stages of pretraining read latents of such pictures."""
+    """An autoencoder that learns to reconstruct pictures; a `loop.Learner`.
+
+    It learns at full size and, every fourth step, at half or three quarters of it: the low-resolution stages of
+    pretraining read latents of such pictures. Loss, in fp32: L1 and perceptual distance on values in [-1, 1], the KL in
+    nats a value, and an adversary from `adversarial_start` on.
+    """
 
     def __init__(self, network: Autoencoder, rows: Rows, config: AutoencoderTrainingConfig) -> None:
         self.device = choose_device()
@@ -54,12 +47,14 @@ class AutoencoderLearner:
         }
 
     def batch_keys(self, step: int) -> list[str]:
+        """Keys of the pictures of a step."""
         return [self.trained.keys[i] for i in self._indices(step)]
 
     def _indices(self, step: int) -> np.ndarray:
         return batch_indices(step, self.config.batch_size, len(self.trained.keys), self.config.seed)
 
     def prepare(self, step: int) -> torch.Tensor:
+        """The pictures of a step, float (B, 3, H, W) in [-1, 1] on the CPU, half of them mirrored."""
         x = to_tensor(self.trained.images[self._indices(step)])
         mirrored = torch.rand(len(x), generator=generator_for(self.config.seed, step, 1)) < 0.5
         x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
@@ -70,6 +65,7 @@ class AutoencoderLearner:
         return x
 
     def learn(self, step: int, batch: torch.Tensor) -> dict[str, float]:
+        """One step of the network, and of the adversary where it plays. loss: the L1 alone; kl: nats a picture."""
         config, generator = self.config.losses, generator_for(self.config.seed, step)
         x = batch.to(self.device, memory_format=torch.channels_last)
         with autocast(self.device):

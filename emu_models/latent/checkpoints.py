@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from emu_models.device import choose_device
 from emu_models.latent.autoencoder.network import Autoencoder, Moments
 from emu_models.latent.denoiser import choose_attention
+from emu_models.latent.jobs import Adapters
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextEncoders, TextFeatures
 
@@ -121,16 +122,6 @@ class PipelineCaptions:
 
 Latents = Autoencoder | ScaledAutoencoder
 Captions = TextEncoders | PipelineCaptions
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """Low-rank adapters: the U-Net's layers whose names end in one of target_modules learn a product of two matrices of
-    `rank`, scaled by alpha / rank, and nothing else learns."""
-
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
 
 
 def hide_bars() -> None:

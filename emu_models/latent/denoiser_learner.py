@@ -14,6 +14,7 @@ from emu_models.diffusion.schedule import NUM_TIMESTEPS
 from emu_models.latent.autoencoder.network import Moments
 from emu_models.latent.checkpoints import Latents
 from emu_models.latent.denoiser import denoise
+from emu_models.latent.jobs import DenoiserTrainingConfig
 from emu_models.text import TextFeatures
 from emu_models.training.distributed import ALONE, World, exchange_gradients, whole
 from emu_models.training.ema import copy_for_averaging
@@ -51,26 +52,6 @@ class LatentRows:
 
 
 @dataclass(frozen=True)
-class DenoiserTrainingConfig:
-    """noise_offset: 0.02 in the last pretraining stage, 0.1 in tuning, else 0 (paper). caption_dropout in 0..1.
-
-    batch_size: rows of an optimiser step, over all processes. micro_batch_size: rows that a process takes at a time
-    and whose gradients it adds up, where its share does not fit in memory; None takes the share at once.
-    gradient_checkpointing: blocks keep only their inputs and are computed again in the backward pass: less memory, more
-    time, the same numbers.
-    """
-
-    num_steps: int
-    batch_size: int
-    learning_rate: float
-    noise_offset: float
-    caption_dropout: float
-    seed: int
-    micro_batch_size: int | None = None
-    gradient_checkpointing: bool = False
-
-
-@dataclass(frozen=True)
 class Batch:
     """Our part of a batch: latents z0 and noise (n, C, h, w), timesteps t_B, text, weights_B (0 for a repeated row)."""
 
@@ -81,16 +62,31 @@ class Batch:
     weights_B: Tensor
 
     def split(self, size: int) -> "list[Batch]":
+        """The batch in parts of `size` rows, the last perhaps smaller."""
         parts = torch.arange(len(self.z0)).split(size)
         return [Batch(self.z0[i], self.noise[i], self.t_B[i], self.text.select(i), self.weights_B[i]) for i in parts]
 
 
 class DenoiserLearner:
+    """A U-Net that learns to denoise latents of captioned pictures; a `loop.Learner`.
+
+    Loss of a row: objective.denoising_loss, by the scheduler's kind of prediction, in fp32; the network itself may run
+    in half precision. A step is AdamW on the gradients of the whole batch, clipped to norm MAX_GRAD_NORM.
+
+    Args:
+        network: predicts (B, C, h, w) from noisy latents, timesteps and text (denoiser.denoise); moved to the device.
+        autoencoder: whose `normalise` makes what the network learns on from the cached moments.
+        scheduler: diffusers', of any kind that adds Gaussian noise by `alphas_cumprod` (T,).
+        trained, held: rows that are learnt from, and those of `validate`.
+        null: the features of the empty caption, one row, which take a caption's place with `caption_dropout`.
+        world: the processes that share each batch; weights are spread over them as its mesh says.
+    """
+
     def __init__(
         self,
         network: UNet2DConditionModel,
         autoencoder: Latents,
-        scheduler: Any,  # diffusers', of any kind that adds Gaussian noise by alphas_cumprod
+        scheduler: Any,
         trained: LatentRows,
         held: LatentRows,
         null: TextFeatures,
@@ -119,10 +115,11 @@ class DenoiserLearner:
         }
 
     def batch_keys(self, step: int) -> list[str]:
+        """Keys of the rows of the whole batch of a step."""
         return [self.trained.keys[i] for i in self.order.indices(step)]
 
     def prepare(self, step: int) -> Batch:
-        """Our share of the batch of a step. What is random about a row hangs on its position in the whole batch."""
+        """Our share of a step's batch, on the CPU. A row's randomness depends on its position in the whole batch."""
         config = self.config
         positions, weights_B = self.world.share(config.batch_size)
         index = torch.from_numpy(self.order.indices(step)[positions])
@@ -137,6 +134,7 @@ class DenoiserLearner:
         return Batch(z0, noise, t_B, text, weights_B)
 
     def learn(self, step: int, batch: Batch) -> dict[str, float]:
+        """One optimiser step. loss: mean over the rows; grad_norm: before it is clipped."""
         config, optimizer = self.config, self.optimizers["network"]
         parts = batch.split(config.micro_batch_size or len(batch.z0))
         scale = self.world.size / config.batch_size  # gradients are averaged over the processes

@@ -22,6 +22,7 @@ from emu_models.device import choose_device, half_precision_pays
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder_learner import AutoencoderLearner
+from emu_models.latent.building import build_denoiser
 from emu_models.latent.checkpoints import (
     add_adapters,
     captions_of,
@@ -32,104 +33,103 @@ from emu_models.latent.checkpoints import (
     save_pipeline,
     set_resolution,
 )
-from emu_models.latent.denoiser import build_denoiser, choose_attention, count_parameters
+from emu_models.latent.denoiser import choose_attention, count_parameters
 from emu_models.latent.denoiser_learner import DenoiserLearner, LatentRows
+from emu_models.latent.jobs import AutoencoderJob, DenoiserJob
 from emu_models.latent.pipeline import EmuPipeline, draw
 from emu_models.text import load_text_encoders
 from emu_models.training.buckets import bucket_sizes
 from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
 from emu_models.training.distributed import gather_weights
 from emu_models.training.identity import Identity, identify, open_folder, read_result, settings_of, weights_of
-from emu_models.training.jobs import AutoencoderJob, DenoiserJob, Job
 from emu_models.training.loop import TrainingResult, read_log, run_training
 from emu_models.training.rows import PictureRows, Rows, find_rows, list_rows, load_rows
+from emu_models.training.running import UNHEARD, Running
 
 NUM_MEASURED = 256  # pictures that an autoencoder's start and its latents' statistics are taken from; chosen here
 
 
-def train_autoencoder(job: Job, spec: AutoencoderJob) -> TrainingResult:
+def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> TrainingResult:
     """Trains an autoencoder, or finds it trained, and returns what came of it: its model is in `folder`/result.
 
     It goes on from the state of the same training (identity.py). Of several processes each learns all of the same
     batches: no faster than one, and no different.
     """
     table = find_rows(job.shards, pd.read_parquet(job.rows))
-    identity = identify(job, spec, zip(table["key"], table["digest"], strict=True))  # captions are not looked at
-    folder = open_folder(job.states, identity, job.world.leads)
-    found = _read_finished(job, folder)
+    identity = identify(job, zip(table["key"], table["digest"], strict=True))  # captions are not looked at
+    folder = open_folder(job.states, identity, running.world.leads)
+    found = _read_finished(running, folder)
     if found is not None:
         return found
     rows = load_rows(job.shards, table, job.resolution)
     torch.manual_seed(job.loop.seed)
-    if spec.start_from is not None:
-        network = Autoencoder.from_pretrained(spec.start_from)
+    if job.start_from is not None:
+        network = Autoencoder.from_pretrained(job.start_from)
     else:
-        network = Autoencoder(**(spec.network or {}))
+        network = Autoencoder(**(job.network or {}))
         if network.shortcut_in is not None:
             network.start_from_principal_components(to_tensor(rows.trained.images[:NUM_MEASURED]))
-    learner = AutoencoderLearner(network, rows, spec.training)
-    result = run_training(
-        learner, job.loop, folder, identity.name, job.name, job.sink, job.stop_requested, world=job.world
-    )
+    learner = AutoencoderLearner(network, rows, job.training)
+    result = run_training(learner, job.loop, folder, identity.name, job.name, running)
     averaged = learner.averaged
     assert isinstance(averaged, Autoencoder)
     averaged = averaged.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     averaged.measure_latents(to_tensor(rows.trained.images[:NUM_MEASURED]))
-    if job.world.leads:
+    if running.world.leads:
         with atomic_dir(folder / "result") as partial:
             averaged.save_pretrained(partial)
             forget_paths(partial)
-            _write_beside(partial, job, spec, identity, result, rows, count_parameters(network))
+            _write_beside(partial, job, identity, result, rows, count_parameters(network))
             _save_pairs(rows.held, averaged, partial / "preview.png")
-    job.world.wait()
+    running.world.wait()
     return result
 
 
-def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
+def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResult:
     """Trains a denoiser (pretraining or tuning), or finds it trained; `folder`/result is then the whole pipeline.
 
     Of a training that is finished only the preview is drawn again, where other prompts or another guidance are asked.
     """
     table = find_rows(job.shards, pd.read_parquet(job.rows))
-    identity = identify(job, spec, zip(table["key"], table["digest"], table["caption"], strict=True))
-    folder = open_folder(job.states, identity, job.world.leads)
-    found = _read_finished(job, folder)
+    identity = identify(job, zip(table["key"], table["digest"], table["caption"], strict=True))
+    folder = open_folder(job.states, identity, running.world.leads)
+    found = _read_finished(running, folder)
     if found is not None:
-        if job.world.leads:
-            _renew_preview(folder / "result", spec)
-        job.world.wait()
+        if running.world.leads:
+            _renew_preview(folder / "result", job)
+        running.world.wait()
         return found
     torch.manual_seed(job.loop.seed)
-    if spec.start_from is not None:
-        pipeline = load_pipeline(spec.start_from)
+    if job.start_from is not None:
+        pipeline = load_pipeline(job.start_from)
         set_resolution(pipeline, job.resolution)
     else:
-        pipeline = _new_pipeline(spec, job.resolution).to(choose_device())
+        pipeline = _new_pipeline(job).to(choose_device())
     pipeline.set_progress_bar_config(disable=True)
     network: UNet2DConditionModel = pipeline.unet
-    if spec.adapters is not None:
-        add_adapters(network, spec.adapters)
+    if job.adapters is not None:
+        add_adapters(network, job.adapters)
     autoencoder, encoders = latents_of(pipeline).eval(), captions_of(pipeline)
     multiple = autoencoder.factor * 2 ** (len(network.config.block_out_channels) - 1)  # type: ignore[attr-defined]
-    buckets = bucket_sizes(job.resolution, multiple, spec.aspect_buckets)
-    rows = list_rows(job.shards, table, buckets, spec.training.batch_size)
-    text, null = encode_captions(rows.captions, encoders, spec.num_text_tokens, job.cache / "captions", job.world)
-    moments = encode_moments(autoencoder, rows, job.cache / "moments", job.world)
-    if job.world.leads:
+    buckets = bucket_sizes(job.resolution, multiple, job.aspect_buckets)
+    rows = list_rows(job.shards, table, buckets, job.training.batch_size)
+    text, null = encode_captions(rows.captions, encoders, job.num_text_tokens, job.cache / "captions", running.world)
+    moments = encode_moments(autoencoder, rows, job.cache / "moments", running.world)
+    if running.world.leads:
         write_json(folder / "caches.json", sorted({s.parent.name for s in (*text.shards, *moments.shards)}))
     trained, held = (
         LatentRows([rows.keys[i] for i in index], moments.subset(index), text.subset(index), rows.bucket_N[index])
         for index in (np.flatnonzero(~rows.is_held_out), np.flatnonzero(rows.is_held_out))
     )
     learner = DenoiserLearner(
-        network.train(), autoencoder, pipeline.scheduler, trained, held, null, spec.training, job.world
+        network.train(), autoencoder, pipeline.scheduler, trained, held, null, job.training, running.world
     )
 
     def draw_samples(step: int) -> None:
         pipeline.unet = learner.averaged
-        sheet = _draw_sheet(pipeline, spec)  # by all processes: the weights may lie on several
-        if job.world.leads:
-            job.picture_sink(step, sheet)
+        sheet = _draw_sheet(pipeline, job)  # by all processes: the weights may lie on several
+        if running.world.leads:
+            running.picture_sink(step, sheet)
 
     result = run_training(
         learner,
@@ -137,82 +137,79 @@ def train_denoiser(job: Job, spec: DenoiserJob) -> TrainingResult:
         folder,
         identity.name,
         job.name,
-        job.sink,
-        job.stop_requested,
-        draw_samples if spec.prompts else lambda step: None,
-        job.world,
+        running,
+        draw_samples if job.prompts else lambda step: None,
     )
     weights = gather_weights(learner.averaged)
-    if job.world.leads:
+    if running.world.leads:
         averaged: Any = UNet2DConditionModel.from_config(network.config)
-        if spec.adapters is not None:
-            add_adapters(averaged, spec.adapters)
+        if job.adapters is not None:
+            add_adapters(averaged, job.adapters)
         averaged.load_state_dict(weights)
         choose_attention(averaged)
         pipeline.unet = averaged.eval().to(choose_device())
         with atomic_dir(folder / "result") as partial:
             save_pipeline(pipeline, partial)
-            _write_beside(partial, job, spec, identity, result, rows, count_parameters(network))
-            if spec.prompts:
-                _draw_sheet(pipeline, spec).save(partial / "preview.png")
-    job.world.wait()
+            _write_beside(partial, job, identity, result, rows, count_parameters(network))
+            if job.prompts:
+                _draw_sheet(pipeline, job).save(partial / "preview.png")
+    running.world.wait()
     return result
 
 
-def _read_finished(job: Job, folder: Path) -> TrainingResult | None:
+def _read_finished(running: Running, folder: Path) -> TrainingResult | None:
     found = read_result(folder)
-    job.world.wait()  # so that none looks after another has finished it
+    running.world.wait()  # so that none looks after another has finished it
     return found
 
 
-def _draw_sheet(pipeline: Any, spec: DenoiserJob) -> Image.Image:
+def _draw_sheet(pipeline: Any, job: DenoiserJob) -> Image.Image:
     """A sheet of the fixed prompts, each always with the same seed, so that sheets compare."""
-    prompts = list(spec.prompts)
-    pictures = draw(pipeline, prompts, list(range(len(prompts))), guidance_scale=spec.guidance_scale)
+    prompts = list(job.prompts)
+    pictures = draw(pipeline, prompts, list(range(len(prompts))), guidance_scale=job.guidance_scale)
     return join_grid([np.asarray(p) for p in pictures], 8)
 
 
-def _describe_preview(spec: AutoencoderJob | DenoiserJob) -> dict[str, Any] | None:
-    if isinstance(spec, AutoencoderJob) or not spec.prompts:
+def _describe_preview(job: AutoencoderJob | DenoiserJob) -> dict[str, Any] | None:
+    if isinstance(job, AutoencoderJob) or not job.prompts:
         return None
-    return {"prompts": list(spec.prompts), "guidance_scale": spec.guidance_scale}
+    return {"prompts": list(job.prompts), "guidance_scale": job.guidance_scale}
 
 
-def _renew_preview(result: Path, spec: DenoiserJob) -> None:
+def _renew_preview(result: Path, job: DenoiserJob) -> None:
     """Draws the preview of a finished model again where it is not the one that is asked for; the weights stay."""
     meta = json.loads((result / "meta.json").read_text())
-    if meta["preview"] == _describe_preview(spec):
+    if meta["preview"] == _describe_preview(job):
         return
-    pipeline = load_pipeline(result) if spec.prompts else None
+    pipeline = load_pipeline(result) if job.prompts else None
     with atomic_dir(result) as partial:
         left_out = shutil.ignore_patterns("preview.png", "meta.json")
         shutil.copytree(result, partial, ignore=left_out, copy_function=link_or_copy, dirs_exist_ok=True)
-        (partial / "meta.json").write_text(json.dumps({**meta, "preview": _describe_preview(spec)}, indent=2))
+        (partial / "meta.json").write_text(json.dumps({**meta, "preview": _describe_preview(job)}, indent=2))
         if pipeline is not None:
             pipeline.set_progress_bar_config(disable=True)
-            _draw_sheet(pipeline, spec).save(partial / "preview.png")
+            _draw_sheet(pipeline, job).save(partial / "preview.png")
 
 
-def _new_pipeline(spec: DenoiserJob, resolution: int) -> EmuPipeline:
+def _new_pipeline(job: DenoiserJob) -> EmuPipeline:
     """A pipeline around a new denoiser, over the autoencoder and the text encoders there are."""
-    assert spec.autoencoder is not None and spec.denoiser is not None
+    assert job.autoencoder is not None and job.denoiser is not None
     hide_bars()
-    autoencoder, encoders = Autoencoder.from_pretrained(spec.autoencoder), load_text_encoders(spec.text_encoder)
+    autoencoder, encoders = Autoencoder.from_pretrained(job.autoencoder), load_text_encoders(job.text_encoder)
     channels = autoencoder.latent_mean.numel()
     return EmuPipeline(
         vae=autoencoder,
-        unet=build_denoiser(spec.denoiser, channels, encoders.token_width, encoders.pooled_width),
+        unet=build_denoiser(job.denoiser, channels, encoders.token_width, encoders.pooled_width),
         scheduler=build_scheduler(),
         **encoders.components(),
-        resolution=resolution,
-        num_text_tokens=spec.num_text_tokens,
+        resolution=job.resolution,
+        num_text_tokens=job.num_text_tokens,
     )
 
 
 def _write_beside(
     folder: Path,
-    job: Job,
-    spec: AutoencoderJob | DenoiserJob,
+    job: AutoencoderJob | DenoiserJob,
     identity: Identity,
     result: TrainingResult,
     rows: Rows | PictureRows,
@@ -223,8 +220,8 @@ def _write_beside(
     stays valid."""
     log = read_log(result.folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    settings = settings_of(job, spec)
-    weights = {name: os.path.relpath(path, job.out) for name, path in weights_of(spec).items()}
+    settings = settings_of(job)
+    weights = {name: os.path.relpath(path, job.out) for name, path in weights_of(job).items()}
     meta = {
         "name": job.name,
         "identity": identity.name,
@@ -239,7 +236,7 @@ def _write_beside(
         "loop": settings["loop"],
         "spec": settings["spec"],
         "weights": weights,
-        "preview": _describe_preview(spec),
+        "preview": _describe_preview(job),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2))
 

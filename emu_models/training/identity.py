@@ -4,7 +4,7 @@ A training that is asked for again under another *how* (sheets, micro-batches, a
 its state; one of another *what* has a folder of its own beside, so that nothing takes the place of something else:
 
     STATES/IDENTITY/identity.json     the settings and the contents that the name is the hash of; written at every start
-    STATES/IDENTITY/state/            what it goes on from (checkpoint.py)
+    STATES/IDENTITY/state/            what it goes on from (state.py)
     STATES/IDENTITY/metrics.jsonl     a line a validation
     STATES/IDENTITY/result/           the finished model; there only when whole
 """
@@ -14,87 +14,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from emu_data.files import file_sha256, fingerprint, restore_dir, write_json
-from emu_models.latent.autoencoder.losses import AutoencoderLossConfig
-from emu_models.latent.autoencoder.perceptual import PerceptualConfig
-from emu_models.latent.autoencoder_learner import AutoencoderTrainingConfig
-from emu_models.latent.checkpoints import Adapters
-from emu_models.latent.denoiser import DenoiserConfig
-from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
-from emu_models.text import list_text_encoders, load_text_encoders
-from emu_models.training.jobs import AutoencoderJob, DenoiserJob, Job
-from emu_models.training.loop import LoopConfig, TrainingResult
-
-WHAT = "what"  # the value decides the result
-HOW = "how"  # changes no result beyond rounding, or only the preview
-STOPPING = "stopping"  # decides the result where the loop may stop early (max_rise above 0), else how
-WEIGHTS = "weights"  # a path or a name; what lies there decides
-ROWS = "rows"  # keys, captions and digests of the pictures decide, wherever they lie
-CODE = "code"  # names the code, which decides, but is nothing that params say
-
-# Every field of everything that describes a training. One that is missing here stops every training.
-DECLARED: dict[type, dict[str, str]] = {
-    Job: {
-        "name": WHAT,  # its meta.json says it
-        "shards": ROWS,
-        "rows": ROWS,
-        "resolution": WHAT,
-        "out": HOW,
-        "states": HOW,
-        "cache": HOW,
-        "loop": WHAT,
-        "code": CODE,
-        "sink": HOW,
-        "picture_sink": HOW,
-        "stop_requested": HOW,
-        "world": HOW,
-    },
-    LoopConfig: {
-        "num_steps": WHAT,  # the cosine's length
-        "learning_rate": WHAT,
-        "warmup_steps": WHAT,
-        "ema_decay": WHAT,
-        "validate_every": STOPPING,
-        "max_rise": WHAT,
-        "checkpoint_seconds": HOW,
-        "seed": WHAT,
-        "sample_every": HOW,
-    },
-    AutoencoderJob: {"network": WHAT, "start_from": WEIGHTS, "training": WHAT},
-    AutoencoderTrainingConfig: dict.fromkeys(("num_steps", "batch_size", "learning_rate", "losses", "seed"), WHAT),
-    AutoencoderLossConfig: dict.fromkeys(("kl_weight", "adversarial_weight", "adversarial_start", "perceptual"), WHAT),
-    PerceptualConfig: {"kind": WHAT, "path": WEIGHTS, "weight": WHAT},
-    DenoiserJob: {
-        "autoencoder": WEIGHTS,
-        "start_from": WEIGHTS,
-        "denoiser": WHAT,
-        "text_encoder": WEIGHTS,
-        "num_text_tokens": WHAT,
-        "training": WHAT,
-        "prompts": HOW,
-        "guidance_scale": HOW,
-        "aspect_buckets": WHAT,
-        "adapters": WHAT,
-    },
-    DenoiserTrainingConfig: {
-        "num_steps": WHAT,
-        "batch_size": WHAT,
-        "learning_rate": WHAT,
-        "noise_offset": WHAT,
-        "caption_dropout": WHAT,
-        "seed": WHAT,
-        "micro_batch_size": HOW,
-        "gradient_checkpointing": HOW,
-    },
-    DenoiserConfig: dict.fromkeys(
-        ("widths", "attention", "layers_per_level", "middle", "cross_attention_width", "head_width"), WHAT
-    ),
-    Adapters: dict.fromkeys(("rank", "alpha", "target_modules"), WHAT),
-}
+from emu_models.text import load_text_encoders
+from emu_models.training.jobs import COUNTS, STOPPING, WEIGHTS, WHAT, LoopJob
+from emu_models.training.loop import TrainingResult
 
 # Of a folder of weights, what says nothing of the network: notes, logs, and code that is never run from there.
 NOT_WEIGHTS = {"README.md", "preview.png", "metrics.jsonl", "meta.json"}
@@ -113,49 +40,51 @@ class Identity:
         return fingerprint([dict(self.settings), dict(self.contents)])
 
 
-def identify(job: Job, spec: AutoencoderJob | DenoiserJob, rows: Iterable[Iterable[str]]) -> Identity:
+def identify(job: LoopJob, rows: Iterable[Iterable[str]]) -> Identity:
     """The identity of a training. rows: of each row what decides, its key, its picture's digest, perhaps its caption.
 
     ValueError where weights that it starts from are not there.
     """
-    contents = {name: hash_weights_at(path) for name, path in weights_of(spec).items()}
-    if isinstance(spec, DenoiserJob) and spec.start_from is None:
-        for i, name in enumerate(list_text_encoders(spec.text_encoder)):
-            contents[f"text_encoder.{i}"] = _hash_text_encoder(name)
+    contents = {name: hash_weights_at(path) for name, path in weights_of(job).items()}
+    contents |= {f"text_encoder.{i}": _hash_text_encoder(name) for i, name in enumerate(job.text_encoders())}
     contents |= {"rows": hash_rows(rows), "code": job.code}
-    return Identity(settings_of(job, spec), contents)
+    return Identity(settings_of(job), contents)
 
 
-def settings_of(job: Job, spec: AutoencoderJob | DenoiserJob) -> dict[str, Any]:
-    """The values that decide, as JSON has them: what can be said without looking at rows and weights."""
-    stops_early = job.loop.max_rise > 0
-    plain = {**_deciding(job, stops_early), "spec": _deciding(spec, stops_early)}
-    return json.loads(json.dumps(plain))
+def settings_of(job: LoopJob) -> dict[str, Any]:
+    """The values that decide, as JSON has them: what can be said without looking at rows and weights. `spec`: those
+    that only this kind of training has."""
+    plain = _deciding(job, stops_early=job.loop.max_rise > 0)
+    of_all = {name: value for name, value in plain.items() if name in counts_of(LoopJob)}
+    spec = {name: value for name, value in plain.items() if name not in of_all}
+    return json.loads(json.dumps({**of_all, "spec": spec}))
 
 
-def kind_of(owner: type, field: str) -> str:
-    """How a field counts, of DECLARED. ValueError where nobody has said it."""
-    try:
-        return DECLARED[owner][field]
-    except KeyError:
-        raise ValueError(f"{owner.__name__}.{field} is not declared in emu_models/training/identity.py") from None
+@cache
+def counts_of(owner: type) -> dict[str, str]:
+    """How each field of a job or of a config within it counts: what stands beside it, else WHAT (jobs.py)."""
+    found = {}
+    for name, hint in get_type_hints(owner, include_extras=True).items():
+        beside = [note for note in getattr(hint, "__metadata__", ()) if note in COUNTS]
+        found[name] = beside[0] if beside else WHAT
+    return {field.name: found[field.name] for field in dataclasses.fields(owner)}
 
 
 def _deciding(value: Any, stops_early: bool) -> Any:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    kinds = {field.name: kind_of(type(value), field.name) for field in dataclasses.fields(value)}
     counted = {WHAT, STOPPING} if stops_early else {WHAT}
-    return {name: _deciding(getattr(value, name), stops_early) for name, kind in kinds.items() if kind in counted}
+    decides = [name for name, counts in counts_of(type(value)).items() if counts in counted]
+    return {name: _deciding(getattr(value, name), stops_early) for name in decides}
 
 
 def weights_of(value: Any, prefix: str = "") -> dict[str, Path]:
-    """Dotted field -> path of the weights that a job names; text encoders, which may be names on a hub, left out."""
+    """Dotted field -> path of the weights that a job and the configs within it name."""
     found: dict[str, Path] = {}
-    for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
-        part, name = getattr(value, field.name), f"{prefix}{field.name}"
-        if kind_of(type(value), field.name) == WEIGHTS:
-            if part is not None and field.name != "text_encoder":
+    for field, counts in counts_of(type(value)).items() if dataclasses.is_dataclass(value) else ():
+        part, name = getattr(value, field), f"{prefix}{field}"
+        if counts == WEIGHTS:
+            if part is not None:
                 found[name] = Path(part)
         else:
             found |= weights_of(part, f"{name}.")

@@ -1,23 +1,55 @@
-"""What a training is asked to do. Which of these fields decide its result is declared in identity.py."""
+"""What a training is asked to do, as frozen dataclasses that JSON carries. Light: an asset makes a job without torch.
+
+Beside each field of a job or of a config within it stands how it counts in the training's identity (identity.py); a
+field beside which nothing stands is a WHAT, so that a new knob is declared by being there. A job is a kind of training:
+its class names the kind, its module is the code that decides the result, `run` trains.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any
 
-from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
-from emu_models.latent.autoencoder_learner import AutoencoderTrainingConfig
-from emu_models.latent.checkpoints import Adapters
-from emu_models.latent.denoiser import DenoiserConfig
-from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
-from emu_models.training.distributed import ALONE, World
-from emu_models.training.loop import LoopConfig, MetricsSink
+if TYPE_CHECKING:
+    from emu_models.training.running import Running
+
+WHAT = "what"  # the value decides the result
+HOW = "how"  # changes no result beyond rounding, or only the preview
+STOPPING = "stopping"  # decides the result where the loop may stop early (max_rise above 0), else how
+WEIGHTS = "weights"  # a path; what lies there decides
+ENCODERS = "encoders"  # text encoders, which may be names on a hub: what `LoopJob.text_encoders` lists decides
+ROWS = "rows"  # keys, captions and digests of the pictures decide, wherever they lie
+CODE = "code"  # names the code, which decides, but is nothing that params say
+COUNTS = (WHAT, HOW, STOPPING, WEIGHTS, ENCODERS, ROWS, CODE)
 
 
 @dataclass(frozen=True)
+class LoopConfig:
+    """num_steps and the cadences are in optimiser steps; checkpoint_seconds is wall time between two saved states.
+
+    learning_rate: of the peak. warmup_steps: over which it rises from 0. ema_decay: 0..1, a step. max_rise: share by
+    which the held-out loss may rise above its best before the training stops; 0 never stops early. sample_every: steps
+    between two sheets of sample pictures, 0 for none.
+    """
+
+    num_steps: int  # the cosine's length
+    learning_rate: float
+    warmup_steps: int
+    ema_decay: float
+    validate_every: Annotated[int, STOPPING]
+    max_rise: float
+    checkpoint_seconds: Annotated[float, HOW]
+    seed: int
+    sample_every: Annotated[int, HOW] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every training needs: where its rows are, where its state and its result go, who listens.
+    """What every training needs.
 
     rows: a parquet with columns key and caption; shards: the folder of WebDataset shards that holds their pictures.
     states: the folder in which each training has one of its own, named by its identity. out: where the result is going
@@ -26,44 +58,73 @@ class Job:
     """
 
     name: str
-    shards: Path
-    rows: Path
+    shards: Annotated[Path, ROWS]
+    rows: Annotated[Path, ROWS]
+    out: Annotated[Path, HOW]
+    states: Annotated[Path, HOW]
+    code: Annotated[str, CODE] = ""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        raise NotImplementedError
+
+    def run(self, running: "Running") -> dict[str, Any]:
+        """Trains, or finds it trained, and returns what came of it as plain values (`reported`)."""
+        raise NotImplementedError
+
+    def reported(self, folder: Path, **numbers: Any) -> dict[str, Any]:
+        """What the asset hears: `folder` holds the training's result/, which is to be published in `out`."""
+        return {"name": self.name, "folder": str(folder), "out": str(self.out), **numbers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopJob(Job):
+    """A training by `loop.run_training`. resolution: px. cache: the folder of encoded rows, which may go."""
+
     resolution: int
-    out: Path
-    states: Path
-    cache: Path
+    cache: Annotated[Path, HOW]
     loop: LoopConfig
-    code: str = ""
-    sink: MetricsSink = lambda step, metrics: None
-    picture_sink: Callable[[int, Image.Image], None] = lambda step, sheet: None
-    stop_requested: Callable[[], bool] = lambda: False
-    world: World = ALONE
+
+    @property
+    def num_steps(self) -> int:
+        return self.loop.num_steps
+
+    def text_encoders(self) -> list[str]:
+        """The text encoders that it loads, each a folder or a name on a hub."""
+        return []
 
 
-@dataclass(frozen=True)
-class AutoencoderJob:
-    """start_from: a trained autoencoder's folder to go on from, else `network` (arguments of Autoencoder) is built."""
-
-    network: dict[str, Any] | None
-    start_from: Path | None
-    training: AutoencoderTrainingConfig
+def run_alone(train: Callable[[], dict[str, Any]], running: "Running") -> dict[str, Any]:
+    """A training that one process does while the others wait: what it reports, there, and {} elsewhere."""
+    told = train() if running.world.leads else {}
+    running.world.wait()
+    return told
 
 
-@dataclass(frozen=True)
-class DenoiserJob:
-    """start_from: a folder of a trained pipeline to go on from, ours or another's (emu_models.latent.checkpoints); else
-    `denoiser` is built over `autoencoder` and `text_encoder`. adapters: what is trained in place of all weights.
+def to_json(job: Job) -> dict[str, Any]:
+    """A job as JSON carries it."""
+    kind = f"{type(job).__module__}:{type(job).__qualname__}"
+    return {"kind": kind, "job": _adapter(type(job)).dump_python(job, mode="json")}
 
-    aspect_buckets: picture shapes from tall to wide (buckets.py); 1 crops all to squares.
+
+def from_json(given: dict[str, Any]) -> Job:
+    """The job that `to_json` wrote."""
+    return make(resolve_name(given["kind"]), given["job"])
+
+
+def make(kind: type, values: dict[str, Any]) -> Any:
+    """A dataclass (and those within it) of the values that have its fields' names; others are left alone.
+
+    ValueError names each value that is missing or does not fit.
     """
+    try:
+        return _adapter(kind).validate_python(values)
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        raise ValueError(f"{values.get('name', kind.__name__)}: {'; '.join(wrong)}") from None
 
-    autoencoder: Path | None
-    start_from: Path | None
-    denoiser: DenoiserConfig | None
-    text_encoder: str | list[str] | None
-    num_text_tokens: int
-    training: DenoiserTrainingConfig
-    prompts: tuple[str, ...]
-    guidance_scale: float
-    aspect_buckets: int = 1
-    adapters: Adapters | None = None
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -21,14 +21,15 @@ from tqdm import tqdm
 
 from emu_data.files import atomic_file, restore_dir
 from emu_models.device import choose_device
-from emu_models.training.distributed import ALONE, World, put_back
+from emu_models.training.distributed import put_back
 from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage
+from emu_models.training.jobs import LoopConfig
 from emu_models.training.prefetch import Prefetcher
+from emu_models.training.running import UNHEARD, Running
 from emu_models.training.state import load_state, save_state
 
 FINAL_LEARNING_RATE = 0.03  # share of the peak that the cosine ends at; chosen here, 2026-11-23
-MetricsSink = Callable[[int, dict[str, float]], None]
 
 
 class Interrupted(Exception):
@@ -74,24 +75,6 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class LoopConfig:
-    """num_steps and the cadences are in optimiser steps; checkpoint_seconds is wall time between two saved states.
-
-    sample_every: steps between two sheets of sample pictures, 0 for none.
-    """
-
-    num_steps: int
-    learning_rate: float
-    warmup_steps: int
-    ema_decay: float
-    validate_every: int
-    max_rise: float
-    checkpoint_seconds: float
-    seed: int
-    sample_every: int = 0
-
-
-@dataclass(frozen=True)
 class TrainingResult:
     """All but `timings` is the same for every run of the same configuration, however often it was interrupted.
 
@@ -121,18 +104,17 @@ def run_training(
     folder: Path,
     fingerprint: str,
     description: str,
-    sink: MetricsSink = lambda step, metrics: None,
-    stop_requested: Callable[[], bool] = lambda: False,
+    running: Running = UNHEARD,
     draw_samples: Callable[[int], None] = lambda step: None,
-    world: World = ALONE,
 ) -> TrainingResult:
     """Trains to the end, or to an early stop; the averaged weights are then in `learner.averaged`.
 
     `folder` holds the state while training: state/ and metrics.jsonl. Raises Interrupted after saving when
-    `stop_requested`, NotFinite on a NaN loss or gradient; the last saved state is then from before it; ValueError where
-    the state there is another training's. What depends on the clock goes to the sink and the result's timings, not to
-    metrics.jsonl.
+    `running.stop_requested`, NotFinite on a NaN loss or gradient; the last saved state is then from before it;
+    ValueError where the state there is another training's. What depends on the clock goes to the sink and the result's
+    timings, not to metrics.jsonl.
     """
+    world = running.world
     folder.mkdir(parents=True, exist_ok=True)
     if world.leads:
         restore_dir(folder / "state")
@@ -179,7 +161,7 @@ def run_training(
                     group["lr"] = learning_rate(step, config)
             learned = learner.learn(step, batches.get(step))
             save_due = world.leads and time.monotonic() - last_saved > config.checkpoint_seconds
-            agreed = world.mean({**learned, "/stop": float(stop_requested()), "/save": float(save_due)})
+            agreed = world.mean({**learned, "/stop": float(running.stop_requested()), "/save": float(save_due)})
             stop_now, save_now = agreed.pop("/stop") > 0, agreed.pop("/save") > 0
             broken = [f"{name} is {value}" for name, value in agreed.items() if not math.isfinite(value)]
             if broken:
@@ -195,7 +177,7 @@ def run_training(
                 stopping.observe(step, metrics["val_loss"])
                 if log is not None:
                     _write_log(log, step, metrics)
-                    sink(step, metrics | timings(step))
+                    running.sink(step, metrics | timings(step))
                 bar.set_postfix(loss=f"{agreed['loss']:.4f}", val=f"{metrics['val_loss']:.4f}", refresh=False)
             if config.sample_every and step % config.sample_every == 0 and step < config.num_steps:
                 draw_samples(step)

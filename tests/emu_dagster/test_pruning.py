@@ -322,11 +322,11 @@ def test_real_trainings_there_and_back(root: Path) -> None:
     corpus = write_toy_shards(root, num_images=24)
 
     def train(asset: str, make: Any, *given: Any, steps: int, **changes: Any) -> trainings.TrainingResult:
-        job, spec = make(corpus, layout.cache, *given, loop=replace(LOOP, num_steps=steps), **changes)
+        job, running = make(corpus, layout.cache, *given, loop=replace(LOOP, num_steps=steps), **changes)
         places = {"states": training_folder(layout, asset), "out": layout.model(asset)}
         job = replace(job, **places, cache=layout.cache / "encoded")
         run = trainings.train_autoencoder if asset == "autoencoder" else trainings.train_denoiser
-        result = run(job, spec)
+        result = run(job, running)
         publish(layout, asset, [{**asdict(result), "out": str(job.out)}])
         time.sleep(TICK)
         return result

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from emu_data.cascade import measure_group, read_values
-from emu_data.ledger import FilterPolicy, check_conserved, decide
+from emu_data.ledger import check_conserved, decide
 from emu_data.records import STATUS_UNLISTED, RecordError, make_key
 from emu_data.shards import iter_rows, list_shards, read_many, read_rows, read_samples
 from emu_data.signals.geometry import GeometrySignal
@@ -27,7 +27,7 @@ from emu_data.tars import TarDamage, read_groups
 from tests.shards import encode
 
 SIGNALS = (GeometrySignal(),)
-POLICY = FilterPolicy(1, None, None, None, None, None, None)
+POLICY = {"min_side": 1}
 
 Member = tuple[str, bytes]
 

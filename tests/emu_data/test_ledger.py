@@ -1,7 +1,6 @@
 """Every row is kept or dropped for the first gate it failed, whatever the values are."""
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ from emu_data.ledger import (
     GATES,
     LIMITS,
     ROW_GATES,
-    FilterPolicy,
     RawRows,
     check_conserved,
     compare_with_raw,
@@ -59,11 +57,22 @@ def make_values(rows: list[dict]) -> pd.DataFrame:
     return frame.astype({"error": "string", "status": "string", **dict.fromkeys(numbers, "Float64")})
 
 
+POLICY: dict[str, float | None] = {
+    "min_side": 64,
+    "max_aspect": 3.0,
+    "min_words": 1,
+    "min_characters": 3,
+    "max_unsafe": 0.5,
+    "max_text_area": 0.05,
+    "min_alignment_rank": 0.5,
+}
+
+
 @given(st.lists(st.sets(st.sampled_from(ROW_GATES)), min_size=1, max_size=20))
 @settings(max_examples=25, deadline=None)
 def test_first_failed_gate_is_named_and_rows_are_conserved(failures: list[set[str]]) -> None:
     rows = [{k: v for gate in failed for k, v in BAD[gate].items()} for failed in failures]
-    ledger = decide(make_values(rows), FilterPolicy(min_aesthetics=-1.0, min_popularity=1.0))
+    ledger = decide(make_values(rows), {**POLICY, "min_aesthetics": -1.0, "min_popularity": 1.0})
     check_conserved(ledger, len(failures))
     for failed, found in zip(failures, ledger["first_failed_gate"], strict=True):
         assert found == next((gate for gate in ROW_GATES if gate in failed), "")
@@ -76,21 +85,20 @@ def test_first_failed_gate_is_named_and_rows_are_conserved(failures: list[set[st
 
 def test_failed_download_is_not_readable() -> None:
     empty = dict.fromkeys(GOOD)
-    ledger = decide(make_values([{}, {**empty, "status": "failed_to_download"}]), FilterPolicy())
+    ledger = decide(make_values([{}, {**empty, "status": "failed_to_download"}]), POLICY)
     assert list(ledger["first_failed_gate"]) == ["", "readable"]
 
 
 def test_limits_themselves_pass() -> None:
-    policy = FilterPolicy()
-    edge = {"min_side": policy.min_side, "aspect": policy.max_aspect, "text_area": policy.max_text_area}
-    assert decide(make_values([edge, {"unsafe": None}]), policy)["kept"].all()
+    edge = {limit.column: POLICY[limit.field] for limit in LIMITS if limit.field in POLICY}
+    assert decide(make_values([edge, {"unsafe": None}]), POLICY)["kept"].all()
 
 
 def test_gate_without_its_column_is_an_error_and_can_be_switched_off() -> None:
     values = make_values([{}]).drop(columns="alignment_rank")
     with pytest.raises(ValueError, match="alignment_rank"):
-        decide(values, FilterPolicy())
-    assert decide(values, FilterPolicy(min_alignment_rank=None))["kept"].all()
+        decide(values, POLICY)
+    assert decide(values, {**POLICY, "min_alignment_rank": None})["kept"].all()
 
 
 def test_tighter_policy_keeps_no_more() -> None:
@@ -98,13 +106,13 @@ def test_tighter_policy_keeps_no_more() -> None:
     values = make_values([{"text_area": area, "alignment_rank": rank} for area, rank in rng.uniform(0, 1, (200, 2))])
     kept = []
     for max_text_area, min_alignment_rank in ((0.9, 0.1), (0.5, 0.1), (0.5, 0.6)):
-        policy = FilterPolicy(max_text_area=max_text_area, min_alignment_rank=min_alignment_rank)
+        policy = {**POLICY, "max_text_area": max_text_area, "min_alignment_rank": min_alignment_rank}
         kept.append({*values["key"][decide(values, policy)["kept"]]})
     assert kept[0] > kept[1] > kept[2]
 
 
 def test_lost_and_double_rows_are_noticed(tmp_path) -> None:
-    ledger = decide(make_values([{}, {}]), FilterPolicy())
+    ledger = decide(make_values([{}, {}]), POLICY)
     check_conserved(ledger, 2)
     unknown = ledger.assign(kept=False, first_failed_gate="taste")
     for number, broken in enumerate(
@@ -118,7 +126,7 @@ def test_lost_and_double_rows_are_noticed(tmp_path) -> None:
 
 
 def test_the_ledger_is_compared_with_the_raw_rows_and_not_with_itself(tmp_path) -> None:
-    ledger = decide(make_values([{}, {}, {}]), FilterPolicy())
+    ledger = decide(make_values([{}, {}, {}]), POLICY)
     ledger.loc[2, "status"] = STATUS_UNLISTED
     write_ledger(tmp_path, ledger)
     raw = ledger[["key"]]
@@ -136,24 +144,27 @@ def test_what_was_not_measured_is_neither_kept_nor_blamed(skipped: list[set[str]
     rows = [{**{columns[s]: None for s in some}, "unmeasured": ",".join(sorted(some))} for some in skipped]
     values = make_values(rows).astype({"unmeasured": "string"})
     for policy, asked in (
-        (FilterPolicy(), {"text_area", "alignment", "safety"}),
-        (FilterPolicy(max_text_area=None), {"alignment", "safety"}),
+        (POLICY, {"text_area", "alignment", "safety"}),
+        ({**POLICY, "max_text_area": None}, {"alignment", "safety"}),
     ):
         gates = decide(values, policy)["first_failed_gate"].tolist()
         assert gates == ["unmeasured" if some & asked else "" for some in skipped]
-    small = decide(values.assign(min_side=1), FilterPolicy())  # a gate that was measured has the last word
+    small = decide(values.assign(min_side=1), POLICY)  # a gate that was measured has the last word
     assert set(small["first_failed_gate"]) == {"geometry"}
 
 
 def test_every_limit_is_a_threshold_and_holds_on_both_sides() -> None:
     """Whatever is added to LIMITS: just beyond the threshold fails the limit's gate, on it passes."""
     for limit in LIMITS:
-        thresholds: dict[str, Any] = {**dict.fromkeys(vars(FilterPolicy())), limit.field: 0.5}
-        policy = FilterPolicy(**thresholds)
         beyond = 0.25 if limit.is_minimum else 0.75
         values = pd.DataFrame({"status": "success", "error": pd.NA, limit.column: [0.5, beyond, np.nan]})
         values = values.astype({limit.column: "Float64", "error": "string"})
-        assert decide(values, policy)["first_failed_gate"].tolist() == ["", limit.gate, ""]
+        assert decide(values, {limit.field: 0.5})["first_failed_gate"].tolist() == ["", limit.gate, ""]
+
+
+def test_a_threshold_that_no_limit_has_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="no threshold min_sides; there are: min_side, max_aspect"):
+        decide(make_values([{}]), {"min_sides": 64})
 
 
 def test_the_corpus_on_disk_is_decided_as_a_group_in_memory(tmp_path) -> None:
@@ -163,14 +174,14 @@ def test_the_corpus_on_disk_is_decided_as_a_group_in_memory(tmp_path) -> None:
     ]
     values = make_values([*rows, BAD["readable"], {"unsafe": None}])
     write_ledger(tmp_path, values)
-    for policy in (FilterPolicy(), FilterPolicy(max_text_area=0.01, min_side=None)):
+    for policy in (POLICY, {**POLICY, "max_text_area": 0.01, "min_side": None}):
         expected = decide(values, policy)["first_failed_gate"].value_counts().to_dict()
         with open_ledger(tmp_path) as con:
             assert count_gates(con, gate_sql(policy, ledger_columns(con))) == expected
 
 
 def test_round_trip_by_shard(tmp_path) -> None:
-    ledger = decide(make_values([BAD["safety"], {}, {}, {}, BAD["geometry"]]), FilterPolicy())
+    ledger = decide(make_values([BAD["safety"], {}, {}, {}, BAD["geometry"]]), POLICY)
     write_ledger(tmp_path, ledger)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["00000.parquet", "00001.parquet"]
     read = read_ledger(tmp_path)

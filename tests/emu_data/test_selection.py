@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from emu_data.ledger import FilterPolicy, gate_sql, ledger_columns, open_ledger, read_ledger, write_ledger
+from emu_data.ledger import gate_sql, ledger_columns, open_ledger, read_ledger, write_ledger
 from emu_data.selection import SelectionPolicy, concept_entropy, decide_corpus, final_ledger, share_out
 
 
@@ -180,13 +180,12 @@ def test_final_ledger_has_all_rows_with_their_reason_and_decides_again_alike(tmp
     assert counts == {"": 20, "alignment": 3, "duplicate": 1, "quota": 6}
     assert finish(tmp_path / "all", ledger, SelectionPolicy())["kept"].sum() == 26
     # From the finished ledger, whose clusters are stored: the same, and other thresholds mean other rows.
-    off = dict.fromkeys(vars(FilterPolicy()))
     with open_ledger(tmp_path / "out") as con:
         columns = ledger_columns(con)
-        same = decide_corpus(con, gate_sql(FilterPolicy(**{**off, "min_alignment_rank": 0.5}), columns), policy)
+        same = decide_corpus(con, gate_sql({"min_alignment_rank": 0.5}, columns), policy)
         assert same.counts == counts
         assert sum(same.concepts_before.values()) == 27 and sum(same.concepts_after.values()) == 20
-        loose = decide_corpus(con, gate_sql(FilterPolicy(**off), columns), policy)
+        loose = decide_corpus(con, gate_sql({}, columns), policy)
         assert loose.counts == {"": 20, "duplicate": 1, "quota": 9}
 
 

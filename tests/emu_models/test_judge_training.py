@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emu_data.votes.vote import Vote
 from emu_models.evaluation.judge import load_faithfulness_judge
 from emu_models.evaluation.known_pairs import UNDECIDED, decide_together, draw_known_pairs, measure_judge
 from emu_models.judge_training import HELD_FILE, KNOWN_FILE, JudgeConfig, hold_out, make_judge
@@ -41,10 +42,9 @@ def test_all_four_answers_are_asked_for_where_they_can_be():
 
 
 def test_raters_decide_together():
-    decisions = pd.DataFrame(
-        [("1", "A"), ("1", "A"), ("1", "B"), ("2", "A"), ("2", "B"), ("2", "both")], columns=["key", "decision"]
-    )
-    assert decide_together(decisions).to_dict() == {"1": "A", "2": UNDECIDED}
+    said = [("1", "A"), ("1", "A"), ("1", "B"), ("2", "A"), ("2", "B"), ("2", "both")]
+    votes = [Vote("faithfulness", str(n), "rubric", key, what, side_order="AB") for n, (key, what) in enumerate(said)]
+    assert decide_together(votes).to_dict() == {"1": "A", "2": UNDECIDED}
 
 
 def test_a_judge_that_sees_passes_and_one_that_does_not_fails(judge):

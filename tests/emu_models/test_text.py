@@ -11,7 +11,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.latent.autoencoder.network import Autoencoder
-from emu_models.latent.denoiser import DenoiserConfig, build_denoiser, denoise
+from emu_models.latent.building import build_denoiser
+from emu_models.latent.denoiser import denoise
+from emu_models.latent.jobs import DenoiserConfig
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextEncoders, encode_prompts, load_text_encoders
 from emu_models.training.cache import encode_captions

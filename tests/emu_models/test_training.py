@@ -124,9 +124,9 @@ def test_a_pipeline_draws_the_same_picture_again(corpus, autoencoder, tmp_path):
 
 def test_tuning_goes_on_from_a_pipeline(corpus, autoencoder, tmp_path):
     trainings.train_denoiser(*denoiser_job(corpus, tmp_path / "first", autoencoder))
-    job, spec = denoiser_job(corpus, tmp_path / "second", autoencoder, replace(LOOP, num_steps=2))
-    spec = replace(spec, autoencoder=None, denoiser=None, start_from=result_of(tmp_path / "first"))
-    trainings.train_denoiser(job, spec)
+    job, _ = denoiser_job(corpus, tmp_path / "second", autoencoder, replace(LOOP, num_steps=2))
+    job = replace(job, autoencoder=None, denoiser=None, start_from=result_of(tmp_path / "first"))
+    trainings.train_denoiser(job)
     before, after = (weights(result_of(tmp_path / name) / "unet") for name in ("first", "second"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert_same_weights(result_of(tmp_path / "first") / "vae", result_of(tmp_path / "second") / "vae")
@@ -384,8 +384,8 @@ def test_gradient_checkpointing_changes_no_weight(corpus, autoencoder, tmp_path,
 
 def test_sheets_of_samples_are_drawn_as_training_goes(corpus, autoencoder, tmp_path):
     sheets = {}
-    job, spec = denoiser_job(corpus, tmp_path, autoencoder, replace(LOOP, sample_every=2))
-    trainings.train_denoiser(replace(job, picture_sink=sheets.__setitem__), spec)
+    loop = replace(LOOP, sample_every=2)
+    trainings.train_denoiser(*denoiser_job(corpus, tmp_path, autoencoder, loop, picture_sink=sheets.__setitem__))
     assert {step: sheet.size for step, sheet in sheets.items()} == {2: (256, 32), 4: (256, 32)}
     assert np.asarray(sheets[2]).tobytes() != np.asarray(sheets[4]).tobytes()
 

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import pytest
@@ -13,18 +13,33 @@ import torch
 
 from emu_data.files import write_json
 from emu_models.latent import trainings
-from emu_models.latent.autoencoder.losses import AutoencoderLossConfig
-from emu_models.latent.autoencoder.perceptual import PerceptualConfig
-from emu_models.latent.autoencoder_learner import AutoencoderTrainingConfig
-from emu_models.latent.checkpoints import Adapters
-from emu_models.latent.denoiser import DenoiserConfig
-from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
-from emu_models.training.distributed import World
-from emu_models.training.identity import CODE, DECLARED, HOW, STOPPING, WEIGHTS, WHAT, identify, settings_of
-from emu_models.training.jobs import AutoencoderJob, DenoiserJob, Job
-from emu_models.training.loop import Interrupted, LoopConfig
+from emu_models.latent.jobs import (
+    Adapters,
+    AutoencoderJob,
+    AutoencoderLossConfig,
+    AutoencoderTrainingConfig,
+    DenoiserConfig,
+    DenoiserJob,
+    DenoiserTrainingConfig,
+    PerceptualConfig,
+)
+from emu_models.training.identity import counts_of, identify, open_folder, settings_of
+from emu_models.training.jobs import (
+    CODE,
+    ENCODERS,
+    HOW,
+    STOPPING,
+    WEIGHTS,
+    WHAT,
+    LoopConfig,
+    LoopJob,
+    from_json,
+    to_json,
+)
+from emu_models.training.loop import Interrupted
+from emu_models.training.running import Running
 from tests.shards import write_toy_shards
-from tests.toy_training import LOOP, autoencoder_job, denoiser_job, result_of
+from tests.toy_training import LOOP, autoencoder_job, denoiser_job, places, result_of
 
 ROWS = [("k0", "digest 0", "a red square"), ("k1", "digest 1", "a blue square")]
 
@@ -44,14 +59,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def whole_jobs(given: Path) -> list[tuple[Job, AutoencoderJob | DenoiserJob]]:
-    """Jobs in which no part is left out: each declared type is in one of them."""
-    job, spec = denoiser_job((given, given), given, given / "one")
-    tuned = replace(spec, autoencoder=None, denoiser=None, start_from=given / "one", adapters=Adapters(4, 8.0, ("q",)))
-    plain, encoder = autoencoder_job((given, given), given)
+def whole_jobs(given: Path) -> list[AutoencoderJob | DenoiserJob]:
+    """Jobs in which no part is left out: each type is in one of them."""
+    job, _ = denoiser_job((given, given), given, given / "one")
+    tuned = replace(job, autoencoder=None, denoiser=None, start_from=given / "one", adapters=Adapters(4, 8.0, ("q",)))
+    encoder, _ = autoencoder_job((given, given), given)
     losses = AutoencoderLossConfig(1e-6, 0.1, 0.5, PerceptualConfig("encoder", str(given / "one"), 0.1))
     encoder = replace(encoder, start_from=given / "one", training=replace(encoder.training, losses=losses))
-    return [(job, spec), (job, tuned), (plain, encoder)]
+    return [job, tuned, encoder]
 
 
 def other_values(given: Path) -> dict[type, dict[str, Any]]:
@@ -59,7 +74,7 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
     other = given / "other"
     batches = {"num_steps": 7, "batch_size": 5, "learning_rate": 0.5, "seed": 9}
     return {
-        Job: {
+        LoopJob: {
             "name": "another",
             "shards": other,
             "rows": other,
@@ -69,10 +84,6 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
             "cache": other,
             "loop": replace(LOOP, seed=5),
             "code": "other code",
-            "sink": print,
-            "picture_sink": print,
-            "stop_requested": bool,
-            "world": World(1, 4),
         },
         LoopConfig: {
             "num_steps": 7,
@@ -139,68 +150,85 @@ def changed(value: Any, owner: type, field: str, new: Any) -> Any:
     return replace(value, **made) if made else None
 
 
-FIELDS = [(owner, field) for owner, kinds in DECLARED.items() for field in kinds]
-
-
-def test_every_field_of_what_describes_a_training_is_declared() -> None:
-    for owner, kinds in DECLARED.items():
-        assert set(kinds) == {field.name for field in dataclasses.fields(owner)}, owner
+KINDS = (LoopJob, LoopConfig, AutoencoderJob, AutoencoderTrainingConfig, AutoencoderLossConfig, PerceptualConfig)
+KINDS += (DenoiserJob, DenoiserTrainingConfig, DenoiserConfig, Adapters)
+OF_ALL = {field.name for field in dataclasses.fields(LoopJob)}
+FIELDS = [(owner, name) for owner in KINDS for name in counts_of(owner) if owner is LoopJob or name not in OF_ALL]
 
 
 @pytest.mark.parametrize(("owner", "field"), FIELDS, ids=[f"{owner.__name__}.{field}" for owner, field in FIELDS])
 def test_a_changed_field_names_another_training_where_it_decides(given: Path, owner: type, field: str) -> None:
-    kind, new = DECLARED[owner][field], other_values(given)[owner][field]
+    counts, new = counts_of(owner)[field], other_values(given)[owner][field]
     seen = 0
-    for job, spec in whole_jobs(given):
+    for job in whole_jobs(given):
         for max_rise in (0.0, 0.5):
             asked = replace(job, loop=replace(job.loop, max_rise=max_rise))
-            before = identify(asked, spec, ROWS)
-            if (other_job := changed(asked, owner, field, new)) is not None:
-                after = identify(other_job, spec, ROWS)
-            elif (other_spec := changed(spec, owner, field, new)) is not None:
-                if field == "text_encoder" and other_spec.start_from is not None:
-                    continue  # the checkpoint's own is taken
-                after = identify(asked, other_spec, ROWS)
-            else:
-                continue
+            before = identify(asked, ROWS)
+            other = changed(asked, owner, field, new)
+            if other is None or counts == ENCODERS and asked.start_from is not None:
+                continue  # it has no such part; the checkpoint's own text encoder is taken
+            after = identify(other, ROWS)
             seen += 1
-            decides = kind in (WHAT, WEIGHTS, CODE) or (kind == STOPPING and max_rise > 0)
+            decides = counts in (WHAT, WEIGHTS, ENCODERS, CODE) or (counts == STOPPING and max_rise > 0)
             assert (after.name != before.name) == decides, (owner, field, max_rise)
-            assert (after.settings != before.settings) == (decides and kind not in (WEIGHTS, CODE))
+            assert (after.settings != before.settings) == (decides and counts not in (WEIGHTS, ENCODERS, CODE))
     assert seen
 
 
-def test_a_field_that_nobody_declared_stops_the_training(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (job, spec), *_ = whole_jobs(given)
-    monkeypatch.delitem(DECLARED[LoopConfig], "ema_decay")
-    with pytest.raises(ValueError, match=r"LoopConfig\.ema_decay is not declared"):
-        settings_of(job, spec)
+def test_jobs_come_out_of_json_as_they_went_in(given: Path) -> None:
+    for job in whole_jobs(given):
+        back = from_json(json.loads(json.dumps(to_json(job))))
+        assert isinstance(back, LoopJob) and back == job and identify(back, ROWS) == identify(job, ROWS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyJob(LoopJob):
+    """A kind of training in a few lines: what it learns is its seed."""
+
+    scale: float
+    note: Annotated[str, HOW] = ""
+
+    def run(self, running: Running) -> dict[str, Any]:
+        folder = open_folder(self.states, identify(self, ROWS))
+        running.sink(self.num_steps, {"loss": self.scale})
+        (folder / "result").write_text(str(self.scale * self.loop.seed))
+        return self.reported(folder)
+
+
+def test_a_kind_of_training_is_a_class_and_a_knob_is_a_field(tmp_path: Path) -> None:
+    job = ToyJob(**places("toy", (tmp_path, tmp_path), tmp_path), loop=replace(LOOP, seed=3), scale=2.0)
+    heard = {}
+    told = from_json(json.loads(json.dumps(to_json(job)))).run(Running(sink=heard.__setitem__))
+    assert Path(told["folder"], "result").read_text() == "6.0" and told["out"] == str(job.out)
+    assert heard == {LOOP.num_steps: {"loss": 2.0}}
+    names = [identify(one, ROWS).name for one in (job, replace(job, note="another"), replace(job, scale=3.0))]
+    assert names[0] == names[1] != names[2] and settings_of(job)["spec"] == {"scale": 2.0}
 
 
 def test_rows_count_by_key_picture_and_caption(given: Path) -> None:
-    (job, spec), *_ = whole_jobs(given)
+    job, *_ = whole_jobs(given)
     others = [ROWS[:1], ROWS[::-1], [("k0", "digest 0", "a red ball"), ROWS[1]], [("k0", "x", "a red square"), ROWS[1]]]
-    assert len({identify(job, spec, rows).name for rows in [ROWS, *others]}) == 5
+    assert len({identify(job, rows).name for rows in [ROWS, *others]}) == 5
 
 
 def test_weights_count_by_what_they_are_not_by_where_they_lie(given: Path, tmp_path: Path) -> None:
-    for job, spec in whole_jobs(given):
-        before = identify(job, spec, ROWS)
+    for job in whole_jobs(given):
+        before = identify(job, ROWS)
         shutil.copytree(given, tmp_path / "moved", dirs_exist_ok=True)
-        moved = next(s for _, s in whole_jobs(tmp_path / "moved") if type(s) is type(spec) and keeps(s, spec))
+        moved = next(one for one in whole_jobs(tmp_path / "moved") if type(one) is type(job) and keeps(one, job))
         folder = tmp_path / "moved" / "one"
         (folder / "config.json").write_text('{"_name_or_path": "elsewhere", "width": 3}')
         for note in ("README.md", "meta.json", "preview.png"):
             (folder / note).write_text("a note")
-        assert identify(job, moved, ROWS) == before
+        assert identify(moved, ROWS) == before
         for file, text in {"model.safetensors": "oNe", "config.json": '{"width": 4}'}.items():
             kept = (folder / file).read_text()
             (folder / file).write_text(text)
-            assert identify(job, moved, ROWS).name != before.name
+            assert identify(moved, ROWS).name != before.name
             (folder / file).write_text(kept)
         shutil.rmtree(tmp_path / "moved")
     with pytest.raises(ValueError, match="no weights to start from"):
-        identify(job, moved, ROWS)
+        identify(moved, ROWS)
 
 
 def keeps(one: Any, other: Any) -> bool:
@@ -240,7 +268,7 @@ def stop_after(num: int):
 HOWS = [
     (owner, field)
     for owner, field in FIELDS
-    if owner in (LoopConfig, DenoiserTrainingConfig, DenoiserJob) and DECLARED[owner][field] in (HOW, STOPPING)
+    if owner in (LoopConfig, DenoiserTrainingConfig, DenoiserJob) and counts_of(owner)[field] in (HOW, STOPPING)
 ]
 
 
@@ -249,13 +277,10 @@ def test_another_how_goes_on_from_the_state(
     given: Path, corpus: tuple[Path, Path], autoencoder: Path, alone: Path, tmp_path: Path, owner: type, field: str
 ) -> None:
     torch.cpu._is_amx_tile_supported = lambda: False
-    job, spec = denoiser_job(corpus, tmp_path, autoencoder, stop_requested=stop_after(3))
+    job, running = denoiser_job(corpus, tmp_path, autoencoder, stop_requested=stop_after(3))
     with pytest.raises(Interrupted):
-        trainings.train_denoiser(job, spec)
-    new = other_values(given)[owner][field]
-    job = replace(job, stop_requested=lambda: False)
-    job, spec = (changed(part, owner, field, new) or part for part in (job, spec))
-    result = trainings.train_denoiser(job, spec)
+        trainings.train_denoiser(job, running)
+    result = trainings.train_denoiser(changed(job, owner, field, other_values(given)[owner][field]))
     assert result.timings["resumed_from"] == 3
     mine, theirs = read_files(result.folder / "result"), read_files(alone)
     assert mine.keys() == theirs.keys()
@@ -273,7 +298,7 @@ def test_what_decides_starts_anew_beside_and_the_old_one_comes_back_without_a_st
     a = trainings.train_denoiser(*first)
     state = read_files(a.folder / "state")
     with pytest.raises(Interrupted):
-        trainings.train_denoiser(replace(second[0], stop_requested=stop_after(3)), second[1])
+        trainings.train_denoiser(second[0], Running(stop_requested=stop_after(3)))
     assert read_files(a.folder / "state") == state and read_files(a.folder / "result") == read_files(alone)
     b = trainings.train_denoiser(*second)
     assert b.timings["resumed_from"] == 3 and b.folder.parent == a.folder.parent != b.folder
@@ -291,16 +316,16 @@ def test_what_decides_starts_anew_beside_and_the_old_one_comes_back_without_a_st
 def test_another_preview_is_drawn_and_nothing_else_changes(
     corpus: tuple[Path, Path], autoencoder: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, spec = denoiser_job(corpus, tmp_path, autoencoder)
-    folder = trainings.train_denoiser(job, spec).folder / "result"
+    job, _ = denoiser_job(corpus, tmp_path, autoencoder)
+    folder = trainings.train_denoiser(job).folder / "result"
     monkeypatch.setattr(trainings, "run_training", None)
     before = read_files(folder)
-    trainings.train_denoiser(job, replace(spec, prompts=("a green square",)))
+    trainings.train_denoiser(replace(job, prompts=("a green square",)))
     other = read_files(folder)
     assert {name for name in before if before[name] != other.get(name)} == {"preview.png", "meta.json"}
-    trainings.train_denoiser(job, replace(spec, prompts=()))
+    trainings.train_denoiser(replace(job, prompts=()))
     assert before.keys() - read_files(folder).keys() == {"preview.png"}
-    trainings.train_denoiser(job, spec)
+    trainings.train_denoiser(job)
     assert read_files(folder) == before == read_files(alone)
 
 
@@ -311,9 +336,9 @@ def test_another_input_at_the_same_path_starts_anew(
     shutil.copytree(corpus[0].parent, tmp_path / "corpus")
     shutil.copytree(autoencoder, tmp_path / "autoencoder")
     mine = (tmp_path / "corpus" / "shards", tmp_path / "corpus" / "rows.parquet")
-    job, spec = denoiser_job(mine, tmp_path, tmp_path / "autoencoder", stop_requested=stop_after(3), prompts=())
+    job, running = denoiser_job(mine, tmp_path, tmp_path / "autoencoder", stop_requested=stop_after(3), prompts=())
     with pytest.raises(Interrupted):
-        trainings.train_denoiser(job, spec)
+        trainings.train_denoiser(job, running)
     if what == "caption":
         rows = pd.read_parquet(mine[1])
         rows.assign(caption=["another", *rows["caption"][1:]]).to_parquet(mine[1])
@@ -325,19 +350,19 @@ def test_another_input_at_the_same_path_starts_anew(
         trainings.train_autoencoder(*autoencoder_job(corpus, tmp_path / "other", replace(LOOP, seed=3)))
         shutil.rmtree(tmp_path / "autoencoder")
         shutil.copytree(result_of(tmp_path / "other"), tmp_path / "autoencoder")
-    result = trainings.train_denoiser(replace(job, stop_requested=lambda: False), spec)
+    result = trainings.train_denoiser(job)
     assert result.timings["resumed_from"] == 0
     assert len(list((tmp_path / "states").iterdir())) == 2
 
 
 def test_the_state_of_another_training_is_neither_taken_nor_written_over(corpus, tmp_path: Path) -> None:
-    job, spec = autoencoder_job(corpus, tmp_path, stop_requested=stop_after(3))
+    job, running = autoencoder_job(corpus, tmp_path, stop_requested=stop_after(3))
     with pytest.raises(Interrupted):
-        trainings.train_autoencoder(job, spec)
+        trainings.train_autoencoder(job, running)
     (folder,) = (tmp_path / "states").iterdir()
     meta = json.loads((folder / "state" / "meta.json").read_text())
     write_json(folder / "state" / "meta.json", {**meta, "fingerprint": "another"})
     before = read_files(folder / "state")
     with pytest.raises(ValueError, match="the state of another training"):
-        trainings.train_autoencoder(job, spec)
+        trainings.train_autoencoder(job, running)
     assert read_files(folder / "state") == before

@@ -80,8 +80,7 @@ def test_the_encoder_of_the_perceptual_loss_is_one_that_no_report_measures_on(tm
     layout = Layout(tmp_path)
     network = autoencoder_network(section, next(iter(section.variants.values())))
     job = autoencoder_job(layout, "a", "a", tmp_path, tmp_path, section, network, None)
-    path = job["spec"]["training"]["losses"]["perceptual"]["path"]
-    assert path == str(layout.model("alignment_model") / "fold_0")
+    assert job.training.losses.perceptual.path == str(layout.model("alignment_model") / "fold_0")
     measured_on = []
     monkeypatch.setattr("emu_models.evaluation.features.encoder_features", measured_on.append)
     choose_features(layout, section)

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from emu_data.ledger import FilterPolicy, decide, open_ledger, write_ledger
+from emu_data.ledger import LIMITS, decide, open_ledger, write_ledger
 from emu_data.records import Sample
 from emu_data.selection import final_ledger
 from emu_data.shards import write_shard
 from emu_data.sources.damage import encode_png
-from emu_steps.filtering import row_policy, selection_policy
+from emu_steps.filtering import selection_policy
 from emu_steps.layout import Layout
-from emu_steps.params import read_params
+from emu_steps.params import Policy, read_params
 from emu_steps.redeciding import estimate_unmeasured, parse_changes, show_funnel
 from tests.profiles import params_of, text_of
 
@@ -67,7 +67,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     values.loc[20, "phash"] = str(values.loc[21, "phash"])
     text = ["key", "shard", "caption", "status", "error_message", "error", "unmeasured", "concept"]
     values = values.astype({**dict.fromkeys(text, "string"), "text_area": "Float64"})
-    write_ledger(layout.ledger, decide(values, row_policy(params.filter_ledger.policy)))
+    write_ledger(layout.ledger, decide(values, params.filter_ledger.policy.model_dump()))
     section = params.filtered_corpus.model_copy(update={"num_images": 12, "max_concept_share": 1.0})
     final_ledger(layout.ledger, layout.filtered / "ledger", selection_policy(section))
     lines = (
@@ -91,7 +91,7 @@ def digest(folder: Path) -> dict[str, str]:
 def test_before_and_after_are_shown_and_no_ledger_is_written(
     project: Layout, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = read_params(project.root / "params.yaml")
+    params = params_of("params")
     before = digest(project.data)
     show_funnel(project, params, [], "readable")
     plain = capsys.readouterr().out
@@ -105,15 +105,20 @@ def test_before_and_after_are_shown_and_no_ledger_is_written(
     assert digest(project.data) == before
 
 
+def test_every_threshold_of_params_has_a_limit_and_the_reverse() -> None:
+    assert set(Policy.model_fields) == {limit.field for limit in LIMITS}
+
+
 def test_rows_that_were_not_measured_are_counted_and_estimated(
     project: Layout, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A smaller side lets 12 rows through geometry: 8 without a text area, 4 of the control sample with one."""
-    show_funnel(project, read_params(project.root / "params.yaml"), ["min_side=8"])
+    show_funnel(project, params_of("params"), ["min_side=8"])
     assert "8 rows would have to be measured" in capsys.readouterr().out
+    others = {"max_aspect": 3.0, "min_words": 1, "min_characters": 3, "max_unsafe": 0.5, "min_alignment_rank": 0.5}
     with open_ledger(project.filtered / "ledger") as con:
-        all_pass = estimate_unmeasured(con, FilterPolicy(min_side=8, max_aspect=3.0, max_text_area=1.0))
-        none_pass = estimate_unmeasured(con, FilterPolicy(min_side=8, max_text_area=0.0))
+        all_pass = estimate_unmeasured(con, {**others, "min_side": 8, "max_text_area": 1.0})
+        none_pass = estimate_unmeasured(con, {**others, "min_side": 8, "max_text_area": 0.0})
     assert all_pass.num_control == none_pass.num_control == 4
     assert all_pass.low < 8 * 0.9 < all_pass.high <= 8 and all_pass.expected == pytest.approx(8 * 4.5 / 5, abs=0.1)
     assert none_pass.low >= 0 and none_pass.expected == pytest.approx(8 * 0.5 / 5, abs=0.1)
@@ -124,7 +129,7 @@ def test_names_are_taken_where_they_are_clear() -> None:
     policy, section, changes = parse_changes(
         params, ["text_area=0.03", "unsafe=null", "min_side=512", "duplicate=1", "order_by=likes", "alignment_rank=0.2"]
     )
-    assert (policy.max_text_area, policy.max_unsafe, policy.min_side, policy.min_alignment_rank) == (
+    assert (policy["max_text_area"], policy["max_unsafe"], policy["min_side"], policy["min_alignment_rank"]) == (
         0.03,
         None,
         512,
@@ -154,7 +159,7 @@ def test_what_does_not_fit_is_told(text: str, told: str) -> None:
 
 
 def test_an_unknown_gate_and_a_missing_ledger_are_told(project: Layout, tmp_path: Path) -> None:
-    params = read_params(project.root / "params.yaml")
+    params = params_of("params")
     with pytest.raises(ValueError, match="there is no gate 'taste'"):
         show_funnel(project, params, [], "taste")
     with pytest.raises(ValueError, match="holds no ledger"):

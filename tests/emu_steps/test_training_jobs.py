@@ -1,5 +1,6 @@
 """Which raw pictures an autoencoder is trained on, and what is asked of raw rows before."""
 
+import dataclasses
 from pathlib import Path
 
 import dagster as dg
@@ -12,9 +13,17 @@ from emu_data.files import write_parquet
 from emu_data.ledger import GATES
 from emu_data.records import Sample, make_key
 from emu_data.shards import write_shard
-from emu_models.judge_training import JudgeConfig
+from emu_models.latent.jobs import AutoencoderJob, AutoencoderTrainingConfig, DenoiserJob, DenoiserTrainingConfig
+from emu_models.training.jobs import LoopConfig
 from emu_models.training.order import held_out
 from emu_steps.layout import Layout
+from emu_steps.params import (
+    AutoencoderSection,
+    AutoencoderStudy,
+    FirstPretraining,
+    QualityTuning,
+    Training,
+)
 from emu_steps.training_jobs import judge_job, write_training_rows
 from tests.profiles import params_of, text_of
 from tests.shards import encode
@@ -74,9 +83,31 @@ def test_the_judge_learns_nothing_that_a_gate_turned_away(tmp_path: Path) -> Non
     job = judge_job(layout, section)
     passed = ledger["first_failed_gate"].isin(["", "quota"])
     pd.testing.assert_frame_equal(
-        pd.read_parquet(job["rows"]), ledger.loc[passed, ["key", "caption"]].reset_index(drop=True), check_dtype=False
+        pd.read_parquet(job.rows), ledger.loc[passed, ["key", "caption"]].reset_index(drop=True), check_dtype=False
     )
-    JudgeConfig(**job["config"])  # takes what the section has
+    assert (job.config.held_share, job.config.seed) == (section.held_share, section.seed)
+
+
+@pytest.mark.parametrize(
+    ("section", "parts", "taken_by_steps"),
+    [
+        (FirstPretraining, (DenoiserJob, DenoiserTrainingConfig), {"gates"}),  # they choose the rows
+        (QualityTuning, (DenoiserJob, DenoiserTrainingConfig), {"lora"}),  # the job's adapters
+        (AutoencoderSection, (AutoencoderJob, AutoencoderTrainingConfig), {"max_images", "variant"}),
+        (
+            AutoencoderStudy,
+            (AutoencoderJob, AutoencoderTrainingConfig),
+            {"max_images", "inception", "variants", "fold", "widths", "encoder_blocks", "decoder_blocks"}
+            | {"linear_shortcut"},
+        ),
+    ],
+)
+def test_every_knob_of_params_reaches_the_training_that_has_a_field_for_it(
+    section: type[Training], parts: tuple[type, ...], taken_by_steps: set[str]
+) -> None:
+    """A knob is written once in params and once in the learner's config; one that nobody takes fails here."""
+    fields = {field.name for part in (*parts, LoopConfig) for field in dataclasses.fields(part)}
+    assert set(section.model_fields) - fields == taken_by_steps
 
 
 @pytest.mark.parametrize("keys_twice", [0, 3])

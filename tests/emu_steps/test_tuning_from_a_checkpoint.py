@@ -12,6 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from emu_models.latent.jobs import Adapters
 from emu_steps.evaluating import nearest_sheet
 from emu_steps.layout import Layout
 from emu_steps.model_card import write_model_card
@@ -79,9 +80,8 @@ def test_the_job_names_the_checkpoint_and_the_adapters(project):
     start_from = layout.root / params.quality_tuned.start_from
     rows = layout.curated / "manifest.parquet"
     job = denoiser_job(layout, params, "quality_tuned", layout.curated, rows, params.quality_tuned, start_from)
-    assert job["spec"]["start_from"] == str(project / BROUGHT) and job["spec"]["autoencoder"] is None
-    assert job["spec"]["adapters"] == {"rank": 4, "alpha": 8.0, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
-    json.dumps(job)  # it goes to the child as text
+    assert job.start_from == project / BROUGHT and job.autoencoder is None
+    assert job.adapters == Adapters(4, 8.0, ("to_q", "to_k", "to_v", "to_out.0"))
 
 
 def test_the_card_of_our_own_model(project):

@@ -15,9 +15,10 @@ import numpy as np
 from scipy import ndimage
 from skimage.color import rgb2lab
 
+from emu_data.votes.items import Pair, keys_of, stack_pictures
 from emu_data.votes.pairs import REPEAT_SHARE, draw_side_order, is_repeated, swap
 from emu_data.votes.panels.curation import gradients, resize_all, steady_normal
-from emu_data.votes.vote import Vote
+from emu_data.votes.vote import Vote, round_score
 
 JUDGE_SIZE = 64  # px at which pictures are judged
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
@@ -188,21 +189,18 @@ class AppealPanel:
         weights = np.array([weight for _, weight in CRITERIA.values()]) * np.exp(WEIGHT_SPREAD * spread)
         return weights / weights.sum(axis=1, keepdims=True)
 
-    def vote(self, images_a: np.ndarray, images_b: np.ndarray, keys: Sequence[str], round: str) -> list[Vote]:
-        """Every judge's vote on every pair, and a second one, sides swapped, on `repeat_share` of them.
-
-        images_a, images_b: uint8 (N, H, W, 3), of models A and B for the same prompt and seed. keys: N
-        different ids. `Vote.score` is the judge's score of A less that of B. Raises ValueError for arrays or
-        keys that do not fit.
+    def vote(self, items: Sequence[Pair]) -> list[Vote]:
+        """Every judge's vote on every pair, and a second one, sides swapped, on `repeat_share` of them; see
+        `items.Panel`. `Vote.score` is the judge's score of A less that of B.
         """
-        if not len(images_a) == len(images_b) == len(keys) == len(set(keys)):
-            raise ValueError(
-                f"{len(images_a)} pictures of A, {len(images_b)} of B, {len(set(keys))} different keys: they "
-                "must be as many"
-            )
-        if not len(keys):
+        if not items:
             return []
-        difference = score_appeal(images_a) - score_appeal(images_b)
+        keys = keys_of(items)
+        marks_a, marks_b = (
+            score_appeal(stack_pictures(images))
+            for images in ([item.image_a for item in items], [item.image_b for item in items])
+        )
+        difference = marks_a - marks_b
         votes = []
         for number, weights in enumerate(self.rater_weights()):
             rater = f"rubric-appeal-{number + 1}"
@@ -218,7 +216,7 @@ class AppealPanel:
                     decision = "tie" if abs(seen) < margin else "A" if seen > 0 else "B"
                     votes.append(
                         Vote(
-                            round=round,
+                            round="appeal",
                             rater=rater,
                             rater_kind="rubric",
                             key=key,
@@ -229,8 +227,3 @@ class AppealPanel:
                         )
                     )
         return votes
-
-
-def round_score(score: float) -> float:
-    """Six digits: finer ones may differ between machines."""
-    return float(np.round(score, 6))

@@ -21,10 +21,12 @@ from PIL import Image
 from scipy import ndimage
 from skimage.color import rgb2lab
 
-from emu_data.votes.vote import Vote
+from emu_data.votes.items import Picture, keys_of, stack_pictures
+from emu_data.votes.vote import Vote, round_score
 
 LOOK_SIZE = 64  # px at which pictures are judged
 GROUND_DISTANCE = 6.0  # CIELAB distance from the ground's colour at which a pixel belongs to the subject
+CHUNK = 1000  # pictures whose planes are in memory at once (chosen here); marks do not depend on it
 
 Stage = Literal["generalist", "specialist"]
 
@@ -215,19 +217,23 @@ def steady_normal(*parts: object) -> float:
 
 @dataclass(frozen=True)
 class CurationPanel:
-    """`num_raters` rubric raters of one stage. Equal arguments give equal votes, whatever the order of
-    pictures.
+    """`num_raters` rubric raters of one stage, each of whom keeps the pictures whose score lies in the upper
+    `keep_share` (over 0, up to 1) of the scores that it gave. Equal arguments give equal votes, whatever the order of
+    pictures. Raises ValueError for arguments out of range.
     """
 
     num_raters: int
     seed: int
-    stage: Stage = "generalist"
+    stage: Stage
+    keep_share: float
 
     def __post_init__(self) -> None:
         if self.num_raters < 1:
             raise ValueError(f"num_raters is {self.num_raters}; a panel needs at least one rater")
         if self.stage not in WEIGHTS:
             raise ValueError(f"stage is {self.stage!r}; it must be one of {', '.join(WEIGHTS)}")
+        if not 0 < self.keep_share <= 1:
+            raise ValueError(f"keep_share is {self.keep_share}; it is a share over 0, up to 1")
 
     def rater_weights(self) -> np.ndarray:
         """Weights of each rater, float (num_raters, 5), rows sum to 1: the written ones, each moved by the
@@ -239,26 +245,19 @@ class CurationPanel:
         weights = np.array(WEIGHTS[self.stage]) * np.exp(WEIGHT_SPREAD * np.array(spread))
         return weights / weights.sum(axis=1, keepdims=True)
 
-    def vote(self, images: np.ndarray, keys: Sequence[str], round: str, keep_share: float) -> list[Vote]:
-        """Every rater's vote on every picture.
-
-        images: uint8 (N, H, W, 3). keys: N different keys. Each rater keeps the pictures whose score lies in
-        the upper `keep_share` (0..1) of the scores that it gave; drops name the criterion that cost most.
-        Raises ValueError for arrays, keys or shares that do not fit.
-        """
-        if len(keys) != len(images) or len(set(keys)) != len(keys):
-            raise ValueError(f"{len(images)} pictures need as many different keys; got {len(set(keys))}")
-        if not 0 < keep_share <= 1:
-            raise ValueError(f"keep_share is {keep_share}; it is a share over 0, up to 1")
-        if not len(keys):
+    def vote(self, items: Sequence[Picture]) -> list[Vote]:
+        """Every rater's vote on every picture; see `items.Panel`. Drops name the criterion that cost most."""
+        if not items:
             return []
-        marks = score_criteria(images)
+        keys = keys_of(items)
+        parts = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+        marks = np.concatenate([score_criteria(stack_pictures([item.image for item in part])) for part in parts])
         names = list(CRITERIA)
         votes = []
         for rater, weights in enumerate(self.rater_weights()):
             noise = [steady_normal(self.seed, self.stage, rater, key, "noise") for key in keys]
             scores = np.clip(marks @ weights + NOISE[self.stage] * np.array(noise), 0, 1)
-            num_kept = max(1, int(round_half_up(keep_share * len(keys))))
+            num_kept = max(1, int(round_half_up(self.keep_share * len(keys))))
             # Level scores go by key, so that the order of the pictures does not matter.
             ranked = sorted(range(len(keys)), key=lambda index: (-scores[index], keys[index]))
             kept = set(ranked[:num_kept])
@@ -266,13 +265,13 @@ class CurationPanel:
                 lost = weights * (1 - marks[index])
                 votes.append(
                     Vote(
-                        round=round,
+                        round=self.stage,
                         rater=f"rubric-{self.stage}-{rater + 1}",
                         rater_kind="rubric",
                         key=key,
                         decision="keep" if index in kept else "drop",
                         reason="" if index in kept else names[int(np.argmax(lost))],
-                        score=float(np.round(scores[index], 6)),
+                        score=round_score(scores[index]),
                     )
                 )
         return votes

@@ -1,29 +1,12 @@
 """Losses of the autoencoder: L1, perceptual, KL and adversarial (Rombach et al., arXiv 2112.10752; no weight is Emu's).
 
 The adversary is a hinge PatchGAN with adaptive weight (Esser et al., arXiv 2012.09841, eq. 7) that sets in gently: an
-abrupt start wrecks reconstructions (field notes). The perceptual distance is in perceptual.py.
+abrupt start wrecks reconstructions. The perceptual distance is in perceptual.py.
 """
-
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from emu_models.latent.autoencoder.perceptual import PerceptualConfig
-
-
-@dataclass(frozen=True)
-class AutoencoderLossConfig:
-    """kl_weight: of the KL in nats a picture against the L1 summed over its values (CompVis: 1e-6).
-
-    adversarial_weight is the top of the ramp that runs from adversarial_start to the last step; both shares in 0..1.
-    """
-
-    kl_weight: float
-    adversarial_weight: float
-    adversarial_start: float
-    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
 
 
 class PatchDiscriminator(nn.Module):

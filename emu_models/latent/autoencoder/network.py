@@ -30,6 +30,7 @@ class Moments:
     logvar: Tensor
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A latent (B, C, h, w) drawn from the Gaussian."""
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.at(noise)
 
@@ -38,6 +39,7 @@ class Moments:
         return self.mean + noise * (0.5 * self.logvar).exp()
 
     def select(self, index_B: Tensor) -> "Moments":
+        """Those of some rows; index_B: int64 (B,)."""
         return Moments(self.mean[index_B], self.logvar[index_B])
 
     def kl(self) -> Tensor:
@@ -62,6 +64,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, width, h, w) to the same shape."""
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(h)))
 
@@ -70,7 +73,16 @@ class Autoencoder(ModelMixin, ConfigMixin):
     """Encoder, diagonal Gaussian, decoder. Saved as config.json and safetensors by diffusers' `save_pretrained`.
 
     `latent_mean` and `latent_std` (C,) are measured on training latents and kept with the weights: the denoiser works
-    on (z - mean) / std, since un-normalised wide latents stall training (field notes: FID 130).
+    on (z - mean) / std, since it learns badly on wide latents that are not normalised.
+
+    Args:
+        latent_channels: C.
+        fourier_bands: of the pictures' Fourier features (fourier.py); 0 for none.
+        fold: px of a side that the first layer folds into channels; 1 for none.
+        widths: channels of the levels, finest first, multiples of GROUP_SIZE; each further level halves both sides.
+        encoder_blocks, decoder_blocks: residual blocks of a level.
+        linear_shortcut: a linear code beside the convolutions (`start_from_principal_components`).
+    Raises ValueError for other widths.
     """
 
     @register_to_config
@@ -188,12 +200,15 @@ class Autoencoder(ModelMixin, ConfigMixin):
         return Moments(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def decode(self, z_BChw: Tensor) -> Tensor:
+        """Latents (B, C, h, w), not normalised, to pictures (B, 3, f h, f w), about in [-1, 1], not clipped."""
         x_BCHW = F.pixel_shuffle(self.decoder(z_BChw), self.fold)
         return x_BCHW if self.shortcut_out is None else x_BCHW + self.shortcut_out(z_BChw)
 
     def normalise(self, z_BChw: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as `encode` gives them to what the denoiser works on: (z - latent_mean) / latent_std."""
         mean, std = (x.to(z_BChw)[:, None, None] for x in (self.latent_mean, self.latent_std))
         return (z_BChw - mean) / std
 
     def denormalise(self, z_BChw: Tensor) -> Tensor:
+        """The inverse of `normalise`: what the denoiser made, (B, C, h, w), to what `decode` takes."""
         return z_BChw * self.latent_std[:, None, None] + self.latent_mean[:, None, None]

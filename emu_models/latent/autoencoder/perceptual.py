@@ -8,37 +8,17 @@ baseline up to a factor. Gradients flow to the pictures, and to nothing else. Al
 loses the small differences that the root of the norm divides by.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from emu_data.clip_models import load_clip
+from emu_models.latent.jobs import PerceptualConfig
+
 EPSILON = 1e-8  # under the root of the norm; torchmetrics' LPIPS has the same
-
-
-@dataclass(frozen=True)
-class PerceptualConfig:
-    """kind: "none", "encoder" (path: a folder in open_clip's layout) or "lpips" (path: torchvision's VGG-16 weights).
-
-    weight: of the perceptual distance against the L1 on values in [-1, 1]. ValueError where a path is missing.
-    """
-
-    kind: Literal["none", "encoder", "lpips"] = "none"
-    path: str | None = None
-    weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.kind != "none" and not self.path:
-            raise ValueError(f"perceptual.path is missing; kind {self.kind!r} reads its weights from there")
-        if self.weight < 0:
-            raise ValueError(f"perceptual.weight is {self.weight}; it must be 0 or more")
-
-    @property
-    def is_on(self) -> bool:
-        return self.kind != "none" and self.weight > 0
 
 
 class EncoderDistance(nn.Module):
@@ -46,8 +26,8 @@ class EncoderDistance(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        tower: Any = _load_tower(folder)
-        self.tower = tower.eval().requires_grad_(False)
+        tower: Any = load_clip(folder).network.get_submodule("visual")
+        self.tower = tower.requires_grad_(False)
         # a transformer has positions for one size only; convolutions take the pictures as they are
         self.size: tuple[int, int] | None = None if hasattr(tower, "layer1") else _as_pair(tower.image_size)
         mean, std = (torch.tensor(getattr(tower, f"image_{name}", None) or [0.5] * 3) for name in ("mean", "std"))
@@ -115,14 +95,6 @@ def describe_perceptual(config: PerceptualConfig) -> str:
         return "no perceptual loss"
     name = "LPIPS (VGG-16)" if config.kind == "lpips" else "features of the corpus’s own image encoder (not LPIPS)"
     return f"perceptual loss on {name}, weight {config.weight:g}"
-
-
-def _load_tower(folder: Path) -> nn.Module:
-    import open_clip
-
-    if not (folder / "open_clip_config.json").is_file():
-        raise ValueError(f"perceptual.path {folder} is no open_clip folder; materialise alignment_model or give one")
-    return open_clip.create_model(f"local-dir:{folder}").get_submodule("visual")
 
 
 def _as_pair(size: Any) -> tuple[int, int]:

@@ -3,6 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from emu_data.votes.items import Pair
 from emu_data.votes.pairs import REPEAT_SHARE, draw_side_order, is_repeated, swap
 from emu_data.votes.panels.appeal import CRITERIA, AppealPanel, score_appeal
 from tests.emu_data.drawings import add_noise, blur, draw_balls, make_blocky, make_pale
@@ -11,9 +12,13 @@ from tests.emu_data.emoji import load_emoji
 PANEL = AppealPanel(num_raters=5, seed=3)
 
 
+def pairs(images_a: np.ndarray, images_b: np.ndarray) -> list[Pair]:
+    return [Pair(str(n), a, b) for n, (a, b) in enumerate(zip(images_a, images_b, strict=True))]
+
+
 def rates(images_a: np.ndarray, images_b: np.ndarray) -> tuple[float, float]:
     """Share of votes for A and for B."""
-    votes = PANEL.vote(images_a, images_b, [str(n) for n in range(len(images_a))], "appeal")
+    votes = PANEL.vote(pairs(images_a, images_b))
     decisions = [vote.decision for vote in votes if not vote.is_repeat]
     return decisions.count("A") / len(decisions), decisions.count("B") / len(decisions)
 
@@ -36,26 +41,24 @@ def test_the_same_picture_twice_is_mostly_a_tie_and_swapping_swaps():
     win, lose = rates(images, images)
     assert win + lose < 0.5
     flat = draw_balls(False)
-    keys = [str(n) for n in range(len(images))]
-    one, other = PANEL.vote(images, flat, keys, "r"), PANEL.vote(flat, images, keys, "r")
+    one, other = PANEL.vote(pairs(images, flat)), PANEL.vote(pairs(flat, images))
     share = [[vote.decision for vote in votes].count(name) for votes, name in ((one, "A"), (other, "B"))]
     assert share[0] == pytest.approx(share[1], rel=0.1)
 
 
 def test_votes_carry_sides_repeats_and_their_kind():
     images = np.repeat(draw_balls(True), 20, axis=0)
-    keys = [str(n) for n in range(len(images))]
-    votes = PANEL.vote(images, images, keys, "appeal")
+    votes = PANEL.vote(pairs(images, images))
     repeats = [vote for vote in votes if vote.is_repeat]
-    assert len(votes) - len(repeats) == 5 * len(keys)
-    assert len(repeats) / (5 * len(keys)) == pytest.approx(REPEAT_SHARE, abs=0.03)
-    none = AppealPanel(2, seed=3, repeat_share=0.0).vote(images, images, keys, "appeal")
-    assert len(none) == 2 * len(keys)
+    assert len(votes) - len(repeats) == 5 * len(images)
+    assert len(repeats) / (5 * len(images)) == pytest.approx(REPEAT_SHARE, abs=0.03)
+    none = AppealPanel(2, seed=3, repeat_share=0.0).vote(pairs(images, images))
+    assert len(none) == 2 * len(images)
     first = {(vote.rater, vote.key): vote.side_order for vote in votes if not vote.is_repeat}
     assert all(vote.side_order == swap(first[(vote.rater, vote.key)]) for vote in repeats)
     share = np.mean([side == "AB" for side in first.values()])
     assert share == pytest.approx(0.5, abs=0.05) and {vote.rater_kind for vote in votes} == {"rubric"}
-    assert set(PANEL.vote(images[:3], images[:3], keys[:3], "appeal")) <= set(votes)
+    assert set(PANEL.vote(pairs(images[:3], images[:3]))) <= set(votes)
 
 
 def test_draws_depend_on_seed_rater_and_pair_alone():
@@ -70,9 +73,11 @@ def test_marks_lie_in_0_to_1_and_misfits_are_refused():
     marks = score_appeal(odd.astype(np.uint8))
     assert marks.shape == (3, len(CRITERIA)) and marks.min() >= 0 and marks.max() <= 1
     images = draw_balls(True)
-    assert PANEL.vote(images[:0], images[:0], [], "r") == []
-    with pytest.raises(ValueError, match="as many"):
-        PANEL.vote(images, images[:2], ["a"], "r")
+    assert PANEL.vote([]) == []
+    with pytest.raises(ValueError, match="the key 'a' comes twice"):
+        PANEL.vote([Pair("a", images[0], images[1])] * 2)
+    with pytest.raises(ValueError, match="of one size"):
+        PANEL.vote([Pair("a", images[0], images[1]), Pair("b", images[0, :32], images[1])])
 
 
 @pytest.mark.slow

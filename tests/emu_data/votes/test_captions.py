@@ -1,6 +1,6 @@
 import pytest
 
-from emu_data.votes.panels.captions import write_caption
+from emu_data.votes.captions import write_caption
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from emu_models.cost.measuring import (
     measure_text,
 )
 from emu_models.cost.planning import Cluster, find_gpu, memory_per_gpu, plan_data, plan_stage
-from emu_models.latent.denoiser import DenoiserConfig, count_parameters, denoise
+from emu_models.latent.denoiser import count_parameters, denoise
+from emu_models.latent.jobs import DenoiserConfig
 
 AUTOENCODER = {"latent_channels": 4, "fold": 4, "widths": [16, 32], "fourier_bands": 0}  # f8
 

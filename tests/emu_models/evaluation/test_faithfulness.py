@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from emu_data.votes.items import Pair
+from emu_data.votes.vote import Vote
 from emu_models.evaluation.faithfulness import (
     RATERS,
+    FaithfulnessPanel,
     decide,
-    judge_pairs,
     measure_naming,
     view_crop,
     view_mirror,
@@ -42,6 +44,11 @@ def paint(names: list[str]) -> np.ndarray:
     return np.stack([np.broadcast_to(COLOURS[name].astype(np.uint8), (16, 16, 3)) for name in names])
 
 
+def vote(judge: Judge, images_a: np.ndarray, images_b: np.ndarray, names: list[str]) -> list[Vote]:
+    asked = zip(names, images_a, images_b, names, strict=True)
+    return FaithfulnessPanel(judge, names).vote([Pair(*pair) for pair in asked])
+
+
 def test_naming_is_full_for_true_pictures_and_near_chance_for_shuffled_ones(judge: Judge):
     names = list(COLOURS)
     true = measure_naming(judge, paint(names), names, names)
@@ -60,18 +67,18 @@ def test_pairs_are_decided_as_the_pictures_are(judge: Judge):
         (right, right, "both"),
         (wrong, wrong, "neither"),
     ):
-        votes = judge_pairs(judge, a, b, names, names, names)
-        assert (votes["decision"] == usual).mean() > 0.7
-        assert set(votes["rater"]) == {rater.name for rater in RATERS} and len(votes) == 3 * len(names)
+        votes = vote(judge, a, b, names)
+        assert np.mean([one.decision == usual for one in votes]) > 0.7
+        assert {one.rater for one in votes} == {rater.name for rater in RATERS} and len(votes) == 3 * len(names)
 
 
 def test_swapping_the_pictures_swaps_the_decision(judge: Judge):
     names = list(COLOURS)
     a, b = paint(names[3:] + names[:3]), paint(names)
-    one = judge_pairs(judge, a, b, names, names, names)
-    other = judge_pairs(judge, b, a, names, names, names)
-    assert one["decision"].replace({"A": "B", "B": "A"}).equals(other["decision"])
-    assert one["score_a"].equals(other["score_b"])
+    swapped = {"A": "B", "B": "A", "both": "both", "neither": "neither"}
+    for one, other in zip(vote(judge, a, b, names), vote(judge, b, a, names), strict=True):
+        assert (one.rater, one.key, one.decision) == (other.rater, other.key, swapped[other.decision])
+        assert one.score is not None and other.score is not None and one.score == -other.score
 
 
 def test_a_close_pair_is_not_told_apart():
@@ -92,8 +99,11 @@ def test_views_keep_the_shape_and_what_is_in_the_middle():
 def test_unknown_captions_are_refused(judge: Judge):
     with pytest.raises(ValueError, match="the first is 'c9'"):
         measure_naming(judge, paint(["c9"]), ["c9"], ["c1", "c2"])
-    with pytest.raises(ValueError, match="as many"):
-        judge_pairs(judge, paint(["c1"]), paint(["c1"]), ["c1"], ["k", "l"], ["c1"])
+    picture = paint(["c1"])[0]
+    with pytest.raises(ValueError, match="the first is 'c9'"):
+        FaithfulnessPanel(judge, ["c1"]).vote([Pair("k", picture, picture, "c9")])
+    with pytest.raises(ValueError, match="1 to 3"):
+        FaithfulnessPanel(judge, ["c1"], num_raters=4)
 
 
 def test_a_model_folder_in_open_clips_layout_is_loaded(tmp_path: Path):
@@ -116,5 +126,7 @@ def test_a_model_folder_in_open_clips_layout_is_loaded(tmp_path: Path):
     assert embedded.shape == (3, 16) and captions.shape == (2, 16) and judge.name == "judge"
     assert np.linalg.norm(embedded, axis=1) == pytest.approx(1, abs=1e-5)
     assert np.array_equal(judge.embed_images(images), embedded)
-    with pytest.raises(ValueError, match="no open_clip model folder"):
+    with pytest.raises(ValueError, match="it lacks open_clip_config.json and open_clip_model.safetensors"):
         load_judge(tmp_path)
+    with pytest.raises(ValueError, match="NAME@TAG"):
+        load_judge("ViT-B-32")

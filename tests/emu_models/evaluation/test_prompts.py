@@ -2,13 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from emu_models.evaluation.prompts import FIXED_PROMPTS, common_prompts, read_parti_prompts
+from emu_models.evaluation.prompts import common_prompts, read_parti_prompts
 
 HEADER = "Prompt\tCategory\tChallenge\tNote\n"
-
-
-def test_there_are_sixteen_different_fixed_prompts():
-    assert len(set(FIXED_PROMPTS)) == len(FIXED_PROMPTS) == 16
 
 
 def test_common_prompts_come_by_count_then_name():

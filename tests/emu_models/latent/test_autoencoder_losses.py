@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from emu_models.alignment import AlignmentConfig, _build, save_network
 from emu_models.latent.autoencoder.fourier import FourierFeatures
 from emu_models.latent.autoencoder.losses import (
-    AutoencoderLossConfig,
     PatchDiscriminator,
     adaptive_weight,
     adversarial_share,
@@ -21,10 +20,10 @@ from emu_models.latent.autoencoder.network import Moments
 from emu_models.latent.autoencoder.perceptual import (
     EncoderDistance,
     LpipsDistance,
-    PerceptualConfig,
     build_perceptual,
     describe_perceptual,
 )
+from emu_models.latent.jobs import AutoencoderLossConfig, PerceptualConfig
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ def test_what_is_missing_is_named(tmp_path, encoder):
         PerceptualConfig("lpips", None, 1.0)
     with pytest.raises(ValueError, match="perceptual.weight"):
         PerceptualConfig("encoder", str(encoder), -1.0)
-    with pytest.raises(ValueError, match="no open_clip folder"):
+    with pytest.raises(ValueError, match="no open_clip model folder"):
         EncoderDistance(tmp_path)
     with pytest.raises(ValueError, match="is no file"):
         LpipsDistance(tmp_path / "vgg16.pth")

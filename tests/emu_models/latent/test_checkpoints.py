@@ -11,13 +11,14 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from safetensors.torch import load_file
 
 from emu_models.latent import trainings
-from emu_models.latent.checkpoints import Adapters, captions_of, latents_of, load_pipeline
+from emu_models.latent.checkpoints import captions_of, latents_of, load_pipeline
 from emu_models.latent.denoiser import denoise
-from emu_models.latent.denoiser_learner import DenoiserTrainingConfig
+from emu_models.latent.jobs import Adapters, DenoiserJob, DenoiserTrainingConfig
 from emu_models.latent.pipeline import draw
-from emu_models.training.loop import LoopConfig
+from emu_models.training.jobs import LoopConfig
 from tests.checkpoints import make_checkpoint
 from tests.shards import write_toy_shards
+from tests.toy_training import places
 
 KINDS = {"sd1": "epsilon", "sd2": "v_prediction", "sdxl": "epsilon"}
 LOOP = LoopConfig(
@@ -46,20 +47,17 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 def tune(corpus, start_from: Path, folder: Path, adapters: Adapters | None = None, loop: LoopConfig = LOOP) -> Path:
     """Tunes at 24 px, not the 32 that the checkpoints draw at; returns the folder of the result."""
-    shards, rows = corpus
-    job = trainings.Job("tuned", shards, rows, 24, folder / "out", folder / "states", folder / "cache", loop)
-    spec = trainings.DenoiserJob(
-        autoencoder=None,
+    job = DenoiserJob(
+        **{**places("tuned", corpus, folder), "resolution": 24},
+        loop=loop,
         start_from=start_from,
-        denoiser=None,
-        text_encoder=None,
         num_text_tokens=12,
         training=DenoiserTrainingConfig(loop.num_steps, 4, loop.learning_rate, 0.1, 0.2, 0),
         prompts=tuple(PROMPTS),
         guidance_scale=2.0,
         adapters=adapters,
     )
-    return trainings.train_denoiser(job, spec).folder / "result"
+    return trainings.train_denoiser(job).folder / "result"
 
 
 def pictures(pipeline: Any, resolution: int | None = None) -> np.ndarray:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from emu_models.latent.autoencoder.fourier import FourierFeatures
 from emu_models.latent.autoencoder.losses import PatchDiscriminator, adaptive_weight, hinge_loss
 from emu_models.latent.autoencoder.network import Autoencoder, Moments, ResidualBlock
-from emu_models.latent.denoiser import DenoiserConfig, build_denoiser, denoise
+from emu_models.latent.building import build_denoiser
+from emu_models.latent.denoiser import denoise
+from emu_models.latent.jobs import DenoiserConfig
 from emu_models.text import TextFeatures, encode_prompts, load_text_encoders
 
 
@@ -160,7 +162,7 @@ def test_the_text_changes_what_the_denoiser_says(text, middle):
 
 def test_unknown_middle_and_unequal_levels_are_refused():
     with pytest.raises(ValueError, match="middle"):
-        DenoiserConfig((32,), (False,), 1, middle="none")
+        DenoiserConfig((32,), (False,), 1, middle="none")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="widths"):
         DenoiserConfig((32, 64), (False,), 1)
     with pytest.raises(ValueError, match="multiple of 64"):

@@ -13,8 +13,9 @@ from PIL import Image
 
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.latent.autoencoder.network import Autoencoder
-from emu_models.latent.checkpoints import Adapters, add_adapters, load_pipeline, save_pipeline
-from emu_models.latent.denoiser import DenoiserConfig, build_denoiser
+from emu_models.latent.building import build_denoiser
+from emu_models.latent.checkpoints import add_adapters, load_pipeline, save_pipeline
+from emu_models.latent.jobs import Adapters, DenoiserConfig
 from emu_models.latent.pipeline import EmuPipeline, draw
 from emu_models.text import load_text_encoders
 from tests.checkpoints import make_checkpoint
