@@ -30,7 +30,7 @@ def defs() -> dg.Definitions:
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, dict]:
-    return yaml.safe_load(text_of("dvc"))["stages"]
+    return yaml.safe_load((TOP / "dvc.yaml").read_text())["stages"]
 
 
 def describe(defs: dg.Definitions) -> dict[str, dict]:
@@ -71,8 +71,8 @@ def test_each_asset_is_a_stage_and_a_section(defs, stages):
 
 
 def test_dvc_yaml_is_what_the_declarations_say(defs):
-    text = render_stages(DECLARATIONS, params_of("params"), Layout(TOP))
-    assert text_of("dvc") == text, "python -m emu_dagster.declarations.dvc_yaml writes it"
+    text = render_stages(DECLARATIONS, read_params(TOP / "params.yaml"), Layout(TOP))
+    assert (TOP / "dvc.yaml").read_text() == text, "python -m emu_dagster.declarations.dvc_yaml writes it"
 
 
 def test_stages_depend_on_what_the_assets_depend_on(defs, stages):
@@ -125,7 +125,10 @@ def test_an_overlay_repeats_nothing_of_what_it_lies_over():
     for name in NAMES:
         own = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
         below = own.pop("base")
-        assert repeated(own, yaml.safe_load(text_of(below) if below != "base" else text_of("base"))) == [], name
+        assert (
+            repeated(own, yaml.safe_load(text_of(below) if below != "base" else (PROFILES / "base.yaml").read_text()))
+            == []
+        ), name
 
 
 def repeated(own: dict, below: dict, path: str = "") -> list[str]:
@@ -139,7 +142,7 @@ def repeated(own: dict, below: dict, path: str = "") -> list[str]:
 
 
 def test_the_default_params_are_the_demo():
-    assert text_of("params") == text_of("emoji")
+    assert (TOP / "params.yaml").read_text() == text_of("emoji")
 
 
 def test_what_the_paper_fixes_is_in_every_profile():

@@ -91,7 +91,7 @@ def digest(folder: Path) -> dict[str, str]:
 def test_before_and_after_are_shown_and_no_ledger_is_written(
     project: Layout, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = params_of("params")
+    params = read_params(project.root / "params.yaml")
     before = digest(project.data)
     show_funnel(project, params, [], "readable")
     plain = capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_rows_that_were_not_measured_are_counted_and_estimated(
     project: Layout, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A smaller side lets 12 rows through geometry: 8 without a text area, 4 of the control sample with one."""
-    show_funnel(project, params_of("params"), ["min_side=8"])
+    show_funnel(project, read_params(project.root / "params.yaml"), ["min_side=8"])
     assert "8 rows would have to be measured" in capsys.readouterr().out
     others = {"max_aspect": 3.0, "min_words": 1, "min_characters": 3, "max_unsafe": 0.5, "min_alignment_rank": 0.5}
     with open_ledger(project.filtered / "ledger") as con:
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_told(text: str, told: str) -> None:
 
 
 def test_an_unknown_gate_and_a_missing_ledger_are_told(project: Layout, tmp_path: Path) -> None:
-    params = params_of("params")
+    params = read_params(project.root / "params.yaml")
     with pytest.raises(ValueError, match="there is no gate 'taste'"):
         show_funnel(project, params, [], "taste")
     with pytest.raises(ValueError, match="holds no ledger"):
