@@ -35,7 +35,7 @@ WORDS = (
 TEXT_AREA_RANGE = (
     0.10,
     0.30,
-)  # share of the picture under words, issue 2's "10-30 % of area"
+)  # share of the picture under words, 10 to 30 %; chosen here
 
 
 @dataclass(frozen=True)
