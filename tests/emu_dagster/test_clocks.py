@@ -141,7 +141,7 @@ ALLOWED = {
     "emu_dagster/cli.py": "told on the terminal",
     "emu_dagster/driver.py": "told on the terminal",
     "emu_dagster/pages.py": "how long to wait for servers",
-    "emu_steps/params.py": "says when params.yaml is read anew",
+    "emu_steps/params/reading.py": "says when params.yaml is read anew",
     "emu_dagster/processes.py": "a lock's file says since when",
     "emu_dagster/progress.py": "events on a run's page",
     "emu_dagster/pruning.py": "whether what is to be removed is older than what replaced it, and not being written",
