@@ -138,7 +138,7 @@ ALLOWED = {
     "emu_data/votes/log.py": "when a person voted: a log of votes is an input; the rubric panel's votes carry no time",
     "emu_models/training/loop.py": "when to save, and rates for MLflow and Dagster",
     "emu_models/training/prefetch.py": "the loader's share of the time, for MLflow and Dagster",
-    "emu_dagster/cli.py": "told on the terminal",
+    "emu_dagster/cli/graph.py": "told on the terminal",
     "emu_dagster/driver.py": "told on the terminal",
     "emu_dagster/pages.py": "how long to wait for servers",
     "emu_steps/params/reading.py": "says when params.yaml is read anew",
