@@ -1,5 +1,6 @@
 """`emu generate`: pictures of one prompt, written as they are drawn, none over another."""
 
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +33,9 @@ def write_pictures(
         print(f"emu: {told}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
     stem = "".join(c if c.isalnum() else "-" for c in prompt.lower()).strip("-")[:STEM_LENGTH] or "picture"
-    for start in range(0, num, BATCH):
-        seeds = [seed + i for i in range(start, min(start + BATCH, num))]
+    starts = [0, *range(1, num, BATCH), num]  # the first is shown while the others are drawn
+    for start, end in itertools.pairwise(starts):
+        seeds = [seed + i for i in range(start, end)]
         images = draw(pipeline, [prompt] * len(seeds), seeds, num_inference_steps, guidance_scale)
         for number, image in zip(seeds, images, strict=True):
             path = free_path(out, f"{stem}-{number}")
