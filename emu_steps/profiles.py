@@ -8,7 +8,9 @@ import io
 import re
 from pathlib import Path
 
-from emu_steps.params import Params, parse_params
+import yaml as pyyaml
+
+from emu_steps.params import Params, check_params
 
 BASE = "base"  # of every profile, and none itself
 
@@ -19,7 +21,7 @@ def list_profiles(folder: Path) -> list[str]:
 
 def read_profile(folder: Path, name: str) -> Params:
     """The params of a profile of `folder`. ValueError as of `profile_text` and of `read_params`."""
-    return parse_params(profile_text(folder, name), f"the profile {name}")
+    return check_params(pyyaml.load(profile_text(folder, name), pyyaml.CSafeLoader), f"the profile {name}")
 
 
 def profile_text(folder: Path, name: str) -> str:

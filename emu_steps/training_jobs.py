@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from emu_models.latent.jobs import AutoencoderJob, DenoiserJob
 
 MAX_ASPECT = 2.0  # long side / short side of a picture that the autoencoder trains on; chosen here
+# SQL over a ledger: the rows that failed none of $gates. Signals are named as their gates; what a gate was not asked
+# about was not needed: no stage keeps such a row.
+PASSED_GATES = """NOT list_contains($gates, first_failed_gate)
+    AND NOT list_has_any(string_split(coalesce(unmeasured, ''), ','), $gates)"""
 CHECKPOINT_SECONDS = 20.0  # wall time between two saved states, about what a crash may cost; chosen here
 
 
@@ -146,9 +150,7 @@ def write_gated_rows(layout: Layout, name: str, gates: list[str]) -> Path:
     unknown = set(gates) - set(GATES)
     if unknown:
         raise ValueError(f"{name}.gates names {sorted(unknown)}; the gates are {', '.join(GATES)}")
-    # Signals are named as their gates. What a gate was not asked about was not needed: no stage keeps such a row.
-    passed = """SELECT key, caption FROM ledger WHERE NOT list_contains($gates, first_failed_gate)
-        AND NOT list_has_any(string_split(coalesce(unmeasured, ''), ','), $gates) ORDER BY key"""
+    passed = f"SELECT key, caption FROM ledger WHERE {PASSED_GATES} ORDER BY key"
     with open_ledger(layout.filtered / "ledger") as con:
         return _write_rows(layout, name, con.execute(passed, {"gates": gates}).df())
 

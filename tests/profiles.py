@@ -3,8 +3,8 @@
 from functools import cache
 from pathlib import Path
 
-from emu_steps.params import Params, parse_params
-from emu_steps.profiles import list_profiles, profile_text
+from emu_steps.params import Params
+from emu_steps.profiles import list_profiles, profile_text, read_profile
 
 PROFILES = Path(__file__).parents[1] / "profiles"
 NAMES = list_profiles(PROFILES)
@@ -17,4 +17,4 @@ def text_of(name: str) -> str:
 
 @cache
 def params_of(name: str) -> Params:
-    return parse_params(text_of(name), name)
+    return read_profile(PROFILES, name)

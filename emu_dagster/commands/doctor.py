@@ -17,6 +17,7 @@ from emu_dagster.resources.dvc import DvcError, DvcRecord
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.resources.mlflow_store import find_fault
 from emu_steps.layout import project_root
+from emu_steps.params import read_params
 
 MAKE_ENV = "make env"
 # Free space in GB below which a run is likely to stop half-way: the demo writes under 1 GB (chosen here).
@@ -157,6 +158,14 @@ def _root() -> str:
     return str(root)
 
 
+def _params() -> str:
+    try:
+        params = read_params(project_root() / "params.yaml")
+    except ValueError as error:
+        raise _Missing(str(error)) from None
+    return f"params.yaml, profile {params.profile}"
+
+
 def _records() -> str:
     """Also mends what a killed process left."""
     done = DvcRecord().mend()
@@ -191,6 +200,7 @@ CHECKS: list[tuple[str, Callable[[], str], str, bool]] = [
     ("npm", _npm, MAKE_ENV, True),
     ("chromium", _browser, "apt-get install chromium", False),
     ("project", _root, "as it says; EMU_ROOT names another project", True),
+    ("params", _params, "correct these entries, or `emu profile emoji` writes it anew", True),
     ("records", _records, "git checkout dvc.lock", True),
     ("disk", _disk, "free some space, or set EMU_ROOT to another disk", True),
     ("switches", _switches, "start with make or the `emu` command", True),

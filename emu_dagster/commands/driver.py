@@ -4,6 +4,7 @@ One Dagster run an asset, in this process: what is finished stays finished when 
 imported once. Only trainings have a process of their own.
 """
 
+import logging
 import os
 import sys
 import time
@@ -41,7 +42,7 @@ def materialize_stale(instance: dg.DagsterInstance | None = None) -> int:
     """Materialises what is missing or out of date, in the order of the graph; returns how many runs that took."""
     with _at_work(instance) as instance:
         num_runs = 0
-        while stale := _stale(instance):
+        while stale := stale_now(instance):
             first = stale[0]
             print(f"==> {first.key}: {first.reason}; {len(stale) - 1} more wait", flush=True)
             materialize_one(first.key, instance)
@@ -51,14 +52,47 @@ def materialize_stale(instance: dg.DagsterInstance | None = None) -> int:
     return num_runs
 
 
-def materialize_named(keys: Sequence[str], instance: dg.DagsterInstance | None = None) -> None:
-    """Materialises the named assets. ValueError names an unknown one."""
-    known = {key.to_user_string() for key in defs.resolve_all_asset_keys()}
-    if unknown := sorted(set(keys) - known):
-        raise ValueError(f"unknown assets: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+def materialize_named(keys: Sequence[str], upstream: bool = False, instance: dg.DagsterInstance | None = None) -> None:
+    """Materialises the named assets, in the order of the graph, whether or not they are stale; with `upstream` first
+    what they need, from near or far, and is missing or stale. ValueError names an unknown one, or the input that one
+    lacks."""
+    named = in_order(keys)
     with _at_work(instance) as instance:
-        for key in keys:
+        above = ancestors(named) - set(named) if upstream else set()
+        while above and (stale := [one for one in stale_now(instance) if one.key in above]):
+            print(f"==> {stale[0].key}: {stale[0].reason}; {len(stale) - 1} more wait above", flush=True)
+            materialize_one(stale[0].key, instance)
+        for key in named:
+            _refuse_missing_inputs(key)
             materialize_one(key, instance)
+
+
+def in_order(keys: Sequence[str]) -> list[str]:
+    """The assets of these names, each once, in the order of the graph. ValueError names an unknown one."""
+    known = [key.to_user_string() for key in defs.resolve_asset_graph().toposorted_asset_keys]
+    if unknown := sorted(set(keys) - set(known)):
+        raise ValueError(f"unknown assets: {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
+    return [key for key in known if key in keys]
+
+
+def ancestors(keys: Sequence[str]) -> set[str]:
+    """The assets that these are made from, directly or not."""
+    graph, found, waiting = defs.resolve_asset_graph(), set[str](), list(keys)
+    while waiting:
+        parents = {parent.to_user_string() for parent in graph.get(dg.AssetKey(waiting.pop())).parent_keys}
+        waiting += parents - found
+        found |= parents
+    return found
+
+
+def _refuse_missing_inputs(key: str) -> None:
+    layout = Layout(project_root())
+    parents = [parent.to_user_string() for parent in defs.resolve_asset_graph().get(dg.AssetKey(key)).parent_keys]
+    if missing := [parent for parent in in_order(parents) if not output_exists(layout, parent)]:
+        raise ValueError(
+            f"{key} is made from {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there: "
+            f"`emu materialize {key} --upstream` makes that first"
+        )
 
 
 @contextmanager
@@ -88,9 +122,13 @@ def materialize_one(key: str, instance: dg.DagsterInstance) -> None:
             asset_selection=[dg.AssetKey(key)],
             instance=instance,
             raise_on_error=False,
-            run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
+            # an error is told by MaterializationFailed; Dagster's console would add the traceback
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             tags={PROCESS_TAG: describe_process()},
         )
+    for entry in instance.all_logs(result.run_id):
+        if entry.level == logging.WARNING:
+            print(f"    {key}: {entry.user_message}", flush=True)
     if not result.success:
         raise MaterializationFailed(_describe(key, result))
     print(f"    {key} done in {time.monotonic() - began:.0f} s", flush=True)
@@ -103,7 +141,8 @@ def origin_of(job_name: str) -> RemoteJobOrigin:
     return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), job_name)
 
 
-def _stale(instance: dg.DagsterInstance) -> list[StaleAsset]:
+def stale_now(instance: dg.DagsterInstance) -> list[StaleAsset]:
+    """What of the project's graph is missing or out of date, in the order of the graph."""
     from emu_steps.voting import grown
 
     layout = Layout(project_root())

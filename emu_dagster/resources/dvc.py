@@ -166,8 +166,17 @@ class DvcRecord(dg.ConfigurableResource):
         return json.loads(self.run("--wait-for-lock", "status", "--json"))
 
     def push(self, remote: str = "") -> str:
-        """Upload what is recorded to `remote` (empty: the default one); returns DVC's last line."""
+        """Upload what is recorded to `remote` (empty: the default one); returns DVC's last line. DvcError names the
+        remotes there are, where there is no such one."""
+        refuse_surroundings(self.folder)
         self.mend()
+        known = [line.split()[0] for line in self.run("remote", "list").splitlines() if line.strip()]
+        if remote not in ("", *known) or not known:
+            wanted = f"no DVC remote {remote!r}" if remote else "no DVC remote"
+            raise DvcError(
+                f"there is {wanted}; there are: {', '.join(known) or 'none'}; `dvc remote add --default NAME ADDRESS` "
+                "adds one to .dvc/config"
+            )
         printed = self.run("push", *(["--remote", remote] if remote else []))
         return (printed.strip().splitlines() or ["nothing to push"])[-1]
 

@@ -15,7 +15,7 @@ ALWAYS_IGNORED = (".dvc", ".git", ".hg")  # DVC's own defaults
 CHUNK = 1 << 20  # bytes read at a time
 
 
-class DvcError(Exception):
+class DvcError(RuntimeError):
     """DVC is missing, failed, or was about to record something that is not what happened."""
 
 

@@ -15,6 +15,8 @@ from emu_data.sources import folder, img2dataset, table
 from emu_data.sources.loose import HEADER_BYTES
 
 KINDS = (img2dataset.SOURCE, table.SOURCE, folder.SOURCE)
+# Whose own errors say that a store could not be read: no credentials, no such bucket, nobody answers.
+STORE_CLIENTS = ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 NUM_LOOKED_AT = 3  # pictures whose headers are read as a first look; chosen here
 
 
@@ -40,6 +42,23 @@ def find_corpus(
     options, path = options or {}, full_address(address)
     if kind not in (None, *KINDS):
         raise ValueError(f"there is no kind {kind!r} of corpus; there are: {', '.join(KINDS)}")
+    found = _look(address, path, kind, options, image_column, caption_column, base)
+    if found.source != table.SOURCE:
+        given = {"image_column": image_column, "caption_column": caption_column, "base": base}
+        if idle := [f"--{name.replace('_', '-')} {value!r}" for name, value in given.items() if value is not None]:
+            raise ValueError(f"{idle[0]}: only a table has that, and {address} is of kind {found.source}; leave it out")
+    return found
+
+
+def _look(
+    address: str,
+    path: str,
+    kind: str | None,
+    options: Options,
+    image_column: str | None,
+    caption_column: str | None,
+    base: str | None,
+) -> Corpus:
     try:
         if kind == table.SOURCE or (kind is None and path.lower().endswith(table.SUFFIXES)):
             return _look_at_table(path, options, image_column, caption_column, base)
@@ -58,6 +77,14 @@ def find_corpus(
         if kind is None and "holds no table" in str(error):
             raise ValueError(
                 f"{address} is no corpus: no NNNNN.tar of img2dataset, no table, no pictures; --kind names the kind"
+            ) from error
+        raise ValueError(str(error) if address in str(error) else f"{address}: {error}") from error
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in STORE_CLIENTS:
+            raise ValueError(
+                f"{address} cannot be read ({type(error).__name__}: {error}): give the credentials by the environment "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS), or without any, "
+                "raw_corpus.storage_options: {s3: {anon: true}}"
             ) from error
         raise
     raise ValueError(f"{address} is no corpus of kind {kind}")

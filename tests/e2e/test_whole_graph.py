@@ -147,7 +147,7 @@ def test_votes_of_people_survive_the_graph_and_decide(demo, tmp_path):
     script = """
 from pathlib import Path
 import pandas as pd
-from emu_dagster.commands.driver import _stale
+from emu_dagster.commands.driver import stale_now
 from emu_steps.layout import Layout, project_root
 from emu_steps.voting import digest_pictures, shown_to_specialists
 from emu_data.votes.rounds import open_log
@@ -161,7 +161,7 @@ open_log(layout.votes("specialist")).append(
     for n, key in enumerate(keys) for rater in ("anna", "ben", "cem", "dora")
 )
 print(*keys)
-print(*[f"{stale.key}: {stale.reason}" for stale in _stale(dg.DagsterInstance.get())], sep=", ")
+print(*[f"{stale.key}: {stale.reason}" for stale in stale_now(dg.DagsterInstance.get())], sep=", ")
 """
     keys, stale = project.must("python", "-c", script).splitlines()[-2:]
     assert stale == "specialist_votes: 20 new votes"

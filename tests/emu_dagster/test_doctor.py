@@ -1,5 +1,6 @@
 """`emu doctor`: finds what is here, says what is not and how to mend it, and its exit code follows."""
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import pytest
 
 from emu_dagster.commands.doctor import Finding, examine, print_findings
 
+SMOKE = Path(__file__).parents[2] / "profiles" / "smoke.yaml"
+
 
 def by_name() -> dict[str, Finding]:
     return {finding.what: finding for finding in examine()}
 
 
 def test_a_sound_project_is_all_right(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (project / "params.yaml").write_text("{}")
+    shutil.copy(SMOKE, project / "params.yaml")
     (project / ".dvc").mkdir()
     findings = by_name()
     assert [name for name, finding in findings.items() if finding.needed and not finding.good] == []
@@ -34,6 +37,15 @@ def test_what_is_missing_is_named_with_its_remedy(
     assert all(finding.mend for finding in findings.values() if not finding.good)
     assert print_findings(list(findings.values())) == 1
     assert "EMU_ROOT" in capsys.readouterr().out
+
+
+def test_params_that_do_not_load_are_not_all_right(project: Path) -> None:
+    text = SMOKE.read_text()
+    for given, said in ((text.replace("ema_decay: 0.99", "ema_decay: 1.99"), "ema_decay"), ("a: [", "not YAML")):
+        (project / "params.yaml").write_text(given)
+        finding = by_name()["params"]
+        assert not finding.good and said in finding.found and "emu profile" in finding.mend
+        assert print_findings([finding]) == 1
 
 
 def test_the_doctor_mends_what_a_kill_left(project: Path) -> None:

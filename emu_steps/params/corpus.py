@@ -1,0 +1,87 @@
+"""Where pictures come from: raw_corpus."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from emu_steps.params.kinds import Count, Few, Pixels, Section, Seed, Share, Text, refuse, unknown_names
+
+SUBJECT = ("name", "caption")  # what a subject has, the second if it is needed
+
+
+class Damage(Section):
+    """Shares of the rows of the demo corpus that arrive damaged, at most 0.9 in all (emu_data.sources.damage).
+
+    text: words over the picture. caption: another picture's caption. sliver: cut to a strip. shrink: made tiny.
+    duplicate: rows added that copy another. unsafe: labelled so. failed: not downloaded.
+    """
+
+    text: Share
+    caption: Share
+    sliver: Share
+    shrink: Share
+    duplicate: Share
+    unsafe: Share
+    failed: Share
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Self:
+        from emu_data.sources.damage import DamageShares
+
+        DamageShares(**self.model_dump())  # raises ValueError
+        return self
+
+
+class RawCorpus(Section):
+    """source `packages` makes the demo corpus; `img2dataset`, `folder` and `table` read from `path`, any fsspec address
+    (docs/data.md; `emu ingest` writes these entries). `path` may be null until then.
+
+    copy: bring the pictures here instead of referring to them. storage_options: protocol -> fsspec's options, no
+    secrets; their values are fsspec's affair. image_column, caption_column, base: of a table; null finds the usual
+    names, and the table's folder. samples_per_shard: rows of a shard that is written here.
+
+    The rest is the demo's alone: subjects: concept -> what is drawn, each with its `name` in emoji.json and a `caption`
+    where emoji.json's own is not what people say. num_subjects_per_concept: the first few of each, null takes all.
+    styles: whose drawings. image_size: px per side of an undamaged picture. damage: see Damage. seed: of the damage.
+    """
+
+    source: Literal["packages", "img2dataset", "folder", "table"]
+    path: Text | None = None
+    copy_files: bool = Field(default=False, alias="copy")
+    storage_options: dict[Text, dict[str, Any]] = {}
+    image_column: Text | None = None
+    caption_column: Text | None = None
+    base: Text | None = None
+    subjects: dict[Text, list[dict[str, Text]]] = {}
+    num_subjects_per_concept: Few | None = None
+    styles: list[str] = []
+    image_size: Annotated[Pixels, Field(ge=16)] = 128
+    samples_per_shard: Annotated[Count, Field(le=10**7)]
+    damage: Damage | None = None
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        wrong: dict[Any, str] = {}
+        for concept, subjects in self.subjects.items():
+            for i, subject in enumerate(subjects):
+                if "name" not in subject:
+                    wrong["subjects", concept, i] = "a subject needs a name, that of emoji.json"
+                wrong |= unknown_names(("subjects", concept, i), subject, SUBJECT)
+        if self.styles:
+            from emu_data.sources.packages import STYLES
+
+            wrong |= unknown_names(("styles",), self.styles, STYLES)
+        if self.source == "packages":
+            for name in ("subjects", "styles", "damage"):
+                if not getattr(self, name):
+                    wrong[name,] = "is missing; source packages, the demo corpus, needs it"
+        if self.storage_options:
+            from emu_data.addresses import check_options
+
+            try:
+                check_options(self.storage_options)
+            except ValueError as error:
+                wrong["storage_options",] = str(error)
+        refuse(self, wrong)
+        return self

@@ -1,0 +1,89 @@
+"""What one section of params.yaml says of another: names that must be there, sizes that must divide."""
+
+from typing import TYPE_CHECKING, Any
+
+from emu_steps.params.kinds import unknown_names
+from emu_steps.params.training import tunes_ours
+
+if TYPE_CHECKING:
+    from emu_steps.params import Params
+
+
+def broken_references(params: "Params") -> dict[Any, str]:
+    """Path of each entry that does not fit another section -> why, and what would."""
+    return {**_variant(params), **_resolutions(params), **_selection(params)}
+
+
+def _variant(params: "Params") -> dict[Any, str]:
+    variants, name = params.autoencoder_study.variants, params.autoencoder.variant
+    if name in variants:
+        return {}
+    return {("autoencoder", "variant"): f"autoencoder_study has no variant {name!r}; there are: {', '.join(variants)}"}
+
+
+def _resolutions(params: "Params") -> dict[Any, str]:
+    """An autoencoder also learns at half its resolution (emu_models.latent.autoencoder_learner), and a U-Net halves
+    latents once between two levels."""
+    factor = params.autoencoder_study.factor
+    multiple = factor * 2 ** (len(params.pretrained_low.denoiser.widths) - 1)
+    wrong: dict[Any, str] = {}
+    for name in ("autoencoder_study", "autoencoder"):
+        if (side := getattr(params, name).resolution) % factor or side < 2 * factor:
+            wrong[name, "resolution"] = (
+                f"must be a multiple of {factor} px and at least {2 * factor}: the autoencoder's fold and widths make "
+                f"{factor} px one latent position"
+            )
+    ours = ("quality_tuned",) if tunes_ours(params.quality_tuned.start_from) else ()
+    for name in ("pretrained_low", "pretrained_mid", "pretrained_full", *ours):
+        if getattr(params, name).resolution % multiple:
+            wrong[name, "resolution"] = (
+                f"must be a multiple of {multiple} px: {factor} of the autoencoder, times 2 for each level of "
+                "pretrained_low.denoiser after the first"
+            )
+    return wrong
+
+
+def _selection(params: "Params") -> dict[Any, str]:
+    section, num_concepts = params.filtered_corpus, len(params.filter_ledger.signals.concepts)
+    columns = ledger_columns(has_popularity=params.filter_ledger.signals.popularity_column is not None)
+    wrong = unknown_names(("filtered_corpus", "keep_best_by"), section.keep_best_by, columns)
+    if section.order_by is not None and section.order_by not in columns:
+        wrong["filtered_corpus", "order_by"] = f"there is no {section.order_by!r}; there are: {', '.join(columns)}"
+    if section.max_concept_share * num_concepts < 1:
+        wrong["filtered_corpus", "max_concept_share"] = (
+            f"{num_concepts} concepts (filter_ledger.signals.concepts) of that share each are less than the whole; "
+            f"give at least {1 / num_concepts:.3g}"
+        )
+    if section.min_concept_share * num_concepts > 1:
+        wrong["filtered_corpus", "min_concept_share"] = (
+            f"{num_concepts} concepts (filter_ledger.signals.concepts) of that share each are more than the whole; "
+            f"give at most {1 / num_concepts:.3g}"
+        )
+    return wrong
+
+
+def ledger_columns(has_popularity: bool) -> list[str]:
+    """The measured numbers of a ledger, by which pictures can be ordered: those of the signals that
+    emu_steps.filtering.build_signals makes."""
+    from emu_data.signals.aesthetics import AestheticsSignal
+    from emu_data.signals.alignment import AlignmentSignal
+    from emu_data.signals.caption import CaptionSignal
+    from emu_data.signals.concept import ConceptSignal
+    from emu_data.signals.geometry import GeometrySignal
+    from emu_data.signals.phash import PhashSignal
+    from emu_data.signals.popularity import PopularitySignal
+    from emu_data.signals.safety import SafetySignal
+    from emu_data.signals.text_area import TextAreaSignal
+
+    signals = (
+        GeometrySignal,
+        CaptionSignal,
+        SafetySignal,
+        PhashSignal,
+        AestheticsSignal,
+        ConceptSignal,
+        AlignmentSignal,
+        TextAreaSignal,
+        *((PopularitySignal,) if has_popularity else ()),
+    )
+    return sorted(name for signal in signals for name, dtype in signal.columns.items() if dtype != "string")
