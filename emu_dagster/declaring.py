@@ -18,8 +18,8 @@ from emu_dagster.given import values_of
 from emu_dagster.recording import Record, Recorder
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_data.files import fingerprint
-from emu_steps.layout import OUTS, Layout, project_root
-from emu_steps.params import Params, read_params
+from emu_steps.layout import Layout, project_root
+from emu_steps.params import REGISTERED, Params, read_params
 
 OWNERS = ["team:emu"]
 
@@ -27,8 +27,9 @@ OWNERS = ["team:emu"]
 @dataclass(frozen=True)
 class Declaration:
     """reads: the assets whose data it reads. params: dotted parts of params.yaml that decide its result. how: parts
-    that it is given and that change no result: a change of these makes nothing stale. files: dotted params that name a
-    file or folder whose bytes it reads, where they are set; one that is an asset's output makes that asset a read.
+    that it is given and that change no result: a change of these makes nothing stale. files: dotted params that name
+    files or folders whose bytes it reads, or registered versions, where they are set: one, a list, or a mapping of
+    them. One that is an asset's output makes that asset a read.
     """
 
     key: str
@@ -40,25 +41,39 @@ class Declaration:
 
     def inputs(self, params: Params, layout: Layout) -> list[str]:
         """The assets that it reads under these params."""
-        makers = makers_of_outs(layout)
+        makers = layout.makers()
         named = [makers[path] for path in self._paths(params, layout) if path in makers]
         return list(dict.fromkeys([*named, *self.reads]))
 
     def brought(self, params: Params, layout: Layout) -> list[Path]:
         """Files and folders that it reads and no asset makes. What is not on this disk is taken for the name of
         weights that a library knows."""
-        makers = makers_of_outs(layout)
+        makers = layout.makers()
         return [path for path in self._paths(params, layout) if path not in makers and path.exists()]
 
     def code_version(self, params: Params, layout: Layout) -> str:
-        """16 digits of what, besides its inputs, decides the result: code, params, files that were brought along."""
+        """16 digits of what, besides its inputs, decides the result: code, params, files that were brought along,
+        registered versions."""
+        from emu_dagster.registering import digest_of_version
+
         brought = [digest_of(path, layout) for path in self.brought(params, layout)]
+        brought += [digest_of_version(name) for name in self._named(params) if name.startswith(REGISTERED)]
         return fingerprint([hash_code(self.function), values_of(params, self.params), brought])
 
     def _paths(self, params: Params, layout: Layout) -> list[Path]:
-        given = values_of(params, self.files).values()
-        names = [name for value in given for name in (value if isinstance(value, list) else [value]) if name]
-        return [layout.root / name for name in names]
+        return [layout.root / name for name in self._named(params) if not name.startswith(REGISTERED)]
+
+    def _named(self, params: Params) -> list[str]:
+        found: list[str] = []
+        for value in values_of(params, self.files).values():
+            match value:
+                case dict():
+                    found += value.values()
+                case list():
+                    found += value
+                case _:
+                    found.append(value)
+        return [name for name in found if name]
 
 
 DECLARATIONS: dict[str, Declaration] = {}
@@ -103,8 +118,3 @@ def declared(
         return materialise
 
     return make
-
-
-def makers_of_outs(layout: Layout) -> dict[Path, str]:
-    """Path of an output -> the asset that makes it."""
-    return {path: key for key in OUTS for path in layout.outs(key)}

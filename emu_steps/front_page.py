@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from emu_steps.layout import Layout
+from emu_steps.layout import OUTS, Layout
 from emu_steps.params import Params
 
 TRAININGS = {
@@ -17,7 +17,8 @@ TRAININGS = {
     "pretrained_full": "Pretraining, full resolution",
     "quality_tuned": "Quality-tuning",
 }
-REPORTS = ("filtered_corpus", "autoencoder_study", "automatic_report", "appeal_report", "faithfulness_report")
+# The assets that write a report of their name; their cards are the front page.
+REPORTS = tuple(key for key, outs in OUTS.items() if f"data/reports/{key}" in outs and key != "front_page")
 COMMANDS = [
     ("make up", "Dagster's, MLflow's and these pages, with the graph, the runs and the registry"),
     (".venv/bin/emu doctor", "what is installed, found and missing"),

@@ -1,12 +1,13 @@
-"""Side-by-side judgement of the two models: what rubric panels say where no person voted, and the reports on the votes.
+"""Side-by-side judgement of two contestants: what rubric panels say where no person voted, and the votes' reports.
 
-A is the tuned model, B the pretrained one. The appeal judges' criteria are not those that chose the curated set; the
-faithfulness judge is a model that filtering never used.
+A is the first of `comparison` in params.yaml, the candidate, and B the second. The appeal judges' criteria
+are not those that chose the curated set; the faithfulness judge is a model that filtering never used.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -17,7 +18,8 @@ from emu_data.votes.pairs import draw_side_order
 from emu_data.votes.panels.appeal import AppealPanel, round_score
 from emu_data.votes.vote import Vote, counted, counted_repeats, digest_pair, votes_to_frame
 from emu_reports.sheets import contact_sheet
-from emu_steps.evaluating import SHEET_TILE, read_pictures
+from emu_steps.contestants import candidate_maker, read_pictures
+from emu_steps.evaluating import SHEET_TILE
 from emu_steps.evidence import write_evidence
 from emu_steps.layout import Layout
 from emu_steps.params import AppealVotes, FaithfulnessVotes, Params
@@ -33,24 +35,30 @@ def read_prompts(layout: Layout, axis: "Axis") -> pd.DataFrame:
     return prompts if axis == "appeal" else prompts.query("caption != ''")
 
 
-def digest_pairs(layout: Layout, axis: "Axis", prompts: pd.DataFrame) -> dict[str, str]:
+def digest_pairs(layout: Layout, axis: "Axis", prompts: pd.DataFrame, comparison: tuple[str, str]) -> dict[str, str]:
     """key -> digest of what raters are shown, for `counted`: both pictures, and for faithfulness the caption."""
     found = {}
     for key, caption in zip(prompts["key"], prompts["caption"], strict=True):
-        tuned, pretrained = ((layout.evaluation / m / f"{key}.png").read_bytes() for m in ("tuned", "pretrained"))
-        found[key] = digest_pair(tuned, pretrained, caption if axis == "faithfulness" else "")
+        first, second = ((layout.evaluation / name / f"{key}.png").read_bytes() for name in comparison)
+        found[key] = digest_pair(first, second, caption if axis == "faithfulness" else "")
     return found
 
 
-def appeal_ballots(layout: Layout, section: AppealVotes) -> Ballots:
+def read_pair(layout: Layout, comparison: tuple[str, str], prompts: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Both contestants' pictures, each uint8 (N, H, W, 3), in the order of the prompts."""
+    candidate_maker(layout, comparison)
+    first, second = comparison
+    return read_pictures(layout.evaluation, first, prompts), read_pictures(layout.evaluation, second, prompts)
+
+
+def appeal_ballots(layout: Layout, section: AppealVotes, comparison: tuple[str, str]) -> Ballots:
     prompts = read_prompts(layout, "appeal")
-    tuned, pretrained = (read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained"))
     panel = AppealPanel(section.num_raters, section.seed, section.repeat_share)
-    votes = panel.vote(tuned, pretrained, prompts["key"].tolist(), "appeal")
-    return Ballots(votes, digest_pairs(layout, "appeal", prompts))
+    votes = panel.vote(*read_pair(layout, comparison, prompts), prompts["key"].tolist(), "appeal")
+    return Ballots(votes, digest_pairs(layout, "appeal", prompts, comparison))
 
 
-def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes) -> Ballots:
+def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes, comparison: tuple[str, str]) -> Ballots:
     """On the prompts that name a subject. ValueError for more raters than the panel has."""
     from emu_models.evaluation.faithfulness import RATERS, judge_pairs
     from emu_models.evaluation.judge import load_faithfulness_judge
@@ -58,7 +66,6 @@ def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes) -> Ballots:
     if section.num_raters > len(RATERS):
         raise ValueError(f"faithfulness_votes.num_raters is {section.num_raters}; the panel has {len(RATERS)} raters")
     prompts = read_prompts(layout, "faithfulness")
-    tuned, pretrained = (read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained"))
     ledger = read_ledger(layout.filtered / "ledger")
     # those that its error was measured among: what the gates turned away is no subject
     subjects = ledger.loc[ledger["first_failed_gate"].isin(["", "quota"]), "caption"]
@@ -66,8 +73,7 @@ def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes) -> Ballots:
     judge, _ = load_faithfulness_judge(layout.model("faithfulness_judge"), layout.root)
     decisions = judge_pairs(
         judge,
-        tuned,
-        pretrained,
+        *read_pair(layout, comparison, prompts),
         prompts["caption"].tolist(),
         prompts["key"].tolist(),
         captions,
@@ -85,7 +91,7 @@ def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes) -> Ballots:
         )
         for row in decisions.to_dict(orient="records")
     ]
-    return Ballots(votes, digest_pairs(layout, "faithfulness", prompts))
+    return Ballots(votes, digest_pairs(layout, "faithfulness", prompts, comparison))
 
 
 def judge_sheet(layout: Layout) -> Image.Image:
@@ -128,8 +134,9 @@ def report_preference(
     name = f"{axis}_report"
     section = params.appeal_report if axis == "appeal" else params.faithfulness_report
     prompts = read_prompts(layout, axis)
-    pictures = {m: read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained")}
-    recorded, items = read_votes(layout, axis), digest_pairs(layout, axis, prompts)
+    comparison = params.comparison
+    made_by, pictures = candidate_maker(layout, comparison), read_pair(layout, comparison, prompts)
+    recorded, items = read_votes(layout, axis), digest_pairs(layout, axis, prompts, comparison)
     votes, repeats = counted(recorded.votes, items), counted_repeats(recorded.votes, items)
     if not votes:
         raise ValueError(f"no vote in {layout.votes(axis)} is on the pictures shown now: materialise {axis}_votes")
@@ -170,8 +177,8 @@ def report_preference(
         preference,
         votes,
         prompts,
-        pictures["tuned"],
-        pictures["pretrained"],
+        comparison,
+        pictures,
         agreement,
         bias,
         consistency,
@@ -180,5 +187,5 @@ def report_preference(
         judge_error,
     )
     known = {metric: value for metric, value in metrics.items() if value == value}
-    write_evidence(layout, name, known, judged)
-    return known, page["voters"], picture_preference(axis, preference)
+    write_evidence(layout, name, known, judged, comparison[0], made_by)
+    return known, page["voters"], picture_preference(axis, comparison[0], preference)

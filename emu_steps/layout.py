@@ -59,6 +59,10 @@ class Layout:
         """What an asset writes."""
         return [self.root / out for out in OUTS[asset]]
 
+    def makers(self) -> dict[Path, str]:
+        """Path of an output -> the asset that makes it."""
+        return {path: key for key in OUTS for path in self.outs(key)}
+
     def read_outs(self, asset: str) -> list[Path]:
         """What others read of it. Of a round the export alone, which names the head up to which its log is read: the
         log itself grows at any time, and what was made of its beginning stays true."""

@@ -1,11 +1,20 @@
 """params.yaml, checked: one section an asset, named as the asset, its DVC stage and its MLflow data set."""
 
+import re
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from emu_steps.older_params import MOVED, moved_to
 
@@ -13,6 +22,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 DenoiserAsset = Literal["pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned"]
 PRETRAINED = PurePosixPath("data/models/pretrained_full")
+TUNED = "data/models/quality_tuned"
+REGISTERED = "models:/"  # how the address of a registered version begins
+REGISTERED_VERSION = re.compile(r"models:/([^/@]+)(?:@(.+)|/(\d+))")  # name, and alias or version
 
 
 class Section(BaseModel):
@@ -290,11 +302,29 @@ def tunes_ours(start_from: str) -> bool:
 
 
 class EvaluationImages(Section):
+    """contestants: name -> where its pictures come from, see emu_steps.contestants; a path is from the project's root.
+    Left out, they are what quality_tuned.start_from names, "pretrained", and quality_tuned, "tuned".
+    """
+
+    contestants: Annotated[dict[str, str], Field(min_length=2)]
     fixed_prompts: list[str]
     num_prompts: Count
     num_inference_steps: Count
     guidance_scale: float
     seed: int
+
+    @field_validator("contestants")
+    @classmethod
+    def _check_names_and_addresses(cls, contestants: dict[str, str]) -> dict[str, str]:
+        for name, address in contestants.items():
+            if name == "real" or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+                raise ValueError(
+                    f"{name!r} is no name for a contestant: use lower-case letters, digits, _ and -, and not `real`, "
+                    "which the corpus's own pictures are called"
+                )
+            if address.startswith(REGISTERED) and not REGISTERED_VERSION.fullmatch(address):
+                raise ValueError(f"{name}: {address} is neither models:/NAME/VERSION nor models:/NAME@ALIAS")
+        return contestants
 
 
 class AutomaticReport(Section):
@@ -367,6 +397,8 @@ class Launch(Section):
 
 
 class Params(Section):
+    """comparison: two of evaluation_images.contestants, the candidate first; all votes and reports are about them."""
+
     profile: str
     toy: bool
     engine: EngineSection = EngineSection()
@@ -387,12 +419,45 @@ class Params(Section):
     pretrained_full: Pretraining
     quality_tuned: QualityTuning
     evaluation_images: EvaluationImages
+    comparison: Annotated[tuple[str, str], Field(validate_default=True)] = ("tuned", "pretrained")
     automatic_report: AutomaticReport
     appeal_votes: AppealVotes
     appeal_report: PreferenceReport
     faithfulness_votes: FaithfulnessVotes
     faithfulness_report: PreferenceReport
     registered_model: RegisteredModel
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_usual_contestants(cls, given: Any) -> Any:
+        match given:
+            case {"evaluation_images": dict(section), "quality_tuned": {"start_from": start_from}}:
+                usual = {"pretrained": start_from, "tuned": TUNED}
+                return {**given, "evaluation_images": {"contestants": usual, **section}}
+        return given
+
+    @field_validator("comparison")
+    @classmethod
+    def _compare_contestants(cls, pair: tuple[str, str], info: ValidationInfo) -> tuple[str, str]:
+        if "evaluation_images" in info.data:
+            known = info.data["evaluation_images"].contestants
+            if unknown := [name for name in pair if name not in known]:
+                raise ValueError(f"{', '.join(unknown)} is no contestant; evaluation_images has {', '.join(known)}")
+        if pair[0] == pair[1]:
+            raise ValueError(f"{pair[0]} is compared with itself; name two contestants")
+        return pair
+
+    @field_validator("registered_model")
+    @classmethod
+    def _refuse_what_moves_by_its_own_verdict(cls, section: RegisteredModel, info: ValidationInfo) -> RegisteredModel:
+        contestants = info.data["evaluation_images"].contestants if "evaluation_images" in info.data else {}
+        for name, address in contestants.items():
+            if address.startswith(f"models:/{section.name}@"):
+                raise ValueError(
+                    f"evaluation_images.contestants.{name} is {address}, an alias that moves by what this very "
+                    f"comparison shows; name a version, such as models:/{section.name}/1"
+                )
+        return section
 
 
 def read_params(path: Path) -> Params:

@@ -1,6 +1,5 @@
-"""The proof: pictures of both models for the same prompts and seeds, and what judges say (Emu paper, sec. 4)."""
+"""The proof: pictures of the contestants for the same prompts and seeds, and what judges say (Emu paper, sec. 4)."""
 
-import json
 from typing import Literal
 
 import dagster as dg
@@ -8,6 +7,7 @@ import dagster as dg
 from emu_dagster.declaring import declared
 from emu_dagster.recording import Record
 from emu_steps.front_page import REPORTS, TRAININGS
+from emu_steps.params import REGISTERED
 
 GROUP = "evaluation"
 LABELS = ["profile", "toy"]  # on every page
@@ -15,12 +15,12 @@ LABELS = ["profile", "toy"]  # on every page
 
 def judged_by(record: Record) -> dict[str, str]:
     """asset -> md5 of what an asset's result is about: all that it reads, and, of evaluation_images, what drew them."""
-    from emu_steps.evaluating import JUDGED_FILE
+    from emu_steps.contestants import read_drawn
 
     reads = sorted((record.layout.readable or frozenset()) - {record.key})
     found = {asset: md5 for asset in reads if (md5 := record.dvc.digest_of(asset))}
     if "evaluation_images" in reads:
-        found |= json.loads((record.layout.evaluation / JUDGED_FILE).read_text())
+        found |= read_drawn(record.layout).judged
     return found
 
 
@@ -36,16 +36,19 @@ def report_on(record: Record, axis: Literal["appeal", "faithfulness"]) -> dg.Mat
 @declared(
     group=GROUP,
     kinds={"pytorch", "diffusers"},
-    reads=["quality_tuned", "filtered_corpus"],
-    params=["evaluation_images", "quality_tuned.start_from", "quality_tuned.resolution"],
-    files=["quality_tuned.start_from"],
+    reads=["filtered_corpus"],
+    params=["evaluation_images", "quality_tuned.resolution"],
+    files=["evaluation_images.contestants"],
     pool="gpu",
 )
 def evaluation_images(record: Record) -> dg.MaterializeResult:
-    """Pictures from the model before and after tuning: the 16 fixed prompts and the names of the subjects."""
-    from emu_steps.evaluating import generate_pairs
+    """Each contestant's pictures of the fixed prompts and the names of subjects; models draw with the same seeds."""
+    from emu_dagster.registering import find_model
+    from emu_steps.evaluating import draw_contestants
 
-    metrics, fixed, common = generate_pairs(record.layout, record.params, judged_by(record))
+    contestants = record.params.evaluation_images.contestants
+    registered = {name: find_model(address) for name, address in contestants.items() if address.startswith(REGISTERED)}
+    metrics, fixed, common = draw_contestants(record.layout, record.params, judged_by(record), registered)
     return record.result(metrics, pictures={"fixed_prompts": fixed, "common_prompts": common})
 
 
@@ -53,7 +56,7 @@ def evaluation_images(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"pandas"},
     reads=["evaluation_images", "curated_set", "faithfulness_judge", "filtered_corpus", "raw_corpus"],
-    params=["automatic_report", "quality_tuned.resolution", *LABELS],
+    params=["automatic_report", "comparison", "quality_tuned.resolution", *LABELS],
 )
 def automatic_report(record: Record) -> dg.MaterializeResult:
     """What can be measured without a voter: does a held-out judge name the subject, is it a copy, how far from real."""
@@ -64,7 +67,7 @@ def automatic_report(record: Record) -> dg.MaterializeResult:
     return record.result(metrics, pictures, pages={"report": record.layout.report(record.key) / "index.html"})
 
 
-@declared(group=GROUP, kinds={"parquet"}, reads=["evaluation_images"], params=["appeal_votes"])
+@declared(group=GROUP, kinds={"parquet"}, reads=["evaluation_images"], params=["appeal_votes", "comparison"])
 def appeal_votes(record: Record) -> dg.MaterializeResult:
     """Which picture of a pair is more appealing, caption hidden: A / B / tie; the panel votes where no person did.
 
@@ -73,7 +76,7 @@ def appeal_votes(record: Record) -> dg.MaterializeResult:
     from emu_dagster.rounds import hold_round
     from emu_steps.judging import appeal_ballots
 
-    ballots = appeal_ballots(record.layout, record.params.appeal_votes)
+    ballots = appeal_ballots(record.layout, record.params.appeal_votes, record.params.comparison)
     return hold_round(record, "appeal", ballots)
 
 
@@ -81,10 +84,10 @@ def appeal_votes(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"pandas"},
     reads=["evaluation_images", "appeal_votes"],
-    params=["appeal_report", *LABELS],
+    params=["appeal_report", "comparison", *LABELS],
 )
 def appeal_report(record: Record) -> dg.MaterializeResult:
-    """Which model's pictures are more appealing: win rates of the votes, with intervals over prompts."""
+    """Whose pictures are more appealing: win rates of the votes, with intervals over prompts."""
     return report_on(record, "appeal")
 
 
@@ -92,14 +95,14 @@ def appeal_report(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"parquet"},
     reads=["evaluation_images", "faithfulness_judge", "filtered_corpus"],
-    params=["faithfulness_votes"],
+    params=["faithfulness_votes", "comparison"],
 )
 def faithfulness_votes(record: Record) -> dg.MaterializeResult:
     """Which picture of a pair shows what its caption says: A / B / both / neither; as appeal_votes."""
     from emu_dagster.rounds import hold_round
     from emu_steps.judging import faithfulness_ballots
 
-    ballots = faithfulness_ballots(record.layout, record.params.faithfulness_votes)
+    ballots = faithfulness_ballots(record.layout, record.params.faithfulness_votes, record.params.comparison)
     return hold_round(record, "faithfulness", ballots)
 
 
@@ -107,10 +110,10 @@ def faithfulness_votes(record: Record) -> dg.MaterializeResult:
     group=GROUP,
     kinds={"pandas"},
     reads=["evaluation_images", "faithfulness_votes", "faithfulness_judge"],
-    params=["faithfulness_report", *LABELS],
+    params=["faithfulness_report", "comparison", *LABELS],
 )
 def faithfulness_report(record: Record) -> dg.MaterializeResult:
-    """Which model's pictures show what their captions say: win rates of the votes, with intervals over prompts."""
+    """Whose pictures show what their captions say: win rates of the votes, with intervals over prompts."""
     return report_on(record, "faithfulness")
 
 
