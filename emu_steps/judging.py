@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from emu_reports.preference import Axis
 
 
-def read_prompts(layout: Layout, axis: "Axis") -> pd.DataFrame:
-    """The prompts that are judged: all for appeal, those that name a subject of the corpus for faithfulness."""
+def read_prompts(layout: Layout, axis: "Axis", comparison: tuple[str, str]) -> pd.DataFrame:
+    """The prompts that are judged: all for appeal, those that name a subject of the corpus for faithfulness. ValueError
+    where one of the two contestants has no pictures."""
+    candidate_maker(layout, comparison)
     prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
     return prompts if axis == "appeal" else prompts.query("caption != ''")
 
@@ -46,13 +48,12 @@ def digest_pairs(layout: Layout, axis: "Axis", prompts: pd.DataFrame, comparison
 
 def read_pair(layout: Layout, comparison: tuple[str, str], prompts: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Both contestants' pictures, each uint8 (N, H, W, 3), in the order of the prompts."""
-    candidate_maker(layout, comparison)
     first, second = comparison
     return read_pictures(layout.evaluation, first, prompts), read_pictures(layout.evaluation, second, prompts)
 
 
 def appeal_ballots(layout: Layout, section: AppealVotes, comparison: tuple[str, str]) -> Ballots:
-    prompts = read_prompts(layout, "appeal")
+    prompts = read_prompts(layout, "appeal", comparison)
     panel = AppealPanel(section.num_raters, section.seed, section.repeat_share)
     votes = panel.vote(*read_pair(layout, comparison, prompts), prompts["key"].tolist(), "appeal")
     return Ballots(votes, digest_pairs(layout, "appeal", prompts, comparison))
@@ -65,7 +66,7 @@ def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes, comparison:
 
     if section.num_raters > len(RATERS):
         raise ValueError(f"faithfulness_votes.num_raters is {section.num_raters}; the panel has {len(RATERS)} raters")
-    prompts = read_prompts(layout, "faithfulness")
+    prompts = read_prompts(layout, "faithfulness", comparison)
     ledger = read_ledger(layout.filtered / "ledger")
     # those that its error was measured among: what the gates turned away is no subject
     subjects = ledger.loc[ledger["first_failed_gate"].isin(["", "quota"]), "caption"]
@@ -133,9 +134,9 @@ def report_preference(
 
     name = f"{axis}_report"
     section = params.appeal_report if axis == "appeal" else params.faithfulness_report
-    prompts = read_prompts(layout, axis)
     comparison = params.comparison
-    made_by, pictures = candidate_maker(layout, comparison), read_pair(layout, comparison, prompts)
+    prompts, made_by = read_prompts(layout, axis, comparison), candidate_maker(layout, comparison)
+    pictures = read_pair(layout, comparison, prompts)
     recorded, items = read_votes(layout, axis), digest_pairs(layout, axis, prompts, comparison)
     votes, repeats = counted(recorded.votes, items), counted_repeats(recorded.votes, items)
     if not votes:
