@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -22,12 +23,11 @@ from emu_steps.layout import Layout
 
 DRAWN_FILE = "drawn.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-# Characters of a prompt that a picture is named by: of three bytes each they still fit a file system's limit of 255.
-MAX_NAME = 80
+MAX_NAME = 240  # bytes of UTF-8 in a picture's name: with a suffix it fits the 255 that file systems allow
 NUM_TOLD = 5  # of the missing pictures that are named; chosen here
 NAMING = (
     f"a picture is named by its prompt, in lower case with a hyphen for each run of other characters than letters and "
-    f"digits, cut at {MAX_NAME} characters ({', '.join(SUFFIXES)})"
+    f"digits, cut at {MAX_NAME} bytes ({', '.join(SUFFIXES)})"
 )
 
 
@@ -73,7 +73,9 @@ def is_model(folder: Path) -> bool:
 
 def name_of_picture(prompt: str) -> str:
     """The name, without suffix, of a prompt's picture (NAMING): "A red apple!" -> "a-red-apple"."""
-    return re.sub(r"[\W_]+", "-", prompt.casefold()).strip("-")[:MAX_NAME].strip("-")
+    folded = normalize("NFC", normalize("NFC", prompt).casefold())
+    words = re.sub(r"[\W_]+", "-", folded).strip("-")
+    return words.encode()[:MAX_NAME].decode(errors="ignore").strip("-")
 
 
 def find_pictures(name: str, folder: Path, prompts: Sequence[str]) -> list[Path]:

@@ -318,6 +318,7 @@ def test_a_new_report_is_on_the_index_where_its_card_says(tmp_path: Path, monkey
         '<img src="{{ folder }}/fast.png">',
     }
     environment = page._environment()
+    assert environment.loader
     monkeypatch.setattr(environment, "loader", ChoiceLoader([DictLoader(new), environment.loader]))
     write_training(tmp_path / "training", Run())
     write_preference(tmp_path / "appeal_report", Run(), "appeal")
