@@ -1,11 +1,11 @@
 """Does a held-out judge name what the generated pictures show: `make bench NAME=named`, in a finished project.
 
 Reads data/reports/automatic_report of the project in EMU_ROOT: a judge that filtering never used (another seed, another
-width) ranks the names of all subjects for real, pretrained and tuned pictures of the prompts that name a subject. A
-judge trained on the corpus misses real pictures too, so the tuned rate is read as a share of the real one.
+width) ranks the names of all subjects for real pictures and each contestant's of the prompts that name a subject. A
+judge trained on the corpus misses real pictures too, so the candidate's rate is read as a share of the real one.
 
-Prints the rates with their intervals and `claim named_top5_tuned_over_real: VALUE (goal >= 0.60)`; leaves with 1 where
-the goal is missed.
+Prints the rates with their intervals and `claim named_top5_candidate_over_real: VALUE (goal >= 0.60)`; leaves with 1
+where the goal is missed.
 """
 
 import json
@@ -32,11 +32,12 @@ def main() -> int:
         )
     if "real" not in naming:
         raise ValueError("the judge has no held-out picture of these subjects to compare with: more pictures of each")
-    num = naming["tuned"]["num_images"]
+    candidate = naming[report["candidate"]]
+    num = candidate["num_images"]
     if num < NUM_PROMPTS:
         print(f"  only {num} of the {NUM_PROMPTS} prompts that the goal is meant for: evaluation_images.num_prompts")
-    share = naming["tuned"]["top_5"]["estimate"] / naming["real"]["top_5"]["estimate"]
-    print(f"claim named_top5_tuned_over_real: {share:.3f} (goal >= {GOAL:.2f})")
+    share = candidate["top_5"]["estimate"] / naming["real"]["top_5"]["estimate"]
+    print(f"claim named_top5_candidate_over_real: {share:.3f} (goal >= {GOAL:.2f})")
     return 0 if share >= GOAL else 1
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emu_dagster.resources.mlflow import MlflowTracking
+from emu_dagster.resources.mlflow_store import TrackerAway
 from emu_data.files import write_json
-from emu_steps.evidence import METRICS_FILE, NoEvidence, read_evidence
+from emu_steps.evidence import METRICS_FILE, NUM_NEAR, NUM_PICTURES, NoEvidence, read_evidence
 from emu_steps.layout import Layout, project_root
-from emu_steps.params import RegisteredModel, tunes_ours
+from emu_steps.params import REGISTERED, REGISTERED_VERSION, RegisteredModel, tunes_ours
 from emu_steps.verdicts import (
     Verdict,
     appeal_verdict,
@@ -82,13 +83,13 @@ def _judge_faithfulness(found: Mapping[str, Any], section: RegisteredModel) -> V
 
 
 def _judge_copies(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
-    counts: dict[str, Any] = {
-        who: _counts(found, f"num_near_copies_{who}", f"num_pictures_{who}")
-        for who in ("tuned", "pretrained", "real")
-        if who == "tuned" or f"num_pictures_{who}" in found
+    candidate = found["candidate"]
+    names = [name.removeprefix(NUM_PICTURES) for name in found if name.startswith(NUM_PICTURES)]
+    near, num = _counts(found, NUM_NEAR + candidate, NUM_PICTURES + candidate)
+    others: dict[str, Any] = {
+        who: _counts(found, NUM_NEAR + who, NUM_PICTURES + who) for who in names if who != candidate
     }
-    near, num = counts.pop("tuned")
-    return copy_verdict(near, num, section.max_near_copies, counts)
+    return copy_verdict(near, num, section.max_near_copies, others)
 
 
 def _counts(found: Mapping[str, Any], *names: str) -> tuple[int, ...]:
@@ -206,7 +207,7 @@ def find_model(address: str) -> Path:
 
     ValueError says what there is where the address leads nowhere.
     """
-    if not address.startswith("models:/"):
+    if not address.startswith(REGISTERED):
         path = Path(address)
         return path if path.is_absolute() else (project_root() / path if not path.exists() else path)
     import mlflow
@@ -219,6 +220,23 @@ def find_model(address: str) -> Path:
         known = ", ".join(list_versions()) or "none; run `make demo` first"
         raise ValueError(f"{address}: {error.message.splitlines()[0].rstrip('.')}. Registered: {known}") from None
     return Path(folder)
+
+
+def digest_of_version(address: str) -> str:
+    """What decides the pictures of `models:/NAME@ALIAS` or `models:/NAME/VERSION`: the md5 of our models, else which
+    version it is. "" where there is none, or nobody answers: find_model says why when it is needed."""
+    import mlflow
+
+    match = REGISTERED_VERSION.fullmatch(address)
+    assert match, "params.yaml takes no other"
+    name, alias, version = match.groups()
+    try:
+        MlflowTracking().connect()
+        client = mlflow.MlflowClient()
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+    except (TrackerAway, mlflow.MlflowException):
+        return ""
+    return found.tags.get(MD5_TAG) or f"{name}/{found.version}"
 
 
 def list_versions() -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
-from emu_reports.page import Picture, Run, describe_run, write_report
+from emu_reports.page import Card, Picture, Run, describe_run, write_report
 from emu_reports.paper import RECONSTRUCTION, RECONSTRUCTION_NOTE
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ def write_autoencoder_report(
         for variant in variants
     }
     data = {
-        "kind": "autoencoder",
         **describe_run(run),
         "num_images": first.num_images,
         "frechet_features": first.frechet_features,
@@ -101,7 +100,7 @@ def write_autoencoder_report(
             for step in steps
         ],
     }
-    return write_report(directory, "autoencoder", data, pictures)
+    return write_report(directory, "autoencoder", data, pictures, cards=[Card("autoencoder", 60)])
 
 
 def find_detail(picture: np.ndarray, size: int = CROP) -> tuple[int, int]:

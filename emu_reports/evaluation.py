@@ -1,4 +1,4 @@
-"""The automatic report: pictures of both models, naming rates, near-copies (no voter; paper sec. 4 has no
+"""The automatic report: pictures of all contestants, naming rates, near-copies (no voter; paper sec. 4 has no
 such part).
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from emu_reports.page import Picture, Run, describe_run, write_report
+from emu_reports.page import Card, Picture, Run, describe_run, write_report
 
 if TYPE_CHECKING:
     from emu_data.votes.intervals import Interval
@@ -21,15 +21,16 @@ NUM_NEAREST = 12  # generated pictures shown with the training picture nearest t
 
 @dataclass(frozen=True)
 class AutomaticFindings:
-    """judge: name of the model that named the pictures; judge_error: see known_pairs.JudgeError. naming: "real" (where
-    there are any), "pretrained", "tuned" -> rates.
+    """candidate: the contestant that is judged. judge: name of the model that named the pictures;
+    judge_error: see known_pairs.JudgeError. naming: "real" (where there are any) and each contestant -> rates.
 
-    nearest: model -> rows of `find_nearest`, in the order of the prompts. copies: model, or "real" for pictures that
-    were not curated, -> suspected copies in per cent. among: rows of `nearest_among` over the training pictures.
-    frechet: model -> distance to the curated set on the features called `frechet_features` (not FID unless those are
-    Inception's).
+    nearest: contestant -> rows of `find_nearest`, in the order of the prompts. copies: contestant, or "real" for
+    pictures that were not curated, -> suspected copies in per cent. among: rows of `nearest_among` over the training
+    pictures. frechet: contestant -> distance to the curated set on the features called `frechet_features` (not FID
+    unless those are Inception's).
     """
 
+    candidate: str
     judge: str
     judge_error: Mapping[str, Any]
     naming: Mapping[str, "Naming"]
@@ -51,14 +52,14 @@ def write_automatic_report(
 ) -> dict[str, Any]:
     """Write the page and return what its report.json holds.
 
-    prompts: columns key, prompt, fixed, one row a prompt. pictures: "pretrained" and "tuned" -> uint8 (N, H,
-    W, 3) in their order. training_images: uint8 (M, H, W, 3) of `training_keys`, among which the nearest
+    prompts: columns key, prompt, fixed, one row a prompt. pictures: contestant -> uint8 (N, H, W, 3) in their
+    order. training_images: uint8 (M, H, W, 3) of `training_keys`, among which the nearest
     ones were looked for.
     """
     saved: dict[str, Picture] = {}
     rows = save_pairs(prompts, pictures, saved)
     place = {key: index for index, key in enumerate(training_keys)}
-    nearest = findings.nearest["tuned"].reset_index(drop=True)
+    nearest = findings.nearest[findings.candidate].reset_index(drop=True)
     closest = []
     distance = nearest["pixel_distance"].to_numpy()
     for number, index in enumerate(np.argsort(distance, kind="stable")[:NUM_NEAREST]):
@@ -66,8 +67,9 @@ def write_automatic_report(
         saved[name] = training_images[place[str(nearest["nearest_pixel_key"].iloc[index])]]
         closest.append({**rows[index], "nearest": f"{name}.png", "pixel_distance": distance[index]})
     data = {
-        "kind": "automatic",
         **describe_run(run),
+        "contestants": list(pictures),
+        "candidate": findings.candidate,
         "judge": findings.judge,
         "judge_error": findings.judge_error,
         "num_prompts": len(prompts),
@@ -75,33 +77,34 @@ def write_automatic_report(
         "copies": findings.copies,
         "copy_share": {who: share.estimate / 100 for who, share in findings.copies.items()},
         "copy_threshold": findings.among["pixel_distance"].quantile(0.05),
-        "similarity": {model: table["similarity"].median() for model, table in findings.nearest.items()},
+        "similarity": {name: table["similarity"].median() for name, table in findings.nearest.items()},
         "similarity_among": findings.among["similarity"].median(),
         "frechet": findings.frechet,
         "frechet_features": findings.frechet_features,
         "pairs": rows,
         "closest": closest,
     }
-    return write_report(directory, "automatic", data, saved)
+    return write_report(directory, "automatic", data, saved, cards=[Card("pairs", 10), Card("naming", 40)])
 
 
 def save_pairs(
     prompts: pd.DataFrame, pictures: Mapping[str, np.ndarray], saved: dict[str, Picture]
 ) -> list[dict[str, Any]]:
-    """Put every prompt's pictures into `saved` and return a row a prompt: key, prompt, fixed, pretrained,
-    tuned (files).
+    """Put every prompt's pictures into `saved` and return a row a prompt: key, prompt, fixed, pictures
+    (contestant -> file).
 
     Raises ValueError if there are not as many pictures as prompts.
     """
-    for model, images in pictures.items():
+    for contestant, images in pictures.items():
         if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} pictures of {model} for {len(prompts)} prompts")
+            raise ValueError(f"{len(images)} pictures of {contestant} for {len(prompts)} prompts")
     rows = []
     for index, prompt in enumerate(prompts.to_dict(orient="records")):
-        row = {"key": prompt["key"], "prompt": prompt["prompt"], "fixed": bool(prompt.get("fixed", False))}
-        for model, images in pictures.items():
-            name = f"pictures/{prompt['key']}-{model}"
+        files = {}
+        for contestant, images in pictures.items():
+            name = f"pictures/{prompt['key']}-{contestant}"
             saved[name] = images[index]
-            row[model] = f"{name}.png"
-        rows.append(row)
+            files[contestant] = f"{name}.png"
+        is_fixed = bool(prompt.get("fixed", False))
+        rows.append({"key": prompt["key"], "prompt": prompt["prompt"], "fixed": is_fixed, "pictures": files})
     return rows

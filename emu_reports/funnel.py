@@ -11,7 +11,7 @@ import pandas as pd
 from emu_data.gate_quality import AUC_GOAL, GATE_GOAL, Auc, alignment_auc, gate_quality
 from emu_data.ledger import UNMEASURED, funnel
 from emu_data.plan import Plan, read_plan
-from emu_reports.page import Picture, Run, describe_run, write_report
+from emu_reports.page import Card, Picture, Run, describe_run, write_report
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -165,7 +165,6 @@ def write_funnel_report(
         for row in table.to_dict(orient="records")
     ]
     data = {
-        "kind": "funnel" if before is None else "redecision",  # the index shows the funnel of what was written
         **describe_run(run),
         "num_raw": int(table["num_in"].iloc[0]),
         "num_kept": int(table["num_out"].iloc[-1]),
@@ -181,4 +180,5 @@ def write_funnel_report(
         "sources": dict(findings.sources),
         "counts": {"alignment_auc": auc.value if auc else None, **figures},
     }
-    return write_report(directory, "funnel", data, pictures)
+    cards = [Card("funnel", 50)] if before is None else []  # the index shows the funnel of what was written
+    return write_report(directory, "funnel", data, pictures, cards=cards)

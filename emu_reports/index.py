@@ -1,4 +1,4 @@
-"""The index: one page from the report.json files of all reports; what a stranger sees first."""
+"""The index: one page that lays out the cards which the reports bring; what a stranger sees first."""
 
 import json
 import re
@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from emu_data.files import atomic_dir, atomic_file
-from emu_reports.page import SCHEMA, Run, describe_run, render, to_json
+from emu_reports.page import SCHEMA, TOY_LABEL, Run, describe_run, render, to_json
 from emu_reports.paper import FUNNEL
-from emu_reports.training import loss_chart
 
 PICTURE = re.compile(r'(<img src=")([^"]+)(")')
 
@@ -24,37 +25,41 @@ def write_index(
     registered: Mapping[str, Any] | None = None,
     commands: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write the page `index` from the reports in `folders`, which lie beside it, and `pictures`, a folder beside it.
+    """Write the page `index` from the cards of the reports in `folders`, which lie beside it, and `pictures`, a folder
+    beside it.
 
-    The page's pictures are copies, so that they stay those of its numbers when a report is made anew. Parts whose
-    report is missing, or was written by an older version, are left out and said to be missing. sizes: pictures at
+    The page's pictures are copies, so that they stay those of its numbers when a report is made anew. A report that is
+    missing, or was written by an older version, is left out and said to be missing. sizes: pictures at
     "raw", "filtered", "generalists", "curated", as far as they are known. registered: data/registered_model.json.
     commands: what to type and what it does, shown at the end. ValueError: a report of another profile.
     """
-    found: dict[str, dict[str, Any]] = {}
+    cards: list[Path] = []
+    labels: list[str] = []
+    missing: list[str] = []
     for folder in folders:
         path = folder / "report.json"
         report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if report.get("schema") != SCHEMA:
+            missing.append(folder.name)
             continue
         if report["profile"] != run.profile:
             raise ValueError(
                 f"{path} is of profile {report['profile']}, the page of {run.profile}; make it again first"
             )
-        name = report["axis"] if report["kind"] == "preference" else report["kind"]
-        found[name] = {**report, "folder": folder.name}
-    voters = [f"{axis}: {found[axis]['voters']}" for axis in ("appeal", "faithfulness") if axis in found]
+        cards += folder.glob("cards/*.html")
+        labels += [f"{folder.name.removesuffix('_report')}: {text}" for text in report["labels"] if text != TOY_LABEL]
     content = {
-        **describe_run(run, *voters),
-        "has_panel": any("rubric panel" in text for text in voters),
-        "reports": found,
+        **describe_run(run, *labels),
+        "has_panel": any("rubric panel" in text for text in labels),
+        "missing": missing,
         "sizes": dict(sizes),
         "paper_sizes": FUNNEL,
         "registered": dict(registered or {}),
         "commands": [{"command": command, "what": what} for command, what in commands],
     }
-    charts = {stage["name"]: loss_chart(stage["curves"]) for stage in found.get("training", {}).get("stages", [])}
-    html = render("index", to_json(content), charts, root="")
+    in_order = sorted(cards, key=lambda card: (card.name, card))
+    shown = [Markup(card.read_text(encoding="utf-8")) for card in in_order]  # escaped when they were written
+    html = render("index", {**to_json(content), "cards": shown}, {}, root="")
     with atomic_dir(pictures) as partial:
 
         def keep(match: re.Match[str]) -> str:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +18,24 @@ from emu_data.files import atomic_dir, write_json
 
 TOY_LABEL = "toy scale"
 # Of what report.json holds; raised when an entry is renamed or removed, so that the index leaves out a report
-# that an older version wrote until it is made again. 2: preference reports say who voted.
-SCHEMA = 2
+# that an older version wrote until it is made again. 3: reports know contestants and bring their cards.
+SCHEMA = 3
 
 Picture = Image.Image | np.ndarray  # arrays are uint8 (H, W, 3)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A report's part of the index: its finding in short, with a link to the page. template: its file is
+    templates/card_TEMPLATE.html.j2, which gets what report.json holds and `folder`, the way to the report's files.
+    place: cards stand in the order of these."""
+
+    template: str
+    place: int
+
+    @property
+    def file(self) -> str:
+        return f"cards/{self.place:03d}-{self.template}.html"
 
 
 class Run(Protocol):
@@ -51,12 +66,13 @@ def write_report(
     data: Mapping[str, Any],
     pictures: Mapping[str, Picture],
     charts: Mapping[str, str] | None = None,
+    cards: Sequence[Card] = (),
 ) -> dict[str, Any]:
-    """Write `directory`/{index.html, report.json, NAME.png …} in one go and return what report.json holds.
+    """Write `directory`/{index.html, report.json, cards, NAME.png …} in one go and return what report.json holds.
 
     template: the name of a file in templates/, less ".html.j2". data: dataclasses, DataFrames, numpy values
-    and what JSON takes; NaN becomes null. pictures: file name without suffix ("pictures/0001-tuned") ->
-    picture. charts: name -> SVG, for the template alone.
+    and what JSON takes; NaN becomes null. pictures: file name without suffix ("pictures/0001-NAME") ->
+    picture. charts: name -> SVG, for the templates alone. cards: its parts of the index.
     """
     content = to_json(data)
     with atomic_dir(directory) as folder:
@@ -64,6 +80,10 @@ def write_report(
             save_png(folder / f"{name}.png", picture)
         html = render(template, content, charts or {}, root="../")
         (folder / "index.html").write_text(html, encoding="utf-8")
+        for card in cards:
+            html = render(f"card_{card.template}", {**content, "folder": directory.name}, charts or {}, root="")
+            (folder / card.file).parent.mkdir(exist_ok=True)
+            (folder / card.file).write_text(html, encoding="utf-8")
         write_json(folder / "report.json", content)
     return content
 

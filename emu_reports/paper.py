@@ -1,6 +1,6 @@
 """The paper's own figures, to stand beside ours (Dai et al. 2023, arXiv 2309.15807). Never changed to fit."""
 
-# Per cent of prompts, tuned against pretrained only; read in the paper's text (sec. 4).
+# Per cent of prompts, Emu against the model that it was made of; read in the paper's text (sec. 4).
 PREFERENCE = {
     "appeal": [
         {"name": "paper, PartiPrompts", "win": 82.9, "lose": 15.4},

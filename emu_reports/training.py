@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from emu_reports.charts import Series, line_chart
-from emu_reports.page import Picture, Run, describe_run, write_report
+from emu_reports.page import Card, Picture, Run, describe_run, write_report
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,11 @@ def write_training_report(directory: Path, stages: Sequence[TrainingStage], run:
             entry["preview"] = f"preview-{stage.name}.png"
         shown.append(entry)
     data = {
-        "kind": "training",
         **describe_run(run),
         "stages": shown,
     }
     charts = {stage.name: loss_chart(stage.curves.to_dict(orient="list")) for stage in stages}
-    return write_report(directory, "training", data, pictures, charts)
+    return write_report(directory, "training", data, pictures, charts, [Card("training", 70)])
 
 
 def loss_chart(curves: Mapping[Any, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """Generating the pictures that are judged, and the automatic report on them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +8,25 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from emu_data.files import atomic_dir, write_json, write_parquet
+from emu_data.files import atomic_dir, write_parquet
 from emu_data.ledger import read_ledger
 from emu_data.shards import read_images, read_manifest
 from emu_reports.sheets import contact_sheet
-from emu_steps.evidence import write_evidence
+from emu_steps.contestants import (
+    Drawn,
+    candidate_maker,
+    find_pictures,
+    is_model,
+    read_drawn,
+    read_pictures,
+    read_square,
+    write_drawn,
+)
+from emu_steps.evidence import NUM_NEAR, NUM_PICTURES, write_evidence
 from emu_steps.layout import Layout
-from emu_steps.params import Params
+from emu_steps.params import EvaluationImages, Params
 
-MODELS = ("pretrained", "tuned")
-JUDGED_FILE = "judged.json"
-NUM_NEAREST = 16  # tuned pictures shown with the curated one nearest to them
+NUM_NEAREST = 16  # pictures of the candidate shown with the curated one nearest to them
 BATCH = 32  # prompts at a time; fixed, since results move in the last bits with it
 SHEET_TILE = 96  # px
 MAX_REAL = 1000  # real pictures that are compared with the curated ones; chosen here
@@ -50,68 +58,74 @@ def choose_prompts(layout: Layout, params: Params) -> pd.DataFrame:
     )
 
 
-def generate_pairs(
-    layout: Layout, params: Params, judged: Mapping[str, str]
+def draw_contestants(
+    layout: Layout, params: Params, drawn: Drawn, registered: Mapping[str, Path]
 ) -> tuple[dict[str, float], Image.Image, Image.Image]:
-    """Writes data/evaluation_images: prompts.parquet and a PNG a prompt and model; returns counts and two sheets.
+    """Writes data/evaluation_images: prompts.parquet and a PNG a prompt and contestant; returns counts and two sheets.
 
-    "pretrained" is what was tuned: pretrained_full or the checkpoint that was brought along. Both draw at the
-    resolution of the tuning. judged: asset -> md5 of what drew them, kept beside the pictures (JUDGED_FILE), so that a
-    verdict is of these models and no others.
+    Models draw, and foreign pictures are cut, at the resolution of the tuning. drawn: what they are made of, kept
+    beside the pictures (DRAWN_FILE), so that a verdict is of these models and no others. registered: contestant ->
+    the folder of its registered version. ValueError, before anything is drawn, where a folder is no model and lacks a
+    picture.
     """
-    from emu_models.latent.checkpoints import load_pipeline
-    from emu_models.latent.pipeline import draw
-
     section, prompts = params.evaluation_images, choose_prompts(layout, params)
+    folders = {name: registered.get(name, layout.root / address) for name, address in section.contestants.items()}
+    brought = {
+        name: find_pictures(name, folder, prompts["prompt"].tolist())
+        for name, folder in folders.items()
+        if not is_model(folder)
+    }
     with atomic_dir(layout.evaluation) as folder:
-        with tqdm(total=len(MODELS) * len(prompts), desc="evaluation_images", unit="picture") as bar:
-            folders = {
-                "pretrained": layout.root / params.quality_tuned.start_from,
-                "tuned": layout.model("quality_tuned"),
-            }
-            for model in MODELS:
-                pipeline = load_pipeline(folders[model])
-                pipeline.set_progress_bar_config(disable=True)
-                (folder / model).mkdir()
-                for start in range(0, len(prompts), BATCH):
-                    some = prompts.iloc[start : start + BATCH]
-                    images = draw(
-                        pipeline,
-                        some["prompt"].tolist(),
-                        some["seed"].tolist(),
-                        section.num_inference_steps,
-                        section.guidance_scale,
-                        params.quality_tuned.resolution,
-                    )
-                    for key, image in zip(some["key"], images, strict=True):
-                        image.save(folder / model / f"{key}.png")
-                    bar.update(len(some))
+        with tqdm(total=len(folders) * len(prompts), desc="evaluation_images", unit="picture") as bar:
+            for name, source in folders.items():
+                size = params.quality_tuned.resolution
+                images = (
+                    (read_square(path, size) for path in brought[name])
+                    if name in brought
+                    else draw_all(source, prompts, section, size)
+                )
+                (folder / name).mkdir()
+                for key, image in zip(prompts["key"], images, strict=True):
+                    image.save(folder / name / f"{key}.png")
+                    bar.update()
         write_parquet(folder / "prompts.parquet", prompts)
-        write_json(folder / JUDGED_FILE, dict(judged))
+        write_drawn(folder, drawn)
+    names = list(folders)
     return (
-        {"num_prompts": len(prompts), "num_images": len(MODELS) * len(prompts)},
+        {"num_prompts": len(prompts), "num_images": len(names) * len(prompts)},
         fixed_prompts_sheet(layout),
-        pair_sheet(layout.evaluation, prompts[~prompts["fixed"]].head(48)),
+        side_by_side(layout.evaluation, names, prompts[~prompts["fixed"]].head(48)),
     )
 
 
-def read_pictures(folder: Path, model: str, prompts: pd.DataFrame) -> np.ndarray:
-    """Pictures of one model, uint8 (N, H, W, 3), in the order of the prompts."""
-    return np.stack([np.asarray(Image.open(folder / model / f"{key}.png").convert("RGB")) for key in prompts["key"]])
+def draw_all(model: Path, prompts: pd.DataFrame, section: EvaluationImages, size: int) -> Iterator[Image.Image]:
+    """A model's picture of each prompt, `size` px a side, in their order."""
+    from emu_models.latent.checkpoints import load_pipeline
+    from emu_models.latent.pipeline import draw
+
+    pipeline = load_pipeline(model)
+    pipeline.set_progress_bar_config(disable=True)
+    for start in range(0, len(prompts), BATCH):
+        some = prompts.iloc[start : start + BATCH]
+        words, seeds = some["prompt"].tolist(), some["seed"].tolist()
+        yield from draw(pipeline, words, seeds, section.num_inference_steps, section.guidance_scale, size)
 
 
-def pair_sheet(folder: Path, prompts: pd.DataFrame) -> Image.Image:
-    """Each prompt's pretrained picture with the tuned one beside it."""
-    both = [read_pictures(folder, model, prompts) for model in MODELS] if len(prompts) else []
-    pairs = [image for pair in zip(*both, strict=True) for image in pair]
-    labels = [text for prompt in prompts["prompt"] for text in (prompt, "tuned")]
-    return contact_sheet(np.stack(pairs), labels, columns=8, tile=SHEET_TILE) if pairs else Image.new("RGB", (1, 1))
+def side_by_side(folder: Path, contestants: Sequence[str], prompts: pd.DataFrame) -> Image.Image:
+    """Each prompt's picture of every contestant, the prompt under the first and the names under the others."""
+    if not len(prompts):
+        return Image.new("RGB", (1, 1))
+    drawn = [read_pictures(folder, name, prompts) for name in contestants]
+    images = [image for row in zip(*drawn, strict=True) for image in row]
+    labels = [text for prompt in prompts["prompt"] for text in (prompt, *contestants[1:])]
+    columns = max(1, 8 // len(contestants)) * len(contestants)
+    return contact_sheet(np.stack(images), labels, columns=columns, tile=SHEET_TILE)
 
 
 def fixed_prompts_sheet(layout: Layout) -> Image.Image:
-    """The fixed prompts of data/evaluation_images, pretrained beside tuned."""
+    """The fixed prompts of data/evaluation_images, all contestants side by side."""
     prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
-    return pair_sheet(layout.evaluation, prompts[prompts["fixed"]])
+    return side_by_side(layout.evaluation, list(read_drawn(layout).made_by), prompts[prompts["fixed"]])
 
 
 def nearest_sheet(
@@ -130,12 +144,13 @@ def nearest_sheet(
 def report_automatically(
     layout: Layout, params: Params, judged: Mapping[str, str]
 ) -> tuple[dict[str, float], Image.Image]:
-    """Naming rates of real, pretrained and tuned pictures by a judge that filtering did not use; near-copies; a Fréchet
-    distance on the judge's features to the curated set. Returns the metrics and the sheet of the nearest pictures.
+    """Naming rates of real pictures and of each contestant's by a judge that filtering did not use; near-copies; a
+    Fréchet distance on the judge's features to the curated set. Returns the metrics and the sheet of those of the
+    candidate's pictures that come nearest to a curated one.
 
     The real pictures are those that the judge has not seen; for near-copies, those of them that were not curated, so
-    that the models' shares can be read against that of pictures which copy nothing. judged: asset -> md5 of what the
-    report is made of.
+    that the contestants' shares can be read against that of pictures which copy nothing. judged: asset -> md5 of what
+    the report is made of.
     """
     from emu_data.votes.intervals import exact_rate
     from emu_models.evaluation.faithfulness import measure_naming
@@ -156,7 +171,8 @@ def report_automatically(
     curated = read_manifest(layout.curated)
     size = params.quality_tuned.resolution
     curated_images = read_images(layout.curated, curated["key"].tolist(), size)
-    pictures = {model: read_pictures(layout.evaluation, model, prompts) for model in MODELS}
+    made_by, candidate = candidate_maker(layout, params.comparison), params.comparison[0]
+    pictures = {name: read_pictures(layout.evaluation, name, prompts) for name in read_drawn(layout).made_by}
 
     real = held[held["caption"].isin(set(named["caption"]))]
     naming = {}
@@ -170,7 +186,7 @@ def report_automatically(
     for who, images in {**pictures, **({"real": read_images(layout.raw, others, size)} if others else {})}.items():
         embedded = judge.embed_images(images)
         nearest[who] = find_nearest(embedded, curated_embeddings, curated_keys, images, curated_images)
-        if who in MODELS:
+        if who in pictures:
             mask = (prompts["caption"] != "").to_numpy()
             naming[who] = measure_naming(judge, images[mask], named["caption"].tolist(), captions, seed)
             distances[who] = frechet_distance(embedded, curated_embeddings)
@@ -178,10 +194,11 @@ def report_automatically(
     write_automatic_report(
         layout.report("automatic_report"),
         AutomaticFindings(
+            candidate=candidate,
             judge=judge.name,
             judge_error=judge_error,
             naming=naming,
-            nearest={model: nearest[model] for model in MODELS},
+            nearest={name: nearest[name] for name in pictures},
             copies={who: exact_rate(*counts) for who, counts in copies.items()},
             among=among,
             frechet=distances,
@@ -198,9 +215,9 @@ def report_automatically(
         metrics[f"named_top_1_{who}"] = rates.top_1.estimate
         metrics[f"named_top_5_{who}"] = rates.top_5.estimate
     for who, (num_near, num) in copies.items():
-        metrics[f"num_near_copies_{who}"], metrics[f"num_pictures_{who}"] = num_near, num
+        metrics[NUM_NEAR + who], metrics[NUM_PICTURES + who] = num_near, num
         metrics[f"near_copy_share_{who}"] = num_near / num
-    for model in MODELS:
-        metrics[f"frechet_to_curated_{model}"] = distances[model]
-    write_evidence(layout, "automatic_report", metrics, judged)
-    return metrics, nearest_sheet(prompts, pictures["tuned"], nearest["tuned"], curated_keys, curated_images)
+    for name, distance in distances.items():
+        metrics[f"frechet_to_curated_{name}"] = distance
+    write_evidence(layout, "automatic_report", metrics, judged, candidate, made_by)
+    return metrics, nearest_sheet(prompts, pictures[candidate], nearest[candidate], curated_keys, curated_images)

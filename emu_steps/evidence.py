@@ -9,24 +9,32 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from emu_data.files import write_json
+from emu_steps.contestants import DRAWN_FILE, read_drawn
 from emu_steps.layout import Layout
 
 METRICS_FILE = "metrics.json"
 JUDGED = "judged"  # asset -> md5
-MODEL_ASSETS = ("quality_tuned", "pretrained_full")  # whose pictures evaluation_images has
+CANDIDATE, MADE_BY = "candidate", "made_by"  # the first of the comparison: its name, and the asset or address behind it
+JUDGED_ASSET = "quality_tuned"  # what the gates are about
+NUM_NEAR, NUM_PICTURES = "num_near_copies_", "num_pictures_"  # metrics of the automatic report, by contestant
 
 
 class NoEvidence(ValueError):
     """A report says nothing of the model that is to be judged; the message says why, and what to do."""
 
 
-def write_evidence(layout: Layout, name: str, metrics: Mapping[str, float], judged: Mapping[str, str]) -> None:
-    """Writes metrics.json into the folder of a report that is there."""
-    write_json(layout.report(name) / METRICS_FILE, {**metrics, JUDGED: dict(judged)})
+def write_evidence(
+    layout: Layout, name: str, metrics: Mapping[str, float], judged: Mapping[str, str], candidate: str, made_by: str
+) -> None:
+    """Writes metrics.json into the folder of a report that is there. candidate, made_by: the first contestant of its
+    comparison, and what made it."""
+    facts = {CANDIDATE: candidate, MADE_BY: made_by, JUDGED: dict(judged)}
+    write_json(layout.report(name) / METRICS_FILE, {**metrics, **facts})
 
 
 def read_evidence(layout: Layout, name: str, digest_of: Callable[[str], str | None]) -> dict[str, Any]:
-    """The numbers of a report that is about what is there now. digest_of: asset -> the md5 that DVC has recorded.
+    """The numbers of a report that is about the quality_tuned that is there now, and the name of the candidate.
+    digest_of: asset -> the md5 that DVC has recorded.
 
     Raises NoEvidence where the report is missing, does not say what it judged, or judged something else.
     """
@@ -35,13 +43,20 @@ def read_evidence(layout: Layout, name: str, digest_of: Callable[[str], str | No
     if not path.is_file():
         raise NoEvidence(f"{shown} is missing; materialise {name}")
     found = json.loads(path.read_text())
-    judged = found.pop(JUDGED, {})
-    if "quality_tuned" not in judged:
+    judged, made_by = found.pop(JUDGED, {}), found.pop(MADE_BY, None)
+    if made_by is None or (made_by == JUDGED_ASSET and JUDGED_ASSET not in judged):
         raise NoEvidence(f"{shown} does not say which model it judged; materialise evaluation_images and {name} again")
+    if made_by != JUDGED_ASSET:
+        raise NoEvidence(
+            f"{shown} is about {made_by}, and only {JUDGED_ASSET} is registered; name its contestant first in "
+            f"`comparison` of params.yaml and materialise {name} again"
+        )
+    has_pictures = (layout.evaluation / DRAWN_FILE).is_file()
+    drawn = read_drawn(layout).judged if has_pictures else {}
     for asset, md5 in judged.items():
         now = digest_of(asset)
         if now != md5:
-            what = f"evaluation_images and {name}" if asset in MODEL_ASSETS else name
+            what = f"evaluation_images and {name}" if asset == JUDGED_ASSET or asset in drawn else name
             told = now[:8] if now else "not recorded"
             raise NoEvidence(f"{shown} was made of {asset} {md5[:8]}, which is {told} now; materialise {what} again")
     return found

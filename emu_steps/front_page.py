@@ -4,7 +4,7 @@ Its numbers are read from the files that the assets wrote, so that they are true
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emu_steps.layout import Layout
@@ -17,15 +17,15 @@ TRAININGS = {
     "pretrained_full": "Pretraining, full resolution",
     "quality_tuned": "Quality-tuning",
 }
-REPORTS = ("filtered_corpus", "autoencoder_study", "automatic_report", "appeal_report", "faithfulness_report")
 COMMANDS = [
     ("make up", "Dagster's, MLflow's and these pages, with the graph, the runs and the registry"),
     (".venv/bin/emu doctor", "what is installed, found and missing"),
 ]
 
 
-def write_front_page(layout: Layout, params: Params) -> dict[str, float]:
-    """Writes the training report, the index and its pictures; returns the sizes of the funnel.
+def write_front_page(layout: Layout, params: Params, reports: Sequence[str]) -> dict[str, float]:
+    """Writes the training report, the index and its pictures; returns the sizes of the funnel. reports: the
+    assets whose cards it shows.
 
     ValueError: a report of another profile, or a training that is not finished.
     """
@@ -37,7 +37,7 @@ def write_front_page(layout: Layout, params: Params) -> dict[str, float]:
     write_training_report(training, stages, params)
     sizes, registered = read_sizes(layout), read_registered(layout)
     generate = (generate_command(registered), "pictures from the registered model")
-    folders = [*(layout.report(name) for name in REPORTS), training]
+    folders = [*(layout.report(name) for name in reports), training]
     write_index(layout.index, layout.report("front_page"), folders, params, sizes, registered, [*COMMANDS, generate])
     return {f"num_{name}": size for name, size in sizes.items()}
 

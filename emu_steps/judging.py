@@ -1,12 +1,13 @@
-"""Side-by-side judgement of the two models: what rubric panels say where no person voted, and the reports on the votes.
+"""Side-by-side judgement of two contestants: what rubric panels say where no person voted, and the votes' reports.
 
-A is the tuned model, B the pretrained one. The appeal judges' criteria are not those that chose the curated set; the
-faithfulness judge is a model that filtering never used.
+A is the first of `comparison` in params.yaml, the candidate, and B the second. The appeal judges' criteria
+are not those that chose the curated set; the faithfulness judge is a model that filtering never used.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -17,7 +18,8 @@ from emu_data.votes.items import Pair
 from emu_data.votes.panels.appeal import AppealPanel
 from emu_data.votes.vote import counted, counted_repeats, digest_pair, votes_to_frame
 from emu_reports.sheets import contact_sheet
-from emu_steps.evaluating import SHEET_TILE, read_pictures
+from emu_steps.contestants import candidate_maker, read_pictures
+from emu_steps.evaluating import SHEET_TILE
 from emu_steps.evidence import write_evidence
 from emu_steps.layout import Layout
 from emu_steps.params import AppealVotes, FaithfulnessVotes, Params
@@ -27,45 +29,53 @@ if TYPE_CHECKING:
     from emu_reports.preference import Axis
 
 
-def read_prompts(layout: Layout, axis: "Axis") -> pd.DataFrame:
-    """The prompts that are judged: all for appeal, those that name a subject of the corpus for faithfulness."""
+def read_prompts(layout: Layout, axis: "Axis", comparison: tuple[str, str]) -> pd.DataFrame:
+    """The prompts that are judged: all for appeal, those that name a subject of the corpus for faithfulness. ValueError
+    where one of the two contestants has no pictures."""
+    candidate_maker(layout, comparison)
     prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
     return prompts if axis == "appeal" else prompts.query("caption != ''")
 
 
-def digest_pairs(layout: Layout, axis: "Axis", prompts: pd.DataFrame) -> dict[str, str]:
+def digest_pairs(layout: Layout, axis: "Axis", prompts: pd.DataFrame, comparison: tuple[str, str]) -> dict[str, str]:
     """key -> digest of what raters are shown, for `counted`: both pictures, and for faithfulness the caption."""
     found = {}
     for key, caption in zip(prompts["key"], prompts["caption"], strict=True):
-        tuned, pretrained = ((layout.evaluation / m / f"{key}.png").read_bytes() for m in ("tuned", "pretrained"))
-        found[key] = digest_pair(tuned, pretrained, caption if axis == "faithfulness" else "")
+        first, second = ((layout.evaluation / name / f"{key}.png").read_bytes() for name in comparison)
+        found[key] = digest_pair(first, second, caption if axis == "faithfulness" else "")
     return found
 
 
-def read_pairs(layout: Layout, axis: "Axis") -> list[Pair]:
+def read_pairs(layout: Layout, axis: "Axis", comparison: tuple[str, str]) -> list[Pair]:
     """What raters of an axis are shown; for faithfulness with the caption."""
-    prompts = read_prompts(layout, axis)
-    tuned, pretrained = (read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained"))
-    seen = digest_pairs(layout, axis, prompts)
+    prompts = read_prompts(layout, axis, comparison)
+    candidate, other = read_pair(layout, comparison, prompts)
+    seen = digest_pairs(layout, axis, prompts, comparison)
     captions = prompts["caption"] if axis == "faithfulness" else [""] * len(prompts)
     return [
         Pair(key, a, b, caption, seen[key])
-        for key, a, b, caption in zip(prompts["key"], tuned, pretrained, captions, strict=True)
+        for key, a, b, caption in zip(prompts["key"], candidate, other, captions, strict=True)
     ]
 
 
-def appeal_ballots(layout: Layout, section: AppealVotes) -> Ballots:
+def read_pair(layout: Layout, comparison: tuple[str, str], prompts: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Both contestants' pictures, each uint8 (N, H, W, 3), in the order of the prompts."""
+    first, second = comparison
+    return read_pictures(layout.evaluation, first, prompts), read_pictures(layout.evaluation, second, prompts)
+
+
+def appeal_ballots(layout: Layout, section: AppealVotes, comparison: tuple[str, str]) -> Ballots:
     panel = AppealPanel(section.num_raters, section.seed, section.repeat_share)
-    return cast_ballots(panel, read_pairs(layout, "appeal"))
+    return cast_ballots(panel, read_pairs(layout, "appeal", comparison))
 
 
-def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes) -> Ballots:
+def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes, comparison: tuple[str, str]) -> Ballots:
     """On the prompts that name a subject. ValueError for more raters than the panel has."""
     from emu_models.evaluation.faithfulness import FaithfulnessPanel
     from emu_models.evaluation.judge import load_faithfulness_judge
 
     judge, _ = load_faithfulness_judge(layout.model("faithfulness_judge"), layout.root)
-    pairs = read_pairs(layout, "faithfulness")
+    pairs = read_pairs(layout, "faithfulness", comparison)
     ledger = read_ledger(layout.filtered / "ledger")
     # those that its error was measured among: what the gates turned away is no subject
     subjects = {*ledger.loc[ledger["first_failed_gate"].isin(["", "quota"]), "caption"]}
@@ -112,9 +122,10 @@ def report_preference(
 
     name = f"{axis}_report"
     section = params.appeal_report if axis == "appeal" else params.faithfulness_report
-    prompts = read_prompts(layout, axis)
-    pictures = {m: read_pictures(layout.evaluation, m, prompts) for m in ("tuned", "pretrained")}
-    recorded, items = read_votes(layout, axis), digest_pairs(layout, axis, prompts)
+    comparison = params.comparison
+    prompts, made_by = read_prompts(layout, axis, comparison), candidate_maker(layout, comparison)
+    pictures = read_pair(layout, comparison, prompts)
+    recorded, items = read_votes(layout, axis), digest_pairs(layout, axis, prompts, comparison)
     votes, repeats = counted(recorded.votes, items), counted_repeats(recorded.votes, items)
     if not votes:
         raise ValueError(f"no vote in {layout.votes(axis)} is on the pictures shown now: materialise {axis}_votes")
@@ -155,8 +166,8 @@ def report_preference(
         preference,
         votes,
         prompts,
-        pictures["tuned"],
-        pictures["pretrained"],
+        comparison,
+        pictures,
         agreement,
         bias,
         consistency,
@@ -165,5 +176,5 @@ def report_preference(
         judge_error,
     )
     known = {metric: value for metric, value in metrics.items() if value == value}
-    write_evidence(layout, name, known, judged)
-    return known, page["voters"], picture_preference(axis, preference)
+    write_evidence(layout, name, known, judged, comparison[0], made_by)
+    return known, page["voters"], picture_preference(axis, comparison[0], preference)

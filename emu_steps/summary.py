@@ -53,7 +53,7 @@ def summary_lines(layout: Layout) -> dict[str, str]:
         "faithfulness": _describe_preference(read_report(layout, "faithfulness_report")),
         "named in top 5": ", ".join(
             f"{who} {auto['naming'][who]['top_5']['estimate']:.0f} %"
-            for who in ("real", "pretrained", "tuned")
+            for who in ("real", *auto["contestants"])
             if who in auto["naming"]
         ),
         "registry": f"models:/{registered['name']}/{registered['version']} is {registered['alias']}",
@@ -64,4 +64,5 @@ def _describe_preference(report: dict[str, Any]) -> str:
     found = report["preference"]
     win, lose = found["win"], found["lose"]
     span = "" if win["low"] is None else f" [{win['low']:.1f}, {win['high']:.1f}]"
-    return f"tuned wins {win['estimate']:.1f} %{span}, loses {lose['estimate']:.1f} % ({report['voters']})"
+    candidate, _ = report["comparison"]
+    return f"{candidate} wins {win['estimate']:.1f} %{span}, loses {lose['estimate']:.1f} % ({report['voters']})"

@@ -37,7 +37,7 @@ def appeal_verdict(
         raise ValueError(f"{num_won} won and {num_lost} lost of {num_prompts} prompts: the counts do not fit")
     found = exact_rate(num_won, num_decided, confidence)
     passed = is_above(found, 100 * min_win)
-    told = f"appeal: of {num_prompts} prompts the tuned model wins {num_won} and loses {num_lost}"
+    told = f"appeal: of {num_prompts} prompts the candidate wins {num_won} and loses {num_lost}"
     if not num_decided:
         supposed = min(min_win + SUPPOSED_GAIN, (1 + min_win) / 2)
         needed = trials_for_share(supposed, min_win, confidence)
@@ -70,7 +70,7 @@ def faithfulness_verdict(
     """
     found = paired_difference(num_won, num_lost, num_prompts, confidence)
     is_harmless = num_prompts >= MIN_PROMPTS and is_above(found, -margin)
-    told = f"faithfulness: of {num_prompts} prompts the tuned model wins {num_won} and loses {num_lost}"
+    told = f"faithfulness: of {num_prompts} prompts the candidate wins {num_won} and loses {num_lost}"
     if num_prompts:
         told += (
             f": win less lose is {_signed(found.estimate)} points, at least {_signed(found.low)} (one-sided "
@@ -98,13 +98,13 @@ def copy_verdict(
     others: Mapping[str, tuple[int, int]] | None = None,
     confidence: float = CONFIDENCE,
 ) -> Verdict:
-    """Passes where the share (0..1) of the tuned pictures that are suspected copies is surely below `max_share`.
+    """Passes where the share (0..1) of the candidate's pictures that are suspected copies is surely below `max_share`.
 
     others: who else -> (suspected copies, pictures), to compare with; decides nothing.
     """
     if not num_pictures:
-        return Verdict(False, "near-copies: there is no tuned picture to look at")
-    passed, told = _share_below("near-copies:", num_near, num_pictures, "tuned pictures", max_share, confidence)
+        return Verdict(False, "near-copies: there is no picture of the candidate to look at")
+    passed, told = _share_below("near-copies:", num_near, num_pictures, "pictures", max_share, confidence)
     compared = [
         f"{exact_rate(near, num).estimate:.1f} % of {who}" for who, (near, num) in (others or {}).items() if num
     ]

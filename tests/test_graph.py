@@ -66,7 +66,7 @@ def test_every_asset_says_what_it_is(defs):
 
 def test_each_asset_is_a_stage_and_a_section(defs, stages):
     keys = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
-    sections = set(Params.model_fields) - {"profile", "toy", "engine", "launch"}
+    sections = set(Params.model_fields) - {"profile", "toy", "engine", "launch", "comparison"}
     assert keys == set(stages) and sections == keys - {"front_page"}  # which has no params of its own
 
 

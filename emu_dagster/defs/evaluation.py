@@ -1,14 +1,14 @@
-"""The proof: pictures of both models for the same prompts and seeds, and what judges say (Emu paper, sec. 4)."""
+"""The proof: pictures of the contestants for the same prompts and seeds, and what judges say (Emu paper, sec. 4)."""
 
-import json
 from typing import Literal
 
 import dagster as dg
 
-from emu_dagster.declarations.declared import declared
+from emu_dagster.declarations.declared import EVERY_REPORT, declared, makers_of_outs, reports_of
 from emu_dagster.defs.rounds import hold_round, round_outs
 from emu_dagster.resources.recorder import Record
-from emu_steps.front_page import REPORTS, TRAININGS
+from emu_steps.front_page import TRAININGS
+from emu_steps.params import REGISTERED
 
 GROUP = "evaluation"
 LABELS = ["profile", "toy"]  # on every page
@@ -16,12 +16,12 @@ LABELS = ["profile", "toy"]  # on every page
 
 def judged_by(record: Record) -> dict[str, str]:
     """asset -> md5 of what an asset's result is about: all that it reads, and, of evaluation_images, what drew them."""
-    from emu_steps.evaluating import JUDGED_FILE
+    from emu_steps.contestants import read_drawn
 
     reads = sorted((record.layout.readable or frozenset()) - {record.key})
     found = {asset: md5 for asset in reads if (md5 := record.dvc.digest_of(asset))}
     if "evaluation_images" in reads:
-        found |= json.loads((record.layout.evaluation / JUDGED_FILE).read_text())
+        found |= read_drawn(record.layout).judged
     return found
 
 
@@ -37,17 +37,23 @@ def report_on(record: Record, axis: Literal["appeal", "faithfulness"]) -> dg.Mat
 @declared(
     group=GROUP,
     kinds={"pytorch", "diffusers"},
-    reads=["quality_tuned", "filtered_corpus"],
+    reads=["filtered_corpus"],
     outs=["data/evaluation_images"],
-    params=["evaluation_images", "quality_tuned.start_from", "quality_tuned.resolution"],
-    files=["quality_tuned.start_from"],
+    params=["evaluation_images", "quality_tuned.resolution"],
+    files=["evaluation_images.contestants"],
     pool="gpu",
 )
 def evaluation_images(record: Record) -> dg.MaterializeResult:
-    """Pictures from the model before and after tuning: the 16 fixed prompts and the names of the subjects."""
-    from emu_steps.evaluating import generate_pairs
+    """Each contestant's pictures of the fixed prompts and the names of subjects; models draw with the same seeds."""
+    from emu_dagster.registering import find_model
+    from emu_steps.contestants import Drawn
+    from emu_steps.evaluating import draw_contestants
 
-    metrics, fixed, common = generate_pairs(record.layout, record.params, judged_by(record))
+    contestants, makers = record.params.evaluation_images.contestants, makers_of_outs(record.layout)
+    registered = {name: find_model(address) for name, address in contestants.items() if address.startswith(REGISTERED)}
+    made_by = {name: makers.get(record.layout.root / address, address) for name, address in contestants.items()}
+    drawn = Drawn(judged_by(record), made_by)
+    metrics, fixed, common = draw_contestants(record.layout, record.params, drawn, registered)
     return record.result(metrics, pictures={"fixed_prompts": fixed, "common_prompts": common})
 
 
@@ -56,7 +62,7 @@ def evaluation_images(record: Record) -> dg.MaterializeResult:
     kinds={"pandas"},
     reads=["evaluation_images", "curated_set", "faithfulness_judge", "filtered_corpus", "raw_corpus"],
     outs=["data/reports/automatic_report"],
-    params=["automatic_report", "quality_tuned.resolution", *LABELS],
+    params=["automatic_report", "comparison", "quality_tuned.resolution", *LABELS],
 )
 def automatic_report(record: Record) -> dg.MaterializeResult:
     """What can be measured without a voter: does a held-out judge name the subject, is it a copy, how far from real."""
@@ -72,7 +78,7 @@ def automatic_report(record: Record) -> dg.MaterializeResult:
     kinds={"parquet"},
     reads=["evaluation_images"],
     outs=round_outs("appeal"),
-    params=["appeal_votes"],
+    params=["appeal_votes", "comparison"],
 )
 def appeal_votes(record: Record) -> dg.MaterializeResult:
     """Which picture of a pair is more appealing, caption hidden: A / B / tie; the panel votes where no person did.
@@ -81,7 +87,7 @@ def appeal_votes(record: Record) -> dg.MaterializeResult:
     """
     from emu_steps.judging import appeal_ballots
 
-    ballots = appeal_ballots(record.layout, record.params.appeal_votes)
+    ballots = appeal_ballots(record.layout, record.params.appeal_votes, record.params.comparison)
     return hold_round(record, "appeal", ballots)
 
 
@@ -90,10 +96,10 @@ def appeal_votes(record: Record) -> dg.MaterializeResult:
     kinds={"pandas"},
     reads=["evaluation_images", "appeal_votes"],
     outs=["data/reports/appeal_report"],
-    params=["appeal_report", *LABELS],
+    params=["appeal_report", "comparison", *LABELS],
 )
 def appeal_report(record: Record) -> dg.MaterializeResult:
-    """Which model's pictures are more appealing: win rates of the votes, with intervals over prompts."""
+    """Whose pictures are more appealing: win rates of the votes, with intervals over prompts."""
     return report_on(record, "appeal")
 
 
@@ -102,13 +108,13 @@ def appeal_report(record: Record) -> dg.MaterializeResult:
     kinds={"parquet"},
     reads=["evaluation_images", "faithfulness_judge", "filtered_corpus"],
     outs=round_outs("faithfulness"),
-    params=["faithfulness_votes"],
+    params=["faithfulness_votes", "comparison"],
 )
 def faithfulness_votes(record: Record) -> dg.MaterializeResult:
     """Which picture of a pair shows what its caption says: A / B / both / neither; as appeal_votes."""
     from emu_steps.judging import faithfulness_ballots
 
-    ballots = faithfulness_ballots(record.layout, record.params.faithfulness_votes)
+    ballots = faithfulness_ballots(record.layout, record.params.faithfulness_votes, record.params.comparison)
     return hold_round(record, "faithfulness", ballots)
 
 
@@ -117,17 +123,17 @@ def faithfulness_votes(record: Record) -> dg.MaterializeResult:
     kinds={"pandas"},
     reads=["evaluation_images", "faithfulness_votes", "faithfulness_judge"],
     outs=["data/reports/faithfulness_report"],
-    params=["faithfulness_report", *LABELS],
+    params=["faithfulness_report", "comparison", *LABELS],
 )
 def faithfulness_report(record: Record) -> dg.MaterializeResult:
-    """Which model's pictures show what their captions say: win rates of the votes, with intervals over prompts."""
+    """Whose pictures show what their captions say: win rates of the votes, with intervals over prompts."""
     return report_on(record, "faithfulness")
 
 
 @declared(
     group=GROUP,
     kinds={"jinja"},
-    reads=[*REPORTS, *TRAININGS, "generalist_selection", "curated_set", "registered_model"],
+    reads=[EVERY_REPORT, *TRAININGS, "generalist_selection", "curated_set", "registered_model"],
     outs=["data/reports/index.html", "data/reports/front_page", "data/reports/training"],
     params=LABELS,
 )
@@ -138,7 +144,7 @@ def front_page(record: Record) -> dg.MaterializeResult:
     """
     from emu_steps.front_page import write_front_page
 
-    sizes = write_front_page(record.layout, record.params)
     layout = record.layout
+    sizes = write_front_page(layout, record.params, reports_of(layout.readable or frozenset()))
     pages = {"front_page": layout.index, "trainings": layout.training_report / "index.html"}
     return record.result(sizes, pages=pages)

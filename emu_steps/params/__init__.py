@@ -4,13 +4,16 @@ A file per group of sections. Each number has a range that is right for what it 
 something is looked up (in its section, or in `references`), and the units stand in the sections' docstrings.
 """
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
 from emu_steps.params.corpus import Damage, RawCorpus
 from emu_steps.params.curation import CurationVotes, Selection
 from emu_steps.params.evaluation import (
+    REGISTERED,
+    REGISTERED_VERSION,
+    TUNED,
     AppealVotes,
     AutomaticReport,
     EvaluationImages,
@@ -46,6 +49,8 @@ from emu_steps.params.training import (
 
 __all__ = [
     "PRETRAINED",
+    "REGISTERED",
+    "REGISTERED_VERSION",
     "AlignmentModel",
     "AppealVotes",
     "AutoencoderSection",
@@ -89,7 +94,8 @@ __all__ = [
 
 class Params(Section):
     """All of params.yaml. profile: what the set is called, on pages and in the registry. toy: whether its results are
-    of a toy scale, which pages then say."""
+    of a toy scale, which pages then say. comparison: two of evaluation_images.contestants, the candidate first; all
+    votes and reports are about them."""
 
     profile: Text
     toy: bool
@@ -111,12 +117,22 @@ class Params(Section):
     pretrained_full: Pretraining
     quality_tuned: QualityTuning
     evaluation_images: EvaluationImages
+    comparison: tuple[Text, Text] = ("tuned", "pretrained")
     automatic_report: AutomaticReport
     appeal_votes: AppealVotes
     appeal_report: PreferenceReport
     faithfulness_votes: FaithfulnessVotes
     faithfulness_report: PreferenceReport
     registered_model: RegisteredModel
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_usual_contestants(cls, given: Any) -> Any:
+        match given:
+            case {"evaluation_images": dict(section), "quality_tuned": {"start_from": start_from}}:
+                usual = {"pretrained": start_from, "tuned": TUNED}
+                return {**given, "evaluation_images": {"contestants": usual, **section}}
+        return given
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:

@@ -1,9 +1,10 @@
 """How models are judged: faithfulness_judge, evaluation_images, the rounds of side-by-side votes, the reports, and what
 registered_model must show."""
 
+import re
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from emu_steps.params.filters import EncoderPixels
 from emu_steps.params.kinds import (
@@ -21,6 +22,9 @@ from emu_steps.params.kinds import (
     refuse,
 )
 
+REGISTERED = "models:/"  # how the address of a registered version begins
+REGISTERED_VERSION = re.compile(r"models:/([^/@]+)(?:@(.+)|/(\d+))")  # name, and alias or version
+TUNED = "data/models/quality_tuned"
 NUM_TIMESTEPS = 1000  # of emu_models.diffusion.schedule (not imported: it brings torch), the most denoising steps
 # Resamples of a bootstrap, whose 2.5th and 97.5th percentiles are read: fewer than 100 have none to read.
 Resamples = Annotated[Whole, Field(ge=100, le=1_000_000)]
@@ -41,15 +45,31 @@ class FaithfulnessJudge(Section):
 
 
 class EvaluationImages(Section):
-    """fixed_prompts: drawn at every evaluation and during trainings, so that pictures compare. num_prompts: in all;
-    those beyond the fixed ones are captions of the corpus, drawn by `seed`, which is also the first picture's seed.
+    """contestants: name -> where its pictures come from, see emu_steps.contestants; a path is from the project's root.
+    Left out, they are what quality_tuned.start_from names, "pretrained", and quality_tuned, "tuned". fixed_prompts:
+    drawn at every evaluation and during trainings, so that pictures compare. num_prompts: in all; those beyond the
+    fixed ones are captions of the corpus, drawn by `seed`, which is also the first picture's seed.
     num_inference_steps: denoising steps. guidance_scale: of classifier-free guidance; 1 or less is none."""
 
+    contestants: Annotated[dict[str, Text], Field(min_length=2)]
     fixed_prompts: list[Text]
     num_prompts: Annotated[Count, Field(le=10**6)]
     num_inference_steps: Annotated[Whole, Field(gt=0, le=NUM_TIMESTEPS)]
     guidance_scale: Annotated[Number, Field(ge=0, le=100)]
     seed: Seed
+
+    @field_validator("contestants")
+    @classmethod
+    def _check_names_and_addresses(cls, contestants: dict[str, str]) -> dict[str, str]:
+        for name, address in contestants.items():
+            if name == "real" or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+                raise ValueError(
+                    f"{name!r} is no name for a contestant: use lower-case letters, digits, _ and -, and not `real`, "
+                    "which the corpus's own pictures are called"
+                )
+            if address.startswith(REGISTERED) and not REGISTERED_VERSION.fullmatch(address):
+                raise ValueError(f"{name}: {address} is neither models:/NAME/VERSION nor models:/NAME@ALIAS")
+        return contestants
 
     @model_validator(mode="after")
     def _fixed_prompts_fit(self) -> Self:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def broken_references(params: "Params") -> dict[Any, str]:
     """Path of each entry that does not fit another section -> why, and what would."""
-    return {**_variant(params), **_resolutions(params), **_selection(params)}
+    return {**_variant(params), **_resolutions(params), **_selection(params), **_contestants(params)}
 
 
 def _variant(params: "Params") -> dict[Any, str]:
@@ -87,3 +87,19 @@ def ledger_columns(has_popularity: bool) -> list[str]:
         *((PopularitySignal,) if has_popularity else ()),
     )
     return sorted(name for signal in signals for name, dtype in signal.columns.items() if dtype != "string")
+
+
+def _contestants(params: "Params") -> dict[Any, str]:
+    known, pair, wrong = params.evaluation_images.contestants, params.comparison, dict[Any, str]()
+    if unknown := [name for name in pair if name not in known]:
+        wrong["comparison",] = f"there is no contestant {unknown[0]!r}; there are: {', '.join(known)}"
+    elif pair[0] == pair[1]:
+        wrong["comparison",] = f"{pair[0]} is compared with itself; name two contestants"
+    name = params.registered_model.name
+    for contestant, address in known.items():
+        if address.startswith(f"models:/{name}@"):
+            wrong["evaluation_images", "contestants", contestant] = (
+                f"{address} is an alias that moves by what this very comparison shows; name a version, such as "
+                f"models:/{name}/1"
+            )
+    return wrong

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from emu_dagster.declarations import closures
 from emu_dagster.declarations.closures import SHARED, WHOLE, hash_code, module_path, reached_parts
-from emu_dagster.declarations.declared import DECLARATIONS, Declaration
+from emu_dagster.declarations.declared import DECLARATIONS, EVERY_REPORT, Declaration
 from emu_dagster.declarations.given import give_params, values_of
 from emu_dagster.resources.measured import Measured
 from emu_steps.layout import Layout, UndeclaredRead
@@ -103,7 +103,8 @@ def test_who_reads_a_part_of_anothers_section_says_so(declarations, params, name
 def test_declared_names_exist(declarations, params):
     for key, declaration in declarations.items():
         values_of(params, [*declaration.params, *declaration.how, *declaration.files])
-        assert {*declaration.reads, key} <= declarations.keys()
+        assert {*declaration.reads, key} - {EVERY_REPORT} <= declarations.keys()
+        assert set(declaration.inputs(params, Layout(TOP))) <= declarations.keys() - {key}
 
 
 def test_undeclared_params_cannot_be_read(params):

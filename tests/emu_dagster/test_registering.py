@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from emu_dagster import registering
-from emu_dagster.registering import MD5_TAG, Verdict, register
+from emu_dagster.registering import MD5_TAG, Verdict, digest_of_version, register
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_steps.layout import Layout
 from tests.profiles import NAMES, params_of
@@ -68,6 +68,20 @@ def test_the_same_bytes_judged_again_are_the_same_version(root: Path, judge: Cal
     judge("again", "a" * 32, passed=False)  # what the reports no longer allow is no champion
     assert registered("again")[0] == {"challenger": "1"}
     assert json.loads(Layout(root).registered.read_text())["version"] == 1
+
+
+def test_a_version_is_known_to_who_compares_with_it_by_its_bytes(
+    root: Path, judge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    """And what is not there decides nothing yet: drawing says what is missing."""
+    monkeypatch.setenv("EMU_ROOT", str(root))
+    judge("rival", "a" * 32, passed=True)
+    judge("rival", "b" * 32, passed=False)
+    known = {address: digest_of_version(f"models:/rival{address}") for address in ("@champion", "@challenger", "/2")}
+    assert known == {"@champion": "a" * 32, "@challenger": "b" * 32, "/2": "b" * 32}
+    judge("rival", "b" * 32, passed=True)
+    assert digest_of_version("models:/rival@champion") == "b" * 32
+    assert digest_of_version("models:/rival@nobody") == digest_of_version("models:/nobody/1") == ""
 
 
 def test_another_profile_does_not_take_an_alias(judge: Callable[..., Any]):

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from jinja2 import ChoiceLoader, DictLoader
 from PIL import Image
 
+from emu_dagster.declarations.declared import reports_of
+from emu_dagster.declarations.loading import load_declarations
 from emu_data.gate_quality import Auc
 from emu_data.votes.agreement import measure_agreement
 from emu_data.votes.intervals import Interval, exact_rate
@@ -19,6 +22,7 @@ from emu_data.votes.preference import position_bias, self_consistency, summarise
 from emu_data.votes.vote import Vote, votes_to_frame
 from emu_models.evaluation.faithfulness import Naming
 from emu_models.evaluation.reconstruction import Difference, Reconstruction
+from emu_reports import page
 from emu_reports.autoencoder import Step, VariantFindings, find_detail, write_autoencoder_report
 from emu_reports.evaluation import AutomaticFindings, save_pairs, write_automatic_report
 from emu_reports.funnel import Findings, write_funnel_report
@@ -27,6 +31,9 @@ from emu_reports.page import format_count, format_duration, format_number, forma
 from emu_reports.preference import Axis, picture_preference, write_preference_report
 from emu_reports.training import TrainingStage, read_training_stage, write_training_report
 
+REPORTS = reports_of(load_declarations())
+
+HOME = Path(page.__file__).parent
 NUM_PROMPTS = 20
 JUDGE_ERROR = {
     "num_pairs": 30,
@@ -135,16 +142,17 @@ def write_automatic(folder: Path, run: Run) -> dict[str, Any]:
         }
     )
     findings = AutomaticFindings(
+        candidate="ours",
         judge="judge",
         judge_error=JUDGE_ERROR,
-        naming={"real": rate, "pretrained": rate, "tuned": rate},
-        nearest={"pretrained": nearest, "tuned": nearest},
-        copies={"pretrained": exact_rate(0, 20), "tuned": exact_rate(1, 20), "real": exact_rate(2, 60)},
+        naming={"real": rate, "theirs": rate, "ours": rate},
+        nearest={"theirs": nearest, "ours": nearest},
+        copies={"theirs": exact_rate(0, 20), "ours": exact_rate(1, 20), "real": exact_rate(2, 60)},
         among=pd.DataFrame({"similarity": [0.4, 0.5], "pixel_distance": [0.2, 0.3]}),
-        frechet={"pretrained": 2.0, "tuned": 1.0},
+        frechet={"theirs": 2.0, "ours": 1.0},
         frechet_features="the judge's embeddings",
     )
-    pictures = {"pretrained": make_pictures(NUM_PROMPTS), "tuned": make_pictures(NUM_PROMPTS, 1)}
+    pictures = {"theirs": make_pictures(NUM_PROMPTS), "ours": make_pictures(NUM_PROMPTS, 1)}
     return write_automatic_report(
         folder, findings, PROMPTS, pictures, [f"t{n}" for n in range(5)], make_pictures(5), run
     )
@@ -165,8 +173,8 @@ def write_preference(folder: Path, run: Run, axis: Axis, kind: Any = "rubric") -
         summarise_preference(table),
         votes,
         PROMPTS,
-        make_pictures(NUM_PROMPTS),
-        make_pictures(NUM_PROMPTS, 1),
+        ("ours", "theirs"),
+        (make_pictures(NUM_PROMPTS, 1), make_pictures(NUM_PROMPTS)),
         measure_agreement(votes),
         position_bias(table),
         self_consistency(table, table.head(0)),
@@ -193,8 +201,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def write_front(reports: Path, *arguments: Any) -> None:
-    """The index over all reports that lie in `reports`."""
-    folders = [path.parent for path in sorted(reports.glob("*/report.json"))]
+    """The index over all reports, as far as they lie in `reports`."""
+    folders = [*(reports / name for name in REPORTS), reports / "training"]
     write_index(reports / "index.html", reports / "front_page", folders, *arguments)
 
 
@@ -219,13 +227,13 @@ class Links(HTMLParser):
 def test_every_page_is_whole_and_needs_nothing_from_elsewhere(reports: Path):
     pages = sorted(reports.rglob("index.html"))
     assert len(pages) == 7
-    for page in pages:
-        html = page.read_text(encoding="utf-8")
+    for one in pages:
+        html = one.read_text(encoding="utf-8")
         found = Links(html)
         assert "script" not in found.tags and "link" not in found.tags
-        assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//|url\((?!#)|@import", html), page
+        assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//|url\((?!#)|@import", html), one
         targets = [link for link in found.links if not link.startswith("#")]
-        assert targets and all((page.parent / link).is_file() for link in targets), page
+        assert targets and all((one.parent / link).is_file() for link in targets), one
         assert "prefers-color-scheme: dark" in html and "width=device-width" in html
         assert "None" not in found.text and "nan" not in found.text.lower().split()
 
@@ -258,7 +266,8 @@ def test_the_funnel_says_by_how_much_a_goal_is_missed_and_shows_how_it_was_measu
     data = write_funnel(
         tmp_path, Run(), before={"": 1100, "text_area": 0, "readable": 134}, changes=["max_text_area 1 -> 0.03"]
     )
-    assert data["kind"] == "redecision"  # so that the index goes on showing the funnel of what was written
+    assert data["num_kept_before"] == 1100
+    assert not list(tmp_path.glob("cards/*"))  # so that the index goes on showing the funnel of what was written
     text = Links((tmp_path / "index.html").read_text(encoding="utf-8")).text
     assert "max_text_area 1 -> 0.03" in text and "The ledger keeps 1\u202f100" in text and "−100" in text
 
@@ -289,19 +298,63 @@ def test_the_papers_figures_stand_beside_ours_and_are_told_apart(reports: Path):
 
 def test_the_index_shows_sixteen_pairs_first_and_says_what_is_missing(tmp_path: Path, reports: Path):
     html = (reports / "index.html").read_text(encoding="utf-8")
-    pairs = re.findall(r'src="front_page/automatic_report-pictures-(\d+)-(pretrained|tuned)\.png"', html)
-    assert [model for _, model in pairs] == ["pretrained", "tuned"] * 16
+    pairs = re.findall(r'src="front_page/automatic_report-pictures-(\d+)-(theirs|ours)\.png"', html)
+    assert [model for _, model in pairs] == ["theirs", "ours"] * 16
     assert html.index("front_page/automatic_report") < html.index("Which is more appealing")
     write_training(tmp_path / "training", Run())
     write_front(tmp_path, Run(), {"raw": 5})
     text = Links((tmp_path / "index.html").read_text(encoding="utf-8")).text
-    assert "Not made yet: funnel, autoencoder, automatic, appeal, faithfulness" in text
+    assert f"Not made yet: {', '.join(REPORTS)}." in text
     old = json.loads((tmp_path / "training" / "report.json").read_text()) | {"schema": 0, "stages": [{}]}
     (tmp_path / "training" / "report.json").write_text(json.dumps(old))
     write_front(tmp_path, Run(), {"raw": 5})
-    assert "Not made yet: funnel, autoencoder, training" in (tmp_path / "index.html").read_text()
+    assert "filtered_corpus, training." in (tmp_path / "index.html").read_text()
     write_front(tmp_path / "empty", Run(), {})
     assert (tmp_path / "empty" / "index.html").is_file()
+
+
+def test_a_new_report_is_on_the_index_where_its_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With templates of its own and nothing else: the index knows no report by name."""
+    new = {
+        "speed.html.j2": "{% extends 'base.html.j2' %}{% block main %}{{ seconds }} s{% endblock %}",
+        "card_speed.html.j2": '<h2>{{ words }}: {{ seconds }} s</h2><a href="{{ folder }}/index.html">all</a>'
+        '<img src="{{ folder }}/fast.png">',
+    }
+    environment = page._environment()
+    assert environment.loader
+    monkeypatch.setattr(environment, "loader", ChoiceLoader([DictLoader(new), environment.loader]))
+    write_training(tmp_path / "training", Run())
+    write_preference(tmp_path / "appeal_report", Run(), "appeal")
+    data = {**page.describe_run(Run(), "by a stopwatch"), "seconds": 1.5, "words": EVIL}
+    pictures = {"fast": make_pictures(1)[0]}
+    page.write_report(tmp_path / "speed_report", "speed", data, pictures, cards=[page.Card("speed", 25)])
+    folders = [tmp_path / name for name in ("training", "speed_report", "appeal_report")]
+    write_index(tmp_path / "index.html", tmp_path / "front_page", folders, Run(), {})
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    found = Links(html)
+    assert f"{EVIL}: 1.5 s" in found.text and "script" not in found.tags
+    assert "speed: by a stopwatch" in found.text and "Not made yet" not in found.text
+    assert html.index("more appealing") < html.index("1.5 s") < html.index("<h2>Training")
+    assert all((tmp_path / link).is_file() for link in found.links if not link.startswith("#"))
+    assert "speed_report/index.html" in found.links and "front_page/speed_report-fast.png" in found.links
+
+
+@pytest.mark.parametrize("path", sorted(HOME.rglob("*.*")), ids=lambda path: path.name)
+def test_reports_know_no_fixed_models_and_the_index_no_report(path: Path):
+    if path.suffix not in (".py", ".j2"):
+        return
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"\b(un|fine-)?tuned\b|\bpretrained\b", text)
+    if path.stem.startswith("index"):
+        code = text.split("{% for card in cards %}")[-1].split('"""')[-1]
+        assert not re.search(r"appeal|faithful|funnel|autoencoder|training|naming|automatic_report", code)
+
+
+def test_every_report_of_the_graph_brings_a_card(reports: Path):
+    """Or it would be read by the front page and not be seen there."""
+    assert {path.parent.name for path in reports.glob("*/cards")} == {*REPORTS, "training"}
+    cards = [card for module in HOME.glob("*.py") for card in re.findall(r'Card\("(\w+)"', module.read_text())]
+    assert sorted(cards) == sorted(path.name[5:-8] for path in HOME.glob("templates/card_*.html.j2"))
 
 
 def test_the_index_keeps_the_pictures_of_its_numbers(tmp_path: Path, reports: Path):
@@ -321,19 +374,19 @@ def test_the_index_keeps_the_pictures_of_its_numbers(tmp_path: Path, reports: Pa
 
 def test_the_same_findings_give_the_same_bytes_and_a_failure_leaves_the_old_report(tmp_path: Path):
     for name in ("a", "b"):
-        write_training(tmp_path / name, Run())
-        write_autoencoder(tmp_path / f"ae-{name}", Run())
-    for one in [*(tmp_path / "a").rglob("*.*"), *(tmp_path / "ae-a").rglob("*.*")]:
-        other = Path(str(one).replace("ae-a", "ae-b") if "ae-a" in str(one) else tmp_path / "b" / one.name)
-        assert one.read_bytes() == other.read_bytes()
-    before = (tmp_path / "ae-a" / "index.html").read_bytes()
+        write_training(tmp_path / name / "training", Run())
+        write_autoencoder(tmp_path / name / "study", Run())
+    for one in (tmp_path / "a").rglob("*.*"):
+        assert one.read_bytes() == (tmp_path / "b" / one.relative_to(tmp_path / "a")).read_bytes()
+    study = tmp_path / "a" / "study"
+    before = (study / "index.html").read_bytes()
     with pytest.raises(ValueError, match="of originals"):
         wrong = VariantFindings("c4", 4, 0, None, make_pictures(3))  # type: ignore[arg-type]
-        write_autoencoder_report(tmp_path / "ae-a", [wrong], [], make_pictures(8), Run())
-    with pytest.raises(ValueError, match="pictures of tuned"):
-        save_pairs(PROMPTS, {"tuned": make_pictures(3)}, {})
-    assert (tmp_path / "ae-a" / "index.html").read_bytes() == before
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+        write_autoencoder_report(study, [wrong], [], make_pictures(8), Run())
+    with pytest.raises(ValueError, match="pictures of ours"):
+        save_pairs(PROMPTS, {"ours": make_pictures(3)}, {})
+    assert (study / "index.html").read_bytes() == before
+    assert not [path for path in study.parent.iterdir() if path.name.startswith(".")]
 
 
 def test_a_training_is_read_from_its_model_folder(tmp_path: Path):
@@ -376,7 +429,7 @@ def test_the_picture_for_dagster_is_drawn():
             "is_repeat": False,
         }
     )
-    picture = picture_preference("appeal", summarise_preference(votes))
+    picture = picture_preference("appeal", "ours", summarise_preference(votes))
     assert picture.width > 500 and len(set(np.asarray(picture).reshape(-1).tolist())) > 10
 
 
@@ -398,12 +451,12 @@ def test_no_page_is_wider_than_the_window(reports: Path, width: int):
     )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark")
+        window = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark")
         asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        window.on("request", lambda request: asked.append(request.url))
         for path in sorted(reports.rglob("index.html")):
-            page.goto(path.as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
-            assert page.evaluate("[...document.images].every(i => !i.complete || i.naturalWidth > 0)"), path
+            window.goto(path.as_uri())
+            assert window.evaluate("document.documentElement.scrollWidth") <= width, path
+            assert window.evaluate("[...document.images].every(i => !i.complete || i.naturalWidth > 0)"), path
         assert all(url.startswith(("file:", "data:")) for url in asked)
         browser.close()

@@ -27,8 +27,8 @@ GOOD = {
         **{"num_known_pairs": 30, "num_known_wrong": 3, "num_votes": 180, "num_votes_of_people": 60},
     },
     "automatic_report": {
-        **{"num_near_copies_tuned": 2, "num_pictures_tuned": 40},
-        **{"num_near_copies_pretrained": 2, "num_pictures_pretrained": 40},
+        **{"num_near_copies_ours": 2, "num_pictures_ours": 40},
+        **{"num_near_copies_theirs": 2, "num_pictures_theirs": 40},
     },
 }
 
@@ -39,7 +39,7 @@ def layout(tmp_path: Path) -> Layout:
     layout = Layout(tmp_path)
     for name, metrics in GOOD.items():
         layout.report(name).mkdir(parents=True)
-        write_evidence(layout, name, metrics, NOW)
+        write_evidence(layout, name, metrics, NOW, "ours", "quality_tuned")
     return layout
 
 
@@ -74,8 +74,8 @@ def test_a_missing_report_is_a_refusal_of_that_gate_alone(layout: Layout, name: 
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    # of the pretrained model's and real pictures the near-copies are told to compare with and decide nothing
-    [(name, number) for name, numbers in GOOD.items() for number in numbers if not number.endswith("_pretrained")],
+    # of other contestants' and real pictures the near-copies are told to compare with and decide nothing
+    [(name, number) for name, numbers in GOOD.items() for number in numbers if not number.endswith("_theirs")],
 )
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "many", -1])
 def test_a_number_that_is_none_is_no_pass(layout: Layout, name: str, number: str, value: Any):

@@ -75,6 +75,7 @@ FREE = {
     "quality_tuned.start_from": A_PLACE,
     "quality_tuned.lora.target_modules": "ends of names of layers of a checkpoint that the user brings",
     "evaluation_images.fixed_prompts": A_TEXT,
+    "evaluation_images.contestants": A_PLACE,
     "launch.command": "a program of this machine or of the cluster's",
 }
 

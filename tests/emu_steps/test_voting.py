@@ -23,6 +23,7 @@ from emu_data.votes.rounds import open_log
 from emu_data.votes.tally import tally
 from emu_data.votes.vote import Vote, counted
 from emu_steps.choosing import select_generalists_choice, sheets, write_curated_set
+from emu_steps.contestants import Drawn, write_drawn
 from emu_steps.judging import appeal_ballots, report_preference
 from emu_steps.layout import Layout
 from emu_steps.params import AppealVotes, CurationVotes
@@ -42,6 +43,7 @@ from tests.shards import encode
 
 TOP = Path(__file__).parent.parent.parent
 PANEL = {"generalist": CurationVotes(num_raters=3, seed=0), "specialist": CurationVotes(num_raters=5, seed=1)}
+COMPARISON = ("ours", "theirs")
 WANTED = {"generalist": 8, "specialist": 4}
 
 
@@ -278,24 +280,27 @@ def test_verify_finds_an_edit_in_any_round_and_says_where(layout: Layout, monkey
 # ---- side by side
 
 
-def write_pairs(layout: Layout, tuned: np.ndarray) -> None:
+def write_pairs(layout: Layout, candidate: np.ndarray) -> None:
     shutil.rmtree(layout.evaluation, ignore_errors=True)
-    keys = [f"{n:04d}" for n in range(len(tuned))]
-    for model, images in (("tuned", tuned), ("pretrained", draw_balls(False)[: len(tuned)])):
+    keys = [f"{n:04d}" for n in range(len(candidate))]
+    first, second = COMPARISON
+    for model, images in ((first, candidate), (second, draw_balls(False)[: len(candidate)])):
         (layout.evaluation / model).mkdir(parents=True)
         for key, image in zip(keys, images, strict=True):
             Image.fromarray(image).save(layout.evaluation / model / f"{key}.png")
     prompts = pd.DataFrame({"key": keys, "prompt": "a ball", "caption": "", "fixed": True, "seed": 0})
     write_parquet(layout.evaluation / "prompts.parquet", prompts)
+    write_drawn(layout.evaluation, Drawn({}, {first: "quality_tuned", second: "models/other"}))
 
 
 def test_a_report_is_of_the_votes_on_the_pictures_shown_now(tmp_path: Path):
-    layout, params = Layout(tmp_path), params_of("smoke")
+    layout = Layout(tmp_path)
+    params = params_of("smoke").model_copy(update={"comparison": COMPARISON})
     section = AppealVotes(num_raters=3, repeat_share=0.3, seed=0)
     write_pairs(layout, draw_balls(True)[:6])
 
     def hold_appeal() -> dict[str, str]:
-        ballots = appeal_ballots(layout, section)
+        ballots = appeal_ballots(layout, section, COMPARISON)
         with recorded_round(layout, "appeal", ballots):
             return ballots.items
 
@@ -321,7 +326,7 @@ def test_a_report_is_of_the_votes_on_the_pictures_shown_now(tmp_path: Path):
     write_pairs(layout, draw_balls(True)[6:])
     with pytest.raises(ValueError, match="materialise appeal_votes"):
         report_preference(layout, params, "appeal", {})
-    ballots = appeal_ballots(layout, section)
+    ballots = appeal_ballots(layout, section, COMPARISON)
     with recorded_round(layout, "appeal", ballots) as found:
         assert found.tables["not_counted"].startswith("12 votes of people are on other pictures")
     metrics, voters, _ = report_preference(layout, params, "appeal", {})
