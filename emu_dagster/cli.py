@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from emu_dagster.environment import collect_rarely, prepare_environment
+from emu_data.formatting import format_number
 from emu_steps.layout import project_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -148,7 +149,7 @@ def aesthetics_head(
     layout = Layout(project_root())
     fitted = fit_from_votes(layout, read_params(layout.root / "params.yaml"), layout.root / out)
     print(f"{out}: fitted to {fitted.num_pictures} pictures with {fitted.voters}")
-    print(f"leave-one-out R squared {fitted.r_squared:.2f} (1 is perfect, 0 no better than the mean)")
+    print(f"leave-one-out R squared {format_number(fitted.r_squared, 2)} (1 is perfect, 0 no better than the mean)")
     print(f"to use it: filter_ledger.signals.aesthetics_head: {out} in params.yaml")
 
 

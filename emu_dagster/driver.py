@@ -30,6 +30,7 @@ from emu_dagster.processes import describe_process, one_at_a_time
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.staleness import StaleAsset, recorded_version, stale_assets
 from emu_dagster.surroundings import refuse_surroundings
+from emu_data.formatting import format_duration
 from emu_steps.layout import Layout, project_root
 
 
@@ -93,7 +94,7 @@ def materialize_one(key: str, instance: dg.DagsterInstance) -> None:
         )
     if not result.success:
         raise MaterializationFailed(_describe(key, result))
-    print(f"    {key} done in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"    {key} done in {format_duration(time.monotonic() - began)}", flush=True)
 
 
 def origin_of(job_name: str) -> RemoteJobOrigin:

@@ -51,10 +51,12 @@ def open_outbox() -> Outbox | None:
 def told_sink(name: str, num_steps: int) -> Callable[[int, dict[str, float]], None]:
     """`mlflow_sink`, and now and then a line with the numbers on the page of the asset's run in Dagster."""
     sink, progress = mlflow_sink(name), Progress(PipesContext.get().log.info, name, "step")
+    latest: dict[str, float] = {}  # the held-out ones of the last validation among them
 
     def both(step: int, metrics: dict[str, float]) -> None:
+        latest.update(metrics)
         sink(step, metrics)
-        progress(step, num_steps, metrics)
+        progress(step, num_steps, latest)
 
     return both
 

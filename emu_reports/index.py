@@ -11,6 +11,7 @@ from emu_data.files import atomic_dir, atomic_file
 from emu_reports.page import SCHEMA, Run, describe_run, render, to_json
 from emu_reports.paper import FUNNEL
 from emu_reports.training import loss_chart
+from emu_reports.verdict import describe_verdict
 
 PICTURE = re.compile(r'(<img src=")([^"]+)(")')
 
@@ -28,7 +29,8 @@ def write_index(
 
     The page's pictures are copies, so that they stay those of its numbers when a report is made anew. Parts whose
     report is missing, or was written by an older version, are left out and said to be missing. sizes: pictures at
-    "raw", "filtered", "generalists", "curated", as far as they are known. registered: data/registered_model.json.
+    "raw", "filtered", "generalists", "curated", as far as they are known. registered: data/registered_model.json, whose
+    verdict the page begins with.
     commands: what to type and what it does, shown at the end. ValueError: a report of another profile.
     """
     found: dict[str, dict[str, Any]] = {}
@@ -50,7 +52,7 @@ def write_index(
         "reports": found,
         "sizes": dict(sizes),
         "paper_sizes": FUNNEL,
-        "registered": dict(registered or {}),
+        "verdict": describe_verdict(registered),
         "commands": [{"command": command, "what": what} for command, what in commands],
     }
     charts = {stage["name"]: loss_chart(stage["curves"]) for stage in found.get("training", {}).get("stages", [])}

@@ -17,9 +17,8 @@ def judged_by(record: Record) -> dict[str, str]:
     """asset -> md5 of what an asset's result is about: all that it reads, and, of evaluation_images, what drew them."""
     from emu_steps.evaluating import JUDGED_FILE
 
-    reads = sorted((record.layout.readable or frozenset()) - {record.key})
-    found = {asset: md5 for asset in reads if (md5 := record.dvc.digest_of(asset))}
-    if "evaluation_images" in reads:
+    found = record.inputs
+    if "evaluation_images" in found:
         found |= json.loads((record.layout.evaluation / JUDGED_FILE).read_text())
     return found
 
@@ -127,6 +126,6 @@ def front_page(record: Record) -> dg.MaterializeResult:
     """
     from emu_steps.front_page import write_front_page
 
-    sizes = write_front_page(record.layout, record.params)
+    sizes = write_front_page(record.layout, record.params, record.inputs)
     index, _, training = record.layout.outs(record.key)
     return record.result(sizes, pages={"front_page": index, "trainings": training / "index.html"})
