@@ -20,10 +20,10 @@ def describe_verdict(registered: Mapping[str, Any] | None) -> dict[str, Any]:
     if refusing:
         headline = "The tuned model is refused"
         because = (
-            f"{address} is {registered['alias']}, since {len(refusing)} of {len(reports)} reports refuse it: "
-            f"{', '.join(refusing)}."
+            f"{address} is registered as {registered['alias']}, since {len(refusing)} of {len(reports)} reports "
+            f"refuse it: {', '.join(refusing)}."
         )
     else:
         headline = "The tuned model is accepted"
-        because = f"{address} is {registered['alias']}, since all {len(reports)} reports allow it."
+        because = f"{address} is registered as {registered['alias']}, since all {len(reports)} reports allow it."
     return {"headline": headline, "because": because, "reports": sorted(reports, key=lambda one: one["passed"])}

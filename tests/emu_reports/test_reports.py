@@ -427,8 +427,22 @@ def test_the_front_page_begins_with_the_verdict(tmp_path: Path, passed: bool):
     begins = " ".join(Links(html.split("</style>")[1]).text.split())[:600]
     headline = "The tuned model is accepted" if passed else "The tuned model is refused"
     because = "champion, since all 2 reports allow it." if passed else "challenger, since 1 of 2 reports refuse it: x."
-    assert headline in begins and f"models:/emu/3 is {because}" in begins and "why so" in begins
+    assert headline in begins and f"models:/emu/3 is registered as {because}" in begins and "why so" in begins
     assert re.search(rf"<h1>{headline}</h1>", html)
+
+
+def faults_of_prose(html: str) -> list[str]:
+    """What in a page's text was not written for a page: marks of Markdown, Python's values, sentences run together."""
+    html = re.sub(r"<(style|code|svg)\b.*?</\1>", "", html, flags=re.DOTALL)
+    text = Links(re.sub(r"</(p|li|t[dhr]|h\d|d[dt]|div|figcaption|summary|span)>", " ", html)).text
+    found = re.findall(r"`[^`]*`?|\*\*\w+|[a-zé)%]\.[A-Z][a-z]+", text)
+    return found + [word for word in ("None", "nan", "NaN", "True", "False") if word in text.split()]
+
+
+def test_what_a_page_says_is_written_for_people(reports: Path):
+    for page in reports.rglob("index.html"):
+        assert not faults_of_prose(page.read_text(encoding="utf-8")), page
+    assert faults_of_prose("<p>it holds.Where it says `min_side` in None</p>") == ["s.Where", "`min_side`", "None"]
 
 
 def test_every_page_names_the_md5_of_what_it_was_made_from(reports: Path):
