@@ -7,8 +7,9 @@ did not, with the reasons on the version's page.
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,13 @@ def register(record: "Record") -> Version:
     client.set_registered_model_alias(section.name, alias, number)
     write_json(
         record.layout.registered,
-        {"name": section.name, "version": int(number), "alias": alias, "reasons": reasons, "tags": tags},
+        {
+            "name": section.name,
+            "version": int(number),
+            "alias": alias,
+            "verdicts": {report: asdict(verdict) for report, verdict in verdicts.items()},
+            "tags": tags,
+        },
     )
     return Version(int(number), alias, description)
 
@@ -183,15 +190,23 @@ def _create_version(record: "Record", name: str, tags: Mapping[str, str]) -> int
     """Logs the pipeline as a model and makes it a version, tags and all, in one step."""
     import mlflow
 
-    top = Path(__file__).parent.parent
-    model = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(Path(__file__).with_name("served_model.py")),
-        artifacts={"pipeline": str(record.layout.model("quality_tuned"))},
-        code_paths=[str(top / "emu_models"), str(top / "emu_data")],
-        pip_requirements=served_requirements(),
-    )
+    with warnings.catch_warnings(record=True) as warned:  # MLflow overrules filters
+        model = mlflow.pyfunc.log_model(name="model", **served_model(record.layout.model("quality_tuned")))
+    for one in warned:
+        if "Any type hint" not in str(one.message):  # served_model.py checks its input itself
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     return int(mlflow.register_model(model.model_uri, name, tags=dict(tags)).version)
+
+
+def served_model(pipeline: Path) -> dict[str, Any]:
+    """What MLflow stores of a pipeline's folder so that it can serve it (arguments of mlflow.pyfunc.log_model)."""
+    top = Path(__file__).parent.parent
+    return {
+        "python_model": str(Path(__file__).with_name("served_model.py")),
+        "artifacts": {"pipeline": str(pipeline)},
+        "code_paths": [str(top / "emu_models"), str(top / "emu_data")],
+        "pip_requirements": served_requirements(),
+    }
 
 
 def served_requirements() -> list[str]:

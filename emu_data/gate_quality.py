@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 from duckdb import DuckDBPyConnection
-from scipy import optimize, stats
 
 from emu_data.ledger import GLOBAL_GATES, ROW_GATES
+from emu_data.votes.intervals import auc_interval, exact_rate
 
 # Which gate answers which kind of damage of the demo corpus (sources/damage.py).
 GATE_OF_DAMAGE = {
@@ -94,27 +94,8 @@ def alignment_auc(con: DuckDBPyConnection, damage: Path, column: str = "alignmen
     if not num_swapped or not num_right:
         return Auc(math.nan, 0.0, 1.0, num_swapped, num_right)
     value = float((places - num_right * (num_right + 1) / 2) / (num_swapped * num_right))
-    return Auc(value, *auc_interval(value, num_swapped, num_right), num_swapped, num_right)
-
-
-def auc_interval(value: float, num_first: int, num_second: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of an AUC of so many rows of either kind: Newcombe's method 5 (2006, Stat. Med. 25:559), which
-    takes Hanley and McNeil's variance at each end of the interval, so that an AUC of 1 in a few rows is no certainty.
-    """
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
-    half = (num_first + num_second) / 2 - 1
-
-    def variance(auc: float) -> float:
-        spread = 1 + half * ((1 - auc) / (2 - auc) + auc / (1 + auc))
-        return auc * (1 - auc) * spread / (num_first * num_second)
-
-    def beyond(auc: float) -> float:
-        return abs(auc - value) - z * math.sqrt(variance(auc))
-
-    near = 1e-9  # at 0 and 1 themselves the variance is 0, and the estimate its own limit
-    low = 0.0 if value <= near else float(optimize.brentq(beyond, 0.0, min(value, 1 - near)))  # type: ignore
-    high = 1.0 if value >= 1 - near else float(optimize.brentq(beyond, max(value, near), 1.0))  # type: ignore
-    return low, high
+    found = auc_interval(value, num_swapped, num_right)
+    return Auc(value, found.low, found.high, num_swapped, num_right)
 
 
 def _row(gate: str, num_damaged: int, num_dropped: int, num_right: int) -> dict[str, object]:
@@ -138,5 +119,5 @@ def _row(gate: str, num_damaged: int, num_dropped: int, num_right: int) -> dict[
 
 
 def _at_least(num: int, total: int) -> float:
-    """The lower end of the exact 95 % interval of a share; 0 of nothing."""
-    return float(stats.beta.ppf(0.025, num, total - num + 1)) if num else 0.0
+    """The lower end of the exact 95 % interval of a share (0..1); 0 of nothing."""
+    return exact_rate(num, total).low / 100

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from emu_data.formatting import format_number, format_span
+
 INK, SOFT = "#010203", "#040506"  # written out as CSS variables afterwards
 WIDTH = 4.2  # inches at 72 px: about the width of a phone, so that type keeps its size there
 
@@ -69,11 +71,11 @@ def interval_picture(rows: Sequence[tuple[str, Any]], x_label: str, title: str) 
     for place, (_, value) in enumerate(rows):
         if isinstance(value, (int, float)):
             axes.plot(value, place, "o", color="white", markeredgecolor="#777", markersize=7)
-            told = f"{value:.1f}"
+            told = format_number(value)
         else:
             axes.plot([value.low, value.high], [place, place], color="#222", linewidth=2, solid_capstyle="round")
             axes.plot(value.estimate, place, "o", color="#222", markersize=7, clip_on=False)
-            told = f"{value.estimate:.1f} ({value.low:.1f}–{value.high:.1f})"
+            told = f"{format_number(value.estimate)} ({format_span(value)})"
         axes.annotate(told, (102, place), va="center", annotation_clip=False, fontsize=9)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()

@@ -122,8 +122,8 @@ def describe_plan(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "signal": name,
-            "declared cost, ms": float(f"{plan.costs[name]:.3g}"),
-            "pass rate": round(plan.pass_rates[name], 3),
+            "declared cost, ms": plan.costs[name],
+            "pass rate": plan.pass_rates[name],
         }
         for name in plan.order
     ]

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from emu_data.files import atomic_dir, atomic_file
 from emu_reports.page import SCHEMA, TOY_LABEL, Run, describe_run, render, to_json
 from emu_reports.paper import FUNNEL
+from emu_reports.verdict import describe_verdict
 
 PICTURE = re.compile(r'(<img src=")([^"]+)(")')
 
@@ -30,7 +31,8 @@ def write_index(
 
     The page's pictures are copies, so that they stay those of its numbers when a report is made anew. A report that is
     missing, or was written by an older version, is left out and said to be missing. sizes: pictures at
-    "raw", "filtered", "generalists", "curated", as far as they are known. registered: data/registered_model.json.
+    "raw", "filtered", "generalists", "curated", as far as they are known. registered: data/registered_model.json, whose
+    verdict the page begins with.
     commands: what to type and what it does, shown at the end. ValueError: a report of another profile.
     """
     cards: list[Path] = []
@@ -54,7 +56,7 @@ def write_index(
         "missing": missing,
         "sizes": dict(sizes),
         "paper_sizes": FUNNEL,
-        "registered": dict(registered or {}),
+        "verdict": describe_verdict(registered),
         "commands": [{"command": command, "what": what} for command, what in commands],
     }
     in_order = sorted(cards, key=lambda card: (card.name, card))

@@ -3,10 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,21 @@ from markupsafe import Markup
 from PIL import Image
 
 from emu_data.files import atomic_dir, write_json
+from emu_data.formatting import (
+    format_count,
+    format_number,
+    format_p_value,
+    format_percent,
+    format_share,
+    format_signed,
+    format_significant,
+    format_span,
+)
 
 TOY_LABEL = "toy scale"
 # Of what report.json holds; raised when an entry is renamed or removed, so that the index leaves out a report
-# that an older version wrote until it is made again. 3: reports know contestants and bring their cards.
+# that an older version wrote until it is made again. 3: reports know contestants, bring their cards, and say what they
+# were made from; trainings say which step.
 SCHEMA = 3
 
 Picture = Image.Image | np.ndarray  # arrays are uint8 (H, W, 3)
@@ -38,25 +49,27 @@ class Card:
         return f"cards/{self.place:03d}-{self.template}.html"
 
 
-class Run(Protocol):
-    """What a page says about the run; params.yaml has it (`Params`)."""
+@dataclass(frozen=True)
+class Run:
+    """What a page says about itself. made_from: asset -> md5, by which DVC, Dagster and MLflow know its inputs.
 
-    @property
-    def profile(self) -> str: ...
+    Nothing here may come from a clock, or from where and by which commit it was made: a page is an asset's output
+    (docs/decisions/0011 and 0014).
+    """
 
-    @property
-    def toy(self) -> bool: ...
+    profile: str
+    toy: bool
+    made_from: Mapping[str, str] = field(default_factory=dict)
 
 
 def describe_run(run: Run, *labels: str) -> dict[str, Any]:
-    """The entries that every report.json has: schema, profile, and labels, "toy scale" first where it is
-    one.
-    """
+    """The entries that every report.json has. labels: "toy scale" comes first where it is one."""
     return {
         "schema": SCHEMA,
         "profile": run.profile,
         "is_toy": run.toy,
         "labels": [TOY_LABEL, *labels] if run.toy else [*labels],
+        "made_from": dict(run.made_from),
     }
 
 
@@ -133,49 +146,11 @@ def _environment() -> Environment:
         "number": format_number,
         "count": format_count,
         "span": format_span,
+        "percent": format_percent,
         "share": format_share,
+        "signed": format_signed,
+        "significant": format_significant,
         "p_value": format_p_value,
-        "duration": format_duration,
+        "sentence": lambda text: f"{text[:1].upper()}{text[1:]}.",
     }
     return environment
-
-
-def format_number(value: float | None, digits: int = 1) -> str:
-    """Fixed digits, a real minus; "–" for nothing."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def format_count(value: float | None) -> str:
-    """12 345, thousands set off by a thin space."""
-    return "–" if value is None else f"{int(value):,}".replace(",", "\u202f")
-
-
-def format_span(interval: Mapping[str, float | None], digits: int = 1) -> str:
-    """ "64.0 – 77.8", the interval alone."""
-    if interval["low"] is None or interval["high"] is None:
-        return ""
-    return f"{format_number(interval['low'], digits)} – {format_number(interval['high'], digits)}"
-
-
-def format_share(value: float | None, digits: int = 0) -> str:
-    """0..1 as per cent."""
-    return "–" if value is None else f"{100 * value:.{digits}f}\u202f%"
-
-
-def format_p_value(value: float | None) -> str:
-    """Two significant digits, "< 0.001" below that."""
-    if value is None:
-        return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.2g}"
-
-
-def format_duration(seconds: float | None) -> str:
-    """Seconds as "48 s", "7 min 5 s" or "2 h 10 min"."""
-    if seconds is None:
-        return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

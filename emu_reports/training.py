@@ -10,13 +10,14 @@ import pandas as pd
 from PIL import Image
 
 from emu_reports.charts import Series, line_chart
+from emu_reports.held_out import HeldOut, read_held_out
 from emu_reports.page import Card, Picture, Run, describe_run, write_report
 
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """One training. curves: columns step, loss, val_loss. preview: a grid of samples or of pictures and
-    reconstructions.
+    """One training. curves: columns step, loss, val_loss (NaN where none was measured). preview: a grid of samples, or
+    of pictures and reconstructions.
     """
 
     name: str
@@ -24,8 +25,7 @@ class TrainingStage:
     resolution: int
     num_rows: int
     num_parameters: int
-    num_steps: int
-    best_step: int
+    held_out: HeldOut
     stopped_early: bool
     curves: pd.DataFrame
     noise_offset: float | None = None
@@ -37,21 +37,17 @@ def read_training_stage(folder: Path, title: str) -> TrainingStage:
 
     Raises ValueError if the folder holds no finished training.
     """
-    meta_path, log_path, preview = (folder / name for name in ("meta.json", "metrics.jsonl", "preview.png"))
-    if not meta_path.is_file() or not log_path.is_file():
-        raise ValueError(f"{folder} holds no finished training (meta.json and metrics.jsonl); materialise its asset")
-    meta = json.loads(meta_path.read_text())
-    lines = [json.loads(line) for line in log_path.read_text().splitlines()]
-    result = meta["result"]
+    held_out, preview = read_held_out(folder), folder / "preview.png"
+    meta = json.loads((folder / "meta.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return TrainingStage(
         name=meta["name"],
         title=title,
         resolution=meta["resolution"],
         num_rows=meta["num_rows"],
         num_parameters=meta["num_parameters"],
-        num_steps=result["num_steps"],
-        best_step=result["best_step"],
-        stopped_early=result["stopped_early"],
+        held_out=held_out,
+        stopped_early=meta["result"]["stopped_early"],
         curves=pd.DataFrame(lines, columns=["step", "loss", "val_loss"]),
         noise_offset=meta["spec"].get("training", {}).get("noise_offset"),
         preview=Image.open(preview).convert("RGB") if preview.is_file() else None,
@@ -65,6 +61,7 @@ def write_training_report(directory: Path, stages: Sequence[TrainingStage], run:
     for stage in stages:
         entry = {name: getattr(stage, name) for name in TrainingStage.__dataclass_fields__ if name != "preview"}
         entry["preview"] = None
+        entry |= {"rose": stage.held_out.rose, "told": stage.held_out.describe()}
         if stage.preview is not None:
             pictures[f"preview-{stage.name}"] = stage.preview
             entry["preview"] = f"preview-{stage.name}.png"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from emu_data.formatting import format_signed
 from emu_reports.sheets import contact_sheet
 from emu_steps.layout import Layout
 from emu_steps.params import AutoencoderStudy, Params, Variant
@@ -21,10 +22,13 @@ NUM_SHOWN = 12  # held-out pictures in the report
 AT_ONCE = 64  # pictures coded at a time; chosen here
 
 
-def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[str, float], str, Image.Image]:
-    """Writes data/reports/autoencoder_study; returns metrics a variant, a Markdown table and a sheet at 1:1.
+def compare_variants(
+    layout: Layout, params: Params, rows: Path, made_from: Mapping[str, str]
+) -> tuple[dict[str, float], pd.DataFrame, Image.Image]:
+    """Writes data/reports/autoencoder_study; returns metrics per variant, a table of them and a sheet at 1:1.
 
-    The sheet has the originals in its first line and the reconstructions of each variant below.
+    The sheet has the originals in its first line and the reconstructions of each variant below. made_from: asset -> md5
+    of what it was made of, which the page names.
     """
     import torch
 
@@ -33,6 +37,7 @@ def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[s
     from emu_models.training.cache import to_images, to_tensor
     from emu_models.training.rows import load_rows
     from emu_reports.autoencoder import Step, VariantFindings, write_autoencoder_report
+    from emu_reports.page import Run
 
     section, folder = params.autoencoder_study, layout.model("autoencoder_study")
     held = load_rows(layout.raw, pd.read_parquet(rows), section.resolution).held
@@ -66,7 +71,12 @@ def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[s
     ]
     note = describe_steps(steps, section.variants, late_gains, len(held.images))
     write_autoencoder_report(
-        layout.report("autoencoder_study"), variants, steps, held.images, params, f"{note} {describe_losses(section)}"
+        layout.report("autoencoder_study"),
+        variants,
+        steps,
+        held.images,
+        Run(params.profile, params.toy, made_from),
+        f"{note} {describe_losses(section)}",
     )
     metrics: dict[str, float] = {"num_held_out": len(held.images)}
     for name, measured in found.items():
@@ -87,7 +97,7 @@ def compare_variants(layout: Layout, params: Params, rows: Path) -> tuple[dict[s
     num = min(NUM_SHOWN, len(held.images))
     labels = [label if i == 0 else "" for label in ("original", *rebuilt) for i in range(num)]
     sheet = contact_sheet(shown, labels, columns=num, tile=section.resolution)
-    return metrics, table.round(4).to_markdown(index=False), sheet
+    return metrics, table, sheet
 
 
 def choose_features(layout: Layout, section: AutoencoderStudy) -> "Features":
@@ -103,7 +113,7 @@ def choose_features(layout: Layout, section: AutoencoderStudy) -> "Features":
 def late_gain(folder: Path) -> float:
     """Held-out PSNR in dB that a training won in its last third, or since its first validation if that was later; 0 if
     it was validated once."""
-    log = pd.read_json(folder / "metrics.jsonl", lines=True)
+    log = pd.read_json(folder / "metrics.jsonl", lines=True).dropna(subset="val_psnr")
     early = log[log["step"] <= log["step"].max() * 2 / 3]
     since = early.iloc[-1] if len(early) else log.iloc[0]
     return float(log["val_psnr"].iloc[-1] - since["val_psnr"])
@@ -162,8 +172,8 @@ def _reason(step: "Step", variants: Mapping[str, Variant], late_gains: Mapping[s
     before, after = variants[step.before].latent_channels, variants[step.after].latent_channels
     gains = late_gains[step.before], late_gains[step.after]
     curves = (
-        f"in the last third of the training {before} channels won {gains[0]:+.2f} dB and {after} channels "
-        f"{gains[1]:+.2f} dB"
+        f"in the last third of the training {before} channels won {format_signed(gains[0], 2)} dB and {after} channels "
+        f"{format_signed(gains[1], 2)} dB"
     )
     if not is_below(step.difference.psnr, 0):
         return f"Between {before} and {after} channels {num_images} held-out pictures cannot tell the sign; {curves}."
@@ -180,5 +190,5 @@ def _told(step: "Step", variants: Mapping[str, Variant]) -> str:
 
 
 def _signed(interval, digits: int) -> str:
-    told = [f"{value:+.{digits}f}".replace("-", "−") for value in (interval.estimate, interval.low, interval.high)]
+    told = [format_signed(value, digits) for value in (interval.estimate, interval.low, interval.high)]
     return f"{told[0]} ({told[1]} to {told[2]})" if interval.low == interval.low else f"{told[0]} (no interval)"

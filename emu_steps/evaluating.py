@@ -9,6 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from emu_data.files import atomic_dir, write_parquet
+from emu_data.formatting import format_number
 from emu_data.ledger import read_ledger
 from emu_data.shards import read_images, read_manifest
 from emu_reports.sheets import contact_sheet
@@ -135,9 +136,8 @@ def nearest_sheet(
     order = np.argsort(nearest["pixel_distance"].to_numpy(), kind="stable")[:NUM_NEAREST]
     place = {key: i for i, key in enumerate(curated_keys)}
     pairs = [p for i in order for p in (images[i], curated[place[nearest["nearest_pixel_key"].iloc[i]]])]
-    labels = [
-        t for i in order for t in (prompts["prompt"].iloc[i], f"curated, {nearest['pixel_distance'].iloc[i]:.3f} away")
-    ]
+    away = [format_number(distance, 3) for distance in nearest["pixel_distance"]]
+    labels = [text for i in order for text in (prompts["prompt"].iloc[i], f"curated, {away[i]} away")]
     return contact_sheet(np.stack(pairs), labels, columns=8, tile=SHEET_TILE)
 
 
@@ -159,6 +159,7 @@ def report_automatically(
     from emu_models.evaluation.reconstruction import frechet_distance
     from emu_models.judge_training import HELD_FILE
     from emu_reports.evaluation import AutomaticFindings, write_automatic_report
+    from emu_reports.page import Run
 
     seed = params.automatic_report.seed
     judge, judge_error = load_faithfulness_judge(layout.model("faithfulness_judge"), layout.root)
@@ -208,7 +209,7 @@ def report_automatically(
         pictures,
         curated_keys,
         curated_images,
-        params,
+        Run(params.profile, params.toy, judged),
     )
     metrics: dict[str, float] = {}
     for who, rates in naming.items():

@@ -11,6 +11,7 @@ from PIL import Image
 from emu_data.cascade import Funnel, measure_group, read_values
 from emu_data.engine import Engine
 from emu_data.files import atomic_dir
+from emu_data.formatting import format_significant
 from emu_data.ledger import (
     LIMITS,
     Thresholds,
@@ -96,9 +97,10 @@ class Timings:
         """Said where another order would be much cheaper here."""
         if self.expected is None or self.expected[0] < MUCH_DEARER * self.expected[1]:
             return None
+        expected, best = map(format_significant, self.expected)
         return (
-            f"in the cascade's order a picture takes about {self.expected[0]:.3g} ms here, in the order of the costs "
-            f"as measured {self.expected[1]:.3g}: the costs that the signals declare (emu_data/signals) do not fit "
+            f"in the cascade's order a picture takes about {expected} ms here, in the order of the costs "
+            f"as measured {best}: the costs that the signals declare (emu_data/signals) do not fit "
             "this machine or this corpus"
         )
 
@@ -208,12 +210,16 @@ def _only(policy: Thresholds, gates: list[str]) -> Thresholds:
     return {limit.field: policy[limit.field] if limit.gate in gates else None for limit in LIMITS}
 
 
-def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], pd.DataFrame | None, Image.Image]:
+def publish_filtered(
+    layout: Layout, params: Params, made_from: Mapping[str, str]
+) -> tuple[dict[str, float], pd.DataFrame | None, Image.Image]:
     """Applies the gates that need the whole corpus, writes data/filtered and the funnel report.
 
-    Returns counts, the gates' precision and recall (None where no damage is known), a contact sheet.
+    made_from: asset -> md5 of what it is made of, which the report names. Returns counts, the gates' precision and
+    recall (None where no damage is known), a contact sheet.
     """
     from emu_reports.funnel import read_findings, write_funnel_report
+    from emu_reports.page import Run
 
     missing = [s.stem for s in list_shards(layout.raw) if not (layout.ledger / f"{s.stem}.parquet").is_file()]
     if missing:
@@ -241,7 +247,7 @@ def publish_filtered(layout: Layout, params: Params) -> tuple[dict[str, float], 
             counts |= {"alignment_auc": auc.value, "alignment_auc_low": auc.low, "num_swapped": auc.num_swapped}
         for row in quality.to_dict(orient="records"):
             counts[f"precision_{row['gate']}"], counts[f"recall_{row['gate']}"] = row["precision"], row["recall"]
-    write_funnel_report(layout.report("filtered_corpus"), findings, counts, params)
+    write_funnel_report(layout.report("filtered_corpus"), findings, counts, Run(params.profile, params.toy, made_from))
     shown = kept.head(40)
     sheet = contact_sheet(read_images(layout.filtered, shown["key"].tolist(), 96), shown["concept"].tolist())
     return counts, quality, sheet

@@ -23,22 +23,29 @@ COMMANDS = [
 ]
 
 
-def write_front_page(layout: Layout, params: Params, reports: Sequence[str]) -> dict[str, float]:
-    """Writes the training report, the index and its pictures; returns the sizes of the funnel. reports: the
-    assets whose cards it shows.
+def write_front_page(
+    layout: Layout, params: Params, reports: Sequence[str], made_from: Mapping[str, str]
+) -> dict[str, float]:
+    """Writes the training report, the index and its pictures; returns the sizes of the funnel.
 
+    reports: the assets whose cards it shows.
+
+    made_from: asset -> md5 of what they are made of, which the pages name.
     ValueError: a report of another profile, or a training that is not finished.
     """
     from emu_reports.index import write_index
+    from emu_reports.page import Run
     from emu_reports.training import read_training_stage, write_training_report
 
     training = layout.training_report
     stages = [read_training_stage(layout.model(name), title) for name, title in TRAININGS.items()]
-    write_training_report(training, stages, params)
+    run = Run(params.profile, params.toy, made_from)
+    of_trainings = {name: md5 for name, md5 in made_from.items() if name in TRAININGS}
+    write_training_report(training, stages, Run(params.profile, params.toy, of_trainings))
     sizes, registered = read_sizes(layout), read_registered(layout)
     generate = (generate_command(registered), "pictures from the registered model")
     folders = [*(layout.report(name) for name in reports), training]
-    write_index(layout.index, layout.report("front_page"), folders, params, sizes, registered, [*COMMANDS, generate])
+    write_index(layout.index, layout.report("front_page"), folders, run, sizes, registered, [*COMMANDS, generate])
     return {f"num_{name}": size for name, size in sizes.items()}
 
 
@@ -51,7 +58,7 @@ def read_report(layout: Layout, name: str) -> dict[str, Any]:
 
 
 def read_registered(layout: Layout) -> dict[str, Any]:
-    """Name, version, alias and reasons of what was registered last."""
+    """Name, version, alias, verdicts by report and tags of what was registered last."""
     return json.loads(layout.registered.read_text())
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from emu_data.formatting import format_percent, format_span
 from emu_data.ledger import read_ledger
 from emu_data.shards import read_images
 from emu_data.votes.agreement import measure_agreement
@@ -101,9 +102,7 @@ def told_error(error: Mapping[str, Any]) -> str:
     if not error["num_pairs"]:
         return "No pair was there to test it on."
     interval = error["error"]
-    told = (
-        f"Wrong: {interval['estimate']:.1f} %, {interval['low']:.1f} to {interval['high']:.1f} (exact 95 % interval)."
-    )
+    told = f"Wrong: {format_percent(interval['estimate'])}, {format_span(interval)} (exact 95 % interval)."
     rows = [(right, num_right, num) for right, (num_right, num) in error["by_right"].items()]
     rows.append(("all", error["num_pairs"] - error["num_wrong"], error["num_pairs"]))
     return f"{told}\n\n{pd.DataFrame(rows, columns=['right answer', 'found', 'of']).to_markdown(index=False)}"
@@ -118,6 +117,7 @@ def report_preference(
     """
     from emu_data.votes.preference import position_bias, self_consistency, summarise_preference
     from emu_models.evaluation.judge import read_judge_error
+    from emu_reports.page import Run
     from emu_reports.preference import picture_preference, write_preference_report
 
     name = f"{axis}_report"
@@ -172,7 +172,7 @@ def report_preference(
         bias,
         consistency,
         recorded.head,
-        params,
+        Run(params.profile, params.toy, judged),
         judge_error,
     )
     known = {metric: value for metric, value in metrics.items() if value == value}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emu_data.files import atomic_file
+from emu_data.formatting import format_significant
+from emu_reports.held_out import HeldOut, read_held_out
 from emu_steps.choosing import read_chosen_by
 from emu_steps.layout import Layout
 from emu_steps.params import Params, tunes_ours
@@ -33,7 +35,7 @@ class CardFacts:
     digests: dict[str, str]
     metrics: dict[str, float]
     resolution: int
-    num_steps: int
+    held_out: HeldOut
     labels: list[str]
     limits: list[str]
     is_ours: bool
@@ -72,7 +74,7 @@ def gather_facts(layout: Layout, params: Params, key: str, inputs: Mapping[str, 
         digests={name: digest for name, digest in inputs.items() if digest},
         metrics={name: float(value) for name, value in meta["result"]["metrics"].items()},
         resolution=meta["resolution"],
-        num_steps=meta["result"]["num_steps"],
+        held_out=read_held_out(layout.model(key)),
         labels=labels,
         limits=_limits(meta, is_tuned),
         is_ours=brought is None,
@@ -116,11 +118,13 @@ def render_card(facts: CardFacts) -> str:
     lines += [f"| {name} | `{md5}` |" for name, md5 in facts.digests.items()]
     lines += [
         "",
-        f"## Measured after {facts.num_steps} steps at {facts.resolution} px",
+        f"## Measured at step {facts.held_out.published_step} and {facts.resolution} px",
         "| metric | value |",
         "|---|---|",
     ]
-    lines += [f"| {name} | {value:.4g} |" for name, value in facts.metrics.items()]
+    lines += [f"| {name} | {format_significant(value)} |" for name, value in facts.metrics.items()]
+    told = facts.held_out.describe()
+    lines += ["", f"{told[0].upper()}{told[1:]}."]
     lines += ["", "Losses only; what judges say of the pictures is in the registry and the reports, not here."]
     lines += ["", "## Limits", *(f"- {text}" for text in facts.limits), ""]
     return "\n".join(lines)

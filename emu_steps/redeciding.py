@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from emu_data.formatting import format_count, format_share
 from emu_data.ledger import (
     GATES,
     LIMITS,
@@ -27,6 +28,7 @@ from emu_data.ledger import (
 )
 from emu_data.selection import create_clusters, decide_corpus
 from emu_reports.funnel import example_rows, read_findings, unreadable_reasons, write_funnel_report
+from emu_reports.page import Run
 from emu_steps.filtering import selection_policy
 from emu_steps.layout import Layout
 from emu_steps.params import FilteredCorpus, Params, Policy
@@ -124,7 +126,9 @@ def show_funnel(layout: Layout, params: Params, texts: Sequence[str], gate: str 
             _print_examples(console, con, now, gate)
         findings = read_findings(con, layout.raw, layout.signals, layout.damage, after, now)
     report = layout.report("funnel")
-    write_funnel_report(report, findings, {}, params, before, [str(change) for change in changes])
+    write_funnel_report(
+        report, findings, {}, Run(params.profile, params.toy), before, [str(change) for change in changes]
+    )
     for change in changes:
         line = _line_of(layout, change)
         console.print(
@@ -190,7 +194,7 @@ def _table(params: Params, before: Mapping[str, int], after: Mapping[str, int] |
         was = before.get(gate, 0)
         if gate == UNMEASURED and not dropped and not was:
             continue
-        cells = [f"{num_in}", f"{dropped}", f"{dropped / num_in:.1%}" if num_in else "–", f"{row['num_out']}"]
+        cells = [f"{num_in}", f"{dropped}", format_share(dropped / num_in if num_in else None, 1), f"{row['num_out']}"]
         table.add_row(gate, *cells, *((f"{was}", f"{dropped - was:+d}") if after is not None else ()))
     kept, was = shown.get("", 0), before.get("", 0)
     table.add_row("kept", "", "", "", f"{kept}", *((f"{was} kept", f"{kept - was:+d}") if after is not None else ()))
@@ -200,7 +204,8 @@ def _table(params: Params, before: Mapping[str, int], after: Mapping[str, int] |
 def _print_unmeasured(console: Console, num: int, found: Estimate) -> None:
     console.print(
         f"{num} rows would have to be measured first (emu materialize filter_ledger). Of these "
-        f"{found.expected:.0f} would pass the row gates, 95 % between {found.low:.0f} and {found.high:.0f}, "
+        f"{format_count(found.expected)} would pass the row gates, 95 % between {format_count(found.low)} and "
+        f"{format_count(found.high)}, "
         f"from {found.num_control} rows of the control sample that come as far"
         + ("" if found.num_control else ": none, so this says nothing"),
         highlight=False,

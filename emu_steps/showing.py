@@ -12,6 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from emu_data.formatting import format_significant
 from emu_data.ledger import LIMITS, Limit, open_ledger
 from emu_data.shards import MANIFEST_NAME, read_manifest, read_many
 from emu_data.votes.rounds import EXPORT_NAME
@@ -164,8 +165,8 @@ def _values(picture: Picture) -> Table:
         table.add_column(title, justify="right" if justify else "left")
     for held in picture.held:
         sign = "at least" if held.limit.is_minimum else "at most"
-        value = "not measured" if held.value is None else f"{held.value:.4g}"
-        threshold = "off" if held.threshold is None else f"{sign} {held.threshold:g}"
+        value = "not measured" if held.value is None else format_significant(held.value)
+        threshold = "off" if held.threshold is None else f"{sign} {format_significant(held.threshold)}"
         table.add_row(held.limit.gate, held.limit.column, value, threshold, "[red]fails[/]" if held.breaks else "")
     return table
 

@@ -7,7 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from emu_steps.front_page import generate_command, read_registered, read_report, read_sizes
+from emu_data.formatting import format_number, format_percent, format_span
+from emu_reports.held_out import read_held_out
+from emu_reports.verdict import describe_verdict
+from emu_steps.front_page import TRAININGS, generate_command, read_registered, read_report, read_sizes
 from emu_steps.layout import Layout, project_root
 from emu_steps.params import read_params
 
@@ -36,33 +39,33 @@ def summary_lines(layout: Layout) -> dict[str, str]:
     sizes, registered = read_sizes(layout), read_registered(layout)
     study, auto = read_report(layout, "autoencoder_study"), read_report(layout, "automatic_report")
     psnr = {variant["name"]: variant["reconstruction"]["psnr"]["estimate"] for variant in study["variants"]}
-    names = ("autoencoder", "pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned")
-    learned = {name: json.loads((layout.model(name) / "meta.json").read_text())["result"] for name in names}
-    losses = {name: result["metrics"]["val_loss"] for name, result in learned.items()}
+    learned = {name: read_held_out(layout.model(name)) for name in TRAININGS}
+    trained_psnr = json.loads((layout.model("autoencoder") / "meta.json").read_text())["result"]["metrics"]["val_psnr"]
     chosen_by = read_chosen_by(layout)
     return {
+        "verdict": "{headline}: {because}".format(**describe_verdict(registered)),
         "funnel": f"{sizes['raw']} rows -> {sizes['filtered']} filtered -> {sizes['generalists']} by generalists -> "
         f"{sizes['curated']} curated ({chosen_by})",
         "autoencoder": "PSNR "
-        + ", ".join(f"{name} {value:.1f}" for name, value in psnr.items())
-        + f" dB; trained on: {learned['autoencoder']['metrics']['val_psnr']:.1f} dB",
-        "held-out loss": f"low {losses['pretrained_low']:.3f}, mid {losses['pretrained_mid']:.3f}, full "
-        f"{losses['pretrained_full']:.3f}; tuned {losses['quality_tuned']:.3f} at step "
-        f"{learned['quality_tuned']['best_step']}",
+        + ", ".join(f"{name} {format_number(value)}" for name, value in psnr.items())
+        + f" dB; trained on: {format_number(trained_psnr)} dB",
+        "held-out loss": "\n".join(f"{name}: {found.describe()}" for name, found in learned.items()),
         "appeal": _describe_preference(read_report(layout, "appeal_report")),
         "faithfulness": _describe_preference(read_report(layout, "faithfulness_report")),
         "named in top 5": ", ".join(
-            f"{who} {auto['naming'][who]['top_5']['estimate']:.0f} %"
+            f"{who} {format_percent(auto['naming'][who]['top_5']['estimate'])}"
             for who in ("real", *auto["contestants"])
             if who in auto["naming"]
         ),
-        "registry": f"models:/{registered['name']}/{registered['version']} is {registered['alias']}",
     }
 
 
 def _describe_preference(report: dict[str, Any]) -> str:
     found = report["preference"]
     win, lose = found["win"], found["lose"]
-    span = "" if win["low"] is None else f" [{win['low']:.1f}, {win['high']:.1f}]"
+    span = f" ({ends})" if (ends := format_span(win)) else ""
     candidate, _ = report["comparison"]
-    return f"{candidate} wins {win['estimate']:.1f} %{span}, loses {lose['estimate']:.1f} % ({report['voters']})"
+    return (
+        f"{candidate} wins {format_percent(win['estimate'])}{span}, loses {format_percent(lose['estimate'])} "
+        f"({report['voters']})"
+    )

@@ -8,6 +8,7 @@ take counts, with the prompt (or picture) as the unit, and make the interval the
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from emu_data.formatting import format_percent, format_share, format_signed, format_significant
 from emu_data.votes.intervals import exact_rate, is_above, is_below, paired_difference
 from emu_data.votes.power import POWER, prompts_for_non_inferiority, trials_for_share
 
@@ -47,8 +48,8 @@ def appeal_verdict(
             f"{needed} decided prompts would show it {_POWER}",
         )
     told += (
-        f": {found.estimate:.1f} % of the decided, at least {found.low:.1f} % ({_level(confidence)}), asked for is "
-        f"more than {_percent(min_win)}"
+        f": {format_percent(found.estimate)} of the decided, at least {format_percent(found.low)} "
+        f"({_level(confidence)}), asked for is more than {_percent(min_win)}"
     )
     if not passed:
         needed = trials_for_share(num_won / num_decided, min_win, confidence)
@@ -73,8 +74,8 @@ def faithfulness_verdict(
     told = f"faithfulness: of {num_prompts} prompts the candidate wins {num_won} and loses {num_lost}"
     if num_prompts:
         told += (
-            f": win less lose is {_signed(found.estimate)} points, at least {_signed(found.low)} (one-sided "
-            f"{_percent(0.5 + confidence / 2)}), allowed is a loss of less than {margin:.3g}"
+            f": win less lose is {format_signed(found.estimate)} points, at least {format_signed(found.low)} "
+            f"(one-sided {_percent(0.5 + confidence / 2)}), allowed is a loss of less than {format_significant(margin)}"
         )
     if not is_harmless:
         win, lose = (num_won / num_prompts, num_lost / num_prompts) if num_prompts else (0.0, 0.0)
@@ -106,7 +107,9 @@ def copy_verdict(
         return Verdict(False, "near-copies: there is no picture of the candidate to look at")
     passed, told = _share_below("near-copies:", num_near, num_pictures, "pictures", max_share, confidence)
     compared = [
-        f"{exact_rate(near, num).estimate:.1f} % of {who}" for who, (near, num) in (others or {}).items() if num
+        f"{format_percent(exact_rate(near, num).estimate)} of {who}"
+        for who, (near, num) in (others or {}).items()
+        if num
     ]
     return Verdict(passed, told + (f" (to compare: {', '.join(compared)})" if compared else ""))
 
@@ -115,15 +118,15 @@ def _share_below(head: str, num: int, total: int, noun: str, bound: float, confi
     found = exact_rate(num, total, confidence)
     passed = is_below(found, 100 * bound)
     told = (
-        f"{head} {num} of {total} {noun}, {found.estimate:.1f} %, at most {found.high:.1f} % ({_level(confidence)}), "
-        f"allowed is less than {_percent(bound)}"
+        f"{head} {num} of {total} {noun}, {format_percent(found.estimate)}, at most {format_percent(found.high)} "
+        f"({_level(confidence)}), allowed is less than {_percent(bound)}"
     )
     if not passed:
         told += _needed(trials_for_share(1 - num / total, 1 - bound, confidence), noun, total, total)
     return passed, told
 
 
-_POWER = f"in {100 * POWER:.0f} % of rounds"
+_POWER = f"in {format_share(POWER)} of rounds"
 
 
 def _needed(needed: int | None, noun: str, num: int, num_all: int) -> str:
@@ -139,8 +142,4 @@ def _level(confidence: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.4g} %"
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.1f}".replace("-", "−")
+    return f"{format_significant(100 * share)} %"

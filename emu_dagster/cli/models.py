@@ -46,6 +46,7 @@ def aesthetics_head(
     ),
 ) -> None:
     """Learn from the votes what raters keep; filter_ledger.signals.aesthetics_head then scores every picture by it."""
+    from emu_data.formatting import format_number
     from emu_steps.aesthetics_head import fit_from_votes
     from emu_steps.layout import Layout
     from emu_steps.params import read_params
@@ -59,7 +60,7 @@ def aesthetics_head(
         raise ValueError(f"--out {out}: there is no folder {path.parent}; make it, or give another file")
     fitted = fit_from_votes(layout, params, path)
     print(f"{out}: fitted to {fitted.num_pictures} pictures with {fitted.voters}")
-    print(f"leave-one-out R squared {fitted.r_squared:.2f} (1 is perfect, 0 no better than the mean)")
+    print(f"leave-one-out R squared {format_number(fitted.r_squared, 2)} (1 is perfect, 0 no better than the mean)")
     print(f"to use it: filter_ledger.signals.aesthetics_head: {out} in params.yaml")
 
 

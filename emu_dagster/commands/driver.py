@@ -31,6 +31,7 @@ from emu_dagster.machine.processes import describe_process, one_at_a_time
 from emu_dagster.machine.surroundings import refuse_surroundings
 from emu_dagster.resources.dvc import DvcRecord
 from emu_dagster.resources.instance import open_instance, record_missing
+from emu_data.formatting import format_duration
 from emu_steps.layout import Layout, project_root
 
 
@@ -131,7 +132,7 @@ def materialize_one(key: str, instance: dg.DagsterInstance) -> None:
             print(f"    {key}: {entry.user_message}", flush=True)
     if not result.success:
         raise MaterializationFailed(_describe(key, result))
-    print(f"    {key} done in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"    {key} done in {format_duration(time.monotonic() - began)}", flush=True)
 
 
 def origin_of(job_name: str) -> RemoteJobOrigin:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import dagster as dg
 from rich.console import Console
@@ -12,6 +12,7 @@ from emu_dagster.commands.driver import ancestors, in_order, stale_now
 from emu_dagster.definitions import defs
 from emu_dagster.machine.surroundings import refuse_surroundings
 from emu_dagster.resources.instance import open_instance
+from emu_data.formatting import format_duration
 from emu_steps.layout import project_root
 
 
@@ -65,7 +66,7 @@ def print_status(console: Console | None = None) -> None:
         table.add_column(title, justify="right" if justify == "right" else "left", overflow="fold")
     for one in standing:
         made = f"{one.made:%Y-%m-%d %H:%M}" if one.made else "never"
-        table.add_row(one.key, _state(one), made, _duration(one.seconds))
+        table.add_row(one.key, _state(one), made, format_duration(one.seconds))
     console.print(table)
     console.print(
         _outlook([one for one in standing if one.is_open], "everything is up to date"),
@@ -109,10 +110,4 @@ def _outlook(going: Sequence[Standing], nothing: str) -> str:
     if not known:
         return f"{made}; how long that takes is not known, since none was made here before"
     unknown = f", and {len(going) - len(known)} that were never timed here" if len(known) < len(going) else ""
-    return f"{made}: at most about {_duration(sum(known))}, by what they took last{unknown}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return f"{seconds:.0f} s" if seconds < 120 else str(timedelta(seconds=round(seconds)))
+    return f"{made}: at most about {format_duration(sum(known))}, by what they took last{unknown}"

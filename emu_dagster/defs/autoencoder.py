@@ -45,7 +45,7 @@ def autoencoder_study(record: Record) -> dg.MaterializeResult:
         for name, r in zip(section.variants, results, strict=True)
         if "timings" in r
     }
-    metrics, table, preview = compare_variants(layout, record.params, rows)
+    metrics, table, preview = compare_variants(layout, record.params, rows, record.inputs)
     return record.result(
         metrics | seconds,
         pictures={"reconstructions": preview},

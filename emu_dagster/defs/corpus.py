@@ -110,7 +110,7 @@ def filtered_corpus(record: Record) -> dg.MaterializeResult:
     """
     from emu_steps.filtering import publish_filtered
 
-    counts, quality, sheet = publish_filtered(record.layout, record.params)
+    counts, quality, sheet = publish_filtered(record.layout, record.params, record.inputs)
     return record.result(
         counts,
         pictures={"contact_sheet": sheet},

@@ -18,9 +18,8 @@ def judged_by(record: Record) -> dict[str, str]:
     """asset -> md5 of what an asset's result is about: all that it reads, and, of evaluation_images, what drew them."""
     from emu_steps.contestants import read_drawn
 
-    reads = sorted((record.layout.readable or frozenset()) - {record.key})
-    found = {asset: md5 for asset in reads if (md5 := record.dvc.digest_of(asset))}
-    if "evaluation_images" in reads:
+    found = record.inputs
+    if "evaluation_images" in found:
         found |= read_drawn(record.layout).judged
     return found
 
@@ -145,6 +144,7 @@ def front_page(record: Record) -> dg.MaterializeResult:
     from emu_steps.front_page import write_front_page
 
     layout = record.layout
-    sizes = write_front_page(layout, record.params, reports_of(layout.readable or frozenset()))
+    reports = reports_of(layout.readable or frozenset())
+    sizes = write_front_page(layout, record.params, reports, record.inputs)
     pages = {"front_page": layout.index, "trainings": layout.training_report / "index.html"}
     return record.result(sizes, pages=pages)

@@ -13,13 +13,13 @@ from urllib.parse import urlencode
 import dagster as dg
 
 from emu_dagster.resources.addresses import mlflow_address, report_address
+from emu_data.formatting import rounded
 from emu_steps.layout import Layout
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OPEN_CHARACTERS = 1000  # dagster-webserver 1.13.27, MetadataEntry.tsx
-DIGITS = 4  # significant ones; chosen here
 
 
 def shown(
@@ -47,24 +47,11 @@ def shown(
         entries[name] = dg.MetadataValue.url(report_address(layout, file.relative_to(layout.index.parent).as_posix()))
     address = f"{mlflow}/#/experiments/{experiment_id}/runs/{run_id}"
     entries["mlflow_run"] = dg.MetadataValue.md(f"[this run in MLflow]({address})")
-    entries |= {name: readable(value) for name, value in metrics.items()}
+    entries |= {name: rounded(value) for name, value in metrics.items()}
     for name, table in (tables or {}).items():
         if not isinstance(table, str):
-            rows = [{str(k): readable(v) for k, v in row.items()} for row in table.to_dict(orient="records")]
+            rows = [{str(k): rounded(v) for k, v in row.items()} for row in table.to_dict(orient="records")]
             entries[name] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
         else:
             entries[name] = dg.MetadataValue.md(table)
     return entries
-
-
-def readable(value: Any) -> Any:
-    """A whole number as int, another with four significant digits (from 1000 on rounded to whole ones); NaN as "–"."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return value
-    if value != value:
-        return "–"
-    if value in (float("inf"), float("-inf")):
-        return float(value)
-    if value == int(value) or abs(value) >= 10 ** (DIGITS - 1):
-        return round(value)
-    return float(f"{value:.{DIGITS}g}")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 logger = logging.getLogger(__name__)
+GATHER_SECONDS = 1.0  # for which metrics are gathered into one message; chosen here: a step may take milliseconds
+BATCH = 1000  # metrics that MLflow takes in one call
 RETRY_SECONDS = 20.0  # after a failure, until the tracker is tried again; chosen here
 CLOSE_SECONDS = 5.0  # for the last messages when a training ends; what is left is sent by the asset
 # MLflow's codes for a message that it will never take, such as for a run that somebody has deleted.
@@ -88,7 +90,9 @@ def _send(client: "MlflowClient", message: dict[str, Any]) -> None:
 
     run_id = message["run_id"]
     if "metrics" in message:
-        client.log_batch(run_id, metrics=[Metric(*values) for values in message["metrics"]])
+        metrics = [Metric(*values) for values in message["metrics"]]
+        for start in range(0, len(metrics), BATCH):
+            client.log_batch(run_id, metrics=metrics[start : start + BATCH])
     if "image" in message:
         picture = Image.open(io.BytesIO(base64.b64decode(message["image"])))
         client.log_image(run_id, picture, key=message["key"], step=message["step"], synchronous=True)
@@ -101,15 +105,25 @@ class Outbox:
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
+        self._gathered: list[list[Any]] = []
+        self._left = float("-inf")  # when metrics left last; the first do at once
         self._news, self._ends = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._deliver, daemon=True)
         self._thread.start()
         atexit.register(self.close)
 
     def put_metrics(self, prefix: str, step: int, metrics: dict[str, float]) -> None:
+        """Metrics of a step as PREFIX/name. They leave together with those of the steps of the same second, so that a
+        kill costs a second of a curve."""
         now = int(time.time() * 1000)
-        values = [[f"{prefix}/{name}", float(value), now, step] for name, value in metrics.items()]
-        leave_message(self.uri, self.run_id, metrics=values)
+        self._gathered += [[f"{prefix}/{name}", float(value), now, step] for name, value in metrics.items()]
+        if time.monotonic() - self._left >= GATHER_SECONDS:
+            self._leave_metrics()
+
+    def _leave_metrics(self) -> None:
+        if self._gathered:
+            leave_message(self.uri, self.run_id, metrics=self._gathered)
+        self._gathered, self._left = [], time.monotonic()
         self._news.set()
 
     def put_picture(self, key: str, step: int, picture: "Image.Image") -> None:
@@ -121,6 +135,7 @@ class Outbox:
 
     def close(self) -> None:
         """Gives the thread CLOSE_SECONDS to send what is left."""
+        self._leave_metrics()
         self._ends.set()
         self._news.set()
         self._thread.join(CLOSE_SECONDS)

@@ -5,9 +5,10 @@ in Dagster and its digest in MLflow: the one key that all three hold.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ import dagster as dg
 from PIL import Image
 
 from emu_dagster.declarations.given import give_params, values_of
+from emu_dagster.machine.commit import running_commit
+from emu_dagster.resources.addresses import report_address
 from emu_dagster.resources.dvc import DvcRecord, Snapshot
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_dagster.resources.instance import INPUTS
@@ -48,24 +51,35 @@ class Record:
     profile: str
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """asset -> md5 of all that the asset reads, as far as DVC has recorded it."""
+        reads = sorted((self.layout.readable or frozenset()) - {self.key})
+        return {asset: md5 for asset in reads if (md5 := self.dvc.digest_of(asset))}
+
+    @property
     def section(self) -> Any:
         """The section of params.yaml that has the asset's name."""
         return getattr(self.params, self.key)
 
     def trained(self, result: Mapping[str, Any]) -> dg.MaterializeResult:
-        """The result of an asset that trained one model: its last metrics, curve and preview."""
+        """The result of an asset that trained one model: the metrics of the published step, the held-out loss of that
+        step and of the best one, and the preview."""
+        from emu_reports.held_out import read_held_out
+
         folder = self.layout.model(self.key)
-        meta = json.loads((folder / "meta.json").read_text())
+        meta, held_out = json.loads((folder / "meta.json").read_text()), read_held_out(folder)
         numbers = {
             **result["metrics"],
-            "num_steps": result["num_steps"],
-            "best_step": result["best_step"],
+            "published_step": held_out.published_step,
+            "published_val_loss": held_out.published_loss,
+            "best_step": held_out.best_step,
+            "best_val_loss": held_out.best_loss,
             **result.get("timings", {}),
             "num_parameters": meta["num_parameters"],
             "num_rows": meta["num_rows"],
         }
         pictures: dict[str, Path | Image.Image] = {"preview": folder / "preview.png"}
-        return self.result(numbers, pictures=pictures)
+        return self.result(numbers, pictures=pictures, tables={"held_out_loss": held_out.describe()})
 
     def result(
         self,
@@ -94,19 +108,37 @@ class Record:
             else:
                 logged[name] = f"{name}.png"
                 mlflow.log_image(picture, logged[name])
-        for page in (pages or {}).values():
-            mlflow.log_artifact(str(page), "report")
+        self._copy_pages((pages or {}).values(), md5)
         experiment_id = self.mlflow_environment["MLFLOW_EXPERIMENT_ID"]
         entries = shown(self.layout, experiment_id, self.run_id, metrics, logged, pages, tables)
         facts: dict[str, Any] = {
             "profile": self.profile,
             "md5": md5,
+            "commit": running_commit(),
             INPUTS: dg.MetadataValue.json(self.before.describe()),
         }
         if changed := self.dvc.changed_since(self.before):
             # what was read of a dep that changed meanwhile cannot be known to the byte; the asset is stale now
             facts["changed_while_it_was_made"] = ", ".join(changed)
         return dg.MaterializeResult(metadata=entries | facts, data_version=dg.DataVersion(data_version or md5))
+
+    def _copy_pages(self, pages: Iterable[Path], md5: str) -> None:
+        """Logs each page to MLflow as one file, which says when and by which commit it was made (the page must not)."""
+        import mlflow
+
+        from emu_reports.standalone import standalone
+
+        run, top = mlflow.active_run(), self.layout.index.parent
+        assert run is not None
+        began = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+        facts = {
+            "MLflow's copy, of the run begun": f"{began:%Y-%m-%d %H:%M} UTC",
+            "code of commit": running_commit(),
+            f"{self.key} has md5": md5,
+        }
+        for page in pages:
+            copied = standalone(page, top, lambda path: report_address(self.layout, path), facts)
+            mlflow.log_text(copied, f"reports/{page.relative_to(top).as_posix()}")
 
 
 class Recorder(dg.ConfigurableResource):
@@ -142,7 +174,13 @@ class Recorder(dg.ConfigurableResource):
             digests = {asset: self.dvc.digest_of(asset) for asset in declaration.inputs(params, layout)}
             given = values_of(params, [*declaration.params, *declaration.how])
             with self.mlflow.run_for(context, given, {asset: md5 for asset, md5 in digests.items() if md5}) as run:
-                mlflow.set_tags({"emu.profile": params.profile, "emu.toy": str(params.toy).lower()})
+                mlflow.set_tags(
+                    {
+                        "emu.profile": params.profile,
+                        "emu.toy": str(params.toy).lower(),
+                        "emu.commit": running_commit(),
+                    }
+                )
                 names = (*declaration.params, *declaration.how, *declaration.files)
                 yield Record(
                     context,

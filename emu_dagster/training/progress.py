@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from emu_data.formatting import format_duration, format_significant
+
 SECONDS = 5.0  # between two events; chosen here: an event is a row in Dagster's database for ever
 SHOWN = ("loss", "val_loss", "val_psnr")  # of a training's metrics, in this order
 
@@ -33,13 +35,7 @@ class Progress:
         metrics = metrics or {}
         speed = metrics.get("steps_per_second") or (done - done_before) / max(now - began, 1e-9)
         parts = [f"{self._unit} {done} of {total}"]
-        parts += [f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in SHOWN if name in metrics]
+        parts += [f"{name.replace('_', ' ')} {format_significant(metrics[name])}" for name in SHOWN if name in metrics]
         if done < total and speed > 0:
-            parts.append(f"about {_duration((total - done) / speed)} left")
+            parts.append(f"about {format_duration((total - done) / speed)} left")
         self._tell(f"{self._name}: {', '.join(parts)}")
-
-
-def _duration(seconds: float) -> str:
-    from emu_reports.page import format_duration
-
-    return format_duration(seconds)

@@ -98,9 +98,9 @@ class Signal(ABC):
         """
         return self.milliseconds
 
+    @abstractmethod
     def describe(self) -> str:
-        """What was measured with what, in a few words for a report."""
-        return (type(self).__doc__ or self.name).splitlines()[0]
+        """What was measured with what, in a few words for people who read a report: no names of columns, no markup."""
 
     @abstractmethod
     def load(self) -> Measure:

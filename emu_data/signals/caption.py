@@ -47,6 +47,11 @@ class CaptionSignal(Signal):
     def settings(self) -> str | None:
         return None if self.counts is None else file_sha256(Path(self.counts))
 
+    def describe(self) -> str:
+        return "words and characters of the caption" + (
+            "" if self.counts is None else ", and how often it occurs in the corpus"
+        )
+
     def load(self) -> Measure:
         known: dict[str, int] = {}
         if self.counts is not None:

@@ -18,6 +18,9 @@ class GeometrySignal(Signal):
     needs: ClassVar = "header"
     milliseconds: ClassVar = 0.002
 
+    def describe(self) -> str:
+        return "width and height as the file's header says, and its size"
+
     def load(self) -> Measure:
         return measure_geometry
 

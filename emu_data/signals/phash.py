@@ -36,6 +36,9 @@ class PhashSignal(Signal):
     columns: ClassVar = {"phash": "string", "thumbnail": "string", "stored_sha256": "string"}
     milliseconds: ClassVar = 1.0
 
+    def describe(self) -> str:
+        return "perceptual hash (64 bits of a cosine transform) and a thumbnail of 4 x 4 colours"
+
     def load(self) -> Measure:
         return measure_phash
 

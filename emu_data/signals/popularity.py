@@ -21,7 +21,7 @@ class PopularitySignal(Signal):
     milliseconds: ClassVar = 0.001
 
     def describe(self) -> str:
-        return f"the input's column {self.column!r}"
+        return f"the corpus's own column “{self.column}”"
 
     def load(self) -> Measure:
         return self._measure

@@ -79,7 +79,7 @@ class SafetySignal(Signal):
             "zero_shot": "zero-shot by the open_clip embedding",
             "none": "no detector",
         }
-        return f"{detectors[self.detector]}, and the input's column {self.column!r}"
+        return f"{detectors[self.detector]}, and the corpus's own column “{self.column}”"
 
     def load(self) -> Measure:
         detect = {"open_nsfw": _load_open_nsfw, "zero_shot": self._load_zero_shot, "none": lambda: None}[

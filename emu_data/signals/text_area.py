@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from emu_data.formatting import format_share
 from emu_data.signals import Columns, Measure, Record, Signal
 from emu_data.signals.craft import STRIDE, find_boxes, load_craft
 from emu_data.signals.text_probe import TextFeaturesSignal, TextProbe
@@ -83,8 +84,11 @@ class TextAreaSignal(Signal):
 
     def describe(self) -> str:
         probe = "" if self.probe is None else ", after a text probe"
-        words = "" if self.words_between is None else f", words counted between {self.words_between} of the area"
-        return f"CRAFT at {self.canvas} px{probe}{words}"
+        words = ""
+        if self.words_between is not None:
+            low, high = (format_share(share) for share in self.words_between)
+            words = f"; words read where text covers {low} to {high} of the picture"
+        return f"text boxes by CRAFT at {self.canvas} px{probe}{words}"
 
     def load(self) -> Measure:
         load_craft()

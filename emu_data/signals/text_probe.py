@@ -60,6 +60,9 @@ class TextFeaturesSignal(Signal):
     columns: ClassVar = {f"f{number:03d}": "Float64" for number in range(NUM_FEATURES)}
     milliseconds: ClassVar = 8.0
 
+    def describe(self) -> str:
+        return "edges and contrast of the picture, from which the text probe guesses"
+
     def load(self) -> Measure:
         return self._measure
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emu_data.votes.intervals import Interval, bootstrap_mean
+from emu_data.votes.intervals import Interval, bootstrap_mean, spread_interval
 
 # A perfect picture has infinite PSNR, which no mean survives. The smallest error told apart from 8-bit
 # rounding is that of rounding itself: variance 1/12 of a step, 58.9 dB.
@@ -93,7 +93,7 @@ def compare_reconstructions(
         return after - before
 
     return Difference(
-        bootstrap_mean(ssim, rng), bootstrap_mean(psnr, rng), _spread_interval(frechet_change, len(images), rng)
+        bootstrap_mean(ssim, rng), bootstrap_mean(psnr, rng), spread_interval(frechet_change, len(images), rng)
     )
 
 
@@ -141,22 +141,7 @@ def frechet_interval(
     Resampled sets have fewer distinct images, which lifts the distance, so their percentiles would not hold
     the estimate; their spread is used instead, not below 0.
     """
-    interval = _spread_interval(
+    interval = spread_interval(
         lambda chosen: frechet_distance(first[chosen], second[chosen]), len(first), rng, num_resamples
     )
     return Interval(interval.estimate, float(np.maximum(0.0, interval.low)), interval.high)  # NaN stays NaN
-
-
-def _spread_interval(
-    measure: Callable[[np.ndarray], float], num_images: int, rng: np.random.Generator, num_resamples: int = 100
-) -> Interval:
-    """`measure` of all images, plus and minus 1.96 standard deviations of it over resampled ones (rows drawn).
-
-    Where no draw differs from another the spread says nothing: NaN.
-    """
-    estimate = measure(np.arange(num_images))
-    resampled = [measure(rng.integers(num_images, size=num_images)) for _ in range(num_resamples)]
-    half = 1.96 * float(np.std(resampled, ddof=1))
-    if not half:
-        half = float("nan")
-    return Interval(estimate, estimate - half, estimate + half)

@@ -5,7 +5,7 @@ its state; one of another *what* has a folder of its own beside, so that nothing
 
     STATES/IDENTITY/identity.json     the settings and the contents that the name is the hash of; written at every start
     STATES/IDENTITY/state/            what it goes on from (state.py)
-    STATES/IDENTITY/metrics.jsonl     a line a validation
+    STATES/IDENTITY/metrics.jsonl     a line per point of its curves
     STATES/IDENTITY/result/           the finished model; there only when whole
 """
 

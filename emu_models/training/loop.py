@@ -30,6 +30,7 @@ from emu_models.training.running import UNHEARD, Running
 from emu_models.training.state import load_state, save_state
 
 FINAL_LEARNING_RATE = 0.03  # share of the peak that the cosine ends at; chosen here, 2026-11-23
+NUM_POINTS = 1000  # of a curve of what is measured at every step, at the most; chosen here
 
 
 class Interrupted(Exception):
@@ -168,16 +169,21 @@ def run_training(
                 keys = ", ".join(learner.batch_keys(step))
                 raise NotFinite(f"{description}: {' and '.join(broken)} at step {step}; its rows: {keys}")
             average.update(learner.network, step)
+            point = {**agreed, "learning_rate": learning_rate(step, config)}
             step += 1
             metrics.update(agreed)
             bar.update()
-            if step % config.validate_every == 0 or step == config.num_steps:
-                metrics.update(learner.validate(learner.averaged))
+            validates = step % config.validate_every == 0 or step == config.num_steps
+            if validates:
+                held_out = learner.validate(learner.averaged)
+                point |= held_out
+                metrics.update(held_out)
                 put_back(learner.averaged)
                 stopping.observe(step, metrics["val_loss"])
-                if log is not None:
-                    _write_log(log, step, metrics)
-                    running.sink(step, metrics | timings(step))
+            if log is not None and (validates or step % point_every(config.num_steps) == 0):
+                _write_log(log, step, point)
+                running.sink(step, point | timings(step))
+            if validates:
                 bar.set_postfix(loss=f"{agreed['loss']:.4f}", val=f"{metrics['val_loss']:.4f}", refresh=False)
             if config.sample_every and step % config.sample_every == 0 and step < config.num_steps:
                 draw_samples(step)
@@ -194,8 +200,14 @@ def run_training(
     return TrainingResult(step, stopping.best_step, step < config.num_steps, metrics, taken, folder)
 
 
+def point_every(num_steps: int) -> int:
+    """Steps between two points of a training's curves: few enough points to draw, and each step of a short one."""
+    return math.ceil(num_steps / NUM_POINTS)
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a training folder, one dict a validation, `step` among its entries."""
+    """The metrics of a training folder, one dict per point of its curves: `step`, what was measured at that step, and
+    the held-out metrics where it was validated."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

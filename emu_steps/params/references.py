@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from emu_data.formatting import format_significant
 from emu_steps.params.kinds import unknown_names
 from emu_steps.params.training import tunes_ours
 
@@ -52,12 +53,12 @@ def _selection(params: "Params") -> dict[Any, str]:
     if section.max_concept_share * num_concepts < 1:
         wrong["filtered_corpus", "max_concept_share"] = (
             f"{num_concepts} concepts (filter_ledger.signals.concepts) of that share each are less than the whole; "
-            f"give at least {1 / num_concepts:.3g}"
+            f"give at least {format_significant(1 / num_concepts)}"
         )
     if section.min_concept_share * num_concepts > 1:
         wrong["filtered_corpus", "min_concept_share"] = (
             f"{num_concepts} concepts (filter_ledger.signals.concepts) of that share each are more than the whole; "
-            f"give at most {1 / num_concepts:.3g}"
+            f"give at most {format_significant(1 / num_concepts)}"
         )
     return wrong
 

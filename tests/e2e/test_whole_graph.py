@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 
 def test_the_summary_tells_the_story(demo):
     _, printed = demo
-    for word in ("funnel", "autoencoder", "PSNR", "appeal", "faithfulness", "registry", "data/reports/index.html"):
+    for word in ("funnel", "autoencoder", "PSNR", "appeal", "faithfulness", "verdict", "data/reports/index.html"):
         assert word in printed
     assert "a toy scale" in printed and "not people" in printed
 
@@ -90,8 +90,8 @@ def test_the_registry_says_why(demo):
     project, _ = demo
     registered = json.loads((project.root / "data/registered_model.json").read_text())
     assert registered["alias"] in ("champion", "challenger")
-    failed = [reason for reason in registered["reasons"] if reason.startswith("FAILED")]
-    assert (registered["alias"] == "challenger") == bool(failed)
+    refusing = [verdict["reason"] for verdict in registered["verdicts"].values() if not verdict["passed"]]
+    assert (registered["alias"] == "challenger") == bool(refusing)
     assert len(registered["tags"]["md5.curated_set"]) >= 32
     assert "not people" in registered["tags"]["judged_by"]
 

@@ -52,6 +52,9 @@ class ColourSignal(Signal):
     def settings(self) -> None:
         return None
 
+    def describe(self) -> str:
+        return "colours, by the caption"
+
     def load(self) -> Measure:
         return self._measure
 
@@ -85,7 +88,7 @@ def run_filters(folder: Path, monkeypatch: pytest.MonkeyPatch, later: str) -> di
         patch.setattr(filtering, "build_signals", lambda layout, params: list(SIGNALS))
         params, layout = toy_params(folder), Layout(folder)
         filtering.measure_corpus(layout, params)
-        filtering.publish_filtered(layout, params)
+        filtering.publish_filtered(layout, params, {})
     return json.loads((layout.cache / "pilot_ms.json").read_text())
 
 

@@ -6,11 +6,9 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from emu_dagster.resources.addresses import Ports, known_ports, mlflow_address, remember_ports
-from emu_dagster.resources.metadata import OPEN_CHARACTERS, readable, shown
+from emu_dagster.resources.metadata import OPEN_CHARACTERS, shown
 from emu_steps.layout import Layout
 
 RUN = "f614353bec344846ba5b0a6616847129"
@@ -52,19 +50,3 @@ def test_a_table_is_shown_row_by_row(tmp_path: Path):
     table = shown(Layout(tmp_path), "1", RUN, {}, tables={"quality": frame})["quality"]
     assert isinstance(table, dg.TableMetadataValue)
     assert [record.data for record in table.records] == [{"gate": "text_area", "precision": 0.1235, "recall": "–"}]
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**15), 10**15))
-def test_a_number_is_short_and_still_the_number(value: float):
-    short = readable(value)
-    assert abs(short - value) <= 0.0005000001 * abs(value)
-    if isinstance(short, float) and abs(short) > 1e-4:
-        assert len(repr(abs(short)).replace(".", "").strip("0")) <= 4
-    if value == int(value):
-        assert isinstance(short, int) and short == value
-
-
-def test_counts_stay_counts_and_text_stays_text():
-    assert readable(412.0) == 412 and isinstance(readable(412.0), int)
-    assert readable(15000.4) == 15000 and readable(True) is True and readable("a") == "a"
-    assert readable(float("nan")) == "–"

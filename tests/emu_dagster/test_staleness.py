@@ -111,5 +111,5 @@ def test_the_ledger_exists_if_every_shard_has_its_part(project: Path):
     (layout.ledger / "00001.parquet").unlink()
     assert not output_exists(layout, "filter_ledger")
     with pytest.raises(ValueError, match=r"no ledger of 1 shards, first \['00001'\]"):
-        publish_filtered(layout, params_of("emoji"))
+        publish_filtered(layout, params_of("emoji"), {})
     assert not layout.filtered.exists()

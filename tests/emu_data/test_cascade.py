@@ -41,6 +41,9 @@ class PoisonSignal(Signal):
     name: ClassVar = "poison"
     columns: ClassVar = {"brightness": "Float64"}
 
+    def describe(self) -> str:
+        return "brightness"
+
     def load(self) -> Measure:
         if self.how == "load":
             raise ValueError("no weights here")

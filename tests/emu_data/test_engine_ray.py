@@ -87,6 +87,9 @@ class PoisonSignal(Signal):
     def settings(self) -> str:
         return ""
 
+    def describe(self) -> str:
+        return "brightness"
+
     def load(self) -> Measure:
         Path(self.log, str(os.getppid())).touch()
         return self._measure

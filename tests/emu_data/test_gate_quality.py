@@ -12,8 +12,9 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from emu_data.files import write_parquet
-from emu_data.gate_quality import Auc, alignment_auc, auc_interval, gate_quality
+from emu_data.gate_quality import Auc, alignment_auc, gate_quality
 from emu_data.ledger import open_ledger
+from emu_data.votes.intervals import auc_interval
 
 
 def measure(folder: Path, ledger: pd.DataFrame, damage: pd.DataFrame) -> tuple[dict[Any, Any], Auc | None]:
@@ -70,10 +71,10 @@ def test_auc_of_swapped_captions_is_scikit_learns(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.floats(0, 1), st.integers(1, 30), st.integers(1, 200), st.integers(2, 6))
 def test_the_interval_of_an_auc_is_no_point_and_narrows_with_the_rows(value, num_swapped, num_right, times) -> None:
-    low, high = auc_interval(value, num_swapped, num_right)
-    assert 0 <= low <= value <= high <= 1 and low < high
+    found = auc_interval(value, num_swapped, num_right)
+    assert 0 <= found.low <= value <= found.high <= 1 and found.low < found.high
     closer = auc_interval(value, times * num_swapped, times * num_right)
-    assert low <= closer[0] + 1e-6 and closer[1] <= high + 1e-6
+    assert found.low <= closer.low + 1e-6 and closer.high <= found.high + 1e-6
 
 
 def test_it_holds_the_truth_about_as_often_as_it_says() -> None:
@@ -81,8 +82,8 @@ def test_it_holds_the_truth_about_as_often_as_it_says() -> None:
     shift = np.sqrt(2) * stats.norm.ppf(truth)
     for _ in range(400):
         swapped, right = rng.normal(size=6), rng.normal(shift, size=100)
-        low, high = auc_interval(float((swapped[:, None] < right).mean()), 6, 100)
-        hits += low <= truth <= high
+        found = auc_interval(float((swapped[:, None] < right).mean()), 6, 100)
+        hits += found.low <= truth <= found.high
     assert hits / 400 > 0.92  # 95 % promised, 3 binomial errors are 3 points
 
 

@@ -1,7 +1,9 @@
 """Each signal on pictures whose answer is known."""
 
 import dataclasses
+import inspect
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +11,21 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
+import emu_data.signals
 from emu_data.records import Sample, decode_rgb
 from emu_data.signals import Record, Signal
 from emu_data.signals.aesthetics import AestheticsSignal, fit_head, read_head
+from emu_data.signals.alignment import AlignmentSignal
 from emu_data.signals.caption import CaptionSignal, count_captions
 from emu_data.signals.concept import ConceptSignal
 from emu_data.signals.craft import letterbox
+from emu_data.signals.embedding import Encoder
 from emu_data.signals.geometry import GeometrySignal
 from emu_data.signals.phash import PhashSignal
 from emu_data.signals.popularity import PopularitySignal
 from emu_data.signals.safety import SafetySignal
 from emu_data.signals.text_area import TextAreaSignal
-from emu_data.signals.text_probe import fit_text_probe, text_features
+from emu_data.signals.text_probe import TextFeaturesSignal, fit_text_probe, text_features
 
 CONCEPTS = (
     ("food", "a meal, a fruit or a vegetable"),
@@ -286,3 +291,39 @@ def test_concept_is_the_nearest_description() -> None:
 def test_version_follows_the_settings(signal: Signal, changes: dict) -> None:
     assert dataclasses.replace(signal).version == signal.version
     assert dataclasses.replace(signal, **changes).version != signal.version
+
+
+def every_kind_of_signal() -> list[Signal]:
+    """One of each class, and of each way in which one says what measured it."""
+    encoder = Encoder("ViT-B-32/openai")
+    return [
+        GeometrySignal(),
+        CaptionSignal(),
+        CaptionSignal(counts="counts.parquet"),
+        PhashSignal(),
+        PopularitySignal("likes"),
+        SafetySignal(),
+        SafetySignal(detector="none"),
+        SafetySignal(detector="zero_shot", encoder=encoder),
+        AestheticsSignal(),
+        AestheticsSignal(head="weights/head.safetensors", encoder=encoder),
+        AlignmentSignal("ViT-B-32/openai", ("a cat",)),
+        ConceptSignal(CONCEPTS),
+        ConceptSignal(CONCEPTS, encoder),
+        TextAreaSignal(),
+        TextAreaSignal(words_between=(0.01, 0.2)),
+        TextFeaturesSignal(),
+    ]
+
+
+def test_what_measured_it_is_written_for_people() -> None:
+    """A report shows it: a sentence's worth of words, not a docstring and not a Python value."""
+    signals = every_kind_of_signal()
+    package = Path(emu_data.signals.__file__).parent
+    defined = {name for path in package.glob("*.py") for name in re.findall(r"class (\w+)\(Signal\)", path.read_text())}
+    assert {type(signal).__name__ for signal in signals} == defined
+    for signal in signals:
+        told = signal.describe()
+        assert not set("`'\"[]{}\n") & set(told.replace("'s ", "")) and "None" not in told and "(0." not in told, told
+        assert told not in inspect.getsource(type(signal)).split('"""')[1]
+        assert len(told.split()) > 1 and not told.endswith(".")

@@ -23,6 +23,7 @@ from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage, copy_for_averaging
 from emu_models.training.loop import Interrupted, NotFinite, learning_rate, read_log, run_training
 from emu_models.training.order import batch_indices, draw_rows, generator_for, held_out
+from emu_models.training.running import Running
 from tests.shards import write_toy_shards
 from tests.toy_training import (
     GENTLE,
@@ -185,13 +186,36 @@ class Overfitting(Diverging):
         return {"val_loss": [2.0, 1.0, 2.4, 2.6, 9.0][self.seen - 1]}
 
 
+class Learning(Overfitting):
+    """One whose held-out loss falls."""
+
+    def validate(self, network):
+        return {"val_loss": 1.0 / (network.weight.item() + 1)}
+
+
 def test_early_stopping_keeps_the_weights_of_that_moment(tmp_path):
     config = replace(LOOP, num_steps=100, max_rise=1.5, ema_decay=0.0)
     learner = Overfitting()
     result = run_training(learner, config, tmp_path, "x", "overfitting")
     assert (result.best_step, result.num_steps, result.stopped_early) == (4, 8, True)
     assert learner.averaged.get_parameter("weight").item() == 8
-    assert [line["step"] for line in read_log(tmp_path)] == [2, 4, 6, 8]
+    assert [line["step"] for line in read_log(tmp_path) if "val_loss" in line] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("num_steps", [7, 40])
+def test_a_curve_has_a_point_per_step_or_as_many_as_can_be_drawn(tmp_path, monkeypatch, num_steps):
+    """What MLflow is sent is what the training's log, and so its page, has."""
+    monkeypatch.setattr("emu_models.training.loop.NUM_POINTS", 20)
+    sent: dict[int, dict[str, float]] = {}
+    config = replace(LOOP, num_steps=num_steps, validate_every=num_steps // 2, max_rise=0)
+    run_training(Learning(), config, tmp_path, "x", "curve", Running(sent.__setitem__))
+    lines = {line.pop("step"): line for line in read_log(tmp_path)}
+    assert lines.keys() == sent.keys() and min(num_steps, 20) <= len(lines) <= 20 + 2
+    validated = {step for step, line in lines.items() if "val_loss" in line}
+    assert validated == {step for step in range(1, num_steps + 1) if step % (num_steps // 2) == 0 or step == num_steps}
+    for step, line in lines.items():
+        assert line["loss"] == 1.0 / step and line["learning_rate"] == learning_rate(step - 1, config)
+        assert line.items() <= sent[step].items()
 
 
 @given(losses=st.lists(st.floats(0.1, 10), min_size=1, max_size=20), max_rise=st.floats(0.01, 2))

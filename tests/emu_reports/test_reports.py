@@ -1,20 +1,24 @@
+import base64
 import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jinja2 import ChoiceLoader, DictLoader
 from PIL import Image
 
 from emu_dagster.declarations.declared import reports_of
 from emu_dagster.declarations.loading import load_declarations
+from emu_data.formatting import format_share, format_significant
 from emu_data.gate_quality import Auc
 from emu_data.votes.agreement import measure_agreement
 from emu_data.votes.intervals import Interval, exact_rate
@@ -22,19 +26,30 @@ from emu_data.votes.preference import position_bias, self_consistency, summarise
 from emu_data.votes.vote import Vote, votes_to_frame
 from emu_models.evaluation.faithfulness import Naming
 from emu_models.evaluation.reconstruction import Difference, Reconstruction
-from emu_reports import page
+from emu_reports import page as page_module
 from emu_reports.autoencoder import Step, VariantFindings, find_detail, write_autoencoder_report
 from emu_reports.evaluation import AutomaticFindings, save_pairs, write_automatic_report
 from emu_reports.funnel import Findings, write_funnel_report
+from emu_reports.held_out import HeldOut, read_held_out
 from emu_reports.index import write_index
-from emu_reports.page import format_count, format_duration, format_number, format_p_value, to_json
+from emu_reports.page import Run, to_json
 from emu_reports.preference import Axis, picture_preference, write_preference_report
+from emu_reports.standalone import standalone
 from emu_reports.training import TrainingStage, read_training_stage, write_training_report
 
 REPORTS = reports_of(load_declarations())
 
-HOME = Path(page.__file__).parent
+HOME = Path(page_module.__file__).parent
 NUM_PROMPTS = 20
+REGISTERED = {
+    "name": "emu",
+    "version": 3,
+    "alias": "challenger",
+    "verdicts": {
+        "appeal_report": {"passed": True, "reason": "appeal: it wins"},
+        "automatic_report": {"passed": False, "reason": "near-copies: <b>9 of 10</b>"},
+    },
+}
 JUDGE_ERROR = {
     "num_pairs": 30,
     "num_wrong": 3,
@@ -44,10 +59,11 @@ JUDGE_ERROR = {
 EVIL = "<script>alert('\"&')</script>"
 
 
-@dataclass(frozen=True)
-class Run:
-    profile: str = "test"
-    toy: bool = True
+MADE_FROM = {"raw_corpus": "ab" * 16 + ".dir", "quality_tuned": "cd" * 16}
+
+
+def make_run(toy: bool = True, profile: str = "test") -> Run:
+    return Run(profile, toy, MADE_FROM)
 
 
 def make_pictures(num: int, seed: int = 0, size: int = 32) -> np.ndarray:
@@ -119,8 +135,7 @@ def write_training(folder: Path, run: Run) -> dict[str, Any]:
             64,
             500,
             1_000_000,
-            30,
-            20,
+            HeldOut(30, 0.9, 20, 0.6) if name == "tuned" else HeldOut(30, 0.5, 30, 0.5),
             name == "tuned",
             curves,
             0.1 if name == "tuned" else None,
@@ -188,15 +203,14 @@ def write_preference(folder: Path, run: Run, axis: Axis, kind: Any = "rubric") -
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """All reports and the index of a toy run."""
     reports = tmp_path_factory.mktemp("data") / "reports"
-    write_funnel(reports / "filtered_corpus", Run())
-    write_autoencoder(reports / "autoencoder_study", Run())
-    write_training(reports / "training", Run())
-    write_automatic(reports / "automatic_report", Run())
-    write_preference(reports / "appeal_report", Run(), "appeal")
-    write_preference(reports / "faithfulness_report", Run(), "faithfulness")
+    write_funnel(reports / "filtered_corpus", make_run())
+    write_autoencoder(reports / "autoencoder_study", make_run())
+    write_training(reports / "training", make_run())
+    write_automatic(reports / "automatic_report", make_run())
+    write_preference(reports / "appeal_report", make_run(), "appeal")
+    write_preference(reports / "faithfulness_report", make_run(), "faithfulness")
     sizes = {"raw": 1234, "filtered": 1000, "generalists": 100, "curated": 40}
-    registered = {"name": "emu", "version": 3, "alias": "challenger", "reasons": [f"FAILED: {EVIL}"]}
-    write_front(reports, Run(), sizes, registered, [("make up", "shows pages")])
+    write_front(reports, make_run(), sizes, REGISTERED, [("make up", "shows pages")])
     yield reports
 
 
@@ -260,11 +274,11 @@ def test_report_json_is_strict_json_and_says_what_the_page_says(reports: Path):
 
 def test_the_funnel_says_by_how_much_a_goal_is_missed_and_shows_how_it_was_measured(tmp_path: Path, reports: Path):
     text = Links((reports / "filtered_corpus" / "index.html").read_text(encoding="utf-8")).text
-    for told in ("goal 0.90, missed by 0.030", "0.090", "met", "corrupt", "pass rate", "0.1235", "column punsafe"):
+    for told in ("goal 0.90, missed by 0.030", "0.090", "met", "corrupt", "pass rate", "0.123", "column punsafe"):
         assert told in text, told
     assert "Before and after" not in text
     data = write_funnel(
-        tmp_path, Run(), before={"": 1100, "text_area": 0, "readable": 134}, changes=["max_text_area 1 -> 0.03"]
+        tmp_path, make_run(), before={"": 1100, "text_area": 0, "readable": 134}, changes=["max_text_area 1 -> 0.03"]
     )
     assert data["num_kept_before"] == 1100
     assert not list(tmp_path.glob("cards/*"))  # so that the index goes on showing the funnel of what was written
@@ -279,9 +293,9 @@ def test_toy_scale_and_the_panel_are_labelled_where_they_are_true(tmp_path: Path
     appeal = (reports / "appeal_report" / "index.html").read_text(encoding="utf-8")
     assert panel in appeal and "0 of 60 votes are people’s" in appeal and "abab" in appeal
     assert "not people" not in (reports / "training" / "index.html").read_text(encoding="utf-8")
-    by_people = write_preference(tmp_path / "appeal_report", Run(toy=False), "appeal", kind="person")
+    by_people = write_preference(tmp_path / "appeal_report", make_run(toy=False), "appeal", kind="person")
     assert by_people["labels"] == ["60 votes of 3 people"] and by_people["num_votes_of_people"] == 60
-    write_front(tmp_path, Run(toy=False), {})
+    write_front(tmp_path, make_run(toy=False), {})
     for path in tmp_path.rglob("index.html"):
         html = path.read_text(encoding="utf-8")
         assert "60 votes of 3 people" in html
@@ -301,15 +315,15 @@ def test_the_index_shows_sixteen_pairs_first_and_says_what_is_missing(tmp_path: 
     pairs = re.findall(r'src="front_page/automatic_report-pictures-(\d+)-(theirs|ours)\.png"', html)
     assert [model for _, model in pairs] == ["theirs", "ours"] * 16
     assert html.index("front_page/automatic_report") < html.index("Which is more appealing")
-    write_training(tmp_path / "training", Run())
-    write_front(tmp_path, Run(), {"raw": 5})
+    write_training(tmp_path / "training", make_run())
+    write_front(tmp_path, make_run(), {"raw": 5})
     text = Links((tmp_path / "index.html").read_text(encoding="utf-8")).text
     assert f"Not made yet: {', '.join(REPORTS)}." in text
     old = json.loads((tmp_path / "training" / "report.json").read_text()) | {"schema": 0, "stages": [{}]}
     (tmp_path / "training" / "report.json").write_text(json.dumps(old))
-    write_front(tmp_path, Run(), {"raw": 5})
+    write_front(tmp_path, make_run(), {"raw": 5})
     assert "filtered_corpus, training." in (tmp_path / "index.html").read_text()
-    write_front(tmp_path / "empty", Run(), {})
+    write_front(tmp_path / "empty", make_run(), {})
     assert (tmp_path / "empty" / "index.html").is_file()
 
 
@@ -320,16 +334,16 @@ def test_a_new_report_is_on_the_index_where_its_card_says(tmp_path: Path, monkey
         "card_speed.html.j2": '<h2>{{ words }}: {{ seconds }} s</h2><a href="{{ folder }}/index.html">all</a>'
         '<img src="{{ folder }}/fast.png">',
     }
-    environment = page._environment()
+    environment = page_module._environment()
     assert environment.loader
     monkeypatch.setattr(environment, "loader", ChoiceLoader([DictLoader(new), environment.loader]))
-    write_training(tmp_path / "training", Run())
-    write_preference(tmp_path / "appeal_report", Run(), "appeal")
-    data = {**page.describe_run(Run(), "by a stopwatch"), "seconds": 1.5, "words": EVIL}
+    write_training(tmp_path / "training", make_run())
+    write_preference(tmp_path / "appeal_report", make_run(), "appeal")
+    data = {**page_module.describe_run(make_run(), "by a stopwatch"), "seconds": 1.5, "words": EVIL}
     pictures = {"fast": make_pictures(1)[0]}
-    page.write_report(tmp_path / "speed_report", "speed", data, pictures, cards=[page.Card("speed", 25)])
+    page_module.write_report(tmp_path / "speed_report", "speed", data, pictures, cards=[page_module.Card("speed", 25)])
     folders = [tmp_path / name for name in ("training", "speed_report", "appeal_report")]
-    write_index(tmp_path / "index.html", tmp_path / "front_page", folders, Run(), {})
+    write_index(tmp_path / "index.html", tmp_path / "front_page", folders, make_run(), {})
     html = (tmp_path / "index.html").read_text(encoding="utf-8")
     found = Links(html)
     assert f"{EVIL}: 1.5 s" in found.text and "script" not in found.tags
@@ -367,22 +381,22 @@ def test_the_index_keeps_the_pictures_of_its_numbers(tmp_path: Path, reports: Pa
     for folder in ("automatic_report", "filtered_corpus", "autoencoder_study"):
         shutil.rmtree(tmp_path / "reports" / folder)
     assert [path.read_bytes() for path in pictures] == before
-    assert f"FAILED: {EVIL}" in Links(html).text and "models:/emu/3" in html
+    assert "near-copies: <b>9 of 10</b>" in Links(html).text and "models:/emu/3" in html
     with pytest.raises(ValueError, match="of profile test, the page of other"):
-        write_front(tmp_path / "reports", Run(profile="other"), {})
+        write_front(tmp_path / "reports", make_run(profile="other"), {})
 
 
 def test_the_same_findings_give_the_same_bytes_and_a_failure_leaves_the_old_report(tmp_path: Path):
     for name in ("a", "b"):
-        write_training(tmp_path / name / "training", Run())
-        write_autoencoder(tmp_path / name / "study", Run())
+        write_training(tmp_path / name / "training", make_run())
+        write_autoencoder(tmp_path / name / "study", make_run())
     for one in (tmp_path / "a").rglob("*.*"):
         assert one.read_bytes() == (tmp_path / "b" / one.relative_to(tmp_path / "a")).read_bytes()
     study = tmp_path / "a" / "study"
     before = (study / "index.html").read_bytes()
     with pytest.raises(ValueError, match="of originals"):
         wrong = VariantFindings("c4", 4, 0, None, make_pictures(3))  # type: ignore[arg-type]
-        write_autoencoder_report(study, [wrong], [], make_pictures(8), Run())
+        write_autoencoder_report(study, [wrong], [], make_pictures(8), make_run())
     with pytest.raises(ValueError, match="pictures of ours"):
         save_pairs(PROMPTS, {"ours": make_pictures(3)}, {})
     assert (study / "index.html").read_bytes() == before
@@ -397,18 +411,118 @@ def test_a_training_is_read_from_its_model_folder(tmp_path: Path):
         "resolution": 64,
         "num_rows": 40,
         "num_parameters": 123,
-        "result": {"num_steps": 100, "best_step": 75, "stopped_early": True},
+        "result": {"num_steps": 50, "best_step": 25, "stopped_early": True},
         "spec": {"training": {"noise_offset": 0.1}},
     }
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     lines = [
-        {"step": 25, "loss": 1.0, "val_loss": 1.1, "lr": 1e-3},
-        {"step": 50, "loss": 0.9, "val_loss": 1.0},
+        {"step": 24, "loss": 1.2},
+        {"step": 25, "loss": 1.0, "val_loss": 1.0, "lr": 1e-3},
+        {"step": 50, "loss": 0.9, "val_loss": 1.1},
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     stage = read_training_stage(tmp_path, "Quality-tuning")
-    assert stage.curves["val_loss"].tolist() == [1.1, 1.0] and stage.noise_offset == 0.1
+    assert stage.curves["val_loss"].tolist()[1:] == [1.0, 1.1] and stage.noise_offset == 0.1
+    assert stage.held_out == HeldOut(50, 1.1, 25, 1.0) == read_held_out(tmp_path)
     assert stage.stopped_early and stage.preview is None
+
+
+losses = st.lists(st.floats(0.01, 10), min_size=1, max_size=12)
+
+
+@given(losses)
+def test_a_loss_and_the_step_it_is_of_are_named_together(values: list[float]):
+    """Whatever the curve: each loss that is told is the log's at the step that is told beside it."""
+    with TemporaryDirectory() as name:
+        folder, log = Path(name), {5 * (n + 1): value for n, value in enumerate(values)}
+        best, last = min(log, key=lambda step: log[step]), max(log)
+        (folder / "meta.json").write_text(json.dumps({"result": {"num_steps": last, "best_step": best}}))
+        lines = [
+            {"step": step, "loss": 1.0} | ({"val_loss": log[step]} if step in log else {}) for step in range(last + 1)
+        ]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        found = read_held_out(folder)
+    told = found.describe()
+    assert f"step {last}, the last, with held-out loss {format_significant(log[last], 3)}" in told
+    if best == last:
+        assert "the lowest of this training" in told and not found.rose and found.rise == 0
+    else:
+        assert f"the lowest was {format_significant(log[best], 3)} at step {best}," in told
+        assert f"rose by {format_share(log[last] / log[best] - 1)} after its best step" in told
+
+
+def test_a_log_that_lacks_the_step_is_refused(tmp_path: Path):
+    (tmp_path / "meta.json").write_text(json.dumps({"result": {"num_steps": 30, "best_step": 20}}))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 30, "val_loss": 1.0}))
+    with pytest.raises(ValueError, match="no held-out loss of step 20"):
+        read_held_out(tmp_path)
+
+
+def test_every_training_says_whether_its_held_out_loss_rose_and_what_was_published(reports: Path):
+    for page in ("training/index.html", "index.html"):
+        text = " ".join(Links((reports / page).read_text(encoding="utf-8")).text.split())
+        assert "Published is step 30, the last, with held-out loss 0.5, the lowest of this training." in text
+        assert "loss 0.9; the lowest was 0.6 at step 20, so it rose by 50 % after its best step." in text
+    assert "In 1 of them the loss on held-out rows" in " ".join(
+        Links((reports / "training/index.html").read_text(encoding="utf-8")).text.split()
+    )
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_the_front_page_begins_with_the_verdict(tmp_path: Path, passed: bool):
+    verdicts = {
+        "appeal_report": {"passed": True, "reason": "it wins"},
+        "x_report": {"passed": passed, "reason": "why so"},
+    }
+    registered = {"name": "emu", "version": 3, "alias": "champion" if passed else "challenger", "verdicts": verdicts}
+    write_front(tmp_path, make_run(), {}, registered)
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    begins = " ".join(Links(html.split("</style>")[1]).text.split())[:600]
+    headline = "The candidate is accepted" if passed else "The candidate is refused"
+    because = "champion, since all 2 reports allow it." if passed else "challenger, since 1 of 2 reports refuse it: x."
+    assert headline in begins and f"models:/emu/3 is registered as {because}" in begins and "why so" in begins
+    assert re.search(rf"<h1>{headline}</h1>", html)
+
+
+def faults_of_prose(html: str) -> list[str]:
+    """What in a page's text was not written for a page: marks of Markdown, Python's values, sentences run together."""
+    html = re.sub(r"<(style|code|svg)\b.*?</\1>", "", html, flags=re.DOTALL)
+    text = Links(re.sub(r"</(p|li|t[dhr]|h\d|d[dt]|div|figcaption|summary|span)>", " ", html)).text
+    found = re.findall(r"`[^`]*`?|\*\*\w+|[a-zé)%]\.[A-Z][a-z]+", text)
+    return found + [word for word in ("None", "nan", "NaN", "True", "False") if word in text.split()]
+
+
+def test_what_a_page_says_is_written_for_people(reports: Path):
+    for page in reports.rglob("index.html"):
+        assert not faults_of_prose(page.read_text(encoding="utf-8")), page
+    assert faults_of_prose("<p>it holds.Where it says `min_side` in None</p>") == ["s.Where", "`min_side`", "None"]
+
+
+def test_every_page_names_the_md5_of_what_it_was_made_from(reports: Path):
+    for page in reports.rglob("index.html"):
+        text = Links(page.read_text(encoding="utf-8")).text
+        assert all(name in text and md5 in text for name, md5 in MADE_FROM.items()), page
+
+
+def test_a_page_as_one_file_needs_nothing_beside_it(tmp_path: Path, reports: Path):
+    facts = {"made": "on <a day>"}
+    for page in reports.rglob("index.html"):
+        copied = standalone(page, reports, lambda path: f"http://here/{path}", facts)
+        found, before = Links(copied), Links(page.read_text(encoding="utf-8"))
+        assert "made on <a day>" in found.text and len(found.links) == len(before.links)
+        for link, original in zip(found.links, before.links, strict=True):
+            target = (page.parent / original).resolve()
+            if original.endswith(".png"):
+                assert base64.b64decode(link.removeprefix("data:image/png;base64,")) == target.read_bytes()
+            elif not original.startswith("#"):
+                assert link == f"http://here/{target.relative_to(reports).as_posix()}"
+
+
+def test_what_is_too_large_for_one_file_is_linked_to(reports: Path, monkeypatch: pytest.MonkeyPatch):
+    page = reports / "automatic_report" / "index.html"
+    monkeypatch.setattr("emu_reports.standalone.INLINE_BYTES", 20_000)
+    copied = standalone(page, reports, lambda path: f"http://here/{path}", {})
+    assert "data:image/png" in copied and "http://here/automatic_report/pictures/" in copied and len(copied) < 100_000
 
 
 def test_the_crop_lies_where_the_detail_is():
@@ -433,10 +547,7 @@ def test_the_picture_for_dagster_is_drawn():
     assert picture.width > 500 and len(set(np.asarray(picture).reshape(-1).tolist())) > 10
 
 
-def test_numbers_are_written_for_readers():
-    assert format_count(1234567) == "1\u202f234\u202f567" and format_count(None) == "–"
-    assert format_number(-1.25, 2) == "−1.25" and format_p_value(0.0001) == "< 0.001"
-    assert [format_duration(s) for s in (48.4, 425, 7800)] == ["48 s", "7 min 5 s", "2 h 10 min"]
+def test_what_is_no_number_is_null():
     assert to_json({"a": (np.float32(1), float("inf")), "b": pd.NA}) == {"a": [1.0, None], "b": None}
 
 

@@ -35,9 +35,11 @@ def trained(project: Path, key: str) -> tuple[Layout, Params, str, dict[str, str
     layout, params = Layout(project), read_params(project / "params.yaml")
     folder = layout.model(key)
     folder.mkdir(parents=True)
-    result = {"metrics": {"val_loss": 0.25}, "num_steps": 6}
+    result = {"metrics": {"val_loss": 0.25}, "num_steps": 6, "best_step": 4}
     meta = {"result": result, "num_rows": 40, "num_held_out": 4, "resolution": 64}
     (folder / "meta.json").write_text(json.dumps(meta))
+    log = [{"step": 4, "val_loss": 0.2}, {"step": 6, "val_loss": 0.25}]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)))
     layout.curated.mkdir(parents=True)
     (layout.curated / "meta.json").write_text('{"chosen_by": "60 votes of the rubric panel, not people"}')
     inputs = {
@@ -92,6 +94,7 @@ def test_the_card_of_our_own_model(project):
     assert card.data.license == "other" and card.data.pipeline_tag == "text-to-image"  # type: ignore[attr-defined]
     for text in ("trust_remote_code=True", "1" * 32, "2" * 32, "4" * 32, "Apache-2.0", "CC-BY-4.0", "0.25"):
         assert text in card.text
+    assert "step 6, the last, with held-out loss 0.25; the lowest was 0.2 at step 4" in card.text
     assert "Toy scale" in card.text and "chosen by 60 votes of the rubric panel, not people" in card.text
     assert str(project) not in card.text
 

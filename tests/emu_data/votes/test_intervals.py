@@ -1,11 +1,17 @@
 """Intervals that gates decide by: published examples, coverage, and that none becomes a point."""
 
+import re
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from emu_data.formatting import format_percent
+from emu_data.gate_quality import _row
 from emu_data.votes.intervals import (
     MIN_BOOTSTRAP,
     Interval,
@@ -16,6 +22,8 @@ from emu_data.votes.intervals import (
     is_below,
     paired_difference,
 )
+from emu_data.votes.preference import decided_rate, summarise_preference
+from emu_steps.verdicts import judge_verdict
 
 COUNTS = st.tuples(*[st.integers(0, 60)] * 3).map(lambda c: (c[0], c[1], sum(c)))  # won, lost, pairs
 
@@ -132,3 +140,42 @@ def test_a_wider_interval_is_on_no_side_where_a_narrower_one_is_not(at, below, a
     assert is_below(narrow, bound) or not is_below(wide, bound)
     unknown = Interval(at, float("nan"), float("nan"))
     assert not is_above(unknown, bound) and not is_below(unknown, bound)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 60).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_a_count_has_one_interval_whichever_page_shows_it(counts):
+    """As a rate of prompts, of pictures, of decided prompts, of known pairs, or of rows that a gate dropped."""
+    num, total = counts
+    expected = exact_rate(num, total)
+    yes = np.arange(total) < num
+    assert bootstrap_rate(100.0 * yes, np.random.default_rng(0)) == expected
+    assert decided_rate(num, total - num) == expected
+    votes = pd.DataFrame(
+        {"key": [f"{n}" for n in range(total)], "rater": "r", "decision": np.where(yes, "A", "B"), "side_order": "AB"}
+    )
+    found = summarise_preference(votes, seed=1)
+    assert found.win == expected == found.decided_win and found.lose == exact_rate(total - num, total)
+    gate = _row("text_area", num_damaged=total, num_dropped=total, num_right=num)
+    assert gate["precision_low"] == gate["recall_low"] == expected.low / 100
+    verdict = judge_verdict(num, total, 0.5).reason
+    assert f"{format_percent(expected.estimate)}, at most {format_percent(expected.high)}" in verdict
+
+
+# Modules that look up quantiles themselves, and why that makes no interval that a page could show beside another.
+ALLOWED = {
+    "emu_data/votes/intervals.py": "the one place",
+    "emu_data/votes/power.py": "how many prompts would decide; no estimate",
+    "emu_steps/redeciding.py": "how many unmeasured rows would pass: drawn from a posterior, printed on the terminal",
+}
+OWN_INTERVAL = re.compile(
+    r"stats\.(beta|norm|t|binom)\b|stats\.bootstrap|proportion_ci|confidence_interval\(|1\.96|0\.975|0\.025"
+)
+
+
+def test_no_other_module_makes_intervals():
+    root = Path(__file__).parents[3]
+    packages = ("emu_data", "emu_models", "emu_reports", "emu_steps", "emu_dagster")
+    modules = [path for name in packages for path in (root / name).rglob("*.py")]
+    texts = {path.relative_to(root).as_posix(): path.read_text() for path in modules}
+    assert {name for name, text in texts.items() if OWN_INTERVAL.search(text)} == ALLOWED.keys()
