@@ -1,5 +1,6 @@
 """The command `emu`. Each command is a few lines over the library; `emu --help` lists them."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from emu_dagster.environment import collect_rarely, prepare_environment
+from emu_dagster.environment import collect_rarely, imports_without, prepare_environment
 from emu_steps.layout import project_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -87,18 +88,22 @@ def generate(
     """Write pictures of a prompt with a registered model."""
     with ProcessPoolExecutor(1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as beside:
         found = beside.submit(find_folder, model)  # MLflow is imported there, torch here: seconds each
+        import torch  # noqa: F401
+
+        folder = found.result()
+    with imports_without(*unneeded_packages(folder)):
         from emu_models.latent.checkpoints import load_pipeline
         from emu_models.latent.pipeline import draw
 
-        folder = found.result()
     pipeline = load_pipeline(folder)
-    images = draw(pipeline, [prompt] * num, [seed + i for i in range(num)], steps, guidance)
     out.mkdir(parents=True, exist_ok=True)
     stem = "".join(c if c.isalnum() else "-" for c in prompt.lower()).strip("-")[:40]
-    for i, image in enumerate(images):
-        path = out / f"{stem}-{seed + i}.png"
-        image.save(path)
-        print(path)
+    seeds = range(seed, seed + num)
+    for those in filter(None, (seeds[:1], seeds[1:])):  # the first is shown while the others are drawn
+        for i, image in zip(those, draw(pipeline, [prompt] * len(those), list(those), steps, guidance), strict=True):
+            path = out / f"{stem}-{i}.png"
+            image.save(path)
+            print(path, flush=True)
 
 
 @app.command(name="funnel")
@@ -211,6 +216,18 @@ def find_folder(model: str) -> Path:
     from emu_dagster.registering import find_model
 
     return find_model(model)
+
+
+# What diffusers and transformers import where it is installed, and our own pipeline never uses: a second of a start.
+# (Stable Diffusion's checkpoints may use it: a scheduler of theirs wants scipy, peft loads adapters.)
+NOT_FOR_OURS = ("boto3", "peft", "scipy", "sklearn", "torchvision", "triton")
+
+
+def unneeded_packages(folder: Path) -> tuple[str, ...]:
+    """The packages that the pipeline saved in `folder` can be drawn with without."""
+    index = folder / "model_index.json"
+    is_ours = index.is_file() and "EmuPipeline" in json.loads(index.read_text())["_class_name"]
+    return NOT_FOR_OURS if is_ours else ()
 
 
 def find_profile(name: str) -> Path:
