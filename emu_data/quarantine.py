@@ -44,7 +44,11 @@ def rebuild_rows(path: Path, note: str) -> pd.DataFrame:
             listed[column] = listed[column].map(lambda value: None if value is None else json.dumps(value))
     bad = unlisted_rows(path, listed, listed["key"], errors).assign(status=STATUS_QUARANTINED)
     table = pd.concat([listed, bad], ignore_index=True)
-    text = [column for column in table.columns if table[column].dtype == object]
+    text = [
+        column
+        for column in table.columns
+        if table[column].dtype == object or isinstance(table[column].dtype, pd.StringDtype)
+    ]
     sizes = ["width", "height", "original_width", "original_height"]
     return table.astype({**dict.fromkeys(text, "string"), **dict.fromkeys(sizes, "Int64")})
 

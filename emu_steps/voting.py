@@ -141,7 +141,7 @@ def tally_round(recorded: Recorded, items: dict[str, str]) -> Tallied:
         "num_votes": len(votes),
         "num_votes_of_people": sum(vote.rater_kind == "person" for vote in votes),
         "num_people": len(people),
-        "krippendorff_alpha": agreement.krippendorff_alpha,
+        "krippendorff_alpha": agreement.krippendorff_alpha.estimate,
         "gwet_ac1": agreement.gwet_ac1,
     }
     not_shown = f"{num_elsewhere} votes of people are on other pictures than those shown now" if num_elsewhere else ""

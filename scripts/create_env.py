@@ -52,8 +52,18 @@ KEPT = {
 }
 
 
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+PYTHONS = re.findall(r'^requires-python = "(.+)"', PYPROJECT.read_text(), flags=re.M)[0]  # such as >=3.11,<3.14
+
+
 class InstallError(Exception):
     """What went wrong, in one line."""
+
+
+def is_supported(minor: int) -> bool:
+    """Whether Python 3.minor is one of PYTHONS, for which the locks were made."""
+    low, high = (int(number) for number in re.findall(r"3\.(\d+)", PYTHONS))
+    return low <= minor < high
 
 
 def say(text: str, done: bool = False) -> None:
@@ -162,8 +172,10 @@ def run_pip(python: Path, arguments: list[str], log_path: Path, label: str, tota
 
 def create(venv: Path, lock: Path, project: bool) -> None:
     """Make `venv` hold what `lock` says, and the project (editable) when asked. Raises InstallError."""
-    if sys.version_info[:2] != (3, 11):
-        raise InstallError(f"Python 3.11 is needed and this is {sys.version.split()[0]}: make env PYTHON=python3.11")
+    if not is_supported(sys.version_info[1]):
+        raise InstallError(
+            f"Python {PYTHONS} is needed and this is {sys.version.split()[0]}: make env PYTHON=python3.11"
+        )
     stamp, log_path, python = venv / STAMP, venv / LOG, venv / "bin" / "python"
     label = f"environment {venv.name}"
     began = time.monotonic()
@@ -178,10 +190,14 @@ def create(venv: Path, lock: Path, project: bool) -> None:
             made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True)
             if made.returncode:
                 lines = (made.stderr + made.stdout).strip().splitlines()
-                hint = "install Debian's python3.11-venv" if "ensurepip" in " ".join(lines) else lines[-1]
+                hint = (
+                    f"install Debian's python3.{sys.version_info[1]}-venv"
+                    if "ensurepip" in " ".join(lines)
+                    else lines[-1]
+                )
                 raise InstallError(f"python -m venv failed: {hint}")
         log_path.write_text("")
-        site = venv / "lib" / "python3.11" / "site-packages"
+        site = venv / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"
         total = len(re.findall(r"^[A-Za-z0-9].*==", lock.read_text(), flags=re.M))
         locked = [
             "install",

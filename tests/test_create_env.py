@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "create_env.py"
 spec = importlib.util.spec_from_file_location("create_env", SCRIPT)
@@ -74,3 +75,8 @@ def test_unreachable_registry_ends_in_one_line(tmp_path: Path) -> None:
     assert line.startswith("make env: could not have no-such-package==1.0: ")
     assert str(tmp_path / "venv" / "install.log") in line
     assert not (tmp_path / "venv" / ".complete").exists()
+
+
+def test_the_pythons_taken_are_those_of_pyproject() -> None:
+    taken = [minor for minor in range(6, 30) if create_env.is_supported(minor)]
+    assert taken and taken == [minor for minor in range(6, 30) if f"3.{minor}.9" in SpecifierSet(create_env.PYTHONS)]

@@ -1,5 +1,6 @@
 """Commands that use or make models outside the graph."""
 
+import json
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated
 import typer
 
 from emu_dagster.cli.app import app, not_blank
+from emu_dagster.machine.environment import imports_without
 from emu_steps.layout import project_root
 
 MOST_STEPS = 1000  # of the noise schedules of diffusion models, ours and Stable Diffusion's
@@ -32,9 +34,12 @@ def generate(
     check_folder(out)
     with ProcessPoolExecutor(1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as beside:
         found = beside.submit(find_folder, model)  # MLflow is imported there, torch here: seconds each
-        from emu_models.latent.checkpoints import load_pipeline
+        import torch  # noqa: F401
 
         folder = found.result()
+    with imports_without(*unneeded_packages(folder)):
+        from emu_models.latent.checkpoints import load_pipeline
+        from emu_models.latent.pipeline import draw  # noqa: F401
     for path in write_pictures(load_pipeline(folder), prompt, num, seed, out, steps, guidance):
         print(path, flush=True)
 
@@ -62,6 +67,18 @@ def aesthetics_head(
     print(f"{out}: fitted to {fitted.num_pictures} pictures with {fitted.voters}")
     print(f"leave-one-out R squared {format_number(fitted.r_squared, 2)} (1 is perfect, 0 no better than the mean)")
     print(f"to use it: filter_ledger.signals.aesthetics_head: {out} in params.yaml")
+
+
+# What diffusers and transformers import where it is installed, and our own pipeline never uses: a second of a start.
+# (Stable Diffusion's checkpoints may use it: a scheduler of theirs wants scipy, peft loads adapters.)
+NOT_FOR_OURS = ("boto3", "peft", "scipy", "sklearn", "torchvision", "triton")
+
+
+def unneeded_packages(folder: Path) -> tuple[str, ...]:
+    """The packages that the pipeline saved in `folder` can be drawn with without."""
+    index = folder / "model_index.json"
+    is_ours = index.is_file() and "EmuPipeline" in json.loads(index.read_text())["_class_name"]
+    return NOT_FOR_OURS if is_ours else ()
 
 
 def find_folder(model: str) -> Path:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
 
 from emu_dagster.machine.environment import QUIET
 from emu_dagster.machine.surroundings import find_obstacles
@@ -43,8 +45,9 @@ class _Missing(Exception):
 
 
 def _python() -> str:
-    if sys.version_info[:2] != (3, 11):
-        raise _Missing(f"{platform.python_version()}; the locks are for 3.11")
+    needed = metadata("emu")["Requires-Python"]
+    if platform.python_version() not in SpecifierSet(needed):
+        raise _Missing(f"{platform.python_version()}; the locks are for {needed}")
     return f"{platform.python_version()} ({sys.executable})"
 
 

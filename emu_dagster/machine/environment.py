@@ -5,6 +5,9 @@ The Makefile exports the same switches; this is for whoever starts `emu`, `dagst
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from emu_steps.layout import project_root
 
@@ -46,3 +49,19 @@ def prepare_environment() -> None:
     root = project_root()
     for name, value in {**QUIET, **PATIENCE, "EMU_ROOT": str(root), "DAGSTER_HOME": str(root / "dagster_home")}.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def imports_without(*packages: str) -> Iterator[None]:
+    """Imports inside are done as if these packages were not installed, which libraries with optional parts ask for.
+
+    Packages that are imported already stay. What was imported inside lacks those parts until the process
+    ends.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: Python's own way to bar an import
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)

@@ -1,4 +1,4 @@
-"""Do raters agree: Krippendorff's alpha and Gwet's AC1 on votes.
+"""Do raters agree: Krippendorff's alpha with its interval, and Gwet's AC1, on votes.
 
 The paper reports no agreement. Kappa collapses when one decision is rare (1 to 10 % of keeps, as in the last
 stage of curation): alpha does too, in part, AC1 does not, so both are shown. One person agrees with the
@@ -8,57 +8,95 @@ consensus on appeal 65 to 78 % of the time; a low alpha is to be expected there.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import krippendorff
 import numpy as np
 import pandas as pd
-from irrCAC.raw import CAC
 
+from emu_data.votes.intervals import Interval
 from emu_data.votes.vote import Vote, check_counted
 
 NAN = float("nan")
+UNDEFINED = Interval(NAN, NAN, NAN)
+NUM_RESAMPLES = 2000  # of alpha's bootstrap: its limits then move by about 0.01 from seed to seed; chosen here
 
 
 @dataclass(frozen=True)
 class Agreement:
     """Agreement of one round. Coefficients are at most 1 (full agreement), 0 at what chance gives.
 
-    `raw_agreement` is the share (0..1) of pairs of votes on one item that are
-    equal. They are NaN where they are undefined: fewer than two items that two raters saw, or (alpha) one
-    decision only.
+    `raw_agreement` is the share (0..1) of pairs of votes on one item that are equal. `krippendorff_alpha` has a 95 %
+    interval. They are NaN where they are undefined: fewer than two items that two raters saw, or (alpha) one decision
+    only. The three numbers count the items that two raters saw, and the raters and votes on them.
     """
 
     num_items: int
     num_raters: int
     num_votes: int
     raw_agreement: float
-    krippendorff_alpha: float
+    krippendorff_alpha: Interval
     gwet_ac1: float
 
 
 def measure_agreement(votes: Sequence[Vote]) -> Agreement:
     """Agreement of the counted votes of one round (`votes.counted`).
 
-    Decisions are nominal. Items that only one rater saw do not count. Raises ValueError for votes that are
-    not counted ones.
+    Decisions are nominal. Items that only one rater saw do not count, except that their votes too say how common a
+    decision is, which AC1 asks for. Raises ValueError for votes that are not counted ones.
     """
     check_counted(votes)
-    rows = [(vote.key, vote.rater, vote.decision) for vote in votes]
-    frame = pd.DataFrame(rows, columns=["key", "rater", "v"])
-    table = frame.pivot(index="key", columns="rater", values="v")
-    table = table.loc[table.notna().sum(axis=1) >= 2]
-    num_votes = int(table.notna().to_numpy().sum())
-    if table.empty:
-        return Agreement(0, 0, 0, NAN, NAN, NAN)
-    table = table.dropna(axis=1, how="all")
-    decisions = sorted({vote.decision for vote in votes})
-    counts = np.stack([(table == decision).sum(axis=1).to_numpy() for decision in decisions], axis=1)
-    of_item = counts.sum(axis=1)
-    raw = float(np.mean((counts * (counts - 1)).sum(axis=1) / (of_item * (of_item - 1))))
-    has_contrast = int((counts.sum(axis=0) > 0).sum()) > 1
+    if not votes:
+        return Agreement(0, 0, 0, NAN, UNDEFINED, NAN)
+    frame = pd.DataFrame({"key": [v.key for v in votes], "rater": [v.rater for v in votes]})
+    frame["code"], decisions = pd.factorize(np.array([v.decision for v in votes], dtype=object), sort=True)
+    codes = frame.pivot(index="key", columns="rater", values="code").to_numpy(float)  # NaN where not seen
+    counts = np.stack([(codes == code).sum(1) for code in range(len(decisions))], 1)
+    codes = codes[counts.sum(1) >= 2]
+    num_items, num_votes = len(codes), int(np.isfinite(codes).sum())
+    num_raters = int(np.isfinite(codes).any(0).sum())
+    if not num_items:
+        return Agreement(0, 0, 0, NAN, UNDEFINED, NAN)
+    raw, ac1 = raw_agreement(counts), gwet_ac1(counts)
+    has_contrast = len(np.unique(codes[np.isfinite(codes)])) > 1
     if not has_contrast:  # every vote the same: full agreement, which alpha cannot tell from chance
-        return Agreement(len(table), table.shape[1], num_votes, raw, NAN, 1.0)
-    if len(table) < 2:
-        return Agreement(1, table.shape[1], num_votes, raw, NAN, NAN)
-    alpha = krippendorff.alpha(value_counts=counts, level_of_measurement="nominal")
-    ac1 = CAC(table.reset_index(drop=True)).gwet()["est"]["coefficient_value"]
-    return Agreement(len(table), table.shape[1], num_votes, raw, float(alpha), float(ac1))
+        return Agreement(num_items, num_raters, num_votes, raw, UNDEFINED, ac1)
+    if num_items < 2:
+        return Agreement(num_items, num_raters, num_votes, raw, UNDEFINED, NAN)
+    return Agreement(num_items, num_raters, num_votes, raw, krippendorff_alpha(codes), ac1)
+
+
+def krippendorff_alpha(codes: np.ndarray) -> Interval:
+    """Alpha of nominal decisions, with the 95 % interval of Krippendorff's bootstrap, which redraws pairs of votes.
+
+    codes: (items, raters), a decision's number, NaN where the rater did not see the item. At least two different ones.
+    """
+    import evalica
+
+    found = evalica.alpha_bootstrap(pd.DataFrame(codes.T), "nominal", n_resamples=NUM_RESAMPLES, random_state=0)
+    return Interval(found.alpha, found.low, found.high)
+
+
+def raw_agreement(counts: np.ndarray) -> float:
+    """Share (0..1) of the pairs of votes on an item that are equal, averaged over the items with two votes or more.
+
+    counts: (items, decisions), how many raters decided so; at least one item with two votes.
+    """
+    counts = counts[counts.sum(1) >= 2]
+    num = counts.sum(1)
+    return float(np.mean((counts * (counts - 1)).sum(1) / (num * (num - 1))))
+
+
+def gwet_ac1(counts: np.ndarray) -> float:
+    """Gwet's AC1, (p_a - p_e) / (1 - p_e): any number of raters, nominal decisions, votes may be missing.
+
+    counts: (items, decisions), how many raters decided so; at least one item with two votes. p_a is `raw_agreement`;
+    p_e = sum of pi_k (1 - pi_k) over the q decisions / (q - 1), with pi_k the mean over items of the share of their
+    votes that is k, items with a single vote among them (Gwet 2008, British Journal of Mathematical and Statistical
+    Psychology 61:29, for missing votes Gwet 2014, Handbook of Inter-Rater Reliability, 4th ed.). One decision only:
+    1, since all agree.
+    """
+    counts = counts[counts.sum(1) > 0]
+    num_decisions = int((counts.sum(0) > 0).sum())
+    if num_decisions == 1:
+        return 1.0
+    pi = (counts / counts.sum(1, keepdims=True)).mean(0)
+    by_chance = float((pi * (1 - pi)).sum()) / (num_decisions - 1)
+    return (raw_agreement(counts) - by_chance) / (1 - by_chance)

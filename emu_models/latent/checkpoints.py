@@ -21,8 +21,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -186,6 +184,8 @@ def add_adapters(unet: UNet2DConditionModel, adapters: Adapters) -> None:
     """Freezes the network and puts adapters, which start as the identity, beside its layers. ValueError where no layer
     has such a name.
     """
+    from peft import LoraConfig  # a quarter of a second, for this alone
+
     unet.requires_grad_(False)
     unet.add_adapter(
         LoraConfig(
@@ -204,6 +204,8 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     any_pipeline: Any = pipeline
     unet = any_pipeline.unet
     if configs := getattr(unet, "peft_config", None):
+        from peft.utils import get_peft_model_state_dict
+
         any_pipeline.save_lora_weights(
             folder,
             unet_lora_layers=get_peft_model_state_dict(unet),
