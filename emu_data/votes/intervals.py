@@ -136,7 +136,7 @@ def bootstrap_mean(
         confidence_level=confidence,
         n_resamples=num_resamples,
         method="BCa",
-        random_state=rng,
+        rng=rng,
         vectorized=True,
         batch=1000,
     ).confidence_interval

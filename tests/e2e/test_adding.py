@@ -1,0 +1,73 @@
+"""docs/adding.md: its diffs apply to the repository as it is, and what they add works."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import TOP, Project, make_project
+
+pytestmark = [pytest.mark.slow]
+DIFFS = re.findall(r"```diff\n(.*?)```", (TOP / "docs" / "adding.md").read_text(), re.DOTALL)
+
+
+def files_of(diff: str) -> list[str]:
+    return re.findall(r"^diff --git a/(\S+)", diff, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's code and profiles, with all diffs applied."""
+    folder = tmp_path_factory.mktemp("adding") / "code"
+    for name in ("emu_data", "emu_models", "emu_reports", "emu_steps", "emu_dagster", "profiles"):
+        shutil.copytree(TOP / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for number, diff in enumerate(DIFFS):
+        path = folder.parent / f"{number}.diff"
+        path.write_text(diff)
+        done = subprocess.run(["git", "apply", str(path)], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(changed: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A project of the changed code; PYTHONPATH goes before what is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(changed))
+        project = make_project(tmp_path_factory.mktemp("project") / "project")
+        shutil.rmtree(project.root / "profiles")
+        shutil.copytree(changed / "profiles", project.root / "profiles")
+        project.must("python", "-m", "emu_dagster.cli", "profile", "smoke")
+        yield project
+
+
+def test_an_asset_is_five_files_and_runs(project: Project):
+    assert len(files_of(DIFFS[0])) == 5
+    project.must("python", "-m", "emu_dagster.cli", "materialize", "raw_corpus", "picture_sizes")
+    sizes = json.loads((project.root / "data/picture_sizes/sizes.json").read_text())
+    assert sum(sizes.values()) > 50 and all(int(side) % 32 == 0 for side in sizes)
+    assert "  picture_sizes:\n" in (project.root / "dvc.yaml").read_text()
+    assert "picture_sizes:\n" in (project.root / "dvc.lock").read_text()
+
+
+def test_a_signal_is_measured_and_its_gate_decides(project: Project):
+    assert len(files_of(DIFFS[1])) == 6
+    script = """
+import json, pandas as pd
+from PIL import Image
+from emu_data.ledger import GATES, LIMITS
+from emu_data.records import Sample
+from emu_data.signals import Record
+from emu_data.signals.brightness import BrightnessSignal
+from emu_steps.params import Policy
+from tests.shards import encode
+white = Record(Sample("0", encode(Image.new("RGB", (32, 32), "white")), ""))
+print(json.dumps([BrightnessSignal().measure([white]), "brightness" in GATES, "min_brightness" in Policy.model_fields]))
+"""
+    environment = os.pathsep.join([os.environ["PYTHONPATH"], str(TOP)])
+    told = json.loads(project.must("python", "-c", script, PYTHONPATH=environment).splitlines()[-1])
+    assert told == [{"brightness": [1.0]}, True, True]
