@@ -22,14 +22,18 @@ for name in ("DAGSTER_HOME", "EMU_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID",
     os.environ.pop(name, None)
 
 
-# Tests that train through Dagster wait for the device's lock, which is the machine's: one worker has them all.
+# Tests that train through Dagster wait for the device's lock, which is the machine's: one worker has most of them, and
+# another those that make a project of their own in minutes.
 TRAIN_THROUGH_DAGSTER = ("tests/e2e/", "tests/emu_dagster/test_gpu.py")
+OWN_PROJECT = ("tests/e2e/test_from_the_page.py", "tests/e2e/test_many_shards.py", "tests/e2e/test_adding.py")
 
 
 class DeviceInOneWorker(LoadScopeScheduling):
     """(--dist loadgroup of pytest-xdist 3.8 does nothing under pytest 9.2, which has no `Item._nodeid` any more.)"""
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(OWN_PROJECT):
+            return "own project"
         return "device" if nodeid.startswith(TRAIN_THROUGH_DAGSTER) else nodeid.split("::")[0]
 
 

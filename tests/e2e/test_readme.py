@@ -19,6 +19,8 @@ PROGRAMS = r"(?:[A-Z_]+=\S+ +)*(?:emu|make|mlflow|curl|source|git|dvc|ray|torchr
 # What is not run by this file, and where it is.
 ELSEWHERE = {
     r"source \.venv/bin/activate": "tests run in that environment",
+    r"emu profile NAME": "NAME is the reader's; the fixture `demo` and tests/e2e/test_from_the_page.py write profiles",
+    r"emu plan .*": "half a minute; tests/emu_dagster/test_plan.py plans the same",
     r"torchrun --nproc-per-node 8": "a value of launch.command; tests/emu_models/test_training_distributed.py runs two",
     r"emu materialize quality_tuned": "it trains; the fixture `demo` materialises it",
     r"emu ingest (ADDRESS|s3://bucket/corpus)": "tests/emu_dagster/test_ingest.py and tests/emu_data/test_addresses.py",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import typer
+from s3fs import S3FileSystem
 
 from emu_dagster.cli import app, describe_error, run
 from tests.profiles import text_of
@@ -45,7 +46,7 @@ def parameters() -> Iterator[Any]:
 
 
 @pytest.fixture
-def root(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project in which nothing was made, and no credentials."""
     shutil.copytree(TOP / "profiles", project / "profiles")
     shutil.copytree(TOP / ".dvc", project / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
@@ -55,7 +56,8 @@ def root(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(project / "none"))
     monkeypatch.chdir(project)
-    return project
+    yield project
+    S3FileSystem.clear_instance_cache()  # it keeps that there were no credentials
 
 
 def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:

@@ -1,14 +1,12 @@
 """`emu doctor`: finds what is here, says what is not and how to mend it, and its exit code follows."""
 
-import shutil
 import socket
 from pathlib import Path
 
 import pytest
 
 from emu_dagster.commands.doctor import Finding, examine, print_findings
-
-SMOKE = Path(__file__).parents[2] / "profiles" / "smoke.yaml"
+from tests.profiles import text_of
 
 
 def by_name() -> dict[str, Finding]:
@@ -16,7 +14,7 @@ def by_name() -> dict[str, Finding]:
 
 
 def test_a_sound_project_is_all_right(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(SMOKE, project / "params.yaml")
+    (project / "params.yaml").write_text(text_of("smoke"))
     (project / ".dvc").mkdir()
     findings = by_name()
     assert [name for name, finding in findings.items() if finding.needed and not finding.good] == []
@@ -40,7 +38,7 @@ def test_what_is_missing_is_named_with_its_remedy(
 
 
 def test_params_that_do_not_load_are_not_all_right(project: Path) -> None:
-    text = SMOKE.read_text()
+    text = text_of("smoke")
     for given, said in ((text.replace("ema_decay: 0.99", "ema_decay: 1.99"), "ema_decay"), ("a: [", "not YAML")):
         (project / "params.yaml").write_text(given)
         finding = by_name()["params"]
