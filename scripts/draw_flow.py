@@ -17,6 +17,7 @@ from PIL import Image
 from emu_data.ledger import read_ledger
 from emu_data.shards import read_images, read_manifest
 from emu_steps.layout import Layout, project_root
+from emu_steps.params import read_params
 
 SIDE = 3  # pictures a side of each step's square
 TILE = 64  # px
@@ -28,27 +29,30 @@ def main(
     out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("docs/flow.png"),
     seed: Annotated[int, typer.Option(help="which pictures are shown of each step")] = 0,
 ) -> None:
-    """Raises ValueError or OSError where a step of the project has not been made."""
+    """Raises ValueError or OSError where a step up to the curated set has not been made; what the tuned model draws is
+    left out where it has not been drawn."""
     layout, rng = Layout(project_root()), np.random.default_rng(seed)
     ledger = read_ledger(layout.filtered / "ledger")
     readable = ledger.loc[ledger["first_failed_gate"] != "readable", "key"].tolist()
     kept = read_manifest(layout.filtered)["key"].tolist()
     generalists = pd.read_parquet(layout.generalist / "selection.parquet")["key"].tolist()
     curated = read_manifest(layout.curated)["key"].tolist()
-    prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")["key"].head(SIDE**2)
-    drawn = np.stack([load(layout.evaluation / "tuned" / f"{key}.png") for key in prompts])
     steps = [
         (f"{len(ledger)} raw rows", grid(read_images(layout.raw, draw(rng, readable), TILE))),
         (f"{len(kept)} filtered", grid(read_images(layout.filtered, draw(rng, kept), TILE))),
         (f"{len(generalists)} kept by generalists", grid(read_images(layout.filtered, draw(rng, generalists), TILE))),
         (f"{len(curated)} needles", grid(read_images(layout.curated, draw(rng, curated), TILE))),
-        ("drawn by the tuned model", grid(drawn)),
     ]
-    figure = plt.figure(figsize=(13, 2.5), dpi=130)
+    if layout.evaluation.is_dir():
+        prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")["key"].head(SIDE**2)
+        candidate, _ = read_params(layout.root / "params.yaml").comparison
+        drawn = np.stack([load(layout.evaluation / candidate / f"{key}.png") for key in prompts])
+        steps.append((f"drawn by the {candidate} model", grid(drawn)))
+    figure = plt.figure(figsize=(2.6 * len(steps), 2.5), dpi=130)
     parts: Any = figure.subfigures(1, len(steps))
     for part, (title, picture) in zip(parts, steps, strict=True):
         show(part, title, picture)
-    for place, text in enumerate(ARROWS, start=1):
+    for place, text in enumerate(ARROWS[: len(steps) - 1], start=1):
         figure.text(place / len(steps), 0.46, f"{text}\n→", ha="center", va="center", fontsize=8, color="#555")
     figure.savefig(out)
     print(out)

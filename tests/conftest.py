@@ -23,9 +23,9 @@ for name in ("DAGSTER_HOME", "EMU_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID",
 
 
 # Tests that train through Dagster wait for the device's lock, which is the machine's: one worker has most of them, and
-# another those that make a project of their own in minutes.
+# another those that make a project of their own and train nothing.
 TRAIN_THROUGH_DAGSTER = ("tests/e2e/", "tests/emu_dagster/test_gpu.py")
-OWN_PROJECT = ("tests/e2e/test_from_the_page.py", "tests/e2e/test_many_shards.py", "tests/e2e/test_adding.py")
+OWN_PROJECT = ("tests/e2e/test_many_shards.py", "tests/e2e/test_adding.py")
 
 
 class DeviceInOneWorker(LoadScopeScheduling):

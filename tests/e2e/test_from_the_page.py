@@ -18,7 +18,8 @@ from tests.e2e.conftest import Project, make_project
 from tests.e2e.pages import CHROMIUM, QUIET_FLAGS, REPOSITORY, Pages, serve
 from tests.shards import encode
 
-pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(1500)]
+# minutes each, after a click that runs everything in six: pytest -m campaign tests/e2e/test_from_the_page.py
+pytestmark = [pytest.mark.campaign, pytest.mark.browser, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +74,6 @@ def started(pages: Pages, num_runs: int, seconds: float = 60) -> list[str]:
     return [run["runId"] for run in runs]
 
 
-ONE_BY_ONE = pytest.mark.campaign  # minutes each, after the click that runs everything: pytest -m campaign
-
-
 def test_one_click_on_a_fresh_clone_is_one_run_of_everything(project: Project, pages: Pages, clicked: str):
     assert [run["runId"] for run in pages.runs()] == [clicked]
     assert (project.root / "data/reports/index.html").is_file()
@@ -93,9 +91,9 @@ def test_its_page_tells_of_progress_in_numbers(pages: Pages, clicked: str):
     "job",
     [
         "filter_shards",
-        pytest.param("data_half", marks=ONE_BY_ONE),
-        pytest.param("model_half", marks=ONE_BY_ONE),
-        pytest.param("whole_graph", marks=ONE_BY_ONE),
+        "data_half",
+        "model_half",
+        "whole_graph",
     ],
 )
 def test_a_job_is_one_run(pages: Pages, clicked: str, job: str):
@@ -105,7 +103,6 @@ def test_a_job_is_one_run(pages: Pages, clicked: str, job: str):
     assert len(pages.runs()) == before + 1
 
 
-@ONE_BY_ONE
 def test_the_launch_button_of_a_job_is_one_run(pages: Pages, clicked: str):
     before = len(pages.runs())
     click(pages, "/locations/emu/jobs/evaluation/playground", "Launch Run")
@@ -114,7 +111,6 @@ def test_the_launch_button_of_a_job_is_one_run(pages: Pages, clicked: str):
     assert len(pages.runs()) == before + 1 and pages.runs()[0]["jobName"] == "evaluation"
 
 
-@ONE_BY_ONE
 def test_a_second_run_waits_for_the_first(pages: Pages, clicked: str):
     launched = [pages.launch("evaluation"), pages.launch("evaluation")]
     assert [pages.wait(run) for run in launched] == ["SUCCESS", "SUCCESS"]
@@ -137,7 +133,6 @@ def switch_off(pages: Pages) -> None:
     pages.ask("mutation($id: String!) { stopSensor(id: $id) { __typename } }", id=state["id"])
 
 
-@ONE_BY_ONE
 def test_switched_on_with_nothing_new_the_sensor_starts_nothing(pages: Pages, clicked: str):
     before = len(pages.runs())
     switch_on(pages)
@@ -165,7 +160,6 @@ def drop_shard(project: Project, keys_of: int) -> None:
             shutil.copy(file, project.root / "data" / "raw")
 
 
-@ONE_BY_ONE
 def test_a_shard_that_is_dropped_in_reaches_the_filtered_corpus_also_after_a_failed_run(
     project: Project, pages: Pages, clicked: str
 ):
@@ -205,7 +199,6 @@ def becomes(pages: Pages, asset: str, status: str) -> bool:
     return False
 
 
-@ONE_BY_ONE
 def test_the_page_sees_a_changed_params_yaml_without_a_click(project: Project, pages: Pages, clicked: str):
     before = (project.root / "params.yaml").read_bytes()
     assert becomes(pages, "appeal_report", "FRESH")
@@ -216,7 +209,6 @@ def test_the_page_sees_a_changed_params_yaml_without_a_click(project: Project, p
     assert becomes(pages, "appeal_report", "FRESH")
 
 
-@ONE_BY_ONE
 def test_a_training_saves_when_the_pages_are_stopped(project: Project, clicked: str, pages: Pages):
     """Ctrl-C with a training in progress and Dagster's page open in a browser."""
     from playwright.sync_api import sync_playwright
