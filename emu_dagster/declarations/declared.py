@@ -66,7 +66,7 @@ class Declaration:
         from emu_dagster.registering import digest_of_version
 
         measured = Measured(layout.root)
-        brought = [measured.entry(path)["md5"] for path in self.brought(params, layout)]
+        brought = [measured.see(path)[1]["md5"] for path in self.brought(params, layout)]
         brought += [digest_of_version(name) for name in self._named(params) if name.startswith(REGISTERED)]
         return fingerprint([hash_code(self.function), values_of(params, self.params), brought])
 

@@ -18,10 +18,8 @@ def judged_by(record: Record) -> dict[str, str]:
     """asset -> md5 of what an asset's result is about: all that it reads, and, of evaluation_images, what drew them."""
     from emu_steps.contestants import read_drawn
 
-    found = record.inputs
-    if "evaluation_images" in found:
-        found |= read_drawn(record.layout).judged
-    return found
+    drawn_by = read_drawn(record.layout).judged if "evaluation_images" in record.inputs else {}
+    return record.inputs | drawn_by
 
 
 def report_on(record: Record, axis: Literal["appeal", "faithfulness"]) -> dg.MaterializeResult:

@@ -87,7 +87,7 @@ class DvcRecord(dg.ConfigurableResource):
         outs = {out["path"]: (name, out) for name, made in self.lock.stages().items() for out in made.get("outs", [])}
         measured, entries, looks = Measured(self.folder), {}, {}
         for path in definition["deps"]:
-            looks[path], entries[path] = measured.look(self.folder / path), measured.entry(self.folder / path)
+            looks[path], entries[path] = measured.see(self.folder / path)
             maker, out = outs.get(path, ("", {}))
             if out and entries[path]["md5"] != out["md5"]:
                 raise DvcError(

@@ -1,6 +1,7 @@
 """What files and folders were measured to be, and how they looked then: gigabytes are hashed once."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,38 @@ Entry = dict[str, Any]  # md5, size in bytes and, of a folder, nfiles: as DVC ha
 
 
 class Measured:
-    """The memory of the project in `root`, .dvc/tmp/emu/measured.json. It may be deleted."""
+    """The memory of the project in `root`, .dvc/tmp/emu/measured.json. It may be deleted; it is read when asked."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.file = root / ".dvc" / "tmp" / "emu" / "measured.json"
-        self._known: dict[str, Any] = json.loads(self.file.read_text()) if self.file.is_file() else {}
+
+    @cached_property
+    def _ignored(self) -> list[str]:
+        return read_ignored(self.root)
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        return json.loads(self.file.read_text()) if self.file.is_file() else {}
 
     def look(self, path: Path) -> str:
         """How a file or folder looks now (dvc_files.look_at)."""
-        return look_at(path, read_ignored(self.root))
+        return look_at(path, self._ignored)
 
-    def entry(self, path: Path) -> Entry:
-        """What DVC measures of a file or folder; read only where it looks other than when it was last measured.
+    def see(self, path: Path) -> tuple[str, Entry]:
+        """How a file or folder looks now, and what DVC measures of it; read only where it looks other than when it was
+        last measured.
 
         Raises DvcError where there is nothing.
         """
         look = self.look(path)
         known = self._known.get(str(path))
         if known and known["look"] == look:
-            return known["entry"]
-        entry = measure(path, read_ignored(self.root))
+            return look, known["entry"]
+        entry = measure(path, self._ignored)
         if self.look(path) == look:  # else it changed while it was read
             self.learn({path: (look, entry)})
-        return entry
+        return look, entry
 
     def learn(self, found: dict[Path, tuple[str, Entry]]) -> None:
         """Remembers looks and entries that somebody else has measured."""
@@ -43,7 +52,6 @@ class Measured:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(self.file.with_suffix(".lock"), "noting how files look"):
-            known = json.loads(self.file.read_text()) if self.file.is_file() else {}
-            new = {str(path): {"look": look, "entry": entry} for path, (look, entry) in found.items()}
-            self._known = known | new
+            self.__dict__.pop("_known", None)  # another process may have learnt meanwhile
+            self._known.update({str(path): {"look": look, "entry": entry} for path, (look, entry) in found.items()})
             write_json(self.file, self._known)

@@ -36,25 +36,21 @@ if TYPE_CHECKING:
 class Record:
     """One materialisation in progress: what it may read and write, its params, and what it reports.
 
-    layout and params are restricted to what the asset declared (emu_dagster.declarations.given).
+    layout and params are restricted to what the asset declared (emu_dagster.declarations.given). inputs: asset -> md5
+    of all that it reads, as far as DVC has recorded it.
     """
 
     context: dg.AssetExecutionContext
     key: str
     layout: Layout
     params: Params
+    inputs: dict[str, str]
     dvc: DvcRecord
     before: Snapshot
     trainer: TrainingProcess
     mlflow_environment: dict[str, str]
     run_id: str
     profile: str
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """asset -> md5 of all that the asset reads, as far as DVC has recorded it."""
-        reads = sorted((self.layout.readable or frozenset()) - {self.key})
-        return {asset: md5 for asset in reads if (md5 := self.dvc.digest_of(asset))}
 
     @property
     def section(self) -> Any:
@@ -171,9 +167,10 @@ class Recorder(dg.ConfigurableResource):
                     f"{key}: params.yaml or the code changed after this graph was loaded; start the command again, or "
                     "reload the definitions on Dagster's page. What is finished stays"
                 )
-            digests = {asset: self.dvc.digest_of(asset) for asset in declaration.inputs(params, layout)}
+            reads = declaration.inputs(params, layout)
+            inputs = {asset: md5 for asset in sorted(reads) if (md5 := self.dvc.digest_of(asset))}
             given = values_of(params, [*declaration.params, *declaration.how])
-            with self.mlflow.run_for(context, given, {asset: md5 for asset, md5 in digests.items() if md5}) as run:
+            with self.mlflow.run_for(context, given, inputs) as run:
                 mlflow.set_tags(
                     {
                         "emu.profile": params.profile,
@@ -185,8 +182,9 @@ class Recorder(dg.ConfigurableResource):
                 yield Record(
                     context,
                     key,
-                    Layout(layout.root, frozenset([key, *declaration.inputs(params, layout)])),
+                    Layout(layout.root, frozenset([key, *reads])),
                     give_params(params, key, names),
+                    inputs,
                     self.dvc,
                     before,
                     trainer,

@@ -83,7 +83,7 @@ class EvaluationImages(Section):
 
 
 class AutomaticReport(Section):
-    """seed: of the permutations of the distance between sets of pictures."""
+    """seed: of the resamples of the naming rates' intervals."""
 
     seed: Seed
 

@@ -149,7 +149,7 @@ def test_a_file_that_was_brought_along_is_read_by_its_bytes(declarations, params
     assert declaration.code_version(given, layout) == one
     head.write_bytes(b"another")
     assert declaration.code_version(given, layout) != one
-    assert Measured(layout.root).entry(head)["md5"] == "b32d73e56ec99bc5ec8f83871cde708a"  # md5 of "another"
+    assert Measured(layout.root).see(head)[1]["md5"] == "b32d73e56ec99bc5ec8f83871cde708a"  # md5 of "another"
 
 
 def test_a_checkpoint_of_the_graph_is_an_asset_that_is_read(declarations, params):

@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -18,6 +17,7 @@ from emu_steps.layout import Layout
 from emu_steps.params import Policy, read_params
 from emu_steps.redeciding import estimate_unmeasured, parse_changes, show_funnel
 from tests.profiles import params_of, text_of
+from tests.shards import toy_values
 
 TOP = Path(__file__).parents[2]
 
@@ -35,32 +35,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Layout:
         params_text = params_text.replace(old, new)
     (layout.root / "params.yaml").write_text(params_text)
     params = read_params(layout.root / "params.yaml")
-    rng = np.random.default_rng(0)
     keys = [f"0000{i // 30}{i % 30:04d}" for i in range(60)]
-    values = pd.DataFrame(
-        {
-            "key": keys,
-            "shard": [key[:5] for key in keys],
-            "caption": [f"thing [{i}]" for i in range(60)],
-            "url": "",
-            "status": "success",
-            "error_message": pd.NA,
-            "error": pd.NA,
-            "sha256": [f"{i:064d}" for i in range(60)],
-            "stored_sha256": [f"{i:064d}" for i in range(60)],
-            "phash": [f"{int.from_bytes(rng.bytes(8), 'big'):016x}" for _ in range(60)],
-            "thumbnail": "80" * 48,
-            "min_side": [16] * 12 + [128] * 48,
-            "aspect": 1.0,
-            "num_bytes": 1000,
-            "num_words": 3,
-            "num_characters": 12,
-            "unsafe": 0.0,
-            "text_area": np.linspace(0, 0.1, 60),
-            "alignment_rank": 0.9,
-            "concept": [f"concept {i % 6}" for i in range(60)],
-            "unmeasured": ["text_area"] * 8 + [""] * 52,
-        }
+    values = toy_values(
+        keys,
+        min_side=[16] * 12 + [128] * 48,
+        text_area=np.linspace(0, 0.1, 60),
+        concept=[f"concept {i % 6}" for i in range(60)],
+        unmeasured=["text_area"] * 8 + [""] * 52,
     )
     values.loc[:7, "text_area"] = np.nan
     values.loc[59, ["status", "error_message"]] = ["failed_to_download", "HTTP Error 404"]

@@ -3,7 +3,6 @@
 import io
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -22,7 +21,7 @@ from emu_steps.params import Params
 from emu_steps.showing import Picture, find_picture, print_picture
 from emu_steps.training_jobs import write_gated_rows
 from tests.profiles import params_of
-from tests.shards import encode
+from tests.shards import encode, toy_values
 
 TOP = Path(__file__).parents[2]
 KEYS = [f"00000{i:04d}" for i in range(12)]
@@ -51,31 +50,12 @@ def params() -> Params:
 def layout(tmp_path: Path, params: Params) -> Layout:
     """Twelve pictures: one too small, one that did not arrive, one that copies another, eight kept, one over."""
     layout = Layout(tmp_path)
-    rng = np.random.default_rng(0)
-    values = pd.DataFrame(
-        {
-            "key": KEYS,
-            "shard": "00000",
-            "caption": [f"thing [{i}]" for i in range(12)],
-            "url": "",
-            "status": "success",
-            "error_message": pd.NA,
-            "error": pd.NA,
-            "sha256": [f"{i:064d}" for i in range(12)],
-            "stored_sha256": [f"{i:064d}" for i in range(12)],
-            "phash": [f"{int.from_bytes(rng.bytes(8), 'big'):016x}" for _ in range(12)],
-            "thumbnail": "80" * 48,
-            "min_side": [16] + [128] * 11,
-            "aspect": 1.0,
-            "num_bytes": [1000] * 3 + [900] + [1000] * 8,
-            "num_words": 3,
-            "num_characters": 12,
-            "unsafe": 0.0,
-            "read_text_area": 0.0,
-            "alignment_rank": 0.9,
-            "concept": "animal",
-            "unmeasured": [""] * 12,
-        }
+    values = toy_values(
+        KEYS,
+        min_side=[16] + [128] * 11,
+        num_bytes=[1000] * 3 + [900] + [1000] * 8,
+        read_text_area=0.0,
+        concept="animal",
     )
     values.loc[1, ["status", "error_message"]] = ["failed_to_download", "HTTP Error 404"]
     values.loc[3, "phash"] = str(values.loc[2, "phash"])
