@@ -1,6 +1,6 @@
-# Everything needs only Python (3.11 is what CI proves; 3.12 and 3.13 have locks), git and make. `make help` lists the targets.
+# Only Python (CI runs 3.11; the locks also hold for 3.12 and 3.13), git and make are needed. `make help` lists the targets.
 ifeq ($(origin PYTHON), undefined)
-# Looked up here, before .venv/bin comes first on the PATH.
+# Looked up here, before .venv/bin is put first on the PATH.
 PYTHON := $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3 || echo python3.11)
 endif
 PROFILE ?= emoji
@@ -9,7 +9,7 @@ UV = 0.13.9
 export EMU_ROOT ?= $(CURDIR)
 export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# No model hub is asked and nothing is reported to anybody.
+# No model hub is used, and no usage data is sent.
 export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -23,7 +23,7 @@ export MPLBACKEND = Agg
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 ENV = .venv/.complete .venv-dvc/.complete
-MAKEFLAGS += --jobs=2 # the two environments side by side, and the checks
+MAKEFLAGS += --jobs=2 # the two environments, and the checks, run side by side
 
 .PHONY: help env demo test check check-style check-types check-imports check-definitions check-graph up repro push lock bench clean
 .DEFAULT_GOAL := help
@@ -42,11 +42,11 @@ env: $(ENV) ## create .venv and .venv-dvc from the lock files
 demo: $(ENV) ## the whole graph on PROFILE (default emoji), then a summary and data/reports/index.html
 	@emu demo --profile $(PROFILE)
 
-test: $(ENV) ## all tests, the whole graph on the smoke profile among them
+test: $(ENV) ## all tests, including the whole graph on the smoke profile
 	@pytest --numprocesses logical --maxprocesses 4
 
 check: check-types check-style check-imports check-definitions check-graph ## style, types, import rules, Dagster's definitions, dvc.yaml against the asset graph
-check-types: $(ENV) # the longest first, beside the others
+check-types: $(ENV) # the longest check first, beside the others
 	pyright
 check-style: $(ENV)
 	ruff check .
@@ -54,29 +54,29 @@ check-style: $(ENV)
 check-imports: $(ENV)
 	lint-imports
 check-definitions: $(ENV)
-	dagster definitions validate
+	dg check defs
 check-graph: $(ENV)
 	pytest -q tests/test_graph.py
 
-up: $(ENV) ## Dagster's and MLflow's pages, until Ctrl-C
+up: $(ENV) ## Dagster's, MLflow's, the reports' and the studio's pages, until Ctrl-C
 	@emu up
 
-repro: $(ENV) ## what is out of date, through DVC
+repro: $(ENV) ## make what is out of date with DVC
 	@python -m emu_dagster.declarations.dvc_yaml && .venv-dvc/bin/dvc repro
 
-push: $(ENV) ## data to the DVC remote (.dvc/config)
+push: $(ENV) ## upload data to the DVC remote (.dvc/config)
 	@emu push
 
-bench: $(ENV) ## one file of benchmarks/: make bench NAME=…
+bench: $(ENV) ## run one file of benchmarks/: make bench NAME=…
 	@test -f 'benchmarks/$(NAME).py' || { echo 'make bench NAME=…, one of:'; ls benchmarks; exit 1; }
 	@python benchmarks/$(NAME).py
 
 lock: ## make both lock files again from pyproject.toml (versions and hashes, no addresses)
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install -q uv==$(UV); }
-	.venv-lock/bin/uv pip compile $(LOCK) --group dev pyproject.toml -o requirements.lock
+	.venv-lock/bin/uv pip compile $(LOCK) --group dev --extra heic-jxl pyproject.toml -o requirements.lock
 	.venv-lock/bin/uv pip compile $(LOCK) --group dvc -o requirements-dvc.lock
-# Wheels only: the machine may have no compiler. With hydra-core 1.3 DVC would need antlr4 4.9, which has none, so
-# pre-releases are let in where nothing else fits (hydra-core 1.4, omegaconf 2.4; DVC uses them for `dvc exp` only).
+# Wheels only: the machine may have no compiler. With hydra-core 1.3, DVC would need antlr4 4.9, which has no wheel, so
+# pre-releases are allowed if nothing else fits (hydra-core 1.4, omegaconf 2.4; DVC uses them for `dvc exp` only).
 LOCK = --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --only-binary :all: \
        --custom-compile-command 'make lock' --quiet
 

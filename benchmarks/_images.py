@@ -1,7 +1,7 @@
-"""Pictures whose text is known: photographs and drawings of 64 to 2 000 px, words rendered over some of them.
+"""Pictures with known text: photographs and drawings of 64 to 2 000 px, with words rendered over some of them.
 
-Photographs come with scikit-image and scikit-learn (bundled, nothing is downloaded), drawings are the demo's. Each
-picture is a crop of one of them at another size, so that a few sources make many pictures; fonts are Matplotlib's.
+The photographs are bundled with scikit-image and scikit-learn (nothing is downloaded), the drawings are the demo's, the
+fonts Matplotlib's. Each picture is a crop of one of them at another size, so that a few sources make many pictures.
 """
 
 import io
@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from emu_data.records import Sample, make_key
+from emu_data.samples import Sample, make_key
 from emu_data.sources.npm import fetch_package
 from emu_data.sources.packages import STYLES
 
-# Bundled with scikit-image; those with writing in them (page, text, logo, clock) and microscopy are left out.
-# The astronaut's patches have letters; its crops are as the web is.
+# Bundled with scikit-image, without those that show writing (page, text, logo, clock) and without microscopy. The
+# astronaut's patches have letters, as pictures from the web do.
 SKIMAGE_PHOTOGRAPHS = (
     *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png"),
     *("gravel.png", "hubble_deep_field.jpg", "moon.png", "motorcycle_left.png", "rocket.jpg", "retina.jpg"),
@@ -47,7 +47,7 @@ SIZES = (64, 96, 128, 200, 256, 384, 512, 768, 1024, 1536, 2000)  # px, the long
 
 @dataclass(frozen=True)
 class Labelled:
-    """A picture, and the share of it (0..1) under rendered words, 0 where none were drawn."""
+    """A picture, and the share of it (0..1) under rendered words, 0 if none were drawn."""
 
     image: Image.Image
     text_area: float
@@ -55,8 +55,8 @@ class Labelled:
 
 
 def labelled_images(num: int, packages: Path, text_share: float = 0.3, seed: int = 0) -> Iterator[Labelled]:
-    """Yield `num` pictures; `text_share` of them bear words over 0.5 to 40 % of their area, most of them over more
-    than 8 %. packages: where the demo's packages are, or are fetched to.
+    """Yield `num` pictures; a share `text_share` (0..1) of them has words over 0.5 to 40 % of the area, most of these
+    over more than 8 %. packages: the folder of the demo's packages, which are fetched if they are missing.
     """
     rng = np.random.default_rng(seed)
     sources = load_photographs(), load_drawings(packages)
@@ -74,7 +74,7 @@ def labelled_images(num: int, packages: Path, text_share: float = 0.3, seed: int
 
 @cache
 def load_photographs() -> list[Image.Image]:
-    """The bundled photographs, RGB."""
+    """Return the bundled photographs, RGB."""
     import skimage
     import sklearn.datasets
 
@@ -85,7 +85,7 @@ def load_photographs() -> list[Image.Image]:
 
 @cache
 def load_drawings(packages: Path) -> list[Image.Image]:
-    """Some of the demo's shaded drawings, RGB on grounds of several colours."""
+    """Return some of the demo's shaded drawings, RGB on backgrounds of several colours."""
     style = STYLES["fluent3d"]
     folder, suffix = style.path.split("HEX")
     rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def load_drawings(packages: Path) -> list[Image.Image]:
     with tarfile.open(fetch_package(style.package, packages)) as archive:
         for position, member in enumerate(archive):
             file = archive.extractfile(member) if f"/{folder}" in member.name and member.name.endswith(suffix) else None
-            if file is None or position % 50:  # over the whole package, not its first subjects
+            if file is None or position % 50:  # drawn from the whole package, not from its first subjects only
                 continue
             drawing = Image.open(io.BytesIO(file.read())).convert("RGBA")
             ground = (255, 255, 255) if len(drawings) % 2 else tuple(int(v) for v in rng.integers(60, 255, 3))
@@ -105,8 +105,8 @@ def load_drawings(packages: Path) -> list[Image.Image]:
 
 
 def write_words(image: Image.Image, target: float, rng: np.random.Generator) -> tuple[Image.Image, float]:
-    """Lay lines of words over a picture until about `target` of its area (0..1) is under them; return it and the share
-    under the lines' boxes.
+    """Write lines of words over a picture until about `target` (0..1) of its area is under them; return it and the
+    share under the lines' boxes.
     """
     import matplotlib
 
@@ -114,7 +114,7 @@ def write_words(image: Image.Image, target: float, rng: np.random.Generator) -> 
     canvas = image.copy()
     draw = ImageDraw.Draw(canvas)
     mask = np.zeros((image.height, image.width), bool)
-    # Letters of at least 9 px (smaller ones people cannot read) and at most a third of the height.
+    # Letters of at least 9 px (people cannot read smaller ones) and at most a third of the height.
     largest = max(10.0, image.height * min(0.33, 0.08 + 1.2 * target))
     for _ in range(200):
         if mask.mean() >= target:
@@ -144,7 +144,7 @@ def write_words(image: Image.Image, target: float, rng: np.random.Generator) -> 
 
 
 def to_samples(pictures: Iterator[Labelled] | list[Labelled], quality: int = 90) -> list[Sample]:
-    """JPEG samples with captions of eight words, as in a corpus."""
+    """Return JPEG samples with captions of eight words, as in a corpus."""
     samples = []
     for number, picture in enumerate(pictures):
         buffer = io.BytesIO()
@@ -155,7 +155,7 @@ def to_samples(pictures: Iterator[Labelled] | list[Labelled], quality: int = 90)
 
 
 def _crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A crop of 50 to 100 % a side, brought to `size` px on its long side."""
+    """Return a crop of 50 to 100 % of each side, resized to `size` px on its long side."""
     width, height = (round(side * rng.uniform(0.5, 1.0)) for side in image.size)
     left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
     scale = size / max(width, height)
@@ -165,7 +165,7 @@ def _crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Imag
 
 
 def _contrasting(luma: float, rng: np.random.Generator) -> tuple[int, int, int]:
-    """A colour at least 90 grey levels away from `luma`."""
+    """Return a colour at least 90 grey levels away from `luma`."""
     while True:
         colour = tuple(int(v) for v in rng.integers(0, 256, 3))
         if abs(float(np.dot(colour, (0.299, 0.587, 0.114))) - luma) > 90:

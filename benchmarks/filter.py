@@ -1,12 +1,12 @@
-"""Claims of the filter, each beside its named peer in the same run: `make bench NAME=filter`.
+"""Claims about the filter, each measured beside a named peer in the same run: `make bench NAME=filter`.
 
-speed    the cascade, a worker a core, against the plain loop that people write, which has torch's threads on all cores:
-         EasyOCR's `readtext` and open_clip, image by image, at the same weights (a ViT-B/32 drawn at random: its speed
-         does not depend on them)
-decode   geometry, caption and hash gates alone, against reading and decoding the same files on all cores
-memory   of the whole filter over 100 000 pictures against 10 000; of an OCR worker after 5 000 against after 500
+speed    the cascade, with one worker per core, against the plain loop that people write, with torch's threads on all
+         cores: EasyOCR's `readtext` and open_clip, picture by picture, with the same weights (a ViT-B/32 with random
+         weights, on which speed does not depend)
+decode   the gates for geometry, caption and hash alone, against reading and decoding the same files on all cores
+memory   of the whole filter over 100 000 pictures against 10 000; of an OCR worker after 5 000 pictures against 500
 
-Pictures: benchmarks/_images.py. Ends with a line a claim, and exit code 1 where one is missed. `--scale small` tries
+Pictures: benchmarks/_images.py. Ends with one line per claim, and exit code 1 if one is missed. `--scale small` tries
 everything in a minute or two; its figures mean nothing.
 """
 
@@ -33,30 +33,32 @@ import pandas as pd
 from _images import Labelled, labelled_images, to_samples
 from PIL import Image
 
-from emu_data.cascade import BATCH, Funnel, Task, load_signals, measure_group, read_values
+from emu_data.cascade import BATCH, StopRule, Task, load_signals, measure_group, read_values
+from emu_data.cascade_order import NUM_PILOT, find_order, measured_costs
 from emu_data.engine import Engine, Guard
 from emu_data.engine.local import num_cores
-from emu_data.plan import NUM_PILOT, make_plan, measured_costs, with_text_probe
-from emu_data.records import Sample, make_key
+from emu_data.samples import Sample, make_key
 from emu_data.shards import list_shards, read_samples, write_shard
 from emu_data.signals import Signal
 from emu_data.signals.alignment import AlignmentSignal
 from emu_data.signals.caption import CaptionSignal
 from emu_data.signals.geometry import GeometrySignal
-from emu_data.signals.phash import PhashSignal
+from emu_data.signals.looks import LooksSignal
 from emu_data.signals.text_area import TextAreaSignal
 
 TOP = Path(__file__).resolve().parent.parent
 PACKAGES = Path(os.environ.get("EMU_PACKAGE_CACHE", TOP / "data" / "cache" / "packages"))
-CHEAP = (GeometrySignal(), CaptionSignal(), PhashSignal())
-MAX_TEXT_AREA = 0.09  # of photographs: docs/log.md
+CHEAP = (GeometrySignal(), CaptionSignal(), LooksSignal())
+MAX_TEXT_AREA = 0.09  # for photographs: docs/log.md
 POLICY = {"max_aspect": 3.0, "min_words": 3, "min_characters": 3, "max_text_area": MAX_TEXT_AREA}
 
 
 @dataclass(frozen=True)
 class Scale:
-    num_pilot: int  # pictures that the text probe is fitted to
-    num_compared: int  # that both the cascade and the plain loop see
+    """Numbers of pictures, and the text gate's canvas in px."""
+
+    num_pilot: int  # with which the order of the signals is found
+    num_compared: int  # for the cascade and the plain loop
     num_decoded: int
     num_memory: tuple[int, int]
     num_ocr: tuple[int, int]
@@ -91,7 +93,7 @@ def main() -> int:
 
 
 def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
-    """The cascade, its plan and probe made on pictures of their own, and the plain loop on the same pictures."""
+    """Compare the cascade, whose order was found on other pictures, and the plain loop on the same pictures."""
     cores = num_cores()
     pilot = to_samples(labelled_images(scale.num_pilot, PACKAGES, 0.4, seed=1))
     write_corpus(folder / "pilot", pilot, per_shard=-(-len(pilot) // (4 * cores)))
@@ -100,22 +102,20 @@ def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
     write_corpus(folder / "raw", to_samples(pictures))
     weights = write_weights(folder / "ViT-B-32")
     captions = tuple(sorted({sample.caption for sample in read_samples(folder / "raw" / "00000.tar")}))
-    plain_text = TextAreaSignal(scale.canvas)
-    signals: list[Signal] = [*CHEAP, AlignmentSignal(str(weights), captions), plain_text]
-    funnel = Funnel((POLICY,))
+    signals: list[Signal] = [*CHEAP, AlignmentSignal(str(weights), captions), TextAreaSignal(scale.canvas)]
+    rule = StopRule((POLICY,))
     engine = Engine(num_workers=cores)
-    signals, note = with_text_probe(folder / "pilot", names, signals, folder / "pilot-signals", engine)
     timings = folder / "pilot-ms.json"
-    plan = make_plan(folder / "pilot", names, signals, funnel, folder / "pilot-signals", timings, engine)
-    print(f"text probe: {note}\norder: {', '.join(plan.order)}")
+    found = find_order(folder / "pilot", names, signals, rule, folder / "pilot-signals", timings, engine)
+    print(f"order: {', '.join(found.order)}")
     for piece, cost in measured_costs(timings, signals).items():
-        print(f"{piece}: {cost:.3g} ms a picture in the pilot, declared {plan.costs[piece]:.3g}")
+        print(f"{piece}: {cost:.3g} ms per picture in the pilot, declared {found.costs[piece]:.3g}")
 
     samples = list(read_samples(folder / "raw" / "00000.tar"))
-    signals = plan.arrange(signals)
+    signals = found.arrange(signals)
     tasks = [Task(sample, {}, frozenset(), False) for sample in samples]
-    with ExitStack() as stack:  # the local engine's workers: a child a core, of one thread each
-        load = partial(load_signals, tuple(signals), funnel)
+    with ExitStack() as stack:  # the local engine's workers: one child per core, with one thread each
+        load = partial(load_signals, tuple(signals), rule)
         guards = [stack.enter_context(Guard(load, base_timeout=600)) for _ in range(cores)]
         pool = stack.enter_context(ThreadPoolExecutor(cores))
         parts = [tasks[start::cores] for start in range(cores)]
@@ -125,7 +125,7 @@ def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
         ours = len(tasks) / (time.perf_counter() - start)
     found = [done[i % cores][i // cores] for i in range(len(tasks))]
     areas = np.array([one.values.get("text_area") or 0.0 for one in found])
-    everything = TextAreaSignal(scale.canvas, uncertain=(0.0, 1.0))
+    everything = TextAreaSignal(scale.canvas, sure_area=1.0, probed=False)
     measure_group(folder / "raw", ["00000"], [everything], folder / "signals", progress=False, engine=engine)
     whole = read_values(folder / "raw", ["00000"], [everything], folder / "signals")["text_area"].to_numpy(float)
     given = {"tar": str(folder / "raw" / "00000.tar"), "weights": str(weights)}
@@ -133,7 +133,7 @@ def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
 
     truth = np.array([picture.text_area for picture in pictures])
     theirs = np.array(plain["areas"])
-    is_labelled = (truth == 0) | (truth > 0.1)  # between, it is open which side of MAX_TEXT_AREA is right
+    is_labelled = (truth == 0) | (truth > 0.1)  # between, either side of MAX_TEXT_AREA may be right
     differ = ((areas > MAX_TEXT_AREA) != (theirs > MAX_TEXT_AREA)) & is_labelled
     right = ((areas > MAX_TEXT_AREA) == (truth > 0.1))[differ]
     rows = {"cascade": areas, "CRAFT on all, whole canvas": whole, "plain loop": theirs}
@@ -148,10 +148,10 @@ def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
         f"cascade on {right.sum()} of these"
     )
     looks = pd.Series([one.values.get("text_canvas") or 0 for one in found]).value_counts().to_dict()
-    print(f"pictures by the last canvas looked at (0: the probe was enough): {looks}")
-    print(f"images a second: cascade {ours:.2f}, plain loop {plain['rate']:.3f}")
+    print(f"pictures by the last canvas read (0: the probe was enough): {looks}")
+    print(f"pictures per second: cascade {ours:.2f}, plain loop {plain['rate']:.3f}")
     return [
-        at_least("cascade / plain loop, images a second", ours / plain["rate"], 25),
+        at_least("cascade / plain loop, pictures per second", ours / plain["rate"], 25),
         at_least(
             "text decisions equal to CRAFT on everything",
             ((areas > MAX_TEXT_AREA) == (whole > MAX_TEXT_AREA)).mean(),
@@ -166,7 +166,9 @@ def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
 
 
 def plain_loop(tar: str, weights: str) -> dict[str, Any]:
-    """EasyOCR and open_clip as their READMEs show them. Areas are unions of the boxes that were read."""
+    """Run EasyOCR and open_clip as their READMEs show them. An area is that of the union of the boxes that were
+    read.
+    """
     import cv2
     import easyocr
     import open_clip
@@ -182,7 +184,7 @@ def plain_loop(tar: str, weights: str) -> dict[str, Any]:
     tokenizer = open_clip.get_tokenizer(f"local-dir:{weights}")
     areas, start, num = [], 0.0, 0
     for number, sample in enumerate([*read_samples(Path(tar))][:1] + [*read_samples(Path(tar))]):
-        if number == 1:  # the first is to warm up
+        if number == 1:  # the first picture is for warming up
             start, areas = time.perf_counter(), []
         image = Image.open(io.BytesIO(sample.image)).convert("RGB")
         mask = np.zeros((image.height, image.width), np.uint8)
@@ -198,7 +200,7 @@ def plain_loop(tar: str, weights: str) -> dict[str, Any]:
 
 
 def decode(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
-    """Cheap gates against the least that anybody could do: read the tar, decode, on all cores."""
+    """Compare the cheap gates with the minimum: reading the tar and decoding, on all cores."""
     cores = num_cores()
     pictures = [labelled.image for labelled in labelled_images(min(scale.num_decoded, 300), PACKAGES, 0.0, seed=3)]
     cycle = to_samples([Labelled(image, 0.0, True) for image in pictures])
@@ -206,7 +208,7 @@ def decode(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
     write_corpus(folder / "raw", samples, per_shard=-(-scale.num_decoded // (4 * cores)))
     tars = list_shards(folder / "raw")
     for tar in tars:
-        tar.read_bytes()  # both from the page cache
+        tar.read_bytes()  # so that both read from the page cache
     start = time.perf_counter()
     with get_context("spawn").Pool(cores) as pool:
         num = sum(pool.map(read_and_decode, tars, chunksize=1))
@@ -215,15 +217,17 @@ def decode(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
     engine, names = Engine(num_workers=cores), [tar.stem for tar in tars]
     measure_group(folder / "raw", names, CHEAP, folder / "signals", progress=False, engine=engine)
     ours = time.perf_counter() - start
-    print(f"{num} pictures on {cores} cores: bare {num / bare:.0f}, gates {num / ours:.0f} images a second")
+    print(f"{num} pictures on {cores} cores: bare {num / bare:.0f}, gates {num / ours:.0f} pictures per second")
     return [at_most("cheap gates / bare reading and decoding, time", ours / bare, 2)]
 
 
 def read_and_decode(tar: Path) -> int:
+    """Decode every picture of a tar; return their number."""
     return sum(1 for sample in read_samples(tar) if Image.open(io.BytesIO(sample.image)).convert("RGB"))
 
 
 def memory(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
+    """Compare memory after many pictures with memory after few."""
     few, many = (in_child("filter", {"num": num, "folder": str(folder / str(num))}) for num in scale.num_memory)
     print(f"peak memory of filter and child: {few / 2**20:.0f} MiB, {many / 2**20:.0f} MiB for {scale.num_memory}")
     first, last = in_child("ocr", {"marks": scale.num_ocr})
@@ -235,7 +239,7 @@ def memory(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
 
 
 def filter_memory(num: int, folder: str, per_shard: int = 1000) -> int:
-    """Peak bytes of this process and its largest child, over `num` small pictures."""
+    """Return the peak bytes of this process and its largest child while `num` small pictures are filtered."""
     import resource
 
     raw = Path(folder) / "raw"
@@ -255,17 +259,19 @@ def filter_memory(num: int, folder: str, per_shard: int = 1000) -> int:
 
 
 def ocr_memory(marks: Sequence[int]) -> list[int]:
-    """Bytes that a process holds after so many pictures of many sizes, words read where there are some."""
+    """Return the bytes that a process holds after each of `marks` pictures of many sizes, reading words if there are
+    any.
+    """
     import psutil
 
-    from emu_data.signals import Record
+    from emu_data.signals import LazySample
 
     pictures = to_samples(labelled_images(60, PACKAGES, 0.3, seed=4))
     measure = TextAreaSignal(96, words_between=(0.01, 1.0)).load()
     found, num = [], 0
     while num < marks[-1]:
         batch = [pictures[(num + i) % len(pictures)] for i in range(20)]
-        measure([Record(sample) for sample in batch])
+        measure([LazySample(sample) for sample in batch])
         num += len(batch)
         if num in marks:
             found.append(psutil.Process().memory_info().rss)
@@ -273,6 +279,7 @@ def ocr_memory(marks: Sequence[int]) -> list[int]:
 
 
 def write_corpus(folder: Path, samples: Sequence[Sample], per_shard: int = 10_000) -> None:
+    """Write samples as shards, with new keys."""
     for shard, start in enumerate(range(0, len(samples), per_shard)):
         part = samples[start : start + per_shard]
         keyed = [Sample(make_key(shard, i), s.image, s.caption, s.meta) for i, s in enumerate(part)]
@@ -280,12 +287,13 @@ def write_corpus(folder: Path, samples: Sequence[Sample], per_shard: int = 10_00
 
 
 def write_one(folder: Path, shard: int, samples: Sequence[Sample]) -> None:
+    """Write one shard."""
     rows = pd.DataFrame([{"key": s.key, "caption": s.caption, "status": "success"} for s in samples])
     write_shard(folder, shard, samples, rows)
 
 
 def write_weights(folder: Path) -> Path:
-    """open_clip's ViT-B/32 as it is before training, in open_clip's own layout."""
+    """Save an untrained ViT-B/32 of open_clip, in open_clip's layout."""
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -302,17 +310,19 @@ def write_weights(folder: Path) -> Path:
 
 
 def in_child(name: str, given: dict[str, Any]) -> Any:
-    """Run one of this file's measurements in a process of its own, whose memory and speed nothing else touches."""
+    """Run one of this file's measurements in its own process, whose memory and speed nothing else affects."""
     command = [sys.executable, __file__, "--child", name, json.dumps(given)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def at_least(name: str, value: float, goal: float) -> tuple[str, float, str, bool]:
+    """Return a claim: name, value, goal in words, whether it is met."""
     return name, float(value), f"at least {goal}", bool(value >= goal)
 
 
 def at_most(name: str, value: float, goal: float) -> tuple[str, float, str, bool]:
+    """Return a claim: name, value, goal in words, whether it is met."""
     return name, float(value), f"at most {goal}", bool(value <= goal)
 
 

@@ -1,11 +1,10 @@
-"""Re-decides a ledger of ten million rows under other thresholds, near-twins and quotas among them.
+"""Re-decides a ledger of ten million rows under other thresholds, including near-twins and quotas.
 
     make bench NAME=ledger          or: python benchmarks/ledger.py --rows 1000000
 
 The peer does the same with pandas, as people do: read the columns, compare, sort, drop duplicates, number within the
-concept. Both are run on the same files in processes of their own, so that each has its own peak of memory;
-both must come to the same counts. The ledger is synthetic: columns and value ranges are those of real ones, the values
-are drawn.
+concept. Both run on the same files, each in its own process, so that each has its own peak of memory; both must arrive
+at the same counts. The ledger is synthetic: columns and ranges are those of real ledgers, the values are drawn.
 """
 
 import argparse
@@ -20,12 +19,12 @@ from pathlib import Path
 GOAL_SECONDS = 10.0
 ROWS_PER_SHARD = 100_000
 NUM_CONCEPTS = 50
-SHARE_KEPT = 50  # one row of so many
+ROWS_PER_KEPT = 50  # one row of so many is kept
 SEED = 7
 
 
 def make_ledger(folder: Path, num_rows: int) -> None:
-    """Write the shards; values are hashes of the row's number, 4 % of the rows are in clusters of near-twins."""
+    """Write the shards. Values are hashes of the row's number; 4 % of the rows are in clusters of near-twins."""
     import duckdb
 
     with duckdb.connect() as con:
@@ -52,7 +51,8 @@ def make_ledger(folder: Path, num_rows: int) -> None:
 
 
 def policies(num_rows: int):
-    from emu_data.selection import SelectionPolicy
+    """Return the thresholds of the row gates and the policy of the gates on the whole corpus."""
+    from emu_data.corpus_gates import CorpusPolicy
 
     filters = {
         "min_side": 256,
@@ -63,12 +63,13 @@ def policies(num_rows: int):
         "max_text_area": 0.03,
         "min_alignment_rank": 0.4,
     }
-    return filters, SelectionPolicy(num_images=num_rows // SHARE_KEPT, max_share=0.05, seed=SEED)
+    return filters, CorpusPolicy(num_images=num_rows // ROWS_PER_KEPT, max_share=0.05, seed=SEED)
 
 
 def with_duckdb(folder: Path, num_rows: int) -> dict[str, int]:
+    """Re-decide as the product does; return gate -> number of rows."""
+    from emu_data.corpus_gates import decide_corpus
     from emu_data.ledger import gate_sql, ledger_columns, open_ledger
-    from emu_data.selection import decide_corpus
 
     filters, selection = policies(num_rows)
     with open_ledger(folder) as con:
@@ -76,11 +77,12 @@ def with_duckdb(folder: Path, num_rows: int) -> dict[str, int]:
 
 
 def with_pandas(folder: Path, num_rows: int) -> dict[str, int]:
+    """Re-decide with pandas; return gate -> number of rows."""
     import numpy as np
     import pandas as pd
 
+    from emu_data.corpus_gates import share_out
     from emu_data.ledger import LIMITS, ROW_GATES
-    from emu_data.selection import share_out
 
     filters, selection = policies(num_rows)
     columns = ["key", "status", "error", "unmeasured", "concept", "cluster", *selection.keep_best_by]
@@ -101,7 +103,7 @@ def with_pandas(folder: Path, num_rows: int) -> dict[str, int]:
     twin = passed["cluster"].notna() & passed.duplicated("cluster")
     gate[passed.index[twin]] = "duplicate"
     unique = passed[~twin]
-    quotas = share_out(unique["concept"].value_counts().to_dict(), num_rows // SHARE_KEPT, 0.0, selection.max_share)
+    quotas = share_out(unique["concept"].value_counts().to_dict(), num_rows // ROWS_PER_KEPT, 0.0, selection.max_share)
     order = pd.util.hash_pandas_object(unique["key"], index=False, hash_key=f"{SEED:016d}").sort_values().index
     place = unique.loc[order].groupby("concept").cumcount()
     over = place >= unique.loc[order, "concept"].map(quotas)
@@ -110,7 +112,7 @@ def with_pandas(folder: Path, num_rows: int) -> dict[str, int]:
 
 
 def measure(name: str, folder: Path, num_rows: int) -> dict:
-    """Run one of the two in a process of its own; return its counts, seconds (imports not counted) and peak MB."""
+    """Run one of the two in its own process; return its counts, seconds (without imports) and peak MB."""
     command = [sys.executable, __file__, "--rows", str(num_rows), "--run", name, "--folder", str(folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -124,7 +126,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.run:
         function = {"duckdb": with_duckdb, "pandas": with_pandas}[given.run]
-        import duckdb  # noqa: F401, imported before the clock starts
+        import duckdb  # noqa: F401  # imported before the clock starts
         import pandas  # noqa: F401
 
         began = time.perf_counter()
@@ -142,7 +144,7 @@ def main() -> int:
         ours, peer = measure("duckdb", folder, given.rows), measure("pandas", folder, given.rows)
     print(f"counts: {dict(sorted(ours['counts'].items()))}")
     if {k: v for k, v in ours["counts"].items() if v} != peer["counts"]:
-        print(f"pandas comes to other counts: {dict(sorted(peer['counts'].items()))}")
+        print(f"pandas arrives at other counts: {dict(sorted(peer['counts'].items()))}")
         return 1
     print(f"emu (DuckDB): {ours['seconds']:.2f} s, peak {ours['peak_mb']:.0f} MB")
     print(f"pandas:       {peer['seconds']:.2f} s, peak {peer['peak_mb']:.0f} MB; the same counts")

@@ -1,11 +1,11 @@
-"""Does a held-out judge name what the generated pictures show: `make bench NAME=named`, in a finished project.
+"""Whether a held-out judge names what the generated pictures show: `make bench NAME=named`, in a finished project.
 
 Reads data/reports/automatic_report of the project in EMU_ROOT: a judge that filtering never used (another seed, another
-width) ranks the names of all subjects for real pictures and each contestant's of the prompts that name a subject. A
-judge trained on the corpus misses real pictures too, so the candidate's rate is read as a share of the real one.
+width) ranks the names of all subjects, for real pictures and for each contestant's pictures of the prompts that name a
+subject. A judge trained on the corpus errs on real pictures too, so the candidate's rate is read as a share of theirs.
 
-Prints the rates with their intervals and `claim named_top5_candidate_over_real: VALUE (goal >= 0.60)`; leaves with 1
-where the goal is missed.
+Prints the rates with their intervals and `claim named_top5_candidate_over_real: VALUE (goal >= 0.60)`; the exit code is
+1 if the goal is missed.
 """
 
 import json
@@ -14,7 +14,7 @@ import sys
 from emu_steps.layout import Layout, project_root
 
 GOAL = 0.60
-NUM_PROMPTS = 200  # common prompts that the goal is meant for
+NUM_PROMPTS = 200  # the goal is meant for this many common prompts
 
 
 def main() -> int:
@@ -31,11 +31,13 @@ def main() -> int:
             f"{rates['num_images']} pictures, {rates['num_captions']} names, guessing {rates['chance_top_5']:.1f}"
         )
     if "real" not in naming:
-        raise ValueError("the judge has no held-out picture of these subjects to compare with: more pictures of each")
+        raise ValueError(
+            "the judge has no held-out pictures of these subjects to compare with: use more pictures of each subject"
+        )
     candidate = naming[report["candidate"]]
     num = candidate["num_images"]
     if num < NUM_PROMPTS:
-        print(f"  only {num} of the {NUM_PROMPTS} prompts that the goal is meant for: evaluation_images.num_prompts")
+        print(f"  only {num} prompts; the goal is meant for {NUM_PROMPTS}: raise evaluation_images.num_prompts")
     share = candidate["top_5"]["estimate"] / naming["real"]["top_5"]["estimate"]
     print(f"claim named_top5_candidate_over_real: {share:.3f} (goal >= {GOAL:.2f})")
     return 0 if share >= GOAL else 1

@@ -1,14 +1,14 @@
 """How long a command takes to answer: `make bench NAME=starts`, in a project whose demo is finished.
 
-Each command is started --repeats times in turn with the named peers, and the least time counts: what else the machine
-does can only add to it. Ours are commands that draw nothing, to their end, and `emu generate` to its first picture.
-Peers, for the machine's measure: `dagster --help`, `mlflow --help`, and diffusers' own loading of the same pipeline by
-`DiffusionPipeline.from_pretrained`, without drawing. CPU seconds (user and system, children too) stand beside the wall
-clock: on a busy machine they are nearer to what a quiet one takes.
+Our commands and the named peers are started in turn, --repeats times, and the shortest time of each counts: whatever
+else the machine does can only add to it. Ours are commands that draw nothing, until they end, and `emu generate`, until
+its first picture. The peers show how fast the machine is: `dagster --help`, `mlflow --help`, and
+`DiffusionPipeline.from_pretrained` of diffusers on the same pipeline, without drawing. CPU seconds (user and system,
+with children) are printed beside the wall clock: on a busy machine they are nearer to what a quiet one takes.
 
     python benchmarks/starts.py [--repeats 5] [--model data/models/quality_tuned]
 
-Prints `claim NAME: VALUE (goal GOAL)` a claim, in seconds, and leaves with 1 where one is missed.
+Prints `claim NAME: VALUE (goal GOAL)` for each claim, in seconds; the exit code is 1 if one is missed.
 """
 
 import argparse
@@ -46,7 +46,7 @@ NOTHING_TO_DO = "everything is up to date"
 
 @dataclass(frozen=True)
 class Start:
-    """Seconds to a command's end or to its first line, seconds of CPU to its end, and what it printed."""
+    """Seconds until a command's end or its first line, seconds of CPU until its end, and what it printed."""
 
     wall: float
     cpu: float
@@ -54,7 +54,7 @@ class Start:
 
 
 def measure(command: Sequence[str], to_first_line: bool = False) -> Start:
-    """Runs a command to its end. SystemExit with its last words where it fails."""
+    """Run a command to its end. Raises SystemExit, with its last line, if it fails."""
     before, began = _cpu(), time.monotonic()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -83,7 +83,7 @@ def main() -> int:
     arguments = parser.parse_args()
     prepare_environment()
     if not (arguments.model / "model_index.json").is_file():
-        sys.exit(f"{arguments.model} holds no pipeline; run `make demo` first, or name one by --model")
+        sys.exit(f"{arguments.model} holds no pipeline; run `make demo` first, or name one with --model")
     bin_folder, model = Path(sys.executable).parent, str(arguments.model)
     with tempfile.TemporaryDirectory() as pictures:
         generate = (*EMU, "generate", "a red apple", "--num", "2", "--model", model, "--out", pictures)
@@ -98,10 +98,10 @@ def main() -> int:
             for name, command in runs.items():
                 found = measure(command, to_first_line=name == "first_picture")
                 if name == "materialize_nothing" and NOTHING_TO_DO not in found.printed:
-                    continue  # it worked: the next round has nothing to do
+                    continue  # it had something to make: in the next round it has nothing to do
                 if name not in best or found.wall < best[name].wall:
                     best[name] = found
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, least of {arguments.repeats}")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, shortest of {arguments.repeats}")
     for name, start in best.items():
         print(f"{name:36} {start.wall:6.2f} s, CPU {start.cpu:5.2f} s")
     goals = dict.fromkeys(ANSWERS, ANSWER) | {"first_picture": FIRST_PICTURE}

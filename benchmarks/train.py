@@ -1,29 +1,29 @@
-"""Speed of training and sampling: `make bench NAME=train`. Ratios against a named peer, measured in one run.
+"""Speed of training and sampling: `make bench NAME=train`. Ratios to a named peer, measured in the same run.
 
-The peer is the loop of diffusers' examples/text_to_image/train_text_to_image.py, written anew here from what it does
-at each step: decode, resize, crop, flip and normalise pictures in the main process (dataloader_num_workers 0, its
-default), encode them by the autoencoder and their captions by the text encoder, draw noise and timesteps, min-SNR
-weighted squared error of the velocity, clip, AdamW, EMA (its options --use_ema, --snr_gamma 5, --prediction_type
-v_prediction). Attention is diffusers' default. Captions are padded to 77 word pieces, as the example pads them (the
-model_max_length of CLIP's tokenizer), for both; what the demo itself does, with 12, is printed beside it without a
-claim. Both train the same networks at the same precision on the same rows in batches of one size;
-weights are random, which speed does not depend on. Ours is `train_denoiser`, the function that the assets run; the time
-of a step is what a long run takes more than a short one, so that start and end drop out of it.
+The peer is the loop of diffusers' examples/text_to_image/train_text_to_image.py, rewritten here from what it does at
+each step: decode, resize, crop, flip and normalise pictures in the main process (dataloader_num_workers 0, its
+default), encode them with the autoencoder and their captions with the text encoder, draw noise and timesteps, compute
+the min-SNR weighted squared error of the velocity, clip, AdamW, EMA (its options --use_ema, --snr_gamma 5,
+--prediction_type v_prediction). Attention is diffusers' default. For both, captions are padded to 77 word pieces, as in
+the example (the model_max_length of CLIP's tokenizer); the demo itself uses 12, which is printed beside it without a
+claim. Both train the same networks with the same precision on the same rows, in batches of the same size. The weights
+are random, because speed does not depend on them. Ours is `train_denoiser`, the function that the assets run; the time
+of a step is computed from the difference between a long and a short run, so that start and end do not count.
 
 - warm: pictures and captions were encoded before. off: every pass over the rows encodes them anew (equal captions
-  once), by the functions that fill the caches, into an empty folder.
-- bound: the ratio if ours took no more than what no cache can spare: the example's step over its part after encoding.
-- arithmetic: FLOPs of forward and backward, by torch's counter, over their time, against the rate of matrix products of
-  the shapes that the same network's layers come down to (convolutions as im2col), in the same process.
+  once), with the functions that fill the caches, into an empty folder.
+- bound: the ratio if ours took only the time that no cache can save: the example's step over its part after encoding.
+- arithmetic: FLOPs of forward and backward pass, by torch's counter, over their time, against the rate of matrix
+  products with the shapes of the same network's layers (convolutions as im2col), in the same process.
 - loader: share of the long run's time in which training waited for a batch.
-- sampling: the whole pipeline, text to pictures, against 2 x 25 forward passes of as many latents.
+- sampling: the whole pipeline, from text to pictures, against 2 x 25 forward passes of as many latents.
 
-Prints `claim NAME: VALUE (goal GOAL)` a claim and leaves with 1 where one is missed.
+Prints `claim NAME: VALUE (goal GOAL)` for each claim; the exit code is 1 if one is missed.
 """
 
 import os
 
-os.environ["TQDM_DISABLE"] = "1"  # no bars between the figures; tqdm reads it when it is imported
+os.environ["TQDM_DISABLE"] = "1"  # no progress bars between the figures; tqdm reads it when it is imported
 
 import argparse
 import io
@@ -54,7 +54,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from emu_data.records import Sample, make_key
+from emu_data.samples import Sample, make_key
 from emu_data.shards import list_shards, read_samples, write_shard
 from emu_models.device import autocast, choose_device, half_precision_pays
 from emu_models.diffusion.schedule import NUM_TIMESTEPS, build_scheduler
@@ -75,12 +75,14 @@ TOP = Path(__file__).parents[1]
 NUM_INFERENCE_STEPS = 25
 LEARNING_RATE, EMA_DECAY, SNR_GAMMA, SEED = 1e-4, 0.99, 5.0, 0
 EXAMPLE_TEXT_TOKENS = 77  # tokenizer.model_max_length of Stable Diffusion's CLIP
-TOP_OPERATIONS = 8  # of the profile
+TOP_OPERATIONS = 8  # of the profile that are printed
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained at one resolution: networks, rows a batch, word pieces a caption, weight of its figures."""
+    """What is trained at one resolution: networks, rows per batch, word pieces per caption. weight: of its figures in
+    the averages.
+    """
 
     name: str
     resolution: int
@@ -92,7 +94,7 @@ class Setup:
 
 
 def demo_setups() -> list[Setup]:
-    """The three pretraining stages of profiles/emoji.yaml, weighted by their steps, with the example's word pieces."""
+    """Return the three pretrainings of profiles/emoji.yaml, weighted by their steps, with the example's word pieces."""
     params = read_profile(TOP / "profiles", "emoji")
     study, first = params.autoencoder_study, params.pretrained_low
     autoencoder = {
@@ -115,8 +117,9 @@ def demo_setups() -> list[Setup]:
 
 
 def other_setups(demo: list[Setup]) -> list[Setup]:
-    """For comparison, without a claim: the demo's with its own 12 word pieces; and proportions nearer to a large
-    model's, chosen here: no fold, three levels with attention at two."""
+    """Return two setups for comparison, without a claim: the demo's with its own 12 word pieces; and one with
+    proportions nearer to a large model's, chosen here: no fold, three levels, two of them with attention.
+    """
     autoencoder = {"latent_channels": 16, "fold": 1, "widths": [32, 64, 128, 128], "linear_shortcut": False}
     denoiser = DenoiserConfig((128, 256, 384), (False, True, True), 2)
     return [
@@ -126,7 +129,9 @@ def other_setups(demo: list[Setup]) -> list[Setup]:
 
 
 def write_corpus(folder: Path, num_rows: int) -> tuple[Path, Path]:
-    """A shard of 128 px PNGs (the demo's size) of smooth random drawings, three a caption as in the demo; its rows."""
+    """Write a shard of 128 px PNGs (the demo's size) of smooth random drawings, three per caption as in the demo;
+    return its folder and the file of its rows.
+    """
     rng = np.random.default_rng(SEED)
     samples, rows = [], []
     for i in range(num_rows):
@@ -145,19 +150,20 @@ def write_corpus(folder: Path, num_rows: int) -> tuple[Path, Path]:
 
 
 def quiet() -> None:
-    """No bars between the figures."""
+    """Switch off progress bars."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
 
 
 def seconds_of(work: Callable[[], object]) -> float:
+    """Return how long `work` takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 class Peer:
-    """The example's loop over our networks."""
+    """The example's loop with our networks."""
 
     def __init__(self, setup: Setup, shards: Path, rows: Path) -> None:
         wanted = set(pd.read_parquet(rows)["key"])
@@ -202,6 +208,7 @@ class Peer:
         self.seconds_of_training = 0.0  # after pictures and captions are encoded
 
     def step(self, pixels: torch.Tensor, captions: list[str]) -> float:
+        """Train one step; return the loss. pixels: (B, 3, H, W) in [-1, 1]."""
         with torch.no_grad(), autocast(self.device):
             latents = self.vae.normalise(self.vae.encode(pixels.to(self.device)).sample())
             text = encode_prompts(captions, self.encoders, self.setup.num_text_tokens)
@@ -225,8 +232,8 @@ class Peer:
         self.seconds_of_training += time.perf_counter() - began
         return value
 
-    def seconds_a_step(self, num_steps: int) -> tuple[float, float]:
-        """Of the whole step, and of that what comes after encoding."""
+    def seconds_per_step(self, num_steps: int) -> tuple[float, float]:
+        """Return the seconds of a whole step, and of its part after encoding."""
         done, began = -1, 0.0
         while True:
             for pixels, captions in self.loader:
@@ -239,7 +246,7 @@ class Peer:
 
 
 class Ours:
-    """`train_denoiser` in a folder of its own."""
+    """`train_denoiser` in its own folder."""
 
     def __init__(self, setup: Setup, shards: Path, rows: Path, folder: Path) -> None:
         self.setup, self.shards, self.rows, self.folder = setup, shards, rows, folder
@@ -247,7 +254,7 @@ class Ours:
         Autoencoder(**setup.autoencoder).save_pretrained(folder / "autoencoder")
 
     def train(self, num_steps: int) -> tuple[float, float]:
-        """Seconds in the loop, and the share of them that it waited for batches."""
+        """Return the seconds in the loop, and the share of them in which it waited for batches."""
         shutil.rmtree(self.folder / "states", ignore_errors=True)
         setup = self.setup
         loop = LoopConfig(num_steps, LEARNING_RATE, 1, EMA_DECAY, num_steps + 1, 0.0, 1e9, SEED)
@@ -271,13 +278,14 @@ class Ours:
         )
         return result.timings["seconds"], result.timings["loader_wait_share"]
 
-    def seconds_a_step(self, num_steps: int) -> tuple[float, float]:
+    def seconds_per_step(self, num_steps: int) -> tuple[float, float]:
+        """Return the seconds of a step, and the share of the long run in which it waited for batches."""
         short, _ = self.train(1)
         long, waited = self.train(1 + num_steps)
         return (long - short) / num_steps, waited
 
     def seconds_to_encode(self) -> float:
-        """Every row's picture and caption into an empty cache, once."""
+        """Return the seconds in which every row's picture and caption is encoded once, into an empty cache."""
         setup, world = self.setup, World()
         autoencoder, encoders = Autoencoder.from_pretrained(self.folder / "autoencoder").eval(), load_text_encoders()
         table, size = pd.read_parquet(self.rows), (setup.resolution, setup.resolution)
@@ -294,30 +302,31 @@ class Ours:
 
 @dataclass(frozen=True)
 class Speed:
-    """Milliseconds a step; medians of the repeats."""
+    """Milliseconds per step, medians of the repeats. waited: share of the time, 0..1."""
 
     peer: float
-    training: float  # the part of the peer's that no cache can spare
+    training: float  # the part of the peer's step that no cache can save
     warm: float
     off: float
     waited: float
 
 
 def compare_loops(setup: Setup, num_rows: int, num_steps: int, num_repeats: int) -> Speed:
+    """Time both loops, print the figures and return them."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shards, rows = write_corpus(folder, num_rows)
         ours, peer = Ours(setup, shards, rows, folder), Peer(setup, shards, rows)
         ours.train(1)  # fills the caches
         found = []
-        for _ in range(num_repeats):  # in turns, so that a slower minute of the machine hits both
-            warm, waited = ours.seconds_a_step(num_steps)
+        for _ in range(num_repeats):  # in turn, so that a slow minute of the machine affects both
+            warm, waited = ours.seconds_per_step(num_steps)
             encode = ours.seconds_to_encode() / num_rows * setup.batch_size
-            found.append((*peer.seconds_a_step(num_steps), warm, warm + encode, waited))
+            found.append((*peer.seconds_per_step(num_steps), warm, warm + encode, waited))
     *seconds, waited = np.median(found, axis=0)
     speed = Speed(*(1e3 * s for s in seconds), waited)
     print(
-        f"{setup.name}, batch {setup.batch_size}: example's loop {speed.peer:.0f} ms a step, {speed.training:.0f} of "
+        f"{setup.name}, batch {setup.batch_size}: example's loop {speed.peer:.0f} ms per step, {speed.training:.0f} of "
         f"them after encoding · ours with caches off {speed.off:.0f} ({speed.peer / speed.off:.2f}x), warm "
         f"{speed.warm:.0f} ({speed.peer / speed.warm:.2f}x, bound {speed.peer / speed.training:.2f}x) · "
         f"waiting for batches {100 * waited:.2f} %",
@@ -327,6 +336,7 @@ def compare_loops(setup: Setup, num_rows: int, num_steps: int, num_repeats: int)
 
 
 def random_inputs(setup: Setup, width: int, num: int) -> tuple[torch.Tensor, torch.Tensor, TextFeatures]:
+    """Return random latents, timesteps and text features for `num` pictures. width: channels per token."""
     factor = setup.autoencoder["fold"] * 2 ** (len(setup.autoencoder["widths"]) - 1)
     side, device = setup.resolution // factor, choose_device()
     z = torch.randn(num, setup.autoencoder["latent_channels"], side, side, device=device)
@@ -337,12 +347,15 @@ def random_inputs(setup: Setup, width: int, num: int) -> tuple[torch.Tensor, tor
 
 
 def best_seconds(work: Callable[[], object], num_repeats: int) -> float:
+    """Return the shortest time of `work`, after one run to warm up."""
     work()
     return min(seconds_of(work) for _ in range(num_repeats))
 
 
 def matmul_shapes(network: nn.Module, run: Callable[[], object]) -> dict[tuple[int, int, int], int]:
-    """(M, K, N) -> how often: the matrix products that a forward pass's linear layers and convolutions come down to."""
+    """Return (M, K, N) -> how often: the matrix products to which a forward pass reduces its linear layers and
+    convolutions.
+    """
     shapes: dict[tuple[int, int, int], int] = {}
 
     def note(module: nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
@@ -364,7 +377,9 @@ def matmul_shapes(network: nn.Module, run: Callable[[], object]) -> dict[tuple[i
 
 
 def measure_arithmetic(setup: Setup, num_repeats: int) -> float:
-    """FLOP/s of a training step's forward and backward over that of the matrix products of its layers' shapes."""
+    """Return the FLOP/s of a training step's forward and backward pass over those of matrix products with its layers'
+    shapes.
+    """
     device = choose_device()
     dtype = torch.bfloat16 if half_precision_pays(device) else torch.float32
     torch.manual_seed(SEED)
@@ -391,7 +406,7 @@ def measure_arithmetic(setup: Setup, num_repeats: int) -> float:
         product_seconds += count * best_seconds(lambda a=a, b=b: a @ b, num_repeats)
     share = rate / (product_flops / product_seconds)
     print(
-        f"{setup.name}: {count_parameters(network) / 1e6:.1f} M parameters, {flops / 1e9:.1f} GFLOP a step at "
+        f"{setup.name}: {count_parameters(network) / 1e6:.1f} M parameters, {flops / 1e9:.1f} GFLOP per step at "
         f"{rate / 1e9:.0f} GFLOP/s; its matrix products in {dtype} {product_flops / product_seconds / 1e9:.0f}: "
         f"{100 * share:.0f} %",
         flush=True,
@@ -402,7 +417,7 @@ def measure_arithmetic(setup: Setup, num_repeats: int) -> float:
 
 
 def print_profile(step: Callable[[], None]) -> None:
-    """Where the time of a step goes, the largest shares first."""
+    """Print where the time of a step goes, the largest shares first."""
     with torch.profiler.profile() as profile:
         step()
     events = sorted(profile.key_averages(), key=lambda e: -e.self_cpu_time_total)
@@ -412,7 +427,7 @@ def print_profile(step: Callable[[], None]) -> None:
 
 
 def measure_sampling(setup: Setup, num: int, num_repeats: int) -> float:
-    """Seconds of the pipeline over those of 2 x NUM_INFERENCE_STEPS forward passes of as many latents."""
+    """Return the seconds of the pipeline over those of 2 x NUM_INFERENCE_STEPS forward passes of as many latents."""
     torch.manual_seed(SEED)
     encoders = load_text_encoders()
     unet = build_denoiser(
@@ -448,9 +463,9 @@ def measure_sampling(setup: Setup, num: int, num_repeats: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=192, help="pictures of the corpus; the demo has about 190")
-    parser.add_argument("--steps", type=int, default=8, help="timed steps a run")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps per run")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=32, help="drawn at a time")
+    parser.add_argument("--pictures", type=int, default=32, help="pictures drawn at a time")
     given = parser.parse_args()
     quiet()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {choose_device().type}", flush=True)

@@ -1,4 +1,4 @@
-"""What Dagster loads: every asset, check, job, schedule and sensor of the folder defs/, and the resources."""
+"""What Dagster loads: every asset, check, job, schedule and sensor in the folder defs/, and the resources."""
 
 import dagster as dg
 
@@ -6,14 +6,14 @@ from emu_dagster.declarations.assets import as_asset
 from emu_dagster.declarations.declared import DECLARATIONS
 from emu_dagster.declarations.loading import load_modules
 from emu_dagster.machine.environment import prepare_environment
-from emu_dagster.resources.dvc import DvcRecord
+from emu_dagster.resources.dvc import DvcRepo
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.resources.recorder import Recorder
 from emu_steps.layout import Layout, project_root
 from emu_steps.params import read_params
 
-prepare_environment()  # before any library that would wait for a network is imported by an asset
+prepare_environment()  # before an asset imports a library that would wait for a network
 
 layout = Layout(project_root())
 params = read_params(layout.root / "params.yaml")
@@ -24,7 +24,7 @@ defs = dg.Definitions.merge(
     dg.Definitions(
         assets=[as_asset(declaration, params, layout) for declaration in DECLARATIONS.values()],
         resources={
-            "recorder": Recorder(mlflow=MlflowTracking(), dvc=DvcRecord()),
+            "recorder": Recorder(mlflow=MlflowTracking(), dvc=DvcRepo()),
             "trainer": TrainingProcess(launcher=params.launch.command, strategy=params.launch.strategy),
         },
     ),

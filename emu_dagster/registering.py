@@ -1,8 +1,8 @@
-"""MLflow's model registry: what is registered, with which lineage, and who becomes champion.
+"""MLflow's model registry: what is registered, with which lineage, and which version becomes champion.
 
 A version points to the pipeline's folder as an artifact (safetensors in diffusers' layout) with a pyfunc "from code"
-that serves it. Aliases, not stages: `champion` goes to a version that passed every report, `challenger` to one that
-did not, with the reasons on the version's page.
+that serves it. MLflow's aliases are used, not its stages: `champion` goes to a version that passed every report,
+`challenger` to one that did not, with the reasons on the version's page.
 """
 
 import json
@@ -18,8 +18,9 @@ from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.resources.mlflow_store import TrackerAway
 from emu_data.files import write_json
 from emu_steps.evidence import METRICS_FILE, NUM_NEAR, NUM_PICTURES, NoEvidence, read_evidence
-from emu_steps.layout import Layout, project_root
-from emu_steps.params import REGISTERED, REGISTERED_VERSION, RegisteredModel, tunes_ours
+from emu_steps.generating import folder_on_disk
+from emu_steps.layout import Layout
+from emu_steps.params import REGISTERED_VERSION, RegisteredModel, tunes_ours
 from emu_steps.verdicts import (
     Verdict,
     appeal_verdict,
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
     from emu_dagster.resources.recorder import Record
 
 LINEAGE = ("raw_corpus", "filtered_corpus", "curated_set", "quality_tuned")
-PRETRAINING = ("autoencoder", "pretrained_full")  # in the lineage where they are what was tuned
-MD5_TAG = "md5.quality_tuned"  # by which a version is known
+PRETRAINING = ("autoencoder", "pretrained_full")  # added to the lineage if our own pretrained model was tuned
+MD5_TAG = "md5.quality_tuned"  # identifies a version
 
 
 @dataclass(frozen=True)
 class Version:
+    """A registered version, its alias (champion or challenger), and the verdict that its page shows."""
+
     number: int
     alias: str
     verdict: str  # Markdown
@@ -49,20 +52,21 @@ class Version:
 def judge_reports(
     layout: Layout, section: RegisteredModel, digest_of: Callable[[str], str | None]
 ) -> dict[str, Verdict]:
-    """Report -> what it allows, for each of REPORTS; one that is missing, old or about another model allows nothing.
+    """Return report -> verdict, for each of REPORTS. A report that is missing, outdated or about another model does not
+    pass.
 
-    digest_of: asset -> the md5 that DVC has recorded of it.
+    digest_of: returns the md5 that DVC has recorded for an asset, None if it has none.
     """
     verdicts = {}
     for name, gate in REPORTS.items():
         try:
             verdicts[name] = gate(read_evidence(layout, name, digest_of), section)
         except NoEvidence as error:
-            verdicts[name] = Verdict(False, f"{name.removesuffix('_report')}: nothing is known: {error}")
+            verdicts[name] = Verdict(False, f"{name.removesuffix('_report')}: no evidence: {error}")
         except (KeyError, ValueError) as error:
             path = (layout.report(name) / METRICS_FILE).relative_to(layout.root)
             verdicts[name] = Verdict(
-                False, f"{name.removesuffix('_report')}: {path} is no evidence, {error}; materialise {name} again"
+                False, f"{name.removesuffix('_report')}: {path} cannot be used ({error}); materialise {name} again"
             )
     return verdicts
 
@@ -75,7 +79,7 @@ def _judge_appeal(found: Mapping[str, Any], section: RegisteredModel) -> Verdict
 def _judge_faithfulness(found: Mapping[str, Any], section: RegisteredModel) -> Verdict:
     num_votes, num_of_people = _counts(found, "num_votes", "num_votes_of_people")
     if num_votes and num_votes == num_of_people:
-        judge = Verdict(True, "all votes are of people")
+        judge = Verdict(True, "all votes are by people")
     else:
         wrong, pairs = _counts(found, "num_known_wrong", "num_known_pairs")
         judge = judge_verdict(wrong, pairs, section.max_judge_error)
@@ -94,12 +98,12 @@ def _judge_copies(found: Mapping[str, Any], section: RegisteredModel) -> Verdict
 
 
 def _counts(found: Mapping[str, Any], *names: str) -> tuple[int, ...]:
-    """The counts of these names. KeyError or ValueError where one is missing or is none."""
+    """Read these counts. Raises KeyError if one is missing, ValueError if one is not a count."""
     for name in names:
         value = found[name]
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or value < 0 or value != int(value):
-            raise ValueError(f"{name} is {value!r}, which is no count")
+            raise ValueError(f"{name} is {value!r}, which is not a count")
     return tuple(int(found[name]) for name in names)
 
 
@@ -112,19 +116,20 @@ REPORTS = {
 
 
 def describe_judges(layout: Layout) -> str:
-    """Who voted on the models, by round; the reports know it."""
+    """Return who voted on the models, per round, in the words of the reports."""
     pages = {axis: layout.report(f"{axis}_report") / "report.json" for axis in ("appeal", "faithfulness")}
     found = {axis: json.loads(page.read_text()) for axis, page in pages.items() if page.is_file()}
     return "; ".join(f"{axis}: {report.get('voters', 'not stated')}" for axis, report in found.items()) or "nobody"
 
 
 def register(record: "Record") -> Version:
-    """Registers data/models/quality_tuned under registered_model.name, sets alias, tags and description, and writes
+    """Register data/models/quality_tuned under registered_model.name, set alias, tags and description, and write
     data/registered_model.json.
 
-    The same bytes are one version, however often they are judged: a version with their md5 gets the new verdict. A
-    version appears with its tags at once, so that one whose registration was interrupted is found and completed.
-    Raises ValueError where the name has versions of another profile: an alias must not change hands unseen.
+    The same bytes stay one version, however often they are judged: an existing version with their md5 gets the new
+    verdict. A version is created together with its tags, so that an interrupted registration is found and completed.
+
+    Raises ValueError if the name has versions of another profile: an alias must not move silently between profiles.
     """
     import mlflow
 
@@ -138,8 +143,8 @@ def register(record: "Record") -> Version:
     versions = _versions_of(client, section.name)
     if others := sorted({v.tags["profile"] for v in versions if "profile" in v.tags} - {profile}):
         raise ValueError(
-            f"models:/{section.name} has versions of the profile {', '.join(others)}, and this one is of {profile}: "
-            "give registered_model.name in params.yaml a name of its own"
+            f"models:/{section.name} has versions of profile {', '.join(others)}, but this model is of {profile}: "
+            "give this profile another registered_model.name in params.yaml"
         )
     start_from = record.params.quality_tuned.start_from
     lineage = (*LINEAGE, *PRETRAINING) if tunes_ours(start_from) else LINEAGE
@@ -158,7 +163,7 @@ def register(record: "Record") -> Version:
     judged = f"Judged {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
     client.update_model_version(section.name, number, f"{description}\n\n{judged}")
     holders = client.get_registered_model(section.name).aliases
-    for other in {"champion", "challenger"} - {alias}:  # what it was called after an earlier judgement
+    for other in {"champion", "challenger"} - {alias}:  # an earlier verdict may have given it the other alias
         if str(holders.get(other)) == number:
             client.delete_registered_model_alias(section.name, other)
     client.set_registered_model_alias(section.name, alias, number)
@@ -187,10 +192,11 @@ def _versions_of(client: "MlflowClient", name: str) -> list["ModelVersion"]:
 
 
 def _create_version(record: "Record", name: str, tags: Mapping[str, str]) -> int:
-    """Logs the pipeline as a model and makes it a version, tags and all, in one step."""
+    """Log the pipeline as a model, and create a version of it with its tags in one step; return the version's
+    number."""
     import mlflow
 
-    with warnings.catch_warnings(record=True) as warned:  # MLflow overrules filters
+    with warnings.catch_warnings(record=True) as warned:  # MLflow overrides warning filters
         model = mlflow.pyfunc.log_model(name="model", **served_model(record.layout.model("quality_tuned")))
     for one in warned:
         if "Any type hint" not in str(one.message):  # served_model.py checks its input itself
@@ -199,7 +205,7 @@ def _create_version(record: "Record", name: str, tags: Mapping[str, str]) -> int
 
 
 def served_model(pipeline: Path) -> dict[str, Any]:
-    """What MLflow stores of a pipeline's folder so that it can serve it (arguments of mlflow.pyfunc.log_model)."""
+    """Return the arguments of mlflow.pyfunc.log_model with which MLflow can serve a pipeline's folder."""
     top = Path(__file__).parent.parent
     return {
         "python_model": str(Path(__file__).with_name("served_model.py")),
@@ -210,7 +216,7 @@ def served_model(pipeline: Path) -> dict[str, Any]:
 
 
 def served_requirements() -> list[str]:
-    """Exact versions of what serving needs, as installed here."""
+    """Return the packages that serving needs, with the exact versions installed here."""
     from importlib.metadata import version
 
     names = ("diffusers", "mlflow", "pillow", "pydantic", "safetensors", "torch", "transformers")
@@ -218,13 +224,12 @@ def served_requirements() -> list[str]:
 
 
 def find_model(address: str) -> Path:
-    """The pipeline's folder of `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a folder on disk.
+    """Return the pipeline's folder for `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a folder on disk.
 
-    ValueError says what there is where the address leads nowhere.
+    Raises ValueError, which lists the registered versions, if the address does not exist.
     """
-    if not address.startswith(REGISTERED):
-        path = Path(address)
-        return path if path.is_absolute() else (project_root() / path if not path.exists() else path)
+    if folder := folder_on_disk(address):
+        return folder
     import mlflow
 
     MlflowTracking().connect()
@@ -238,12 +243,14 @@ def find_model(address: str) -> Path:
 
 
 def digest_of_version(address: str) -> str:
-    """What decides the pictures of `models:/NAME@ALIAS` or `models:/NAME/VERSION`: the md5 of our models, else which
-    version it is. "" where there is none, or nobody answers: find_model says why when it is needed."""
+    """Return what identifies the pictures of `models:/NAME@ALIAS` or `models:/NAME/VERSION`: the md5 of our own models,
+    otherwise the version. "" if it does not exist or the server does not answer; find_model says why when the model is
+    needed.
+    """
     import mlflow
 
     match = REGISTERED_VERSION.fullmatch(address)
-    assert match, "params.yaml takes no other"
+    assert match, "params.yaml accepts no other form"
     name, alias, version = match.groups()
     try:
         MlflowTracking().connect()
@@ -255,11 +262,11 @@ def digest_of_version(address: str) -> str:
 
 
 def list_versions() -> list[str]:
-    """The address of every registered version, with its aliases behind it."""
+    """Return the address of every registered version, followed by its aliases."""
     import mlflow
 
     client = mlflow.MlflowClient()
-    names: dict[tuple[str, str], str] = {}  # a search for versions leaves their aliases out
+    names: dict[tuple[str, str], str] = {}  # a search for versions does not return aliases
     for model in client.search_registered_models():
         for alias, number in model.aliases.items():
             names[model.name, str(number)] = names.get((model.name, str(number)), "") + f" (@{alias})"

@@ -10,14 +10,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModelContext
 
-MAX_SEED = 2**63 - 1  # torch's
-MAX_STEPS = 1000  # of the noise schedule that ours and Stable Diffusion's models are trained on
-MAX_CHARACTERS = 2000  # of a prompt, far beyond what an encoder reads; chosen here
-MAX_GUIDANCE = 100.0  # far beyond what gives a picture; chosen here
+MAX_SEED = 2**63 - 1  # torch's largest
+MAX_STEPS = 1000  # length of the noise schedule with which our models and Stable Diffusion's are trained
+MAX_CHARACTERS = 2000  # of a prompt, far more than an encoder reads; chosen here
+MAX_GUIDANCE = 100.0  # far more than gives usable pictures; chosen here
 
 
 class Request(pydantic.BaseModel):
-    """One picture. num_inference_steps: up to those of the noise schedule. guidance_scale: 1 or less is none."""
+    """A request for one picture. num_inference_steps: denoising steps. guidance_scale: 1 or less means no guidance."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
@@ -28,9 +28,11 @@ class Request(pydantic.BaseModel):
 
 
 def read_requests(given: list[dict[str, Any]]) -> list[Request]:
-    """The requests, checked. MlflowException, which the server answers as 400, says in a line what is wrong where."""
+    """Check the requests and return them. Raises MlflowException, which the server returns as status 400, with one line
+    that says what is wrong in which request.
+    """
     if not given:
-        raise _refused("there is no request; give a list of one or more, each with a prompt")
+        raise _refused("the list of requests is empty; give one or more, each with a prompt")
     read = []
     for number, one in enumerate(given):
         try:
@@ -39,12 +41,12 @@ def read_requests(given: list[dict[str, Any]]) -> list[Request]:
             found = error.errors()[0]
             name = ".".join(str(part) for part in found["loc"])
             if found["type"] == "extra_forbidden":
-                told = f"there is no {name!r}; a request has {', '.join(Request.model_fields)}"
+                reason = f"{name!r} is unknown; a request has {', '.join(Request.model_fields)}"
             elif found["type"] == "missing":
-                told = f"{name} is missing"
+                reason = f"{name} is missing"
             else:
-                told = f"{name} is {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}"
-            raise _refused(f"request {number}: {told}") from None
+                reason = f"{name} is {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}"
+            raise _refused(f"request {number}: {reason}") from None
     return read
 
 
@@ -53,16 +55,20 @@ def _refused(reason: str) -> MlflowException:
 
 
 class ServedPipeline(mlflow.pyfunc.PythonModel):
+    """The pyfunc that MLflow serves for a registered version: one picture per request."""
+
     def load_context(self, context: PythonModelContext) -> None:
+        """Load the pipeline from the version's artifacts; called once by MLflow, before the first request."""
         from emu_models.latent.checkpoints import load_pipeline
 
         self.pipeline = load_pipeline(context.artifacts["pipeline"])
         self.pipeline.set_progress_bar_config(disable=True)
 
     def predict(self, model_input: list[dict[str, Any]]) -> list[str]:
-        """A PNG in base64 for each request. MlflowException as `read_requests`.
+        """Draw a PNG, returned as base64, for each request. Raises MlflowException as `read_requests` does.
 
-        Plain mappings and not list[Request]: MLflow would check those itself, and answer with a page of pydantic's.
+        It takes plain mappings instead of list[Request], because MLflow would check those itself and answer with a page
+        of pydantic's messages.
         """
         from emu_models.latent.pipeline import draw
 

@@ -1,14 +1,14 @@
-"""Runs signals over groups of shards: one decode and one embedding a picture serve all signals, and a picture that
-every policy has turned away is not looked at again.
+"""Runs signals over groups of shards: each picture is decoded and embedded once for all signals, and a picture that
+every policy has rejected is not measured further.
 
-Signals run in the order given (plan.py finds the best). A value that was not needed is not there; measuring again
-adds what a new policy, or a new signal, asks for, and computes nothing twice. A control sample, a share of all keys
-drawn by a seeded hash, goes through everything, so that the pass rate of every gate stays known whatever runs before
-it. The set of kept pictures is the same whatever the order: a picture is dropped if any gate says no, and kept only
-when all have said yes.
+Signals run in the order given (cascade_order.py finds the best). Values that were not needed are missing; measuring
+again adds what a new policy or a new signal needs, and computes nothing twice. A control sample, a share of all keys
+drawn by a seeded hash, goes through every signal, so that the pass rate of every gate is known whatever runs before
+it. The set of kept pictures does not depend on the order: a picture is dropped if any gate rejects it, and kept only
+if all accept it.
 
-A file knows the bytes of the shard that it was measured on (SHARD_MARK, in its schema): a shard that is now another is
-measured anew, whoever changed it, and one that comes back is not.
+A file of values records the digest of the shard that it was measured on (SHARD_MARK, in its schema): if the shard's
+bytes change, it is measured again; if they come back, it is not.
 """
 
 import hashlib
@@ -26,26 +26,27 @@ from emu_data.engine import Engine, Failure, Guard, run_shards
 from emu_data.files import write_parquet
 from emu_data.ledger import LIMITS, Limit, Thresholds
 from emu_data.quarantine import unlisted_rows
-from emu_data.records import STATUS_SUCCESS, DecodeError, RecordError, Sample
+from emu_data.samples import STATUS_SUCCESS, DecodeError, Sample, SampleError
 from emu_data.shards import read_rows, read_samples, shard_digest
-from emu_data.signals import Record, Signal
+from emu_data.signals import LazySample, Signal
+from emu_data.texts import steady
 
-BATCH = 64  # records that go to the measuring process at once; 200 MB of pixels at most (signals.MAX_SIDE)
+BATCH = 64  # samples per call of the measuring process; 200 MB of pixels at most (signals.MAX_SIDE); chosen here
 
-SHARD_MARK = "emu.shard"  # in a file's schema: shards.shard_digest of what it was measured on
+SHARD_MARK = "emu.shard"  # in a file's schema: the shards.shard_digest of the shard that was measured
 
-# Columns of the raw rows that the ledger carries on.
+# Columns of the raw rows that the ledger keeps.
 ROW_COLUMNS = ("key", "url", "caption", "status", "error_message", "sha256")
 
 
 @dataclass(frozen=True)
-class Funnel:
-    """What decides who goes on.
+class StopRule:
+    """Which pictures are measured further.
 
     Args:
-        policies: a picture goes on as long as one of them keeps it: filtering and pre-training may want different
-            pictures. None of them: every picture gets every value.
-        control_share: 0..1 of the keys that get every value whatever the policies say.
+        policies: a picture is measured further as long as one of them keeps it, since filtering and pretraining may
+            want different pictures. Without policies, every picture is measured by every signal.
+        control_share: 0..1, the share of keys that are measured by every signal whatever the policies say.
         seed: of the control sample.
     """
 
@@ -59,14 +60,14 @@ class Funnel:
         return drawn < self.control_share * 2**64
 
     def is_rejected(self, values: Mapping[str, Any]) -> bool:
-        """Whether every policy turns a row away by one of the values (column -> value) that it has by now."""
+        """Whether every policy rejects a row by one of the values (column -> value) measured so far."""
         return bool(self.policies) and all(
             any(_is_broken(limit, values.get(limit.column), policy) for limit in LIMITS) for policy in self.policies
         )
 
 
 def _is_broken(limit: Limit, value: Any, policy: Thresholds) -> bool:
-    """Whether a value is beyond its threshold; a missing value is not, nor is any without a threshold."""
+    """Whether a value is beyond its threshold; False if either is missing."""
     threshold = policy.get(limit.field)
     if threshold is None or value is None:
         return False
@@ -75,7 +76,7 @@ def _is_broken(limit: Limit, value: Any, policy: Thresholds) -> bool:
 
 @dataclass(frozen=True)
 class Task:
-    """One record for the child: what is known of it already (values of the signals in `done`)."""
+    """One sample for the child process. known: column -> value, of the signals in `done`, measured earlier."""
 
     sample: Sample
     known: dict[str, Any]
@@ -85,11 +86,11 @@ class Task:
 
 @dataclass
 class Measured:
-    """What the child found: values by column, the signals that gave them, and why the others could not."""
+    """What the child measured: values by column, the signals that gave them, and why the others could not."""
 
     values: dict[str, Any]
     signals: list[str]
-    seconds: dict[str, float]  # "decode", "embedding", and each signal's own
+    seconds: dict[str, float]  # for "decode", "embedding", and each signal
     error: str | None = None
 
 
@@ -98,68 +99,64 @@ def measure_group(
     shard_names: Sequence[str],
     signals: Sequence[Signal],
     out_dir: Path,
-    funnel: Funnel | None = None,
+    rule: StopRule | None = None,
     progress: bool = True,
     engine: Engine | None = None,
-    told: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Bring out_dir/NAME@VERSION/NNNNN.parquet of each signal and shard up to date; return how many were written.
+    """Bring out_dir/NAME@VERSION/NNNNN.parquet of each signal and shard up to date; return how many files were written.
 
-    Each file has a row for every picture that this signal was needed for, in key order: `key`, the signal's columns,
-    and `error` (null, or why this record has no values); unlisted/NNNNN.parquet has one for what the tar holds beyond
-    the shard's parquet. Signals run in their order; without a `funnel` all are measured on every picture. `told` hears
-    how many shards are done and how many were to do. Raises RuntimeError where a signal cannot be loaded, or more than
-    half of a shard's records raise: that is a fault of the signal, not of the records.
+    Each file has a row for every picture that needed this signal, in key order: `key`, the signal's columns, and
+    `error` (null, or why this sample has no values). unlisted/NNNNN.parquet has a row for each sample of the tar that
+    the shard's parquet does not list. Signals run in the order given; without a `rule`, every picture is measured by
+    all of them. `on_progress` receives the numbers of shards that are done and in total. Raises RuntimeError if a
+    signal cannot be loaded, or if more than half of a shard's samples raise: then the signal is at fault, not the
+    samples.
     """
-    funnel = funnel or Funnel()
-    work = partial(_bring_up_to_date, Path(raw_dir), tuple(signals), Path(out_dir), funnel)
-    needed, waiting = _needed(Path(raw_dir), shard_names, signals, Path(out_dir), funnel)
+    rule = rule or StopRule()
+    work = partial(_bring_up_to_date, Path(raw_dir), tuple(signals), Path(out_dir), rule)
+    needed, waiting = _needed(Path(raw_dir), shard_names, signals, Path(out_dir), rule)
     loaded = tuple(signal for signal in signals if any(signal.name in those for those in needed.values()))
     num_written = run_shards(
         work,
         waiting,
-        partial(load_signals, loaded, funnel),
+        partial(load_signals, loaded, rule),
         engine,
         progress="signals" if progress and waiting else None,
-        told=told,
+        on_progress=on_progress,
     )
     return sum(num_written)
 
 
 def _bring_up_to_date(*arguments: Any) -> int:
-    """measure_shard without its seconds a record, which only the pilot wants: an engine keeps what a shard returns."""
+    """measure_shard without the seconds per sample, since an engine keeps all results and only the pilot needs them."""
     return measure_shard(*arguments)[0]
 
 
 def read_values(raw_dir: Path, shard_names: Sequence[str], signals: Sequence[Signal], out_dir: Path) -> pd.DataFrame:
     """Return one row for every raw row of the shards, in key order: ROW_COLUMNS, `shard`, the columns of all signals
-    by name, `error`, and `unmeasured`: the names of the signals that this row was not measured for, with commas
-    between, "" if none.
+    by name, `error`, and `unmeasured`: the signals that did not measure this row, separated by commas, "" if none.
 
-    Raises ValueError where a signal's file is missing or of other bytes, or a key appears twice.
+    Raises ValueError if a key appears twice, or if a file of a signal or of unlisted rows is missing or was measured
+    on other bytes.
     """
-    signals = sorted(signals, key=lambda signal: signal.name)  # not in the order that they ran
+    signals = sorted(signals, key=lambda signal: signal.name)  # not in the order in which they ran
     frames = []
     for name in shard_names:
         rows = read_rows(Path(raw_dir) / f"{name}.parquet").astype({"key": "string"})
         digest = shard_digest(Path(raw_dir) / f"{name}.parquet")
-        unlisted = _unlisted_file(out_dir, name)
-        if _is_of(unlisted, digest) and len(more := pd.read_parquet(unlisted)):
+        if len(more := pd.read_parquet(_checked(_unlisted_file(out_dir, name), digest))):
             rows = pd.concat([rows, more], ignore_index=True).astype({"key": "string"})
-        # strings, also of a column that the corpus lacks: of nothing but nulls pandas would make numbers
+        # strings, even if the corpus lacks a column: pandas would make numbers of a column of nulls
         frame = rows.reindex(columns=list(ROW_COLUMNS)).astype("string").assign(shard=name)
         arrived = (frame["status"] == STATUS_SUCCESS).fillna(False).to_numpy(bool)
         error = pd.Series(pd.NA, index=frame["key"], dtype="string")
         unmeasured = pd.Series("", index=frame["key"], dtype="string")
         for signal in signals:
-            path = signal_file(out_dir, signal, name)
-            if not _is_of(path, digest):
-                told = "was measured on other bytes of the shard" if path.is_file() else "is missing"
-                raise ValueError(f"{path} {told}: measure the shard first (measure_group)")
-            values = pd.read_parquet(path).set_index("key")
+            values = pd.read_parquet(_checked(signal_file(out_dir, signal, name), digest)).set_index("key")
             unmeasured = unmeasured.mask(arrived & ~unmeasured.index.isin(values.index), unmeasured + signal.name + ",")
-            told = values.pop("error").reindex(frame["key"]).astype("string")
-            error = error.fillna(f"{signal.name}: " + told)
+            reason = values.pop("error").reindex(frame["key"]).astype("string")
+            error = error.fillna(f"{signal.name}: " + reason)
             values = values.astype(dict(signal.columns)).reindex(frame["key"])
             frame = frame.join(values.reset_index(drop=True))
         frames.append(frame.assign(error=error.to_numpy(), unmeasured=unmeasured.str.removesuffix(",").to_numpy()))
@@ -171,37 +168,47 @@ def read_values(raw_dir: Path, shard_names: Sequence[str], signals: Sequence[Sig
 
 
 def signal_file(out_dir: Path, signal: Signal, shard: str) -> Path:
+    """Return the path of a signal's values for a shard. shard: its five digits."""
     return Path(out_dir) / f"{signal.name}@{signal.version}" / f"{shard}.parquet"
 
 
 def _unlisted_file(out_dir: Path, shard: str) -> Path:
-    """Rows for what the shard's tar holds beyond its parquet."""
+    """Rows for the samples of the shard's tar that its parquet does not list."""
     return Path(out_dir) / "unlisted" / f"{shard}.parquet"
 
 
 def _is_of(path: Path, digest: str) -> bool:
-    """Whether a file is there and was measured on the shard of that digest."""
+    """Whether a file exists and was measured on the shard with that digest."""
     if not path.is_file():
         return False
     return (pq.read_schema(path).metadata or {}).get(SHARD_MARK.encode()) == digest.encode()
+
+
+def _checked(path: Path, digest: str) -> Path:
+    """Return `path`. Raises ValueError if that file was not measured on the shard with that digest."""
+    if not _is_of(path, digest):
+        problem = "was measured on other bytes of the shard" if path.is_file() else "is missing"
+        raise ValueError(f"{path} {problem}: measure the shard first (measure_group)")
+    return path
 
 
 def measure_shard(
     raw_dir: Path,
     signals: Sequence[Signal],
     out_dir: Path,
-    funnel: Funnel,
+    rule: StopRule,
     shard: str,
     guard: Guard[Task],
     keys: Collection[str] | None = None,
 ) -> tuple[int, list[dict[str, float]]]:
-    """Bring one shard's files up to date (for `keys` alone, where they are given). Return how many files were
-    written, and what each measured record took, in seconds.
+    """Bring one shard's files up to date, for `keys` only if they are given. Return how many files were written, and
+    for each measured sample the seconds that each piece took. Raises RuntimeError if more than half of the samples
+    raise, because then a signal is at fault.
     """
     state = _State(raw_dir, signals, out_dir, shard)
-    wanted = [key for key, names in state.todo(funnel).items() if names and (keys is None or key in keys)]
+    wanted = [key for key, names in state.todo(rule).items() if names and (keys is None or key in keys)]
     unread = set(wanted)
-    tar_errors: list[RecordError] = []
+    tar_errors: list[SampleError] = []
     results: dict[str, Measured | Failure] = {}
     waiting: list[Task] = []
 
@@ -210,29 +217,31 @@ def measure_shard(
             results[task.sample.key] = result
         waiting.clear()
 
-    found: list[str] = []  # keys, of the tar's samples
-    is_whole = keys is None and (len(wanted) > 0 or state.lacks_file)
-    for sample in read_samples(raw_dir / f"{shard}.tar", tar_errors.append) if is_whole or len(wanted) else ():
+    found: list[str] = []  # keys of the tar's samples
+    unlisted = _unlisted_file(out_dir, shard)
+    # Every pass over the tar also records its unlisted samples, even the pilot's: it may be the only pass.
+    is_seen = _is_of(unlisted, state.digest)
+    for sample in read_samples(raw_dir / f"{shard}.tar", tar_errors.append) if wanted or not is_seen else ():
         found.append(sample.key)
         if sample.key in unread:
             unread.remove(sample.key)
-            waiting.append(Task(sample, *state.known(sample.key), funnel.is_control(sample.key)))
-            if len(waiting) == BATCH:  # so that no more of the tar is in memory
+            waiting.append(Task(sample, *state.known(sample.key), rule.is_control(sample.key)))
+            if len(waiting) == BATCH:  # bounds how much of the tar is in memory
                 flush()
     flush()
     raised = [result for result in results.values() if isinstance(result, Failure) and result.reason == "raised"]
     if len(raised) > len(results) / 2:
         raise RuntimeError(
-            f"shard {shard}: {len(raised)} of {len(results)} records raised, so a signal is at fault: "
+            f"shard {shard}: {len(raised)} of {len(results)} samples raised, so a signal is at fault: "
             f"{raised[0].detail}"
         )
     lost = {error.key: f"{error.reason}: {error.detail}" for error in tar_errors}
     for key in wanted:
         if key not in results:
-            told = lost.get(key, "missing: its row says success, the tar does not hold it")
-            results[key] = Measured({}, [], {}, told)
+            reason = lost.get(key, "missing: its row says success, but the tar does not hold it")
+            results[key] = Measured({}, [], {}, reason)
     num_written = 0
-    if is_whole and not _is_of(unlisted := _unlisted_file(out_dir, shard), state.digest):
+    if not is_seen:
         tar = raw_dir / f"{shard}.tar"
         write_parquet(unlisted, unlisted_rows(tar, read_rows(tar), found, tar_errors), {SHARD_MARK: state.digest})
         num_written += 1
@@ -241,14 +250,14 @@ def measure_shard(
 
 
 def is_measured(raw_dir: Path, signals: Sequence[Signal], out_dir: Path, shard: str, keys: Collection[str]) -> bool:
-    """Whether all signals have been measured on these pictures of a shard as it is."""
+    """Whether all signals have been measured on these pictures of a shard, with its present bytes."""
     state = _State(Path(raw_dir), signals, Path(out_dir), shard)
-    todo = state.todo(Funnel())
-    return len(state.fitting) == len(signals) and not any(todo[key] for key in keys)
+    todo = state.todo(StopRule())
+    return not state.lacks_file and not any(todo[key] for key in keys)
 
 
 class _State:
-    """What is known of a shard: its files, and which rows arrived."""
+    """What is known about a shard: its files, and which rows have the status `success`."""
 
     def __init__(self, raw_dir: Path, signals: Sequence[Signal], out_dir: Path, shard: str):
         rows = read_rows(raw_dir / f"{shard}.parquet")
@@ -265,17 +274,17 @@ class _State:
             table = pd.read_parquet(path) if signal.name in self.fitting else pd.DataFrame(columns=list(dtypes))
             self.tables[signal.name] = table.astype(dtypes).set_index("key")
 
-    def todo(self, funnel: Funnel) -> dict[str, list[str]]:
-        """Return key -> the signals that it may need, as far as is known by now."""
+    def todo(self, rule: StopRule) -> dict[str, list[str]]:
+        """Return key -> the signals that it may still need, judging by the values known so far."""
         needed = {}
         for key in self.keys:
             values, done = self.known(key)
-            settled = funnel.is_rejected(values) and not funnel.is_control(key)
+            settled = rule.is_rejected(values) and not rule.is_control(key)
             needed[key] = [] if settled else [signal.name for signal in self.signals if signal.name not in done]
         return needed
 
     def known(self, key: str) -> tuple[dict[str, Any], frozenset[str]]:
-        """Return the values of a record that are in the files, and the signals that they are of."""
+        """Return a sample's values from the files, by column, and the signals that measured them."""
         done = frozenset(name for name, rows in self._rows.items() if key in rows)
         return {column: value for name in done for column, value in self._rows[name][key].items()}, done
 
@@ -285,8 +294,8 @@ class _State:
         return {name: table.where(table.notna(), None).to_dict("index") for name, table in tables.items()}
 
     def add(self, signal: Signal, results: dict[str, Measured | Failure]) -> bool:
-        """Write the signal's file with the rows of `results` added, if it lacks any or is not of these bytes; return
-        whether.
+        """Add the rows of `results` to the signal's file, if it lacks any or was measured on other bytes; return
+        whether it was written.
         """
         table, path = self.tables[signal.name], self.paths[signal.name]
         added = []
@@ -310,41 +319,41 @@ class _State:
 
 
 def _needed(
-    raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], out_dir: Path, funnel: Funnel
+    raw_dir: Path, shards: Sequence[str], signals: Sequence[Signal], out_dir: Path, rule: StopRule
 ) -> tuple[dict[str, set[str]], list[str]]:
-    """Return for each shard the names of the signals that some record of it may need, and the shards that have to be
-    brought up to date.
+    """Return the names of the signals that some sample of each shard may need, and the shards that must be brought up
+    to date.
     """
     needed, waiting = {}, []
     for shard in shards:
         state = _State(raw_dir, signals, out_dir, shard)
-        needed[shard] = {name for names in state.todo(funnel).values() for name in names}
+        needed[shard] = {name for names in state.todo(rule).values() for name in names}
         if needed[shard] or state.lacks_file:
             waiting.append(shard)
     return needed, waiting
 
 
-def load_signals(signals: tuple[Signal, ...], funnel: Funnel) -> Callable[[list[Task]], list[Measured]]:
-    """In the child: load the signals, and return the function that takes a batch through them."""
+def load_signals(signals: tuple[Signal, ...], rule: StopRule) -> Callable[[list[Task]], list[Measured]]:
+    """Load the signals, in the child process, and return the function that measures a batch."""
     loaded = [(signal, signal.load()) for signal in signals]
 
     def measure(batch: list[Task]) -> list[Measured]:
-        records = [Record(task.sample) for task in batch]
-        results = [Measured(dict(task.known), [], record.seconds) for task, record in zip(batch, records, strict=True)]
+        samples = [LazySample(task.sample) for task in batch]
+        results = [Measured(dict(task.known), [], sample.seconds) for task, sample in zip(batch, samples, strict=True)]
         going = list(range(len(batch)))
 
         def settled(i: int) -> bool:
-            return funnel.is_rejected(results[i].values) and not batch[i].is_control
+            return rule.is_rejected(results[i].values) and not batch[i].is_control
 
         for signal, function in loaded:
             ready = [
-                i for i in going if signal.name not in batch[i].done and _prepare(records[i], results[i], signal.needs)
+                i for i in going if signal.name not in batch[i].done and _prepare(samples[i], results[i], signal.needs)
             ]
             if ready:
-                before = [sum(records[i].seconds.values()) for i in ready]
+                before = [sum(samples[i].seconds.values()) for i in ready]
                 start = time.perf_counter()
-                columns = function([records[i] for i in ready])
-                own = time.perf_counter() - start - sum(sum(records[i].seconds.values()) for i in ready) + sum(before)
+                columns = function([samples[i] for i in ready])
+                own = time.perf_counter() - start - sum(sum(samples[i].seconds.values()) for i in ready) + sum(before)
                 for column, values in columns.items():
                     assert column in signal.columns and len(values) == len(ready), (signal.name, column)
                     for i, value in zip(ready, values, strict=True):
@@ -353,21 +362,21 @@ def load_signals(signals: tuple[Signal, ...], funnel: Funnel) -> Callable[[list[
                     results[i].signals.append(signal.name)
                     results[i].seconds[signal.name] = own / len(ready)
             going = [i for i in going if results[i].error is None and not settled(i)]
-        for i in going:  # a picture is kept only if it can be decoded, whichever signals there are
-            if not _prepare(records[i], results[i], "pixels"):
+        for i in going:  # a picture is kept only if it can be decoded, even if no signal needs its pixels
+            if not _prepare(samples[i], results[i], "pixels"):
                 results[i].signals.clear()
         return results
 
     return measure
 
 
-def _prepare(record: Record, result: Measured, needs: str) -> bool:
-    """Give the record what a signal needs; where that fails it is written down, and False."""
+def _prepare(sample: LazySample, result: Measured, needs: str) -> bool:
+    """Decode what a signal needs from the sample. If that fails, note the error in the result and return False."""
     try:
         if needs == "header":
-            _ = record.size
+            _ = sample.size
         elif needs == "pixels":
-            _ = record.image
+            _ = sample.image
     except DecodeError as error:
-        result.error = f"{error.reason}: {error}"
+        result.error = f"{error.reason}: {steady(str(error))}"
     return result.error is None

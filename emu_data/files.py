@@ -1,7 +1,7 @@
-"""Files written whole or not at all, and digests that stay the same.
+"""Atomic writes of files and folders, and digests that are the same in any process.
 
-Every write goes to a temporary name in the same folder, reaches the disk, and is then renamed: a reader never
-sees half a file under its final name, whatever kills the writer (disk full, SIGKILL, power).
+Every write goes to a temporary name in the same folder, is flushed to the disk, and is then renamed: a reader never
+sees half a file under its final name, whatever stops the writer (a full disk, SIGKILL, a power cut).
 """
 
 import dataclasses
@@ -13,23 +13,21 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-# Everything that this module has not finished writing carries this in its name, so that readers can skip it.
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Part of the name of everything that this module has not finished writing, so that readers can skip it.
 TEMPORARY_MARK = ".tmp-"
-QUICK_BYTES, NUM_QUICK_BLOCKS = 4 << 20, 64  # what quick_digest reads of a file; chosen here
+QUICK_BYTES, NUM_QUICK_BLOCKS = 4 << 20, 64  # how much of a file quick_digest reads, in how many blocks; chosen here
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on a clean exit rename it to `path`, on an exception remove
-    it.
-    """
+    """Yield a temporary path beside `path`; on a clean exit rename it to `path`, on an exception remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}")
@@ -45,9 +43,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on a clean exit it takes the place of `path`.
 
-    A folder cannot be replaced in one step as a file can: what was at `path` is first renamed aside, and
-    removed only when the new one stands. On an exception the temporary folder is removed and `path` stays as
-    it was; after a kill in between, `restore_dir` puts it back.
+    Unlike a file, a folder cannot be replaced in one step: the old folder is first renamed aside, and removed only
+    when the new one is in place. On an exception the temporary folder is removed and `path` stays as it was; if the
+    process is killed in between, `restore_dir` puts the old folder back.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,9 +72,9 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def restore_dir(path: Path) -> None:
-    """Put back what `atomic_dir` had renamed aside when it was killed before the new folder stood in its place.
+    """Put back the folder that `atomic_dir` had renamed aside when it was killed before the new one was in place.
 
-    Nothing happens where `path` is there. To be called by whoever is about to write it, not by readers.
+    Does nothing if `path` exists. Only writers call this.
     """
     path = Path(path)
     if not path.exists() and path.parent.is_dir():
@@ -87,9 +85,9 @@ def restore_dir(path: Path) -> None:
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Put a file's bytes at `target` as well: a hard link, or a copy where the file system has none.
+    """Put a file's bytes at `target` too: a hard link, or a copy if the file system does not support links.
 
-    For files that nobody edits in place; both arguments as shutil.copytree's `copy_function` takes them.
+    For files that are never edited in place. The signature is that of shutil.copytree's `copy_function`.
     """
     try:
         os.link(os.path.realpath(source), target)
@@ -98,20 +96,22 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON with sorted keys, atomically; NaN and infinities are refused (they are not
-    JSON).
+    """Write `value` as JSON with sorted keys, atomically. Raises ValueError for NaN and infinities, which are not JSON,
+    and for values that `fingerprint` does not take.
     """
     text = json.dumps(_plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def write_parquet(path: Path, frame: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> None:
+def write_parquet(path: Path, frame: "pd.DataFrame", metadata: Mapping[str, str] | None = None) -> None:
     """Write `frame` as parquet, atomically; the same frame gives the same bytes.
 
-    Settings are fixed here, and pandas' own metadata (its version, the index) is left out; `metadata` takes its place
-    in the file's schema.
+    Settings are fixed, and `metadata` replaces pandas' own (its version, the index) in the file's schema.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     table = pa.Table.from_pandas(frame.reset_index(drop=True), preserve_index=False)
     table = table.replace_schema_metadata(dict(metadata) if metadata else None)
     with atomic_file(path) as temporary:
@@ -125,8 +125,8 @@ def file_sha256(path: Path) -> str:
 
 
 def quick_digest(path: Path) -> str:
-    """Return 32 hexadecimal digits of a file's size and bytes: all of them up to QUICK_BYTES, of a larger file blocks
-    spread evenly from its beginning to its end, so that terabytes of tars are not read to learn that none changed.
+    """Return 32 hexadecimal digits from a file's size and bytes. Of a file larger than QUICK_BYTES only blocks are
+    read, spread evenly from beginning to end, so that terabytes of tars need not be read to see that none changed.
     """
     digest, size = hashlib.sha256(), os.path.getsize(path)
     digest.update(size.to_bytes(8, "big"))
@@ -142,10 +142,10 @@ def quick_digest(path: Path) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """Return 16 hexadecimal digits that name `value`: equal configs give equal digits, in any process.
+    """Return 16 hexadecimal digits that identify `value`: equal configs give equal digits, in any process.
 
-    Takes what JSON can hold, and dataclasses, paths, sets and tuples of it. Raises ValueError for anything
-    else, since its text might hold an address or a time.
+    Takes values that JSON can hold, and dataclasses, paths, sets and tuples of them. Raises ValueError for anything
+    else, since its text might contain a memory address or a time.
     """
     text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]

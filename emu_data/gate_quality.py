@@ -1,19 +1,21 @@
-"""How good the gates are, where it is known what was damaged on arrival (the demo's data/damage.parquet).
+"""How good the gates are: judged by the damage that is known of the demo's corpus (data/damage.parquet), and by what
+any corpus shows by itself.
 
-Never read by a gate; the funnel report shows it beside the goals.
+No gate reads this; the funnel report shows it beside the goals.
 """
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from duckdb import DuckDBPyConnection
 
-from emu_data.ledger import GLOBAL_GATES, ROW_GATES
-from emu_data.votes.intervals import auc_interval, exact_rate
+from emu_data.ledger import GLOBAL_GATES, ROW_GATES, ledger_columns
+from emu_data.votes.intervals import Interval, auc_interval, bootstrap_rate, exact_rate
 
-# Which gate answers which kind of damage of the demo corpus (sources/damage.py).
+# Kind of damage in the demo's corpus (sources/damage.py) -> the gate that should drop it.
 GATE_OF_DAMAGE = {
     "failed": "readable",
     "sliver": "geometry",
@@ -23,23 +25,24 @@ GATE_OF_DAMAGE = {
     "caption": "alignment",
     "duplicate": "duplicate",
 }
-GATE_GOAL = 0.95  # precision and recall, of GATES_WITH_GOAL; chosen here
+GATE_GOAL = 0.95  # for precision and recall of GATES_WITH_GOAL; chosen here
 GATES_WITH_GOAL = ("geometry", "text_area", "duplicate")
-AUC_GOAL = 0.90  # of the alignment gate on swapped captions; chosen here
+AUC_GOAL = 0.90  # for the alignment gate on swapped captions; chosen here
+MAX_RANKS = 10_000  # pictures whose ranks are averaged: the interval is then narrower than 1 %; chosen here
 
 
 def gate_quality(con: DuckDBPyConnection, damage: Path, ledger: str = "ledger") -> pd.DataFrame:
-    """Compare what the gates dropped (`ledger`: a table or view) with what is known to be damaged (a parquet).
+    """Compare the rows that the gates dropped (`ledger`: a table or view) with those known to be damaged (a parquet).
 
     A gate is judged on the rows that reached it. Columns: gate, num_damaged (rows that it should drop),
-    num_dropped, num_right, precision and recall (0..1, NaN of nothing), precision_low and recall_low (what they are at
-    least, 0 of nothing: the lower ends of Clopper and Pearson's exact 95 % intervals), missed_by (how far the lower of
-    the two is below its goal, 0 where it is not, NaN where there is no goal or no row), is_shown (whether both lower
-    ends reach the goal: a gate that was asked about two rows has met it and shown nothing).
+    num_dropped, num_right, precision and recall (0..1, NaN without rows), precision_low and recall_low (the lower ends
+    of Clopper and Pearson's exact 95 % intervals, 0 without rows), missed_by (how far the smaller of precision and
+    recall is below its goal, 0 if it is not, NaN without a goal or rows), is_shown (whether both lower ends reach the
+    goal: a gate that decided only two rows may have met its goal without having shown it).
 
-    A duplicate drop is right when the row and the one kept in its place (`duplicate_of`) come of the same picture,
-    whichever of them was the copy; of the pictures that reached the gate more than once all but one should go, so that
-    a copy whose original fell at an earlier gate is no miss. `quota` has no truth.
+    A duplicate is rightly dropped if the row and the row kept in its place (`duplicate_of`) come from one picture,
+    whichever of them was the copy. Of one picture's rows that reached the gate, all but one should be dropped; so
+    a copy whose original was dropped by an earlier gate does not count as missed. `quota` has no truth.
     """
     con.execute(f"""
         CREATE OR REPLACE TEMP VIEW truth AS
@@ -70,8 +73,8 @@ def gate_quality(con: DuckDBPyConnection, damage: Path, ledger: str = "ledger") 
 
 @dataclass(frozen=True)
 class Auc:
-    """The chance (0..1) that a swapped caption scores below a right one, with its 95 % interval; NaN, from 0 to 1,
-    where either has no row."""
+    """The chance (0..1) that a swapped caption scores below a right one, with its 95 % interval. If there are no rows
+    of one kind, it is NaN with the interval 0 to 1."""
 
     value: float
     low: float
@@ -81,7 +84,7 @@ class Auc:
 
 
 def alignment_auc(con: DuckDBPyConnection, damage: Path, column: str = "alignment_rank") -> Auc:
-    """Return it over all rows with a score, by ranks (Mann and Whitney's U), ties counting half."""
+    """Return the alignment score's AUC over all rows with a score, by ranks (Mann and Whitney's U); ties count half."""
     found = con.execute(f"""
         WITH scored AS (SELECT damage = 'caption' AS swapped, {column} AS score
             FROM ledger JOIN read_parquet('{damage}') USING (key) WHERE {column} IS NOT NULL),
@@ -96,6 +99,23 @@ def alignment_auc(con: DuckDBPyConnection, damage: Path, column: str = "alignmen
     value = float((places - num_right * (num_right + 1) / 2) / (num_swapped * num_right))
     found = auc_interval(value, num_swapped, num_right)
     return Auc(value, found.low, found.high, num_swapped, num_right)
+
+
+def own_caption_auc(con: DuckDBPyConnection) -> Interval | None:
+    """Return the chance, in per cent, that a picture's own caption fits it better than another caption of the corpus,
+    with its 95 % interval: the mean of `alignment_rank`, which is that chance for each picture. None if nothing was
+    measured.
+
+    Captions that several pictures share, or that fit several pictures, lower it.
+    """
+    if "alignment_rank" not in ledger_columns(con):
+        return None
+    found = con.execute(f"""
+        SELECT alignment_rank FROM ledger WHERE alignment_rank IS NOT NULL
+        ORDER BY md5_number(key), key LIMIT {MAX_RANKS}
+    """).fetchall()
+    ranks = np.array([rank for (rank,) in found], float)
+    return bootstrap_rate(100 * ranks, np.random.default_rng(0)) if len(ranks) else None
 
 
 def _row(gate: str, num_damaged: int, num_dropped: int, num_right: int) -> dict[str, object]:
@@ -119,5 +139,5 @@ def _row(gate: str, num_damaged: int, num_dropped: int, num_right: int) -> dict[
 
 
 def _at_least(num: int, total: int) -> float:
-    """The lower end of the exact 95 % interval of a share (0..1); 0 of nothing."""
+    """Return the lower end of the exact 95 % interval of a share (0..1); 0 if `total` is 0."""
     return exact_rate(num, total).low / 100

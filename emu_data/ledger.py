@@ -1,12 +1,12 @@
-"""A row for every raw picture: every value that was measured, and the first gate that it failed.
+"""The ledger: a row for every raw picture, with every value that was measured and the first gate that it failed.
 
-The Emu paper gives the kinds of filter (section 3.3) and no threshold; all thresholds here are chosen here
-and are the policy's, so that a ledger is decided again in seconds, with no model. Photographs of the web want others
-than the demo's drawings: DataComp's basic filter takes min_side 200, max_aspect 3, more than 2 words and more than 5
-characters; COYO max_occurrences 10; LAION-400M min_alignment 0.3 of ViT-B/32. LIMITS is the one place that says which
-value is held against which threshold; `gate_sql` makes it an expression of DuckDB, for a group of shards in
-memory (`decide`) and for a corpus on disk (`open_ledger`) alike. Gates of this module look at one row; the gates that
-compare rows (duplicate, quota) are in selection.py.
+The Emu paper names the kinds of filters (section 3.3) but no threshold; all thresholds are chosen here and belong to
+the policy, so that a ledger can be re-decided in seconds, without a model. Photographs from the web need other
+thresholds than the demo's drawings: DataComp's basic filter takes min_side 200, max_aspect 3, more than 2 words and
+more than 5 characters; COYO max_occurrences 10; LAION-400M min_alignment 0.3 of ViT-B/32. LIMITS is the only place that
+says which value is compared with which threshold; `gate_sql` makes it one expression for DuckDB, used for a group of
+shards in memory (`decide`) and for a corpus on disk (`open_ledger`). The gates of this module need one row; those that
+compare rows (duplicate, quota) are in corpus_gates.py.
 """
 
 import tempfile
@@ -20,14 +20,14 @@ import pandas as pd
 import pyarrow as pa
 
 from emu_data.files import write_parquet
-from emu_data.records import STATUS_SUCCESS, STATUS_UNLISTED
+from emu_data.samples import STATUS_SUCCESS, STATUS_UNLISTED
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-ROW_GATES = ("readable", "geometry", "caption", "safety", "text_area", "alignment", "aesthetics", "popularity")
-# Not a gate's verdict: nothing failed, but a signal that a gate wants was not measured, since an earlier policy had
-# already turned the row away. A re-decision says how many rows would have to be measured.
+ROW_GATES = ("readable", "geometry", "blank", "caption", "safety", "text_area", "alignment", "aesthetics", "popularity")
+# Not a gate's verdict: no gate failed, but a signal that a gate needs was not measured, since an earlier policy had
+# already rejected the row. A re-decision reports how many rows would still have to be measured.
 UNMEASURED = "unmeasured"
 GLOBAL_GATES = ("duplicate", "quota")
 GATES = (*ROW_GATES, UNMEASURED, *GLOBAL_GATES)
@@ -35,16 +35,16 @@ GATES = (*ROW_GATES, UNMEASURED, *GLOBAL_GATES)
 MEMORY_LIMIT = "2GB"  # of DuckDB, which spills to disk beyond it; chosen here
 
 
-# Of the row gates: `Limit.field` -> threshold; None, or a name that is missing, switches the comparison off.
+# `Limit.field` -> threshold, for the row gates; None or a missing name switches the comparison off.
 Thresholds = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One comparison of a gate: a measured column against the threshold that the policy has under `field`.
+    """One comparison of a gate: a measured column with the threshold that the policy has under `field`.
 
-    is_minimum: the value must be at least the threshold; else at most. signal: who measures the column; by default the
-    signal that is named as the gate.
+    is_minimum: whether the value must be at least the threshold, or at most. signal: the signal that measures the
+    column; by default the one with the gate's name.
     """
 
     gate: str
@@ -54,13 +54,14 @@ class Limit:
     signal: str | None = None
 
     def broken_sql(self, policy: Thresholds) -> str:
-        """SQL that is true where a row is beyond the threshold, null where its value is missing."""
+        """Return SQL that is true if a row is beyond the threshold, null if its value is missing."""
         return f'"{self.column}" {"<" if self.is_minimum else ">"} {policy[self.field]!r}'
 
 
 LIMITS = (
     Limit("geometry", "min_side", "min_side", True),
     Limit("geometry", "aspect", "max_aspect", False),
+    Limit("blank", "detail", "min_detail", True, signal="looks"),
     Limit("caption", "num_words", "min_words", True),
     Limit("caption", "num_characters", "min_characters", True),
     Limit("safety", "unsafe", "max_unsafe", False),
@@ -70,6 +71,8 @@ LIMITS = (
     Limit("caption", "distinct_word_share", "min_distinct_word_share", True),
     Limit("caption", "num_occurrences", "max_occurrences", False),
     Limit("text_area", "largest_text_box", "max_largest_text_box", False),
+    Limit("text_area", "text_score", "max_text_score", False),
+    Limit("text_area", "text_reading", "max_text_reading", False),
     Limit("text_area", "read_text_area", "max_read_text_area", False),
     Limit("text_area", "num_words_in_picture", "max_words_in_picture", False),
     Limit("alignment", "alignment", "min_alignment", True),
@@ -79,12 +82,12 @@ LIMITS = (
 
 
 def gate_sql(policy: Thresholds, columns: Collection[str]) -> str:
-    """Return the SQL expression of the first gate that a row fails, "" where none, over a ledger with these columns.
+    """Return the SQL expression for the first gate that a row fails, "" if none, in a ledger with these columns.
 
-    A value that is missing although it was measured passes its gate: that is so for `unsafe`, where the corpus
-    brought none. A row that fails no gate but was not measured by a signal that a gate in force asks (`unmeasured`
-    names those) is "unmeasured". Raises ValueError where a gate's column is missing altogether, or LIMITS knows no
-    threshold of a name.
+    A null value of a signal that was measured passes its gate, such as `unsafe` if the corpus has no such score. A row
+    that fails no gate, but was not measured by a signal that an active gate needs (the column `unmeasured` lists
+    those), is "unmeasured". Raises ValueError if a gate's column does not exist, or the policy has a name that is not
+    in LIMITS.
     """
     if unknown := sorted(set(policy) - {limit.field for limit in LIMITS}):
         raise ValueError(f"there is no threshold {', '.join(unknown)}; there are: {', '.join(x.field for x in LIMITS)}")
@@ -108,7 +111,7 @@ def gate_sql(policy: Thresholds, columns: Collection[str]) -> str:
 
 
 def decide(values: pd.DataFrame, policy: Thresholds) -> pd.DataFrame:
-    """Return `values` (cascade.read_values) with `kept` (bool) and `first_failed_gate` ("" where kept); see
+    """Return `values` (cascade.read_values) with the columns `kept` (bool) and `first_failed_gate` ("" if kept); see
     `gate_sql`.
     """
     import duckdb
@@ -125,8 +128,8 @@ def decide(values: pd.DataFrame, policy: Thresholds) -> pd.DataFrame:
 
 @contextmanager
 def open_database(memory_limit: str = MEMORY_LIMIT, num_threads: int | None = None) -> Iterator["DuckDBPyConnection"]:
-    """Yield a DuckDB connection that spills what does not fit `memory_limit` to a temporary folder, so that memory does
-    not grow with the corpus."""
+    """Yield a DuckDB connection that spills to a temporary folder beyond `memory_limit`, so that memory does not grow
+    with the corpus. num_threads: None for DuckDB's default."""
     import duckdb
 
     with tempfile.TemporaryDirectory(prefix="emu-ledger-") as temporary:
@@ -140,12 +143,12 @@ def open_database(memory_limit: str = MEMORY_LIMIT, num_threads: int | None = No
 def open_ledger(
     directory: Path, memory_limit: str = MEMORY_LIMIT, num_threads: int | None = None
 ) -> Iterator["DuckDBPyConnection"]:
-    """Yield such a connection with the view `ledger` over the shards' parquets of a folder; nothing is read before it
-    is asked for. Raises ValueError where there is no ledger.
+    """Yield such a connection, with the view `ledger` over the shards' parquets in a folder; nothing is read until a
+    query needs it. Raises ValueError if there is no ledger.
     """
     directory = Path(directory)
     if not any(directory.glob("*.parquet")):
-        raise ValueError(f"{directory} holds no ledger: run the filters first")
+        raise ValueError(f"{directory} holds no ledger: materialise filter_ledger first")
     with open_database(memory_limit, num_threads) as con:
         files = str(directory / "*.parquet").replace("'", "''")
         con.execute(f"CREATE VIEW ledger AS SELECT * FROM read_parquet('{files}', union_by_name = true)")
@@ -158,24 +161,25 @@ def ledger_columns(con: "DuckDBPyConnection") -> list[str]:
 
 
 def count_gates(con: "DuckDBPyConnection", expression: str = "first_failed_gate") -> dict[str, int]:
-    """Return gate -> number of rows of the view `ledger`, "" being the kept; `expression`: see `gate_sql`."""
+    """Return gate -> number of rows of the view `ledger`; "" stands for kept rows. expression: see `gate_sql`."""
     rows = con.execute(f"SELECT {expression} AS gate, count(*) FROM ledger GROUP BY gate ORDER BY gate").fetchall()
     return {str(gate): int(num) for gate, num in rows}
 
 
 @dataclass(frozen=True)
 class RawRows:
-    """num_rows: of the raw parquets. num_unlisted: rows of a ledger beyond them, for what only tars hold."""
+    """What a comparison with the raw rows counted. num_rows: of the raw parquets. num_unlisted: rows of the ledger for
+    samples that only tars hold."""
 
     num_rows: int
     num_unlisted: int
 
 
 def compare_with_raw(ledger: Path, raw: Iterable[pd.DataFrame]) -> RawRows:
-    """Compare the keys of a ledger on disk with those of the raw rows (column key), a part at a time.
+    """Compare the keys of a ledger on disk with those of the raw rows (column key), given in parts.
 
-    Raises ValueError where a raw row is not in the ledger, or the ledger has a row that is neither a raw one nor said
-    to be unlisted.
+    Raises ValueError if a raw row is not in the ledger, or if the ledger has a row that is neither a raw one nor marked
+    as unlisted.
     """
     with open_ledger(ledger) as con:
         con.execute("CREATE TABLE raw (key VARCHAR)")
@@ -193,14 +197,14 @@ def compare_with_raw(ledger: Path, raw: Iterable[pd.DataFrame]) -> RawRows:
     if num_lost:
         raise ValueError(f"{num_lost} of {num_rows} raw rows are not in the ledger: materialise filter_ledger again")
     if num_strange:
-        raise ValueError(f"{num_strange} rows of the ledger are of no raw row: materialise filter_ledger again")
+        raise ValueError(f"{num_strange} rows of the ledger match no raw row: materialise filter_ledger again")
     return RawRows(num_rows, num_beyond)
 
 
 def check_conserved(ledger: pd.DataFrame | Path, num_raw: int) -> None:
-    """Make sure that rows in = rows kept + rows dropped by reason, each key once, and every reason a gate's name.
+    """Check that rows in = rows kept + rows dropped by reason, that each key occurs once and each reason is a gate.
 
-    ledger: of a group of shards in memory, or the folder of a whole corpus's. Raises ValueError where it is not so.
+    ledger: of a group of shards, in memory, or of a whole corpus, as a folder. Raises ValueError if the check fails.
     """
     import duckdb
 
@@ -219,14 +223,14 @@ def check_conserved(ledger: pd.DataFrame | Path, num_raw: int) -> None:
         f"{num_rows - num_keys} rows have a key that another row has": num_keys != num_rows,
         f"unknown reasons {unknown}": bool(unknown),
         f"{num_odd} rows are kept with a reason, or dropped without one": num_odd > 0,
-        f"{num_rows} rows of {num_raw}": num_rows != num_raw,
+        f"it has {num_rows} rows for {num_raw} raw ones": num_rows != num_raw,
     }
     if problems := [text for text, is_so in wrong.items() if is_so]:
-        raise ValueError(f"the ledger does not hold every raw row once: {'; '.join(problems)}")
+        raise ValueError(f"the ledger does not hold every raw row exactly once: {'; '.join(problems)}")
 
 
 def funnel(counts: Mapping[str, int]) -> pd.DataFrame:
-    """Return one row a gate, in order: gate, num_in, num_dropped, num_out; counts as `count_gates` gives them."""
+    """Return one row per gate, in order: gate, num_in, num_dropped, num_out. counts: as `count_gates` returns them."""
     rows, num_in = [], sum(counts.values())
     for gate in GATES:
         num_dropped = counts.get(gate, 0)
@@ -242,9 +246,9 @@ def write_ledger(directory: Path, ledger: pd.DataFrame) -> None:
 
 
 def read_ledger(directory: Path) -> pd.DataFrame:
-    """Return all rows of a ledger, in key order. Raises ValueError where there is none."""
+    """Return all rows of a ledger, in key order. Raises ValueError if there is none."""
     files = sorted(Path(directory).glob("*.parquet"))
     if not files:
-        raise ValueError(f"{directory} holds no ledger: run the filters first")
+        raise ValueError(f"{directory} holds no ledger: materialise filter_ledger first")
     table = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
     return table.sort_values("key", kind="stable", ignore_index=True)

@@ -1,160 +1,224 @@
-"""Which pictures are the same one again: equal bytes, or near hashes and near thumbnails, through any chain.
+"""Which pictures are the same one again: equal bytes, or looks that are alike (alike.py), each near to one centre.
 
-All pairs of a corpus cannot be compared. Two hashes that differ in at most 3 of 64 bits agree in at least one of 4
-bands of 16 bits, and, of the 48 bits left, in at least one of 4 bands of 12 (the pigeonhole twice: Manku, Jain and
-Das Sarma, "Detecting near-duplicates for web crawling", 2007). So hashes are joined on 16 keys of 28 bits. With the 4
-keys of 16 bits alone 1.1 billion hashes would have 4e13 candidates; with these they have 4e10.
+All pairs of a corpus cannot be compared. Looks are stored under some keys and sought under others; a pair that shares
+a key and most bits is a candidate, and is compared. A key that very many looks share (a template with a few words) is
+no key: of these each look is compared with the next ones in the order of their bits alone, so that the work stays
+linear. DuckDB does this and spills to disk; only the confirmed pairs are in memory.
 
-Everything is done by DuckDB, which spills to disk; only the confirmed pairs are in memory. What is equal is collapsed
-first, so that a picture that comes a million times is one row.
+A cluster is a star: a centre, and pictures that are twins of that centre. Chains (a is like b, b like c, …) are none:
+through enough links every line drawing is like every other. The picture with the most twins is the first centre, then
+the one with the most twins among those left. What is equal is collapsed first, so that a picture that comes a million
+times is one row.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-NUM_BANDS = 4
-MAX_DISTANCE = NUM_BANDS - 1  # bits; what the bands find without a miss
+from emu_data.alike import HALVES, VIEWS, similarity, sought_keys, stored_keys, unpack
 
-# Mean difference of two thumbnails (4 x 4 RGB), each divided by its own mean, so that brightness does not count. Copies
-# of the demo's drawings and of photographs are below 0.014 (saved as JPEG, darkened, rescaled); chosen here.
-MAX_COLOUR_DIFFERENCE = 0.02
-MAX_BRIGHTNESS_RATIO = 1.5  # of the means; a white page and a black one are two pictures; chosen here
-# Pictures of one hash that are compared: each with so many that follow in the order of their thumbnails. It bounds
-# the work for a hash with millions of different pictures (blank pages, one-colour cards); chosen here.
-WINDOW = 64
-BATCH = 500_000  # candidate pairs that are confirmed at a time
+MIN_SIMILARITY = 0.85  # see alike.similarity; measured by benchmarks/twins.py
+MAX_DISTANCE = 14  # of 63 bits, between candidates; beyond it few copies are found, and many others; chosen here
+MAX_COMPARED = 3  # ways to lay one picture onto the other (looks, mirrored or not) that are tried; chosen here
+CROWD = 256  # looks that share a key, above which it is no key; chosen here
+WINDOW = 32  # looks of such a key that each is compared with; chosen here
+PICTURES, PAIRS = 5_000, 1_000  # in memory at a time
 
 
-def cluster_near_twins(con: DuckDBPyConnection, source: str, max_distance: int = MAX_DISTANCE) -> None:
-    """Create the table `clusters` (key, cluster): every row of `source` that has a twin, under its smallest twin's key.
+def cluster_near_twins(con: DuckDBPyConnection, source: str, min_similarity: float = MIN_SIMILARITY) -> None:
+    """Create the table `clusters` (key, cluster): every row of `source` that has a twin, under its centre's key.
 
     Args:
-        source: a table or view with key, digest, phash (16 hexadecimal digits), thumbnail (96); rows without a hash
-            are left out. The result does not depend on the order of its rows.
-        max_distance: bits (0..3) by which hashes may differ.
+        source: a table or view with key, digest (64 hexadecimal digits or null), looks (base64, or null of a blank
+            picture, which has no twins but those of equal bytes). The result does not depend on the order of its rows.
+        min_similarity: 0..1, of the looks of a twin and its centre.
     """
-    con.execute(f"""
-        CREATE OR REPLACE TEMP TABLE twin_rows AS
-        SELECT key, md5_number(digest) AS digest, ('0x' || phash)::UBIGINT AS phash, unhex(thumbnail) AS thumbnail
-        FROM {source} WHERE phash IS NOT NULL
-    """)
-    con.execute("""
-        CREATE OR REPLACE TEMP TABLE looks AS
-        SELECT phash, thumbnail, row_number() OVER (ORDER BY phash, thumbnail) AS look,
-            row_number() OVER (PARTITION BY phash ORDER BY thumbnail) AS place
-        FROM (SELECT DISTINCT phash, thumbnail FROM twin_rows)
-    """)
-    con.execute("""
-        CREATE OR REPLACE TEMP TABLE look_of AS
-        SELECT key, digest, look FROM twin_rows JOIN looks USING (phash, thumbnail)
-    """)
-    _join_near_hashes(con, max_distance)
-    first, second = _confirmed_pairs(con)
-    _create_groups(con, first, second)
+    first, second = _twins(con, source, min_similarity)
+    num_pictures = _count(con, "pictures_of")
+    centres = _stars(first, second, num_pictures)
+    con.register("found", pa.table({"id": np.arange(num_pictures), "centre": centres}))
     con.execute("""
         CREATE OR REPLACE TEMP TABLE clusters AS
-        WITH member AS (
-            SELECT key, coalesce(g.root, l.look) AS root FROM look_of l LEFT JOIN look_groups g USING (look)
-        ),
-        several AS (SELECT root, min(key) AS cluster FROM member GROUP BY root HAVING count(*) > 1)
-        SELECT key, cluster FROM member JOIN several USING (root)
+        WITH member AS (SELECT key, centre FROM twin_rows JOIN pictures_of USING (picture) JOIN found USING (id)),
+        several AS (SELECT centre FROM member GROUP BY centre HAVING count(*) > 1),
+        named AS (SELECT id AS centre, min(key) AS cluster FROM twin_rows JOIN pictures_of USING (picture) GROUP BY id)
+        SELECT key, cluster FROM member JOIN several USING (centre) JOIN named USING (centre)
     """)
-    for table in ("twin_rows", "looks", "look_of", "near_hashes", "look_groups"):
-        con.execute(f"DROP TABLE {table}")
+    con.unregister("found")
+    _drop(con)
 
 
-def near_duplicate_groups(pictures: pd.DataFrame, max_distance: int = MAX_DISTANCE) -> pd.Series:
-    """Return a group name for each row (columns sha256, phash, thumbnail): equal for twins, through any chain.
+def near_duplicate_groups(pictures: pd.DataFrame, min_similarity: float = MIN_SIMILARITY) -> pd.Series:
+    """Return a group name for each row (columns sha256, looks): equal for twins, through any chain.
 
-    For folds: pictures of one group must not be on both sides. The name is the smallest digest of the group.
+    For folds: pictures of one group must not be on both sides, so here chains count. The name is the smallest digest of
+    the group.
     """
     import duckdb
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     rows = pictures.reset_index(drop=True).rename(columns={"sha256": "digest"}).astype({"digest": "string"})
     rows["key"] = [f"{i:012d}" for i in rows.index]
     with duckdb.connect() as con:
-        con.register("pictures", rows[["key", "digest", "phash", "thumbnail"]])
-        cluster_near_twins(con, "pictures", max_distance)
-        found = con.execute("SELECT key, cluster FROM clusters").df()
-    cluster = rows["key"].map(dict(zip(found["key"], found["cluster"], strict=True))).fillna(rows["key"])
-    return rows.groupby(cluster)["digest"].transform("min").set_axis(pictures.index).astype("string")
+        con.register("pictures", rows[["key", "digest", "looks"]].astype({"looks": "string"}))
+        first, second = _twins(con, "pictures", min_similarity)
+        found = con.execute("SELECT key, id FROM twin_rows JOIN pictures_of USING (picture) ORDER BY key").df()
+    num = int(found["id"].max()) + 1 if len(found) else 0
+    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(num, num))
+    labels = connected_components(graph, directed=False)[1] if num else np.empty(0, int)
+    groups = pd.Series(labels[found["id"].to_numpy()], index=rows.index)
+    return rows.groupby(groups)["digest"].transform("min").set_axis(pictures.index).astype("string")
 
 
-def _join_near_hashes(con: DuckDBPyConnection, max_distance: int) -> None:
-    """Create `near_hashes` (a, b): each distinct pair of hashes within `max_distance` bits, and every hash with itself
-    if more than one look has it.
+def _twins(con: DuckDBPyConnection, source: str, min_similarity: float) -> tuple[np.ndarray, np.ndarray]:
+    """Create `twin_rows` (key, picture) and `pictures_of` (picture, id, looks), ids from 0 in the order of looks and
+    digests; return the ids of all twins (two arrays), each pair once, the smaller id first.
     """
-    con.execute("CREATE OR REPLACE TEMP TABLE hashes AS SELECT DISTINCT phash FROM looks")
-    con.execute("""
-        CREATE OR REPLACE TEMP TABLE near_hashes AS
-        SELECT phash AS a, phash AS b FROM looks GROUP BY phash HAVING count(*) > 1
+    # A picture is what has the same looks; a blank one what has the same bytes.
+    con.execute(f"""
+        CREATE OR REPLACE TEMP TABLE twin_rows AS
+        SELECT key, md5(coalesce('looks ' || looks, 'bytes ' || digest, 'row ' || key)) AS picture, digest,
+            looks::VARCHAR AS looks FROM {source}
     """)
-    con.execute("CREATE OR REPLACE TEMP TABLE found_hashes (a UBIGINT, b UBIGINT)")
-    for band in range(NUM_BANDS if max_distance else 0):
-        high = "0::UBIGINT" if band == NUM_BANDS - 1 else f"((phash >> {16 * (band + 1)}) << {16 * band})"
-        rest = f"({high} | (phash & {(1 << 16 * band) - 1}::UBIGINT))"
-        for part in range(NUM_BANDS):
-            # 16 and 12 bits as one number: hash joins take one key faster than two.
-            key = f"((((phash >> {16 * band}) & 65535) << 12) | (({rest} >> {12 * part}) & 4095))"
-            con.execute(f"""
-                INSERT INTO found_hashes
-                WITH keyed AS (SELECT phash, {key}::UINTEGER AS k FROM hashes)
-                SELECT x.phash, y.phash FROM keyed x JOIN keyed y ON x.k = y.k AND x.phash < y.phash
-                WHERE bit_count(xor(x.phash, y.phash)) <= {max_distance}
-            """)
-    con.execute("INSERT INTO near_hashes SELECT DISTINCT a, b FROM found_hashes")
-    con.execute("DROP TABLE hashes; DROP TABLE found_hashes")
-
-
-def _confirmed_pairs(con: DuckDBPyConnection) -> tuple[np.ndarray, np.ndarray]:
-    """Return the looks (two arrays) that are one picture: those with near hashes and thumbnails, or of equal bytes."""
-    candidates = con.sql(f"""
-        SELECT x.look AS first, y.look AS second, x.thumbnail AS thumbnail_x, y.thumbnail AS thumbnail_y
-        FROM near_hashes p JOIN looks x ON x.phash = p.a JOIN looks y ON y.phash = p.b
-        WHERE abs(x.place - y.place) <= {WINDOW} AND (p.a <> p.b OR x.place < y.place)
-    """).to_arrow_reader(BATCH)
-    firsts, seconds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for batch in candidates:
-        near = _similar(_pixels(batch.column("thumbnail_x")), _pixels(batch.column("thumbnail_y")))
-        firsts.append(batch.column("first").to_numpy(zero_copy_only=False)[near])
-        seconds.append(batch.column("second").to_numpy(zero_copy_only=False)[near])
-    # Equal bytes decode to equal looks, unless the digest is of the bytes that arrived and the shard's were re-encoded.
+    con.execute("""
+        CREATE OR REPLACE TEMP TABLE pictures_of AS
+        SELECT picture, row_number() OVER (ORDER BY picture) - 1 AS id, looks
+        FROM (SELECT picture, any_value(looks) AS looks FROM twin_rows GROUP BY picture)
+    """)
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE stored (key UINTEGER, bits UBIGINT, id BIGINT, look UTINYINT, view UTINYINT)"
+    )
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE sought "
+        "(key UINTEGER, bits UBIGINT, id BIGINT, look UTINYINT, mirrored BOOLEAN, flipped BOOLEAN)"
+    )
+    for ids, blobs in _pages(con, "SELECT id, from_base64(looks) AS looks FROM pictures_of WHERE looks IS NOT NULL"):
+        looks, owners = unpack(blobs)
+        place = np.arange(len(owners)) - np.searchsorted(owners, owners)  # of a look in its picture
+        rows, views, keys, bits = stored_keys(looks.grey)
+        _insert(con, "stored", [keys, bits, ids[owners[rows]], place[rows], views])
+        rows, mirrored, keys, bits, flipped = sought_keys(looks.grey)
+        _insert(con, "sought", [keys, bits, ids[owners[rows]], place[rows], mirrored, flipped])
+    _create_candidates(con)
+    pairs = [_confirmed(con, min_similarity)]
+    # Equal bytes have equal looks, unless the digest is of the bytes that arrived and the shard's were re-encoded.
     same = con.execute("""
-        WITH several AS (SELECT digest, min(look) AS first FROM look_of WHERE digest IS NOT NULL
-            GROUP BY digest HAVING min(look) < max(look))
-        SELECT DISTINCT first, look AS second FROM several JOIN look_of USING (digest) WHERE look > first
+        WITH several AS (SELECT digest, min(id) AS first FROM twin_rows JOIN pictures_of USING (picture)
+            WHERE digest IS NOT NULL GROUP BY digest HAVING min(id) < max(id))
+        SELECT DISTINCT first, id AS second FROM several JOIN twin_rows USING (digest) JOIN pictures_of USING (picture)
+        WHERE id > first
     """).fetchnumpy()
-    firsts.append(np.asarray(same["first"], np.int64))
-    seconds.append(np.asarray(same["second"], np.int64))
-    return np.concatenate(firsts), np.concatenate(seconds)
+    pairs.append(np.stack([np.asarray(same["first"], np.int64), np.asarray(same["second"], np.int64)]))
+    found = np.unique(np.concatenate(pairs, axis=1), axis=1)
+    return found[0], found[1]
 
 
-def _create_groups(con: DuckDBPyConnection, first: np.ndarray, second: np.ndarray) -> None:
-    """Create `look_groups` (look, root) of the connected components of the pairs; root is the smallest look."""
-    import pyarrow as pa
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+def _create_candidates(con: DuckDBPyConnection) -> None:
+    """Create `candidates` (number, stored and sought look): of each pair of pictures the nearest few."""
+    near = f"bit_count(xor(s.bits, q.bits)) <= {MAX_DISTANCE} AND s.id <> q.id"
+    columns = "s.id AS s_id, s.look AS s_look, s.view AS view, q.id AS q_id, q.look AS q_look, q.mirrored AS mirrored"
+    distance = "bit_count(xor(s.bits, q.bits)) AS distance"
+    con.execute(f"CREATE OR REPLACE TEMP TABLE crowds AS SELECT key FROM stored GROUP BY key HAVING count(*) > {CROWD}")
+    # Neighbours in the order of their bits: blocks of a window, each block with itself and the next one.
+    con.execute("""
+        CREATE OR REPLACE TEMP TABLE crowded AS
+        WITH looks AS (
+            SELECT key, bits, id, look, view, false AS mirrored, true AS is_stored FROM stored
+            UNION ALL SELECT key, bits, id, look, 0, mirrored, false FROM sought WHERE NOT flipped
+        )
+        SELECT looks.*, row_number() OVER (PARTITION BY key ORDER BY bits, id, look, view, mirrored, is_stored) AS place
+        FROM looks SEMI JOIN crowds USING (key)
+    """)
+    con.execute(f"""
+        CREATE OR REPLACE TEMP TABLE candidates AS
+        WITH met AS (
+            SELECT {columns}, {distance} FROM (FROM stored ANTI JOIN crowds USING (key)) s JOIN sought q USING (key)
+            WHERE {near}
+            UNION ALL
+            SELECT {columns}, {distance} FROM (FROM crowded WHERE is_stored) s
+            JOIN (SELECT *, place // {WINDOW} + unnest([-1, 0, 1]) AS block FROM crowded WHERE NOT is_stored) q
+                ON s.key = q.key AND s.place // {WINDOW} = q.block
+            WHERE {near}
+        ),
+        ways AS (
+            SELECT * FROM met QUALIFY row_number() OVER (
+                PARTITION BY s_id, s_look, q_id, q_look, mirrored ORDER BY distance, view) = 1
+        ),
+        nearest AS (
+            SELECT * FROM ways QUALIFY row_number() OVER (PARTITION BY least(s_id, q_id), greatest(s_id, q_id)
+                ORDER BY distance, s_id, s_look, q_look, mirrored) <= {MAX_COMPARED}
+        )
+        SELECT row_number() OVER (ORDER BY s_id, q_id, s_look, q_look, mirrored) - 1 AS id, * EXCLUDE distance
+        FROM nearest
+    """)
 
-    looks, places = np.unique(np.concatenate([first, second]), return_inverse=True)
-    pairs = places.reshape(2, -1)
-    graph = coo_array((np.ones(len(first), bool), (pairs[0], pairs[1])), shape=(len(looks), len(looks)))
-    labels = connected_components(graph, directed=False)[1] if len(looks) else np.empty(0, np.int64)
-    _, smallest = np.unique(labels, return_index=True)  # looks are sorted, so the first of a component is its smallest
-    con.register("found_groups", pa.table({"look": looks, "root": looks[smallest[labels]] if len(looks) else looks}))
-    con.execute("CREATE OR REPLACE TEMP TABLE look_groups AS SELECT * FROM found_groups")
-    con.unregister("found_groups")
+
+def _confirmed(con: DuckDBPyConnection, min_similarity: float) -> np.ndarray:
+    """Return the candidates that are twins: ids (2, N), the smaller first."""
+    boxes = np.array([*VIEWS, *[VIEWS[0]] * len(HALVES)])
+    twins = [np.empty((2, 0), np.int64)]
+    for start in range(0, _count(con, "candidates"), PAIRS):
+        rows = con.sql(
+            f"""
+            SELECT c.*, from_base64(s.looks) AS s_looks, from_base64(q.looks) AS q_looks FROM candidates c
+            JOIN pictures_of s ON s.id = c.s_id JOIN pictures_of q ON q.id = c.q_id
+            WHERE c.id >= {start} AND c.id < {start + PAIRS} ORDER BY c.id
+            """
+        ).to_arrow_table()
+        columns = {n: rows[n].to_numpy() for n in ("s_id", "q_id", "s_look", "q_look", "mirrored", "view")}
+        sides = []
+        for side in ("s", "q"):
+            looks, owners = unpack(rows[f"{side}_looks"].to_pylist())
+            sides.append(looks.take(np.searchsorted(owners, np.arange(len(rows))) + columns[f"{side}_look"]))
+        others = sides[1].mirrored_where(columns["mirrored"])
+        alike = similarity(sides[0], others, boxes[columns["view"]]) >= min_similarity
+        twins.append(np.sort(np.stack([columns["s_id"], columns["q_id"]])[:, alike], axis=0))
+    return np.concatenate(twins, axis=1)
 
 
-def _pixels(column) -> np.ndarray:
-    """Return a column of equally long blobs as float32 (N, bytes)."""
-    blobs = column.to_pylist()
-    return np.frombuffer(b"".join(blobs), np.uint8).reshape(len(blobs), -1).astype(np.float32)
+def _stars(first: np.ndarray, second: np.ndarray, num: int) -> np.ndarray:
+    """Return the centre of each of `num` pictures, itself where it has none; see the module."""
+    centres = np.arange(num)
+    both = np.concatenate([first, second]), np.concatenate([second, first])
+    order = np.lexsort((both[1], both[0]))
+    starts = np.searchsorted(both[0][order], np.arange(num + 1))
+    neighbours, degrees = both[1][order], np.diff(starts)
+    is_taken = np.zeros(num, bool)
+    for picture in np.lexsort((np.arange(num), -degrees)):
+        if not degrees[picture]:
+            break
+        if is_taken[picture]:
+            continue
+        its = neighbours[starts[picture] : starts[picture + 1]]
+        its = its[~is_taken[its]]
+        is_taken[its], is_taken[picture] = True, True
+        centres[its] = picture
+    return centres
 
 
-def _similar(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Whether the thumbnails (N, 48) of each pair are of one picture."""
-    mean_x, mean_y = x.mean(axis=1, keepdims=True) + 1, y.mean(axis=1, keepdims=True) + 1
-    ratio = np.maximum(mean_x / mean_y, mean_y / mean_x)[:, 0]
-    difference = np.abs((x + 1) / mean_x - (y + 1) / mean_y).mean(axis=1)
-    return (difference <= MAX_COLOUR_DIFFERENCE) & (ratio <= MAX_BRIGHTNESS_RATIO)
+def _pages(con: DuckDBPyConnection, query: str) -> Iterator[tuple[np.ndarray, list[bytes]]]:
+    for start in range(0, _count(con, "pictures_of"), PICTURES):
+        page = con.sql(
+            f"SELECT * FROM ({query}) WHERE id >= {start} AND id < {start + PICTURES} ORDER BY id"
+        ).to_arrow_table()
+        if len(page):
+            yield page["id"].to_numpy(), page["looks"].to_pylist()
+
+
+def _insert(con: DuckDBPyConnection, table: str, columns: list[np.ndarray]) -> None:
+    con.register("found_keys", pa.table(columns, names=[f"c{i}" for i in range(len(columns))]))
+    con.execute(f"INSERT INTO {table} SELECT * FROM found_keys")
+    con.unregister("found_keys")
+
+
+def _count(con: DuckDBPyConnection, table: str) -> int:
+    return int(con.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+
+
+def _drop(con: DuckDBPyConnection) -> None:
+    for table in ("twin_rows", "pictures_of", "stored", "sought", "crowds", "crowded", "candidates"):
+        con.execute(f"DROP TABLE {table}")

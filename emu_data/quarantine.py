@@ -1,4 +1,6 @@
-"""Rows for what a corpus holds and no parquet lists, so that whatever came in has a row that says what became of it."""
+"""Makes rows for samples that no parquet lists, so that every sample of a corpus has a row that says what became of
+it.
+"""
 
 import json
 import re
@@ -11,31 +13,31 @@ from typing import Any
 import pandas as pd
 
 from emu_data.bodies import read_body
-from emu_data.records import (
+from emu_data.samples import (
     RAW_COLUMNS,
     STATUS_QUARANTINED,
     STATUS_SUCCESS,
     STATUS_UNLISTED,
     DecodeError,
-    RecordError,
+    SampleError,
     read_size,
 )
 
-# What makes a later twin's key unique: "~2", or "~" and the shard's number.
+# The suffix that makes a repeated key unique: "~2", or "~" and the shard's number.
 _SUFFIX = re.compile(r"(~\d+)+$")
 
 
 def rebuild_rows(path: Path, note: str) -> pd.DataFrame:
-    """Return rows for the samples of a shard's tar and for what cannot be read in it.
+    """Return rows for the samples of a shard's tar, including those that cannot be read.
 
-    Those that could be read have `note` as their `error_message`, and whatever columns their .json holds.
+    Readable samples have `note` as their `error_message`, and the columns that their .json holds.
     """
-    errors: list[RecordError] = []
+    errors: list[SampleError] = []
     rows: list[dict[str, Any]] = []
     for sample in read_body(Path(path), errors.append):
         row: dict[str, Any] = dict.fromkeys(RAW_COLUMNS) | sample.meta
         row |= {"key": sample.key, "caption": sample.caption, "status": STATUS_SUCCESS, "error_message": note}
-        with suppress(DecodeError):  # measuring says so; the row only lacks its size
+        with suppress(DecodeError):  # the row only lacks its size; measuring will report the error
             row["width"], row["height"] = read_size(sample.image)
         rows.append(row)
     listed = pd.DataFrame(rows, columns=list(RAW_COLUMNS) if not rows else None)
@@ -53,20 +55,21 @@ def rebuild_rows(path: Path, note: str) -> pd.DataFrame:
     return table.astype({**dict.fromkeys(text, "string"), **dict.fromkeys(sizes, "Int64")})
 
 
-def unlisted_rows(path: Path, rows: pd.DataFrame, keys: Iterable[str], errors: Iterable[RecordError]) -> pd.DataFrame:
-    """Return rows (key, status, error_message) for what a shard's tar holds beyond its parquet's `rows`.
+def unlisted_rows(path: Path, rows: pd.DataFrame, keys: Iterable[str], errors: Iterable[SampleError]) -> pd.DataFrame:
+    """Return rows (key, status, error_message) for the samples of a shard's tar that its parquet's `rows` lack.
+
+    Such a sample may not belong to the corpus at all, so it is quarantined, not measured.
 
     Args:
         keys: of all samples that were read from the tar.
         errors: what shards.read_samples reported.
-    A sample without a row cannot be told from a stranger's, so it is quarantined rather than measured.
     """
-    # A later twin's key has a suffix in the rows and none in the tar, so what counts is how many there are of a base.
+    # A repeated key has a suffix in the rows but not in the tar, so rows and samples are counted by the key without it.
     vacant = Counter(_base_key(str(key)) for key in rows["key"].dropna())
-    told = [(key, "no_row: the tar holds the sample, the parquet does not list it") for key in keys]
-    told += [(error.key, f"{error.reason}: {error.detail}") for error in errors]
+    samples = [(key, "no_row: the tar holds the sample, but the parquet lacks it") for key in keys]
+    samples += [(error.key, f"{error.reason}: {error.detail}") for error in errors]
     found: list[dict[str, str]] = []
-    for key, message in told:
+    for key, message in samples:
         base = _base_key(key)
         vacant[base] -= 1
         if vacant[base] < 0:

@@ -1,26 +1,31 @@
-"""The samples of a tar, read in one pass from a local file or a stream, and never extracted to a member's path.
+"""Reads the samples of a tar in one pass, from a local file or a stream, without extracting to a member's path.
 
-Only what img2dataset and webdataset write is taken: ustar headers, pax headers (webdataset stores fractional times, so
-every member has one) and GNU's long names. Members that follow each other under one key are a sample. `tarfile` reads
-the same at two to three times the cost, and takes a file that is cut between two members for whole.
+It reads what img2dataset, webdataset, GNU tar and macOS's tar write: ustar headers, pax headers (webdataset stores
+fractional times, so every member has one) and GNU's long names. Folders and hidden files (macOS's ._NAME) are skipped.
+Consecutive members with one key are a sample. `tarfile` takes two to three times as long, and does not notice that a
+file was cut between two members.
 """
 
 import posixpath
+import re
 from collections.abc import Container, Iterator
 from typing import IO
 
 BLOCK = 512  # bytes; headers and contents are padded to it (POSIX ustar)
 
-# A file larger than this is refused unread: 64 million pixels (records.MAX_PIXELS) of four bytes. Chosen here.
+# A larger member is refused without reading it: 64 million pixels (samples.MAX_PIXELS) of four bytes. Chosen here.
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
-_MAX_CHUNK = 1024 * 1024  # bytes that are passed over at once in a stream; chosen here
-_MAX_HEADER_BYTES = 1024 * 1024  # of pax records and long names, which are some hundred bytes; chosen here
+_MAX_CHUNK = 1024 * 1024  # bytes skipped at once in a stream; chosen here
+_MAX_HEADER_BYTES = 1024 * 1024  # of pax records and long names, which usually have a few hundred; chosen here
 _REGULAR, _PAX, _GNU_LONG_NAME = (b"0", b"\0", b"7"), b"x", b"L"
+_LINKS = (b"1", b"2")  # hard links to an earlier member, symbolic links
+_HEADERS = (b"g", b"K")  # headers that do not affect the next member's name: pax's global one, GNU's long links
+_OWN = re.compile(r"__[^/]*__($|/)")  # names that webdataset reserves
 
 
 class TarDamage(ValueError):
-    """The tar cannot be read on from here; `reason` is `truncated` or `unreadable`."""
+    """The tar cannot be read from here on; `reason` is `truncated` or `unreadable`."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -28,7 +33,7 @@ class TarDamage(ValueError):
 
 
 class Group:
-    """Members that share a key: extension (lower case) -> bytes, and what is wrong with one of them."""
+    """Members that share a key. parts: extension (lower case) -> bytes; problem: what is wrong with one of them."""
 
     def __init__(self, key: str):
         self.key = key
@@ -36,25 +41,34 @@ class Group:
         self.problem: tuple[str, str] | None = None  # reason, detail
 
 
-def read_groups(file: IO[bytes], seekable: bool, wanted: Container[str] | None = None) -> Iterator[Group]:
-    """Yield the tar's samples in its order; those not `wanted` come without their parts, unread where `seekable`.
+def read_groups(
+    file: IO[bytes], seekable: bool, wanted: Container[str] | None = None, known: Container[str] = ()
+) -> Iterator[Group]:
+    """Yield the tar's samples in its order. Samples that are not `wanted` have no parts and, if the file is `seekable`,
+    are not read.
 
-    Raises TarDamage where the tar ends too early (what was yielded before is whole) or is no tar.
+    A key is the member's path up to the first dot of its name, as in webdataset. But if `wanted` or, without it,
+    `known` contains the path up to the last dot, or either path without its folder, that is the key. Raises TarDamage
+    if the tar ends too early (samples yielded before are complete) or is not a tar.
     """
     reader = _Reader(file, seekable)
     group: Group | None = None
-    for name, size in _read_members(reader):
+    for name, size, is_link in _read_members(reader):
         path = posixpath.normpath(name)
-        key, _, extension = posixpath.basename(path).partition(".")
-        extension = extension.lower()
-        if group is None or key != group.key or extension in group.parts:  # a twin may follow at once
+        is_outside = path.startswith(("/", "../")) or path == ".."
+        if not is_outside and (posixpath.basename(path).startswith(".") or _OWN.match(path)):
+            continue
+        key, extension = _split(posixpath.basename(path) if is_outside else path, known if wanted is None else wanted)
+        if group is None or key != group.key or extension in group.parts:  # the next sample may repeat the key
             if group is not None:
                 yield group
             group = Group(key)
-        if path.startswith(("/", "../")) or path == "..":
-            group.problem = ("bad_path", f"member {name!r} points out of the tar")
+        if is_outside:
+            group.problem = ("bad_path", f"member {name!r} leads out of the tar")
         elif wanted is not None and key not in wanted:
             continue
+        elif is_link:
+            group.problem = ("link", f"member {name!r} is a link to another file and has no bytes")
         elif size > MAX_FILE_BYTES:
             group.problem = ("too_large", f"member {name!r} has {size} bytes, more than {MAX_FILE_BYTES}")
         else:
@@ -63,8 +77,19 @@ def read_groups(file: IO[bytes], seekable: bool, wanted: Container[str] | None =
         yield group
 
 
+def _split(path: str, known: Container[str]) -> tuple[str, str]:
+    """Return (key, the rest after the dot, in lower case)."""
+    folder, _, name = path.rpartition("/")
+    first, last = name.partition("."), name.rpartition(".")
+    for key, _, extension in (last, first):
+        for whole in (f"{folder}/{key}" if folder else key, key):
+            if key and whole in known:
+                return whole, extension.lower()
+    return f"{folder}/{first[0]}" if folder else first[0], first[2].lower()
+
+
 class _Reader:
-    """A file that is read forwards; what is passed over is not read where the file can seek."""
+    """Reads a file forwards; skipped parts are not read if the file can seek."""
 
     def __init__(self, file: IO[bytes], seekable: bool):
         self._file = file
@@ -72,13 +97,13 @@ class _Reader:
         self.position = 0
 
     def read(self, size: int) -> bytes:
-        """Return exactly `size` bytes. Raises TarDamage where there are fewer."""
+        """Return exactly `size` bytes. Raises TarDamage if there are fewer."""
         data = self._file.read(size)
-        while len(data) < size and (more := self._file.read(size - len(data))):  # a stream may give less than asked
+        while len(data) < size and (more := self._file.read(size - len(data))):  # a stream may return fewer bytes
             data += more
         if len(data) < size:
             reason = "truncated" if self.position or data else "unreadable"
-            raise TarDamage(reason, f"the tar ends at byte {self.position + len(data)}, within a sample or without end")
+            raise TarDamage(reason, f"the tar breaks off at byte {self.position + len(data)}, without an end mark")
         self.position += size
         return data
 
@@ -90,13 +115,13 @@ class _Reader:
             self.read(min(position - self.position, _MAX_CHUNK))
 
 
-def _read_members(reader: _Reader) -> Iterator[tuple[str, int]]:
-    """Yield (name, bytes) of each regular file, while `reader` stands at its first byte."""
-    name_before, size_before = None, None  # told by a header that stands before the member's own
+def _read_members(reader: _Reader) -> Iterator[tuple[str, int, bool]]:
+    """Yield (name, bytes, whether it is a link) of each file, while `reader` is at its first byte."""
+    name_before, size_before = None, None  # from an extra header before the member's own
     while True:
         start = reader.position
         header = reader.read(BLOCK)
-        if header == bytes(BLOCK):  # a whole tar ends in two such blocks
+        if header == bytes(BLOCK):  # a complete tar ends with two such blocks
             return
         name, size, kind = _parse_header(header, start)
         if kind in (_PAX, _GNU_LONG_NAME):
@@ -108,32 +133,35 @@ def _read_members(reader: _Reader) -> Iterator[tuple[str, int]]:
             else:
                 records = _parse_pax(data, start)
                 name_before, size_before = records.get("path", name_before), records.get("size", size_before)
-        else:
+        elif kind not in _HEADERS:
             size = size if size_before is None else _number(size_before, start)
-            if kind in _REGULAR:
-                yield name_before or name, size
+            name, is_link = name_before or name, kind in _LINKS
+            size = 0 if is_link else size  # some writers store the size of the link's target
+            if (kind in _REGULAR or is_link) and not name.endswith("/"):  # old tars mark folders by a final slash
+                yield name, size, is_link
             name_before, size_before = None, None
         reader.skip_to(start + BLOCK + -(-size // BLOCK) * BLOCK)
 
 
 def _parse_header(header: bytes, start: int) -> tuple[str, int, bytes]:
-    """Return (name, bytes of content, kind). Raises TarDamage where the checksum is not that of a header."""
-    checksum = sum(header) - sum(header[148:156]) + 8 * ord(" ")  # of the header with its own field as spaces
+    """Return (name, bytes of content, kind). Raises TarDamage if the checksum is wrong."""
+    checksum = sum(header) - sum(header[148:156]) + 8 * ord(" ")  # counts its own field as spaces
     try:
         stored = int(header[148:156].strip(b" \0") or b"0", 8)
     except ValueError:
         stored = -1
-    if stored != checksum:
+    # Some old writers sum signed bytes.
+    if stored not in (checksum, checksum - 256 * sum(byte > 127 for byte in header[:148] + header[156:])):
         raise TarDamage("truncated" if start else "unreadable", f"no tar header at byte {start}")
     field = header[124:136]
-    # Sizes beyond octal's 8 GiB are big-endian binary, marked by the first bit (GNU, star).
+    # Sizes that octal digits cannot hold (8 GiB or more) are big-endian binary, marked by the first bit (GNU, star).
     size = int.from_bytes(field[1:], "big") if field[0] & 0x80 else _number(_text(field).strip() or "0", start, base=8)
     name, prefix = _text(header[:100]), _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
     return f"{prefix}/{name}" if prefix else name, size, header[156:157]
 
 
 def _parse_pax(data: bytes, start: int) -> dict[str, str]:
-    """Return the records of a pax header: "LENGTH KEY=VALUE\\n", LENGTH counting the whole record."""
+    """Return the records of a pax header: "LENGTH KEY=VALUE\\n", where LENGTH counts the whole record."""
     records: dict[str, str] = {}
     while data:
         length, _, rest = data.partition(b" ")
@@ -152,7 +180,7 @@ def _number(text: str, start: int, base: int = 10) -> int:
     except ValueError:
         value = -1
     if value < 0:
-        raise TarDamage("truncated", f"the header at byte {start} holds no number where one must be: {text!r}")
+        raise TarDamage("truncated", f"the header at byte {start} has {text!r} in the place of a number")
     return value
 
 

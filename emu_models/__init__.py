@@ -4,7 +4,8 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """The classes that model_index.json names, which diffusers looks for here; imported late: they take seconds."""
+    """Import the classes that model_index.json names when diffusers looks for them here: importing them takes
+    seconds."""
     if name == "Autoencoder":
         from emu_models.latent.autoencoder.network import Autoencoder
 

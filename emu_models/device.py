@@ -1,4 +1,4 @@
-"""Where tensors live and how precise the arithmetic is."""
+"""The device on which tensors are, and the precision of arithmetic."""
 
 import contextlib
 
@@ -6,17 +6,18 @@ import torch
 
 
 def choose_device() -> torch.device:
-    """CUDA where there is one, else the CPU. (CUDA is not run on the machines that test this.)"""
+    """Return the CUDA device if there is one, otherwise the CPU. (The machines that test this have no CUDA.)"""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def half_precision_pays(device: torch.device) -> bool:
-    """bf16 autocast: on CUDA, and on CPUs with AMX; without AMX fp32 was faster (docs/log.md, 2026-11-23)."""
+    """Whether bf16 autocast is faster: on CUDA, and on CPUs with AMX; without AMX, fp32 was (docs/log.md,
+    2026-11-23)."""
     return device.type == "cuda" or torch.cpu._is_amx_tile_supported()
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """bf16 autocast where it pays; weights stay in fp32."""
+    """Return bf16 autocast if it is faster, otherwise nothing; weights stay in fp32."""
     if half_precision_pays(device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()

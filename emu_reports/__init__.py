@@ -1,6 +1,5 @@
-"""Static reports: data/reports/NAME/{index.html, report.json, pictures}, and the index that puts them
-together.
+"""Static reports: data/reports/NAME/{index.html, report.json, pictures}, and the index that combines them.
 
-A report's page shows what its report.json holds and nothing else, so the index is made from the json files
-alone. Pages need no script and no host: they can be mailed, archived, or opened from disk in ten years.
+A report's page shows what its report.json holds and nothing else, so the index is made from these files alone. Pages
+need no script and no server: they can be mailed, archived, or opened from disk in ten years.
 """

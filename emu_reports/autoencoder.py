@@ -1,6 +1,4 @@
-"""The autoencoder study's report: quality by latent channels and Fourier transform, with crops (paper sec.
-3.1).
-"""
+"""The autoencoder study's report: quality by latent channels and Fourier transform, with crops (paper sec. 3.1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +14,14 @@ from emu_reports.paper import RECONSTRUCTION, RECONSTRUCTION_NOTE
 if TYPE_CHECKING:
     from emu_models.evaluation.reconstruction import Difference, Reconstruction
 
-NUM_STRIP = 12  # held-out pictures in the strips at 1:1
-NUM_CROPS = 5  # pictures of which the most detailed part is enlarged
-CROP = 24  # px a side of such a part
+NUM_STRIP = 12  # held-out pictures in the strips at 1:1; chosen here
+NUM_CROPS = 5  # pictures whose most detailed part is enlarged; chosen here
+CROP = 24  # px per side of that part; chosen here
 
 
 @dataclass(frozen=True)
 class VariantFindings:
-    """One autoencoder of the study. rebuilt: uint8 (K, H, W, 3), its pictures of the originals."""
+    """One autoencoder of the study. rebuilt: its reconstructions of the originals, uint8 (K, H, W, 3)."""
 
     name: str
     latent_channels: int
@@ -35,7 +33,7 @@ class VariantFindings:
 
 @dataclass(frozen=True)
 class Step:
-    """Two variants by name, and what the second does better than the first on the same pictures."""
+    """Two variants by name, and the difference of the second from the first on the same pictures."""
 
     before: str
     after: str
@@ -52,14 +50,13 @@ def write_autoencoder_report(
 ) -> dict[str, Any]:
     """Write the page and return what its report.json holds.
 
-    originals: uint8 (K, H, W, 3) held-out pictures, in the order of each `rebuilt`. note: a sentence on what
-    the table shows, e.g. which sign the Fourier transform has. Raises ValueError if the pictures do not fit
-    each other.
+    originals: uint8 (K, H, W, 3) held-out pictures, in the order of each `rebuilt`. note: a sentence on what the table
+    shows, for example whether the Fourier transform helps. Raises ValueError if the shapes of the pictures differ.
     """
     for variant in variants:
         if variant.rebuilt.shape != originals.shape:
             raise ValueError(
-                f"{variant.name} has reconstructions {variant.rebuilt.shape} of originals {originals.shape}"
+                f"{variant.name} has reconstructions of shape {variant.rebuilt.shape}, the originals {originals.shape}"
             )
     rows = [("original", originals), *((variant.name, variant.rebuilt) for variant in variants)]
     corners = [find_detail(picture) for picture in originals[:NUM_CROPS]]
@@ -104,8 +101,8 @@ def write_autoencoder_report(
 
 
 def find_detail(picture: np.ndarray, size: int = CROP) -> tuple[int, int]:
-    """Corner (y, x) of the window of `size` px with the most fine detail (energy of the Laplacian) in uint8
-    (H, W, 3).
+    """Return the corner (y, x) of the window of `size` px per side that has the most fine detail (energy of the
+    Laplacian) in a picture, uint8 (H, W, 3).
     """
     energy = ndimage.laplace(picture.astype(float).mean(-1)) ** 2
     size = min(size, *picture.shape[:2])

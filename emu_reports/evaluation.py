@@ -1,5 +1,5 @@
-"""The automatic report: pictures of all contestants, naming rates, near-copies (no voter; paper sec. 4 has no
-such part).
+"""The automatic report: pictures of all contestants, naming rates and near-copies. It needs no votes; the paper has no
+such part.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,24 +16,28 @@ if TYPE_CHECKING:
     from emu_data.votes.intervals import Interval
     from emu_models.evaluation.faithfulness import Naming
 
-NUM_NEAREST = 12  # generated pictures shown with the training picture nearest to them
+NUM_NEAREST = 12  # generated pictures shown with their nearest training picture; chosen here
 
 
 @dataclass(frozen=True)
 class AutomaticFindings:
-    """candidate: the contestant that is judged. judge: name of the model that named the pictures;
-    judge_error: see known_pairs.JudgeError. naming: "real" (where there are any) and each contestant -> rates.
+    """What the automatic report shows.
+
+    candidate: the contestant that is judged. judge: name of the model that named the pictures. judge_error: see
+    known_pairs.JudgeError. naming: each contestant, and "real" if there are real pictures to compare with -> rates;
+    empty if the judge knows the subject of no prompt. num_named: prompts whose subject it knows.
 
     nearest: contestant -> rows of `find_nearest`, in the order of the prompts. copies: contestant, or "real" for
-    pictures that were not curated, -> suspected copies in per cent. among: rows of `nearest_among` over the training
-    pictures. frechet: contestant -> distance to the curated set on the features called `frechet_features` (not FID
-    unless those are Inception's).
+    pictures that were not curated -> suspected copies in per cent. among: rows of `nearest_among` over the training
+    pictures. frechet: contestant -> Fréchet distance to the curated set on the features named `frechet_features` (it is
+    FID only on Inception's features).
     """
 
     candidate: str
     judge: str
     judge_error: Mapping[str, Any]
     naming: Mapping[str, "Naming"]
+    num_named: int
     nearest: Mapping[str, pd.DataFrame]
     copies: Mapping[str, "Interval"]
     among: pd.DataFrame
@@ -52,9 +56,9 @@ def write_automatic_report(
 ) -> dict[str, Any]:
     """Write the page and return what its report.json holds.
 
-    prompts: columns key, prompt, fixed, one row a prompt. pictures: contestant -> uint8 (N, H, W, 3) in their
-    order. training_images: uint8 (M, H, W, 3) of `training_keys`, among which the nearest
-    ones were looked for.
+    prompts: columns key, prompt, fixed; one row per prompt. pictures: contestant -> uint8 (N, H, W, 3) in the order of
+    the prompts. training_images: the pictures of `training_keys`, uint8 (M, H, W, 3), among which the nearest ones were
+    searched.
     """
     saved: dict[str, Picture] = {}
     rows = save_pairs(prompts, pictures, saved)
@@ -74,9 +78,10 @@ def write_automatic_report(
         "judge_error": findings.judge_error,
         "num_prompts": len(prompts),
         "naming": findings.naming,
+        "num_named": findings.num_named,
         "copies": findings.copies,
         "copy_share": {who: share.estimate / 100 for who, share in findings.copies.items()},
-        "copy_threshold": findings.among["pixel_distance"].quantile(0.05),
+        "copy_threshold": findings.among["pixel_distance"].quantile(0.05),  # memorisation.NEAR_QUANTILE
         "similarity": {name: table["similarity"].median() for name, table in findings.nearest.items()},
         "similarity_among": findings.among["similarity"].median(),
         "frechet": findings.frechet,
@@ -90,14 +95,14 @@ def write_automatic_report(
 def save_pairs(
     prompts: pd.DataFrame, pictures: Mapping[str, np.ndarray], saved: dict[str, Picture]
 ) -> list[dict[str, Any]]:
-    """Put every prompt's pictures into `saved` and return a row a prompt: key, prompt, fixed, pictures
-    (contestant -> file).
+    """Put every prompt's pictures into `saved` and return one row per prompt: key, prompt, fixed, pictures (contestant
+    -> file).
 
-    Raises ValueError if there are not as many pictures as prompts.
+    Raises ValueError if the number of a contestant's pictures differs from the number of prompts.
     """
     for contestant, images in pictures.items():
         if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} pictures of {contestant} for {len(prompts)} prompts")
+            raise ValueError(f"{len(images)} pictures of {contestant} for {len(prompts)} prompts: give one per prompt")
     rows = []
     for index, prompt in enumerate(prompts.to_dict(orient="records")):
         files = {}

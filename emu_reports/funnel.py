@@ -1,4 +1,4 @@
-"""The funnel report: where every raw picture went, with examples that each gate turned away (paper sec. 3.3)."""
+"""The funnel report: where every raw picture went, with examples that each gate rejected (paper sec. 3.3)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,41 +8,43 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from emu_data.gate_quality import AUC_GOAL, GATE_GOAL, Auc, alignment_auc, gate_quality
+from emu_data.cascade_order import CascadeOrder, read_order
+from emu_data.gate_quality import AUC_GOAL, GATE_GOAL, Auc, alignment_auc, gate_quality, own_caption_auc
 from emu_data.ledger import UNMEASURED, funnel
-from emu_data.plan import Plan, read_plan
+from emu_data.votes.intervals import Interval
 from emu_reports.page import Card, Picture, Run, describe_run, write_report
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-# What each gate asks, in words; the thresholds are the policy's.
+# The question that each gate answers, as the page shows it; the thresholds are in the policy.
 QUESTIONS = {
-    "readable": "Did it arrive, and can it be decoded?",
-    "geometry": "Is it large enough, and no sliver?",
-    "caption": "Is there a caption that says something?",
+    "readable": "Was it downloaded, and can it be decoded?",
+    "geometry": "Is it large enough, and not too narrow?",
+    "blank": "Is anything on it?",
+    "caption": "Does it have a meaningful caption?",
     "safety": "Is it safe?",
-    "text_area": "Is it free of text laid over it?",
-    "alignment": "Does the caption fit the picture?",
+    "text_area": "Is it free of overlaid text?",
+    "alignment": "Does the caption describe the picture?",
     "aesthetics": "Does it look good?",
     "popularity": "Do people like it?",
-    UNMEASURED: "Has everything been measured that these gates ask? (No verdict: an earlier policy had said no.)",
-    "duplicate": "Is it the only one of its kind?",
-    "quota": "Is there room for one more of its concept?",
+    UNMEASURED: "Have all the values that these gates need been measured? (If not, an earlier policy had rejected it.)",
+    "duplicate": "Is it the best of its near-twins?",
+    "quota": "Is there room for it in its concept's quota?",
 }
-NUM_EXAMPLES = 8  # a gate
-NUM_REASONS = 10  # of unreadable rows that are named; the rest is counted together
-THUMBNAIL = 96  # px
+NUM_EXAMPLES = 8  # per gate; chosen here
+NUM_REASONS = 10  # reasons named for unreadable rows, the others are counted together; chosen here
+THUMBNAIL = 96  # px per side; chosen here
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a ledger says, for the page.
+    """What the page shows of a ledger.
 
-    counts: gate -> rows, "" the kept. reasons: why rows are not readable, with counts. examples: gate -> rejected
-    pictures, uint8 (H, W, 3), with their captions. quality, alignment_auc: against the known damage, None where
-    none is known. plan: the steps of the cascade, each a row of names and values; sources: what measured a
-    signal, in words.
+    counts: gate -> number of rows; "" is the rows that were kept. reasons: why rows cannot be read, with counts.
+    examples: gate -> rejected pictures, uint8 (H, W, 3), with their captions. quality, alignment_auc: measured against
+    the known damage, None if no damage is known. own_caption: per cent, see gate_quality.own_caption_auc. cascade: one
+    row of names and values per step of the cascade. sources: signal -> what measured it, in words.
     """
 
     counts: Mapping[str, int]
@@ -50,7 +52,8 @@ class Findings:
     examples: Mapping[str, Sequence[tuple[np.ndarray, str]]] = field(default_factory=dict)
     quality: pd.DataFrame | None = None
     alignment_auc: Auc | None = None
-    plan: Sequence[Mapping[str, Any]] = ()
+    own_caption: Interval | None = None
+    cascade: Sequence[Mapping[str, Any]] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -62,25 +65,29 @@ def read_findings(
     counts: Mapping[str, int],
     ledger: str = "ledger",
 ) -> Findings:
-    """Read a finished ledger, or a re-decided one: `ledger` is a table or view of the connection.
+    """Read a finished ledger, or one that was re-decided with other thresholds. ledger: a table or view of the
+    connection.
 
-    raw, signals: the corpus and what was measured on it; damage: a parquet with what was damaged, may be missing.
+    raw, signals: the folders of the corpus and of the values measured on it. damage: a parquet of the rows damaged on
+    purpose; it may be missing.
     """
     has_truth = damage.is_file() and len(pd.read_parquet(damage, columns=["key"])) > 0
-    plan = read_plan(signals)
+    order = read_order(signals)
     return Findings(
         counts,
         unreadable_reasons(con, ledger),
         read_examples(con, raw, ledger),
         gate_quality(con, damage, ledger) if has_truth else None,
         alignment_auc(con, damage) if has_truth else None,
-        describe_plan(plan) if plan else (),
-        plan.sources if plan else {},
+        own_caption_auc(con),
+        describe_order(order) if order else (),
+        order.sources if order else {},
     )
 
 
 def unreadable_reasons(con: "DuckDBPyConnection", ledger: str = "ledger") -> list[tuple[str, int]]:
-    """Return why rows are not readable, commonest first: the download's message, or the decoder's word for it."""
+    """Return why rows cannot be read, with counts, the most frequent reason first: the message of the download or of
+    the decoder."""
     rows = con.execute(f"""
         SELECT CASE WHEN error IS NULL THEN concat_ws(': ', status, error_message)
             ELSE split_part(error, ': ', 2) END AS reason, count(*) AS num
@@ -92,40 +99,47 @@ def unreadable_reasons(con: "DuckDBPyConnection", ledger: str = "ledger") -> lis
 
 
 def example_rows(con: "DuckDBPyConnection", ledger: str = "ledger", num_each: int = NUM_EXAMPLES) -> pd.DataFrame:
-    """Return the first few rows of each gate in key order: gate, key, caption, told (why it cannot be read)."""
-    # min(key, n) keeps `num_each` a group: memory does not grow with the rows.
+    """Return the first few rows of each gate in key order: gate, key, caption, reason (why it cannot be read)."""
+    # min(key, n) keeps `num_each` keys per group, so memory does not grow with the number of rows.
     return con.execute(f"""
         WITH firsts AS (SELECT first_failed_gate AS gate, min(key, {num_each}) AS keys
             FROM {ledger} WHERE first_failed_gate <> '' GROUP BY first_failed_gate),
         picked AS (SELECT gate, unnest(keys) AS key FROM firsts)
-        SELECT gate, key, caption, coalesce(error, error_message, '') AS told
+        SELECT gate, key, caption, coalesce(error, error_message, '') AS reason
         FROM picked JOIN ledger USING (key) ORDER BY gate, key
     """).df()
 
 
 def read_examples(con: "DuckDBPyConnection", raw: Path, ledger: str) -> dict[str, list[tuple[np.ndarray, str]]]:
-    """Return gate -> pictures that it dropped, with their captions."""
-    from emu_data.shards import read_images
+    """Return gate -> pictures that it dropped and that can be read, with their captions."""
+    from emu_data.guarded import decode_guarded
+    from emu_data.shards import iter_samples
 
-    examples = {}
     rows = example_rows(con, ledger)
-    for name, some in rows[rows["gate"] != "readable"].groupby("gate"):
-        images = read_images(raw, some["key"].tolist(), THUMBNAIL)
-        examples[str(name)] = list(zip(images, some["caption"].fillna("").tolist(), strict=True))
+    rows = rows[rows["gate"] != "readable"].fillna({"caption": ""})
+    # gates on captions or headers reject pictures that nothing has decoded yet
+    found = decode_guarded(iter_samples(raw, rows["key"].tolist()), THUMBNAIL) if len(rows) else ()
+    images = {sample.key: image for sample, image in found}
+    examples: dict[str, list[tuple[np.ndarray, str]]] = {}
+    for gate, key, caption in zip(rows["gate"], rows["key"], rows["caption"], strict=True):
+        if key in images:
+            examples.setdefault(str(gate), []).append((images[key], caption))
     return examples
 
 
-def describe_plan(plan: Plan) -> list[dict[str, Any]]:
-    """Return a row for each signal in the cascade's order: what it is declared to cost a picture, and the share of the
-    pilot's pictures that it alone lets pass. What it took on a machine is told by Dagster; a page holds no clock.
+def describe_order(order: CascadeOrder) -> list[dict[str, Any]]:
+    """Return a row per signal in the cascade's order: its declared cost in ms per picture, and the share (0..1) of the
+    pilot's pictures that pass it alone.
+
+    Measured times are reported by Dagster and not here: a page must not depend on a clock.
     """
     return [
         {
             "signal": name,
-            "declared cost, ms": plan.costs[name],
-            "pass rate": plan.pass_rates[name],
+            "declared cost, ms": order.costs[name],
+            "pass rate": order.pass_rates[name],
         }
-        for name in plan.order
+        for name in order.order
     ]
 
 
@@ -139,8 +153,8 @@ def write_funnel_report(
 ) -> dict[str, Any]:
     """Write the page and return what its report.json holds.
 
-    figures: further numbers (concept_entropy_before_bits, …). before, changes: where this is a re-decision of another
-    ledger, its counts and what was changed, in words.
+    figures: further numbers (concept_entropy_before_bits, …). before, changes: for a what-if under other thresholds,
+    the counts of the ledger itself, and what was changed, in words.
     """
     pictures: dict[str, Picture] = {}
     shown: dict[str, list[dict[str, str]]] = {}
@@ -175,10 +189,11 @@ def write_funnel_report(
         "has_truth": quality is not None,
         "goals": {"gate": GATE_GOAL, "auc": AUC_GOAL},
         "auc": auc,
+        "own_caption": findings.own_caption,
         "auc_missed_by": max(0.0, AUC_GOAL - auc.value) if auc and auc.value == auc.value else None,
-        "plan": [dict(step) for step in findings.plan],
+        "cascade": [dict(step) for step in findings.cascade],
         "sources": dict(findings.sources),
         "counts": {"alignment_auc": auc.value if auc else None, **figures},
     }
-    cards = [Card("funnel", 50)] if before is None else []  # the index shows the funnel of what was written
+    cards = [Card("funnel", 50)] if before is None else []  # the index shows only the funnel of the ledger itself
     return write_report(directory, "funnel", data, pictures, cards=cards)

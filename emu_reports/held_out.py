@@ -1,7 +1,7 @@
-"""The held-out loss of a finished training: each number with the step that it is of, read from one place.
+"""The held-out loss of a finished training: each number with its step, read in one place.
 
-The weights that are published are those of the last step, also where an earlier one had a lower loss on held-out rows
-(emu_models/training/early_stopping.py says why). So there are two steps, and whoever names a loss has to name its own.
+The published weights are those of the last step, even if an earlier step had a lower loss on held-out rows
+(emu_models/training/early_stopping.py says why). So there are two steps, and a loss is always given with its step.
 """
 
 import json
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from emu_data.formatting import format_count, format_share, format_significant
 
-LOSS_DIGITS = 3  # significant ones of a loss; chosen here
+LOSS_DIGITS = 3  # significant digits of a loss; chosen here
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Loss on held-out rows of the published weights, which are those of the last step, and of the best step."""
+    """The held-out loss of the published weights, which are those of the last step, and of the best step's weights."""
 
     published_step: int
     published_loss: float
@@ -24,39 +24,45 @@ class HeldOut:
 
     @property
     def rise(self) -> float:
-        """Share of the best loss by which the published one lies above it; 0 where the last step was the best."""
+        """How far the published loss is above the best one, as a share of the best; 0 if the last step was the best."""
         return self.published_loss / self.best_loss - 1
 
     @property
     def rose(self) -> bool:
-        return self.published_step != self.best_step
+        """Whether the held-out loss rose after its best step, by more than a page shows as 0 %."""
+        return format_share(self.rise) != format_share(0)
 
     def describe(self) -> str:
-        """Which step was published, its loss, and whether and by how much the loss had risen by then."""
+        """Say which step was published, its loss, and how much the loss had risen since its best step."""
         step, loss = format_count(self.published_step), format_loss(self.published_loss)
-        told = f"published is step {step}, the last, with held-out loss {loss}"
-        if not self.rose:
-            return f"{told}, the lowest of this training"
+        text = f"step {step}, the last one, was published, with held-out loss {loss}"
+        if self.published_step == self.best_step:
+            return f"{text}, the lowest of this training"
         best = f"{format_loss(self.best_loss)} at step {format_count(self.best_step)}"
-        return f"{told}; the lowest was {best}, so it rose by {format_share(self.rise)} after its best step"
+        risen = f", so the loss rose by {format_share(self.rise)} after its best step" if self.rose else ""
+        return f"{text}; the lowest was {best}{risen}"
 
 
 def format_loss(value: float) -> str:
+    """Write a loss with LOSS_DIGITS significant digits."""
     return format_significant(value, LOSS_DIGITS)
 
 
 def read_held_out(folder: Path) -> HeldOut:
-    """What the log of a finished training (meta.json, metrics.jsonl) has of its last and of its best step.
+    """Read the held-out losses of the last and the best step from a finished training's meta.json and metrics.jsonl.
 
-    ValueError: the folder holds no finished training, or its log has no held-out loss of one of these steps.
+    Raises ValueError if the folder holds no finished training, or if its log has no held-out loss for one of these
+    steps.
     """
     meta, log = folder / "meta.json", folder / "metrics.jsonl"
     if not meta.is_file() or not log.is_file():
-        raise ValueError(f"{folder} holds no finished training (meta.json and metrics.jsonl); materialise its asset")
+        raise ValueError(
+            f"{folder} holds no finished training (meta.json and metrics.jsonl); materialise {folder.name} first"
+        )
     result = json.loads(meta.read_text())["result"]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
     last, best = result["num_steps"], result["best_step"]
     if missing := {last, best} - losses.keys():
-        raise ValueError(f"{log} has no held-out loss of step {min(missing)}, which {meta.name} names; train it again")
+        raise ValueError(f"{log} has no held-out loss for step {min(missing)}, which {meta.name} names; train it again")
     return HeldOut(last, losses[last], best, losses[best])

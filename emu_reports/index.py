@@ -1,4 +1,4 @@
-"""The index: one page that lays out the cards which the reports bring; what a stranger sees first."""
+"""The index: one page made of the reports' cards, the first one that a visitor sees."""
 
 import json
 import re
@@ -26,14 +26,15 @@ def write_index(
     registered: Mapping[str, Any] | None = None,
     commands: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write the page `index` from the cards of the reports in `folders`, which lie beside it, and `pictures`, a folder
-    beside it.
+    """Write the page `index` from the cards of the reports in `folders`, and the folder `pictures`; all are next to
+    each other.
 
-    The page's pictures are copies, so that they stay those of its numbers when a report is made anew. A report that is
-    missing, or was written by an older version, is left out and said to be missing. sizes: pictures at
-    "raw", "filtered", "generalists", "curated", as far as they are known. registered: data/registered_model.json, whose
-    verdict the page begins with.
-    commands: what to type and what it does, shown at the end. ValueError: a report of another profile.
+    The page's pictures are copies, so that they still match its numbers after a report is made again. A report that is
+    missing, or was written by an older version, is left out and listed as missing. sizes: number of pictures at "raw",
+    "filtered", "generalists" and "curated", as far as known. registered: data/registered_model.json, whose verdict the
+    page begins with. commands: what to type and what it does, shown at the end.
+
+    Raises ValueError if a report is of another profile.
     """
     cards: list[Path] = []
     labels: list[str] = []
@@ -46,7 +47,8 @@ def write_index(
             continue
         if report["profile"] != run.profile:
             raise ValueError(
-                f"{path} is of profile {report['profile']}, the page of {run.profile}; make it again first"
+                f"{path} is of profile {report['profile']}, but this page is of {run.profile}; materialise "
+                f"{folder.name} again first"
             )
         cards += folder.glob("cards/*.html")
         labels += [f"{folder.name.removesuffix('_report')}: {text}" for text in report["labels"] if text != TOY_LABEL]
@@ -60,7 +62,7 @@ def write_index(
         "commands": [{"command": command, "what": what} for command, what in commands],
     }
     in_order = sorted(cards, key=lambda card: (card.name, card))
-    shown = [Markup(card.read_text(encoding="utf-8")) for card in in_order]  # escaped when they were written
+    shown = [Markup(card.read_text(encoding="utf-8")) for card in in_order]  # already escaped when they were written
     html = render("index", {**to_json(content), "cards": shown}, {}, root="")
     with atomic_dir(pictures) as partial:
 

@@ -1,4 +1,4 @@
-"""Writing one page: a template, what it shows (the same as report.json), and the pictures beside it."""
+"""Writing one page: a template, the data that it shows (the same as report.json), and its pictures."""
 
 import dataclasses
 import math
@@ -27,34 +27,37 @@ from emu_data.formatting import (
 )
 
 TOY_LABEL = "toy scale"
-# Of what report.json holds; raised when an entry is renamed or removed, so that the index leaves out a report
-# that an older version wrote until it is made again. 3: reports know contestants, bring their cards, and say what they
-# were made from; trainings say which step.
-SCHEMA = 3
+# Version of report.json's entries. Increase it when an entry is renamed or removed: the index then leaves out reports
+# of older versions until they are made again. Since 3, reports have contestants and cards and name their inputs, and
+# trainings name the steps of their losses. Since 4, a training is not called a stage, nor the cascade a plan.
+SCHEMA = 4
 
 Picture = Image.Image | np.ndarray  # arrays are uint8 (H, W, 3)
 
 
 @dataclass(frozen=True)
 class Card:
-    """A report's part of the index: its finding in short, with a link to the page. template: its file is
-    templates/card_TEMPLATE.html.j2, which gets what report.json holds and `folder`, the way to the report's files.
-    place: cards stand in the order of these."""
+    """A report's part of the index: its result in short, with a link to the page. template: the file
+    templates/card_TEMPLATE.html.j2, which gets the entries of report.json, and `folder`, the path to the report's
+    files. place: cards are sorted by it.
+    """
 
     template: str
     place: int
 
     @property
     def file(self) -> str:
+        """Path of the rendered card, relative to the report's folder; sorting by file name sorts by `place`."""
         return f"cards/{self.place:03d}-{self.template}.html"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a page says about itself. made_from: asset -> md5, by which DVC, Dagster and MLflow know its inputs.
+    """What a page says about its origin. toy: whether the profile is at toy scale. made_from: asset -> md5 by which
+    DVC, Dagster and MLflow identify its inputs.
 
-    Nothing here may come from a clock, or from where and by which commit it was made: a page is an asset's output
-    (docs/decisions/0011 and 0014).
+    Nothing here may depend on the time, the folder or the commit: a page is an asset's output, so the same inputs must
+    give the same bytes (docs/decisions/0011 and 0014).
     """
 
     profile: str
@@ -63,7 +66,7 @@ class Run:
 
 
 def describe_run(run: Run, *labels: str) -> dict[str, Any]:
-    """The entries that every report.json has. labels: "toy scale" comes first where it is one."""
+    """Return the entries that every report.json has. labels: further labels, after "toy scale" if the run is one."""
     return {
         "schema": SCHEMA,
         "profile": run.profile,
@@ -80,12 +83,13 @@ def write_report(
     pictures: Mapping[str, Picture],
     charts: Mapping[str, str] | None = None,
     cards: Sequence[Card] = (),
+    texts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Write `directory`/{index.html, report.json, cards, NAME.png …} in one go and return what report.json holds.
+    """Write `directory`/{index.html, report.json, cards, NAME.png …} atomically and return what report.json holds.
 
-    template: the name of a file in templates/, less ".html.j2". data: dataclasses, DataFrames, numpy values
-    and what JSON takes; NaN becomes null. pictures: file name without suffix ("pictures/0001-NAME") ->
-    picture. charts: name -> SVG, for the templates alone. cards: its parts of the index.
+    template: the name of a file in templates/, without ".html.j2". data: dataclasses, DataFrames, numpy values and
+    plain JSON values; NaN becomes null. pictures: file name without suffix ("pictures/0001-NAME") -> picture. charts:
+    name -> SVG, for the templates only. cards: the report's parts of the index. texts: file name -> what it holds.
     """
     content = to_json(data)
     with atomic_dir(directory) as folder:
@@ -97,25 +101,29 @@ def write_report(
             html = render(f"card_{card.template}", {**content, "folder": directory.name}, charts or {}, root="")
             (folder / card.file).parent.mkdir(exist_ok=True)
             (folder / card.file).write_text(html, encoding="utf-8")
+        for name, text in (texts or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
         write_json(folder / "report.json", content)
     return content
 
 
 def render(template: str, content: Mapping[str, Any], charts: Mapping[str, str], root: str) -> str:
-    """HTML of a template. root: the way from the page to data/reports/ ("" or "../")."""
+    """Render a template as HTML. root: the path from the page to data/reports/ ("" or "../")."""
     safe = {name: Markup(svg) for name, svg in charts.items()}
     return _environment().get_template(f"{template}.html.j2").render(content, charts=safe, root=root)
 
 
 def save_png(path: Path, picture: Picture) -> None:
-    """Save as PNG without metadata, folders made."""
+    """Save a picture as PNG without metadata; create missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
     image.save(path, "PNG", optimize=True)
 
 
 def to_json(value: Any) -> Any:
-    """`value` as JSON takes it: dataclasses and rows of DataFrames as objects, NaN and infinities as null."""
+    """Turn `value` into plain JSON values: dataclasses and rows of DataFrames become objects, NaN and infinities
+    null.
+    """
     if isinstance(value, pd.DataFrame):
         return [to_json(row) for row in value.to_dict(orient="records")]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

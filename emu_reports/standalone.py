@@ -1,7 +1,7 @@
-"""A report's page as one file that can lie anywhere: pictures inside it, other links as addresses.
+"""A report's page as one file that works anywhere: its pictures are embedded, its other links are full addresses.
 
-Made for the copy in MLflow, whose viewer shows an HTML file from a blob, where nothing that lies beside it is found.
-The copy is no output of an asset and nothing is made of it, so it may say what a page must not: when, by which commit.
+It is for the copy in MLflow, whose viewer shows an HTML file from a blob, where relative links do not work. The copy is
+not an asset's output, so it may hold what a page must not: the date and the commit.
 """
 
 import base64
@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 REFERENCE = re.compile(r'(\s)(src|href)="([^"]+)"')
-INLINE_BYTES = 32 * 2**20  # of pictures in one copy, which a viewer still opens at once; chosen here
+INLINE_BYTES = 32 * 2**20  # of embedded pictures per copy: a viewer still opens it quickly; chosen here
 
 
 def standalone(page: Path, top: Path, address_of: Callable[[str], str], facts: Mapping[str, str]) -> str:
-    """The page's HTML with its pictures inside; what was not taken inside is linked to by its address.
+    """Return the page's HTML with its pictures embedded; everything else is linked by its address.
 
-    page: an HTML file below `top`, to whose files alone it refers. address_of: path relative to `top` -> where it is
-    served. facts: what the copy says of itself above the page, for example when it was made. Pictures beyond
-    INLINE_BYTES in all are links, too.
+    page: an HTML file below `top` that refers only to files below `top`. address_of: path relative to `top` -> the
+    address where it is served. facts: name -> value, shown above the page, for example when it was made. Once
+    INLINE_BYTES of pictures are embedded, further pictures are linked.
     """
     left = INLINE_BYTES
 
@@ -39,6 +39,6 @@ def standalone(page: Path, top: Path, address_of: Callable[[str], str], facts: M
             settled = html.escape(address_of(file.relative_to(os.path.abspath(top)).as_posix()))
         return f'{space}{attribute}="{settled}"'
 
-    told = "; ".join(f"{name} {value}" for name, value in facts.items())
+    heading = "; ".join(f"{name} {value}" for name, value in facts.items())
     copied = REFERENCE.sub(settle, page.read_text(encoding="utf-8"))
-    return copied.replace("<main>", f'<p class="soft" id="copy">{html.escape(told)}</p>\n<main>', 1)
+    return copied.replace("<main>", f'<p class="soft" id="copy">{html.escape(heading)}</p>\n<main>', 1)

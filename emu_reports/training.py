@@ -1,4 +1,4 @@
-"""The training report: loss curves and sample grids of each stage (paper sec. 3.2 and 3.4)."""
+"""The training report: loss curves and sample grids of each training (paper sec. 3.2 and 3.4)."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,10 @@ from emu_reports.page import Card, Picture, Run, describe_run, write_report
 
 
 @dataclass(frozen=True)
-class TrainingStage:
-    """One training. curves: columns step, loss, val_loss (NaN where none was measured). preview: a grid of samples, or
-    of pictures and reconstructions.
+class FinishedTraining:
+    """One training, as its model folder describes it. resolution: px per side. curves: columns step, loss, val_loss
+    (NaN at steps without validation). noise_offset: None if the training has none. preview: a grid of samples, or of
+    pictures and their reconstructions.
     """
 
     name: str
@@ -32,15 +33,15 @@ class TrainingStage:
     preview: Image.Image | None = None
 
 
-def read_training_stage(folder: Path, title: str) -> TrainingStage:
-    """What a training left in its model folder (meta.json, metrics.jsonl, preview.png), which no times are part of.
+def read_finished_training(folder: Path, title: str) -> FinishedTraining:
+    """Read what a training wrote to its model folder: meta.json, metrics.jsonl, preview.png. None of them holds times.
 
     Raises ValueError if the folder holds no finished training.
     """
     held_out, preview = read_held_out(folder), folder / "preview.png"
     meta = json.loads((folder / "meta.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return TrainingStage(
+    return FinishedTraining(
         name=meta["name"],
         title=title,
         resolution=meta["resolution"],
@@ -54,28 +55,28 @@ def read_training_stage(folder: Path, title: str) -> TrainingStage:
     )
 
 
-def write_training_report(directory: Path, stages: Sequence[TrainingStage], run: Run) -> dict[str, Any]:
-    """Write the page and return what its report.json holds. `stages` are in the order of the chain."""
+def write_training_report(directory: Path, trainings: Sequence[FinishedTraining], run: Run) -> dict[str, Any]:
+    """Write the page and return what its report.json holds. `trainings` are in the order of the chain."""
     pictures: dict[str, Picture] = {}
     shown = []
-    for stage in stages:
-        entry = {name: getattr(stage, name) for name in TrainingStage.__dataclass_fields__ if name != "preview"}
+    for training in trainings:
+        entry = {name: getattr(training, name) for name in FinishedTraining.__dataclass_fields__ if name != "preview"}
         entry["preview"] = None
-        entry |= {"rose": stage.held_out.rose, "told": stage.held_out.describe()}
-        if stage.preview is not None:
-            pictures[f"preview-{stage.name}"] = stage.preview
-            entry["preview"] = f"preview-{stage.name}.png"
+        entry |= {"rose": training.held_out.rose, "told": training.held_out.describe()}
+        if training.preview is not None:
+            pictures[f"preview-{training.name}"] = training.preview
+            entry["preview"] = f"preview-{training.name}.png"
         shown.append(entry)
     data = {
         **describe_run(run),
-        "stages": shown,
+        "trainings": shown,
     }
-    charts = {stage.name: loss_chart(stage.curves.to_dict(orient="list")) for stage in stages}
+    charts = {training.name: loss_chart(training.curves.to_dict(orient="list")) for training in trainings}
     return write_report(directory, "training", data, pictures, charts, [Card("training", 70)])
 
 
 def loss_chart(curves: Mapping[Any, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> str:
-    """SVG of training and held-out loss. curves: columns step, loss, val_loss, as lists or as rows."""
+    """Return an SVG of training and held-out loss. curves: columns step, loss, val_loss, as lists or as rows."""
     if not isinstance(curves, Mapping):
         curves = {name: [row[name] for row in curves] for name in ("step", "loss", "val_loss")}
     series = [

@@ -1,1 +1,1 @@
-"""What each asset does: params, paths and libraries, no orchestrator. `emu_dagster/defs/` calls what is here."""
+"""What each asset does: params, paths and libraries, but no orchestrator. `emu_dagster/defs/` calls these functions."""

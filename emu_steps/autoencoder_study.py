@@ -1,4 +1,4 @@
-"""Compares the autoencoders of the study on the pictures that none of them trained on."""
+"""Compares the autoencoders of the study on pictures that none of them was trained on."""
 
 import json
 from collections.abc import Mapping
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from emu_models.evaluation.reconstruction import Features
     from emu_reports.autoencoder import Step
 
-NUM_SHOWN = 12  # held-out pictures in the report
-AT_ONCE = 64  # pictures coded at a time; chosen here
+NUM_SHOWN = 12  # held-out pictures on the sheet; chosen here
+AT_ONCE = 64  # pictures encoded and decoded at a time; chosen here
 
 
 def compare_variants(
     layout: Layout, params: Params, rows: Path, made_from: Mapping[str, str]
 ) -> tuple[dict[str, float], pd.DataFrame, Image.Image]:
-    """Writes data/reports/autoencoder_study; returns metrics per variant, a table of them and a sheet at 1:1.
+    """Write data/reports/autoencoder_study; return metrics per variant, a table of them and a contact sheet at 1:1.
 
-    The sheet has the originals in its first line and the reconstructions of each variant below. made_from: asset -> md5
-    of what it was made of, which the page names.
+    The first row of the sheet shows the originals, the rows below the reconstructions of each variant. rows: a parquet
+    with the keys of the pictures, as `write_training_rows` writes it. made_from: asset -> md5 of the inputs, listed on
+    the page.
     """
     import torch
 
@@ -101,18 +102,21 @@ def compare_variants(
 
 
 def choose_features(layout: Layout, section: AutoencoderStudy) -> "Features":
-    """Inception's where its weights are given, else those of the alignment model that no loss of the study looks at
-    (the perceptual one takes fold_0). The faithfulness judge would do as well, and makes the study wait for filters."""
+    """Choose Inception's features if its weights are given, else those of the alignment model fold_1, which no loss of
+    the study uses (the perceptual loss uses fold_0). The faithfulness judge would work as well, but the study would
+    then have to wait for filtering.
+    """
     from emu_models.evaluation.features import encoder_features, inception_features
 
     if section.inception:
-        return inception_features(Path(section.inception))
+        return inception_features(layout.root / section.inception)
     return encoder_features(layout.model("alignment_model") / "fold_1")
 
 
 def late_gain(folder: Path) -> float:
-    """Held-out PSNR in dB that a training won in its last third, or since its first validation if that was later; 0 if
-    it was validated once."""
+    """Return how many dB of held-out PSNR a training gained in its last third, or since its first validation if that
+    was later; 0 if it was validated only once.
+    """
     log = pd.read_json(folder / "metrics.jsonl", lines=True).dropna(subset="val_psnr")
     early = log[log["step"] <= log["step"].max() * 2 / 3]
     since = early.iloc[-1] if len(early) else log.iloc[0]
@@ -120,50 +124,57 @@ def late_gain(folder: Path) -> float:
 
 
 def neighbours(variants: Mapping[str, Variant]) -> list[tuple[str, str]]:
-    """Pairs worth comparing: each number of channels with the next, and each Fourier variant with its twin."""
+    """Return pairs of variants to compare: each number of channels with the next, and each Fourier variant with the
+    plain one that has as many channels.
+    """
     plain = sorted((v.latent_channels, name) for name, v in variants.items() if not v.fourier_bands)
-    twin = dict(plain)
+    plain_with = dict(plain)
     pairs = [(before, after) for (_, before), (_, after) in zip(plain, plain[1:], strict=False)]
     return pairs + [
-        (twin[v.latent_channels], name) for name, v in variants.items() if v.fourier_bands and v.latent_channels in twin
+        (plain_with[v.latent_channels], name)
+        for name, v in variants.items()
+        if v.fourier_bands and v.latent_channels in plain_with
     ]
 
 
 def describe_steps(
     steps: "list[Step]", variants: Mapping[str, Variant], late_gains: Mapping[str, float], num_images: int
 ) -> str:
-    """What the study shows, from its numbers: does quality rise with the channels, and if not, what the learning curves
-    say about why; and what the Fourier transform changes, whichever sign it has."""
+    """Describe in words what the numbers show: whether quality rises with the channels and, if not, what the learning
+    curves say about the reason; and whether the Fourier transform helps or hurts.
+    """
     from emu_data.votes.intervals import is_above, is_below
 
     channels = [step for step in steps if not variants[step.after].fourier_bands]
     rising = [step for step in channels if is_above(step.difference.psnr, 0)]
-    said = []
+    sentences = []
     if channels:
         how_often = "with every step" if len(rising) == len(channels) else f"in {len(rising)} of {len(channels)} steps"
-        said.append(f"PSNR rises {how_often} in channels: {', '.join(_told(step, variants) for step in channels)}.")
+        gains = ", ".join(_describe_gain(step, variants) for step in channels)
+        sentences.append(f"PSNR rises {how_often} in channels: {gains}.")
     for step in channels:
         if step not in rising:
-            said.append(_reason(step, variants, late_gains, num_images))
+            sentences.append(_reason(step, variants, late_gains, num_images))
     for step in steps:
         if variants[step.after].fourier_bands:
             psnr, ssim = step.difference.psnr, step.difference.ssim
-            no_verdict = "makes no difference that can be told"
+            no_verdict = "makes no measurable difference"
             verdict = "helps" if is_above(psnr, 0) else "hurts" if is_below(psnr, 0) else no_verdict
-            said.append(
+            sentences.append(
                 f"The Fourier transform {verdict} at {variants[step.after].latent_channels} channels: "
                 f"PSNR {_signed(psnr, 2)} dB, SSIM {_signed(ssim, 4)}."
             )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def describe_losses(section: AutoencoderStudy) -> str:
+    """Name the losses that the study's autoencoders were trained with, as one sentence for the report."""
     from emu_models.latent.autoencoder.perceptual import describe_perceptual
     from emu_models.latent.jobs import PerceptualConfig
 
     given = section.losses.perceptual
-    told = describe_perceptual(PerceptualConfig(given.kind, given.path or "alignment_model", given.weight))
-    return f"Losses: L1, KL, a hinge PatchGAN, {told}."
+    perceptual = describe_perceptual(PerceptualConfig(given.kind, given.path or "alignment_model", given.weight))
+    return f"Losses: L1, KL, a hinge PatchGAN, {perceptual}."
 
 
 def _reason(step: "Step", variants: Mapping[str, Variant], late_gains: Mapping[str, float], num_images: int) -> str:
@@ -172,23 +183,24 @@ def _reason(step: "Step", variants: Mapping[str, Variant], late_gains: Mapping[s
     before, after = variants[step.before].latent_channels, variants[step.after].latent_channels
     gains = late_gains[step.before], late_gains[step.after]
     curves = (
-        f"in the last third of the training {before} channels won {format_signed(gains[0], 2)} dB and {after} channels "
-        f"{format_signed(gains[1], 2)} dB"
+        f"in the last third of the training {before} channels gained {format_signed(gains[0], 2)} dB and "
+        f"{after} channels {format_signed(gains[1], 2)} dB"
     )
     if not is_below(step.difference.psnr, 0):
-        return f"Between {before} and {after} channels {num_images} held-out pictures cannot tell the sign; {curves}."
+        return f"{num_images} held-out pictures do not show whether {before} or {after} channels are better; {curves}."
     if gains[1] > gains[0]:
         return (
-            f"{after} channels are behind {before} because the budget ended first: {curves}, so they were catching up."
+            f"{after} channels are behind {before} because the training was too short: {curves}, "
+            "so they were catching up."
         )
-    return f"{after} channels are behind {before}, and not for want of steps: {curves}."
+    return f"{after} channels are behind {before}, and not because the training was too short: {curves}."
 
 
-def _told(step: "Step", variants: Mapping[str, Variant]) -> str:
+def _describe_gain(step: "Step", variants: Mapping[str, Variant]) -> str:
     channels = variants[step.before].latent_channels, variants[step.after].latent_channels
     return f"{channels[0]} to {channels[1]} {_signed(step.difference.psnr, 2)} dB"
 
 
 def _signed(interval, digits: int) -> str:
-    told = [format_signed(value, digits) for value in (interval.estimate, interval.low, interval.high)]
-    return f"{told[0]} ({told[1]} to {told[2]})" if interval.low == interval.low else f"{told[0]} (no interval)"
+    estimate, low, high = (format_signed(value, digits) for value in (interval.estimate, interval.low, interval.high))
+    return f"{estimate} ({low} to {high})" if interval.low == interval.low else f"{estimate} (no interval)"

@@ -1,6 +1,6 @@
-"""What the votes chose: the pictures that go on, and the curated set with its written captions.
+"""What the votes chose: the generalists' selection, and the curated set.
 
-No picture is taken that its round did not choose, even if there are then fewer than were asked for.
+Only pictures that the round chose are taken, even if there are fewer than params.yaml asks for.
 """
 
 import json
@@ -11,31 +11,42 @@ from PIL import Image
 
 from emu_data.files import atomic_dir, write_json, write_parquet
 from emu_data.shards import read_images, read_manifest, write_subset
-from emu_data.votes.captions import CAPTION_LABEL, write_caption
 from emu_data.votes.tally import Rule, choose, tally
-from emu_data.votes.vote import Vote, counted, describe_voters
+from emu_data.votes.vote import Vote, counted
 from emu_reports.sheets import contact_sheet
+from emu_steps.captioning import caption_texts
 from emu_steps.filtering import SAMPLES_PER_SHARD
 from emu_steps.layout import Layout
-from emu_steps.voting import digest_pictures, read_votes, shown_to_generalists, shown_to_specialists
+from emu_steps.params.kinds import Voters
+from emu_steps.voting import (
+    describe_deciders,
+    digest_pictures,
+    read_votes,
+    shown_to_generalists,
+    shown_to_specialists,
+)
 
 META_NAME = "meta.json"
-NUM_SHOWN = 40  # pictures of a contact sheet
-SHEET_SIZE = 96  # px of each
+NUM_SHOWN = 40  # pictures on a contact sheet; chosen here
+SHEET_SIZE = 96  # px per side of each; chosen here
 
 
 @dataclass(frozen=True)
 class Choice:
-    """chosen: the rows of `tally` that go on, best first, with `chosen_by`. head: of the log they were counted in."""
+    """What a round chose. table: all rows of `tally`. chosen: the chosen rows, best first, with `chosen_by` (who voted,
+    in words). votes: those that count. head: the head hash of their log. voters: whose votes count.
+    """
 
     table: pd.DataFrame
     chosen: pd.DataFrame
     votes: list[Vote]
     num_wanted: int
     head: str
+    voters: Voters
 
     @property
     def metrics(self) -> dict[str, float]:
+        """Numbers of pictures: chosen, wanted, and chosen by the votes of people."""
         return {
             "num_images": len(self.chosen),
             "num_wanted": self.num_wanted,
@@ -44,49 +55,72 @@ class Choice:
 
     @property
     def tables(self) -> dict[str, str]:
-        """What Dagster's page says of the choice."""
+        """What Dagster's page shows about the choice."""
         end = ": the round chose no more" if len(self.chosen) < self.num_wanted else ""
         return {
             "result": f"{len(self.chosen)} of {self.num_wanted} wanted{end}",
-            "chosen_by": describe_voters(votes_on(self.votes, self.chosen["key"])),
+            "chosen_by": describe_deciders(votes_on(self.votes, self.chosen["key"]), self.voters),
             "votes_head": self.head,
         }
 
 
-def select_generalists_choice(layout: Layout, num_wanted: int) -> Choice:
-    """One keep is enough (recall); writes data/curation/generalist_selection."""
-    choice = _choose(layout, "generalist", shown_to_generalists(layout), "any", num_wanted)
+def select_generalists_choice(layout: Layout, num_wanted: int, voters: Voters) -> Choice:
+    """Write data/curation/generalist_selection. One vote to keep a picture is enough, for recall. Raises ValueError if
+    nothing was chosen."""
+    choice = _choose(layout, "generalist", shown_to_generalists(layout), "any", num_wanted, voters)
     with atomic_dir(layout.generalist) as folder:
         write_parquet(folder / "selection.parquet", choice.chosen)
     return choice
 
 
-def write_curated_set(layout: Layout, num_wanted: int) -> Choice:
-    """More keeps than drops (precision); writes data/curated, shards with written captions.
+def write_curated_set(layout: Layout, num_wanted: int, voters: Voters) -> Choice:
+    """Write data/curated: shards with the captions that people wrote, short and long, and the corpus's where nobody
+    wrote any. For precision, a picture needs more votes to keep it than to drop it.
 
-    What is written is about the chosen pictures alone, so that a vote that changes none of them changes no byte.
+    Only facts about the chosen pictures are written, so that a vote that does not change the choice changes no byte.
+    Raises ValueError if nothing was chosen.
     """
-    choice = _choose(layout, "specialist", shown_to_specialists(layout), "majority", num_wanted)
+    choice = _choose(layout, "specialist", shown_to_specialists(layout), "majority", num_wanted, voters)
     keys = choice.chosen["key"].tolist()
-    names = read_manifest(layout.filtered).set_index("key")["caption"]
-    captions = {key: write_caption(names[key]) for key in keys}
-    columns = choice.chosen.assign(raw_caption=[names[key] for key in keys], caption_by=CAPTION_LABEL)
+    corpus = read_manifest(layout.filtered).set_index("key")["caption"]
+    texts = caption_texts(layout, corpus.loc[keys].tolist(), digest_pictures(layout, keys))
+    meta = {"chosen_by": choice.tables["chosen_by"], "captioned_by": _describe_writers(texts)}
     with atomic_dir(layout.curated) as folder:
-        write_subset(layout.filtered, folder, keys, SAMPLES_PER_SHARD, captions=captions, columns=columns)
-        write_json(folder / META_NAME, {"chosen_by": choice.tables["chosen_by"]})
+        write_subset(layout.filtered, folder, keys, SAMPLES_PER_SHARD, columns=choice.chosen, texts=texts)
+        write_json(folder / META_NAME, meta)
     return choice
 
 
+def _describe_writers(texts: pd.DataFrame) -> str:
+    writers = texts["captioned_by"].dropna()
+    if not len(writers):
+        return "nobody: the captions are the corpus's"
+    people = f"{writers.nunique()} {'person' if writers.nunique() == 1 else 'people'}"
+    return f"{people}: {len(writers)} of {len(texts)} captions, the others are the corpus's"
+
+
 def read_chosen_by(layout: Layout) -> str:
-    """Who voted on the pictures of data/curated, in words. ValueError where an older version wrote it."""
+    """Return who voted on the pictures of data/curated, in words. Raises ValueError if an older version wrote it."""
+    return _read_meta(layout)["chosen_by"]
+
+
+def read_captioned_by(layout: Layout) -> str:
+    """Return who wrote the captions of data/curated, in words. Raises ValueError if an older version wrote it."""
+    return _read_meta(layout)["captioned_by"]
+
+
+def _read_meta(layout: Layout) -> dict[str, str]:
     path = layout.curated / META_NAME
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: an older version wrote this set; materialise curated_set")
-    return json.loads(path.read_text())["chosen_by"]
+    meta = json.loads(path.read_text()) if path.is_file() else {}
+    if meta.keys() != {"chosen_by", "captioned_by"}:
+        raise ValueError(f"{path}: an older version wrote this set; materialise curated_set")
+    return meta
 
 
 def sheets(layout: Layout, choice: Choice) -> dict[str, Image.Image]:
-    """Contact sheets of the best that were chosen and the last that were not, these with their commonest reason."""
+    """Return contact sheets of the best chosen pictures, and of the worst other pictures with the most frequent reason
+    for dropping each.
+    """
     kept = choice.chosen["key"].tolist()[:NUM_SHOWN]
     others = choice.table[~choice.table["key"].isin(choice.chosen["key"])].tail(NUM_SHOWN)
     return {
@@ -98,25 +132,28 @@ def sheets(layout: Layout, choice: Choice) -> dict[str, Image.Image]:
 
 
 def votes_on(votes: list[Vote], keys: pd.Series) -> list[Vote]:
+    """Return the votes on pictures whose keys are in `keys`, in their order."""
     wanted = set(keys)
     return [vote for vote in votes if vote.key in wanted]
 
 
-def _choose(layout: Layout, name: str, keys: list[str], rule: Rule, num_wanted: int) -> Choice:
-    recorded = read_votes(layout, name)
+def _choose(layout: Layout, name: str, keys: list[str], rule: Rule, num_wanted: int, voters: Voters) -> Choice:
+    recorded = read_votes(layout, name, voters)
     votes = counted(recorded.votes, digest_pictures(layout, keys))
     if not votes:
-        raise ValueError(f"no vote in {layout.votes(name)} is on a picture shown now: materialise {name}_votes")
+        raise ValueError(
+            f"no vote in {layout.votes(name)} is on a picture of the current round: materialise {name}_votes"
+        )
     table = tally(votes, rule)
     best = choose(table, num_wanted)
     if not best:
         raise ValueError(
-            f"the {name}s chose none of {len(keys)} pictures ({describe_voters(votes)}): more pictures, other "
-            f"raters, or votes that keep one are needed in {layout.votes(name)}"
+            f"the {name}s chose none of {len(keys)} pictures ({describe_deciders(votes, voters)}): add pictures, "
+            f"change the raters, or vote to keep some in {layout.votes(name)}"
         )
     chosen = table.set_index("key", drop=False).loc[best].reset_index(drop=True)
     by_key: dict[str, list[Vote]] = {}
     for vote in votes:
         by_key.setdefault(vote.key, []).append(vote)
-    chosen = chosen.assign(chosen_by=[describe_voters(by_key[key]) for key in best])
-    return Choice(table, chosen, votes, num_wanted, recorded.head)
+    chosen = chosen.assign(chosen_by=[describe_deciders(by_key[key], voters) for key in best])
+    return Choice(table, chosen, votes, num_wanted, recorded.head, voters)

@@ -1,13 +1,14 @@
-"""Who is compared. A contestant is a name and where its pictures come from (`evaluation_images.contestants`).
+"""The contestants of a comparison: each is a name and the place where its pictures come from
+(`evaluation_images.contestants`).
 
-That is the folder of a model, a registered version (`models:/NAME/VERSION` or `models:/NAME@ALIAS`), or a folder of
-pictures that something else drew, each named by its prompt. Everything behind data/evaluation_images knows contestants
-by name alone; a comparison (`comparison` in params.yaml) is a pair of names, the candidate first.
+The place is the folder of a model, a registered version (`models:/NAME/VERSION` or `models:/NAME@ALIAS`), or a folder
+of pictures from elsewhere, each named by its prompt. Everything downstream of data/evaluation_images knows contestants
+only by name. A comparison (`comparison` in params.yaml) is a pair of names, the candidate first.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from unicodedata import normalize
@@ -17,36 +18,38 @@ import pandas as pd
 from PIL import Image
 
 from emu_data.files import write_json
-from emu_data.records import DecodeError, decode_rgb
+from emu_data.formats import FORMATS
+from emu_data.samples import DecodeError, decode_rgb
 from emu_data.shards import square
 from emu_steps.layout import Layout
 
 DRAWN_FILE = "drawn.json"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = tuple(f".{extension}" for known in FORMATS if known.reader for extension in known.extensions)
 MAX_NAME = 240  # bytes of UTF-8 in a picture's name: with a suffix it fits the 255 that file systems allow
-NUM_TOLD = 5  # of the missing pictures that are named; chosen here
+NUM_NAMED = 5  # missing pictures that an error names; chosen here
 NAMING = (
-    f"a picture is named by its prompt, in lower case with a hyphen for each run of other characters than letters and "
-    f"digits, cut at {MAX_NAME} bytes ({', '.join(SUFFIXES)})"
+    f"a picture is named by its prompt, in lower case, with one hyphen in place of all characters between letters "
+    f"or digits, cut at {MAX_NAME} bytes; or by the prompt's number in the list of prompts, from 0000"
 )
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What data/evaluation_images is made of. judged: asset -> md5 of what the pictures depend on. made_by: contestant
-    -> the asset that made its model, else its address."""
+    """What data/evaluation_images was made from. judged: asset -> md5 of what the pictures depend on. made_by:
+    contestant -> the asset that made its model, or its address if no asset did.
+    """
 
     judged: dict[str, str]
     made_by: dict[str, str]
 
 
 def write_drawn(folder: Path, drawn: Drawn) -> None:
-    """Writes DRAWN_FILE into `folder`."""
+    """Write DRAWN_FILE into `folder`."""
     write_json(folder / DRAWN_FILE, asdict(drawn))
 
 
 def read_drawn(layout: Layout) -> Drawn:
-    """ValueError where data/evaluation_images is missing or of a version that knew no contestants."""
+    """Read DRAWN_FILE. Raises ValueError if it is missing, as in a data/evaluation_images without contestants."""
     path = layout.evaluation / DRAWN_FILE
     if not path.is_file():
         raise ValueError(f"{path.relative_to(layout.root)} is missing; materialise evaluation_images")
@@ -54,59 +57,66 @@ def read_drawn(layout: Layout) -> Drawn:
 
 
 def candidate_maker(layout: Layout, comparison: tuple[str, str]) -> str:
-    """What made the model of the first of a comparison: an asset, else an address. ValueError where one of the two has
-    no pictures."""
+    """Return what made the model of a comparison's first contestant: an asset, or an address if no asset did.
+
+    Raises ValueError if either contestant has no pictures.
+    """
     made_by = read_drawn(layout).made_by
     if missing := [name for name in comparison if name not in made_by]:
         raise ValueError(
-            f"data/evaluation_images has no pictures of {', '.join(missing)}, but of {', '.join(made_by)}; "
+            f"data/evaluation_images has no pictures of {', '.join(missing)}, only of {', '.join(made_by)}; "
             "materialise evaluation_images"
         )
     return made_by[comparison[0]]
 
 
 def is_model(folder: Path) -> bool:
+    """Whether a folder holds a pipeline in diffusers' layout (a model_index.json)."""
     return (folder / "model_index.json").is_file()
 
 
 def name_of_picture(prompt: str) -> str:
-    """The name, without suffix, of a prompt's picture (NAMING): "A red apple!" -> "a-red-apple"."""
+    """Return the name, without suffix, of a prompt's picture (NAMING): "A red apple!" -> "a-red-apple"."""
     folded = normalize("NFC", normalize("NFC", prompt).casefold())
     words = re.sub(r"[\W_]+", "-", folded).strip("-")
     return words.encode()[:MAX_NAME].decode(errors="ignore").strip("-")
 
 
-def find_pictures(name: str, folder: Path, prompts: Sequence[str]) -> list[Path]:
-    """A contestant's picture of each prompt, in their order; other pictures in the folder are left alone.
+def find_pictures(name: str, folder: Path, prompts: Mapping[str, str]) -> list[Path]:
+    """Find a contestant's picture of each prompt, in their order; other pictures in the folder are ignored. prompts:
+    number as in prompts.parquet -> prompt.
 
-    ValueError, in one line, where the folder is missing or has no picture of a prompt, or two of one.
+    Raises ValueError if the folder is missing, or has no picture or two pictures of a prompt.
     """
     entry = f"evaluation_images.contestants.{name}"
     if not folder.is_dir():
-        raise ValueError(f"{entry}: there is no folder {folder}; give a model's, or one of pictures")
+        raise ValueError(f"{entry}: there is no folder {folder}; give the folder of a model or a folder of pictures")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES:
             found.setdefault(name_of_picture(path.stem), []).append(path)
-    wanted: dict[str, str] = {}
-    for prompt in prompts:
-        key = name_of_picture(prompt)
-        if wanted.setdefault(key, prompt) != prompt:
-            raise ValueError(f"{entry}: {wanted[key]!r} and {prompt!r} would share the picture {key}; {NAMING}")
-        if len(found.get(key, [])) > 1:
-            raise ValueError(f"{entry}: {found[key][0].name} and {found[key][1].name} are both of {prompt!r}; {NAMING}")
-    if missing := [key for key in wanted if key not in found]:
-        told = ", ".join(f"{key}.png" for key in missing[:NUM_TOLD])
-        more = f" and {len(missing) - NUM_TOLD} more" if len(missing) > NUM_TOLD else ""
+    chosen, missing, prompt_of = [], [], dict[str, str]()
+    for number, prompt in prompts.items():
+        key = number if number in found else name_of_picture(prompt)
+        if prompt_of.setdefault(key, prompt) != prompt:
+            raise ValueError(f"{entry}: {prompt_of[key]!r} and {prompt!r} would have the same picture {key}; {NAMING}")
+        those = found.get(key, [])
+        if len(those) > 1:
+            raise ValueError(f"{entry}: {those[0].name} and {those[1].name} are both of {prompt!r}; {NAMING}")
+        chosen += those
+        missing += [] if those else [f"{key or number}.png"]
+    if missing:
+        named = ", ".join(missing[:NUM_NAMED])
+        more = f" and {len(missing) - NUM_NAMED} more" if len(missing) > NUM_NAMED else ""
         raise ValueError(
-            f"{entry}: {folder} is no model (no model_index.json) and, as a folder of pictures, lacks {len(missing)} "
-            f"of {len(wanted)}: {told}{more}; {NAMING}"
+            f"{entry}: {folder} is not a model (no model_index.json), and as a folder of pictures it lacks "
+            f"{len(missing)} of {len(prompts)}: {named}{more}; {NAMING}"
         )
-    return [found[name_of_picture(prompt)][0] for prompt in prompts]
+    return chosen
 
 
 def read_square(path: Path, size: int) -> Image.Image:
-    """The central square of a picture file, `size` px a side. ValueError names a file that is no picture."""
+    """Read the central square of a picture file, `size` px per side. Raises ValueError if the file is not a picture."""
     try:
         return Image.fromarray(square(decode_rgb(path.read_bytes()), size))
     except DecodeError as error:
@@ -114,6 +124,7 @@ def read_square(path: Path, size: int) -> Image.Image:
 
 
 def read_pictures(folder: Path, contestant: str, prompts: pd.DataFrame) -> np.ndarray:
-    """Pictures of one contestant in data/evaluation_images, uint8 (N, H, W, 3), in the order of the prompts."""
+    """Read one contestant's pictures in `folder` (data/evaluation_images): uint8 (N, H, W, 3), in the order of the
+    prompts."""
     paths = [folder / contestant / f"{key}.png" for key in prompts["key"]]
     return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])

@@ -1,9 +1,9 @@
-"""Where the raw corpus comes from, by params.yaml, and how `emu ingest` writes that there."""
+"""Writes the raw corpus from the source that params.yaml names, and lets `emu ingest` name it there."""
 
 import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from emu_data.addresses import check_options, full_address
+from emu_data.addresses import Store, check_options
 from emu_data.files import atomic_file
-from emu_data.records import DecodeError, decode_rgb
-from emu_data.shards import list_shards, read_samples, square
+from emu_data.guarded import decode_guarded
+from emu_data.refs import Digest, digest_files
+from emu_data.shards import iter_samples
 from emu_data.sources import folder, img2dataset, table
-from emu_data.sources.damage import DamageShares, check_truth, write_truth
+from emu_data.sources.damage import check_truth, write_truth
+from emu_data.sources.damage_shares import DamageShares
 from emu_data.sources.detect import Corpus
 from emu_data.sources.packages import DemoCorpusConfig, build_demo_corpus, read_subjects
 from emu_data.sources.standing import new_in
@@ -24,60 +26,56 @@ from emu_steps.layout import Layout
 from emu_steps.params import RawCorpus, read_params
 
 
-def read_corpus(section: RawCorpus, layout: Layout) -> None:
-    """Writes data/raw from the source; data/damage.parquet with the truth where the damage was ours, else empty.
+def read_corpus(section: RawCorpus, layout: Layout, digest: Digest = digest_files) -> None:
+    """Write data/raw from the source, and data/damage.parquet: the rows that were damaged on purpose, none unless the
+    corpus is the demo's.
 
-    Whole shards that somebody put into data/raw stay there while the source is the same (sources/standing.py).
-    ValueError, with nothing touched, where something that is not ours would be lost.
+    digest: of the user's files that are referred to; one that uses DVC's cache need not read unchanged files again.
+    Complete shards that a user put into data/raw stay there as long as the source is the same (sources/standing.py).
+
+    Raises ValueError, and changes nothing, if files that no source wrote would be lost.
     """
     if section.source == "packages":
         _build_demo(section, layout)
         return
-    # no damage of ours, so no truth to hold the gates against; the file is there since a stage's outs must be
+    # Nothing was damaged on purpose, so the gates cannot be measured; DVC still needs the file, an out of the stage.
     nothing = pd.DataFrame({"key": pd.Series(dtype="string")})
     check_truth(layout.damage, nothing)
-    _register(section, layout)
+    _register(section, layout, digest)
     write_truth(layout.damage, nothing)
 
 
-def new_in_source(section: RawCorpus, layout: Layout) -> list[str]:
-    """What the source holds that it did not when data/raw was last written: names of img2dataset's files, addresses of
-    tables, or the folder whose listing changed. From listings alone; none where params name another source by now.
+def new_in_source(section: RawCorpus, layout: Layout, digest: Digest = digest_files) -> list[str]:
+    """Return what the source did not hold when data/raw was last written: names of img2dataset's files, addresses of
+    tables, the folder if its listing has changed, and changed files to which data/raw refers. Empty if params.yaml now
+    names another source.
     """
-    path, options = section.path or "", section.storage_options
+    store = Store(section.path or "", section.storage_options)
     match section.source:
         case "img2dataset":
-            base = full_address(path)
-            return new_in(layout.raw, img2dataset.SOURCE, base, img2dataset.look_at_source(base, options))
+            return new_in(layout.raw, img2dataset.SOURCE, store.address, img2dataset.inspect_source(store), digest)
         case "folder":
-            base = full_address(path)
-            return new_in(layout.raw, folder.SOURCE, base, folder.look_at_source(base, options))
+            config = folder.describe(store, section.caption_column)
+            return new_in(layout.raw, folder.SOURCE, config, folder.inspect_source(store), digest)
         case "table":
-            config = table.describe(path, section.image_column, section.caption_column, section.base)
-            return new_in(layout.raw, table.SOURCE, config, table.look_at_source(full_address(path), options))
+            config = table.describe(store, section.image_column, section.caption_column, section.base)
+            return new_in(layout.raw, table.SOURCE, config, table.inspect_source(store), digest)
     return []  # packages are pinned by their digests
 
 
 def first_images(raw: Path, num: int, size: int) -> tuple[np.ndarray, list[str]]:
-    """The first pictures of the corpus that can be decoded, uint8 (N, size, size, 3), and their captions."""
-    images: list[np.ndarray] = []
-    captions: list[str] = []
-    for shard in list_shards(raw):
-        for sample in read_samples(shard, on_error=lambda error: None):  # the ledger will say what cannot be read
-            with suppress(DecodeError):
-                images.append(square(decode_rgb(sample.image), size))
-                captions.append(sample.caption)
-            if len(images) == num:
-                return np.stack(images), captions
-    if not images:
-        raise ValueError(f"{raw}: not one picture of the corpus can be read; `emu ingest` looks at the first few")
-    return np.stack(images), captions
+    """Return the first pictures of the corpus that can be decoded, uint8 (N, size, size, 3) with N at most `num`, and
+    their captions. (The ledger will report those that cannot be read.)
+    """
+    found = list(islice(decode_guarded(iter_samples(raw), size), num))
+    images = np.stack([image for _, image in found]) if found else np.zeros((0, size, size, 3), np.uint8)
+    return images, [sample.caption for sample, _ in found]
 
 
 def ingest(root: Path, corpus: Corpus, copy: bool, options: Mapping[str, Any]) -> None:
-    """Makes `corpus` the raw_corpus of the project's params.yaml; comments and all other entries stay."""
+    """Make `corpus` the raw_corpus of the project's params.yaml; comments and all other entries stay."""
     path = root / "params.yaml"
-    read_params(path)  # says what is wrong before anything is changed
+    read_params(path)  # raises before anything is changed
     entries: dict[str, Any] = {"source": corpus.source, "path": corpus.path, "copy": copy}
     entries |= {"image_column": None, "caption_column": None, "base": None} | corpus.settings
     entries["storage_options"] = dict(options)
@@ -91,15 +89,15 @@ _YAML_VALUE = r"""\"(?:[^\"\\]|\\.)*\"|'(?:[^']|'')*'|[^\s\"'#].*?|"""
 
 
 def set_entries(text: str, section: str, entries: Mapping[str, Any]) -> str:
-    """Return a YAML text with entries of a top-level section set, line by line, so that comments stay.
+    """Set entries of a top-level section in a YAML text, line by line, so that comments stay; return the new text.
 
-    An entry that is not there is added below the section's first line, unless it is null, false or empty, which says
-    nothing. Raises ValueError where the text is not laid out so that this can be done, an entry a line.
+    A missing entry is added below the section's first line, unless its value is null, false or empty. Raises ValueError
+    if the section's entries are not each on one line.
     """
     lines = text.split("\n")
     start = next((i for i, line in enumerate(lines) if re.match(rf"{section}:\s*(#.*)?$", line)), None)
     if start is None:
-        raise ValueError(f"params.yaml has no line `{section}:`")
+        raise ValueError(f"params.yaml has no line `{section}:`; add one")
     end = next((i for i in range(start + 1, len(lines)) if re.match(r"[^\s#]", lines[i])), len(lines))
     indent = next((m[1] for line in lines[start + 1 : end] if (m := re.match(r"(\s+)[^\s#]", line))), "  ")
     added = start + 1
@@ -118,12 +116,13 @@ def set_entries(text: str, section: str, entries: Mapping[str, Any]) -> str:
     before, after = yaml.safe_load(text), yaml.safe_load(result)
     kept = {name: value for name, value in entries.items() if value or name in (before[section] or {})}
     if after != {**before, section: {**(before[section] or {}), **kept}}:
-        raise ValueError(f"params.yaml: the entries of {section} must stand on lines of their own; set by hand: {kept}")
+        raise ValueError(f"params.yaml: each entry of {section} must be on its own line; set these by hand: {kept}")
     return result
 
 
 def _scalar(value: Any) -> str:
-    """A value as YAML on one line: plain where that reads as it is, else JSON, which is YAML too."""
+    """Write a value as YAML on one line: plain if it reads back as the same text, otherwise JSON, which is also
+    YAML."""
     is_plain = isinstance(value, str) and re.fullmatch(r"[\w./][\w./:~+@-]*", value, re.ASCII)
     try:
         if is_plain and yaml.safe_load(f"x: {value}") == {"x": value}:
@@ -135,7 +134,7 @@ def _scalar(value: Any) -> str:
 
 def _build_demo(section: RawCorpus, layout: Layout) -> None:
     if section.damage is None:
-        raise ValueError("raw_corpus.damage is missing in params.yaml; the demo corpus needs its shares")
+        raise ValueError("raw_corpus.damage is missing in params.yaml; the demo corpus needs it")
     config = DemoCorpusConfig(
         subjects=read_subjects(section.subjects, section.num_subjects_per_concept),
         styles=tuple(section.styles),
@@ -147,16 +146,17 @@ def _build_demo(section: RawCorpus, layout: Layout) -> None:
     build_demo_corpus(layout.raw, layout.damage, config, layout.cache / "packages")
 
 
-def _register(section: RawCorpus, layout: Layout) -> None:
-    options, copy, size = section.storage_options, section.copy_files, section.samples_per_shard
-    check_options(options)
+def _register(section: RawCorpus, layout: Layout, digest: Digest) -> None:
+    copy, size = section.copy_files, section.samples_per_shard
+    check_options(section.storage_options)
     if not section.path:
         raise ValueError(f"raw_corpus.path is missing in params.yaml; source {section.source} reads from it")
+    store = Store(section.path, section.storage_options)
     match section.source:
         case "folder":
-            folder.register_folder(section.path, layout.raw, copy, options, size)
+            folder.register_folder(store, layout.raw, copy, size, caption_column=section.caption_column, digest=digest)
         case "img2dataset":
-            img2dataset.register_shards(section.path, layout.raw, copy, options)
+            img2dataset.register_shards(store, layout.raw, copy, digest=digest)
         case _:
             columns = (section.image_column, section.caption_column, section.base)
-            table.register_table(section.path, layout.raw, *columns, copy, options, size)
+            table.register_table(store, layout.raw, *columns, copy, size, digest=digest)

@@ -1,4 +1,4 @@
-"""Generating the pictures that are judged, and the automatic report on them."""
+"""Draws the pictures that are judged, and writes the automatic report on them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from emu_data.files import atomic_dir, write_parquet
 from emu_data.formatting import format_number
 from emu_data.ledger import read_ledger
 from emu_data.shards import read_images, read_manifest
+from emu_models.latent.folders import inspect_checkpoint
 from emu_reports.sheets import contact_sheet
 from emu_steps.contestants import (
     Drawn,
@@ -24,58 +25,95 @@ from emu_steps.contestants import (
     write_drawn,
 )
 from emu_steps.evidence import NUM_NEAR, NUM_PICTURES, write_evidence
+from emu_steps.generating import describe_cut
 from emu_steps.layout import Layout
 from emu_steps.params import EvaluationImages, Params
 
-NUM_NEAREST = 16  # pictures of the candidate shown with the curated one nearest to them
-BATCH = 32  # prompts at a time; fixed, since results move in the last bits with it
-SHEET_TILE = 96  # px
-MAX_REAL = 1000  # real pictures that are compared with the curated ones; chosen here
+NUM_NEAREST = 16  # pictures of the candidate shown with their nearest curated picture; chosen here
+BATCH = 32  # prompts at a time; fixed, since it changes the last bits of the results; chosen here
+SHEET_TILE = 96  # px; chosen here
+MAX_REAL = 1000  # real pictures compared with the curated ones; chosen here
 
 
-def choose_prompts(layout: Layout, params: Params) -> pd.DataFrame:
-    """A row a prompt: key, prompt, caption (the prompt where the corpus has it as a caption, else ""), fixed, seed.
+def choose_prompts(layout: Layout, params: Params) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Choose the prompts, one row each: key, prompt, caption (the prompt's caption in the corpus, "" if it is none),
+    fixed, seed. Also return reason -> number of a file's lines that are not used.
 
-    The fixed prompts come first; then captions of the corpus, in an order drawn by the seed.
+    The fixed prompts come first, then those of prompts_file in its order (a sample by the seed, if there are too many)
+    or, without a file, captions of the corpus in a random order that depends on the seed. Raises ValueError if there
+    are no prompts.
     """
-    from emu_models.evaluation.prompts import common_prompts
+    from emu_models.evaluation.prompts import common_prompts, read_prompt_file
 
-    section = params.evaluation_images
+    section, counts = params.evaluation_images, dict[str, int]()
     ledger = read_ledger(layout.filtered / "ledger")
-    captions = ledger.loc[ledger["first_failed_gate"].isin(["", "quota", "duplicate"]), "caption"]
-    names = sorted(set(captions))
-    wanted = common_prompts(captions, len(names))
-    rest = [name for name in wanted if name not in section.fixed_prompts]
-    order = np.random.default_rng(section.seed).permutation(len(rest))
-    chosen = [*section.fixed_prompts, *(rest[i] for i in order)][: section.num_prompts]
-    return pd.DataFrame(
+    captions = ledger.loc[ledger["first_failed_gate"].isin(["", "quota", "duplicate"]), "caption"].dropna()
+    names = {caption.strip(): caption for caption in sorted(set(captions), reverse=True)}
+    fixed = set(section.fixed_prompts)
+    num_rest = None if section.num_prompts is None else section.num_prompts - len(fixed)
+    rng = np.random.default_rng(section.seed)
+    if section.prompts_file:
+        given = read_prompt_file(layout.root / section.prompts_file)
+        rest = [prompt for prompt in given.prompts if prompt not in fixed]
+        asked = [rest[i] for i in sorted(rng.permutation(len(rest))[:num_rest])]
+        counts = {
+            "num_prompts_left_out": len(rest) - len(asked),
+            "num_blank_lines": given.num_blank,
+            "num_repeated_lines": given.num_twice,
+        }
+    else:
+        wanted = common_prompts(captions, len(names)) if num_rest else []
+        rest = [name for name in wanted if name not in fixed]
+        asked = [rest[i] for i in rng.permutation(len(rest))][:num_rest]
+    chosen = [*section.fixed_prompts, *asked]
+    if not chosen:
+        raise ValueError("evaluation_images has no prompts: list fixed_prompts, or name a prompts_file")
+    prompts = pd.DataFrame(
         {
             "key": [f"{i:04d}" for i in range(len(chosen))],
             "prompt": chosen,
-            "caption": [name if name in names else "" for name in chosen],
-            "fixed": [name in section.fixed_prompts for name in chosen],
+            "caption": [names.get(prompt.strip(), "") for prompt in chosen],
+            "fixed": [prompt in fixed for prompt in chosen],
             "seed": [section.seed + i for i in range(len(chosen))],
         }
     )
+    return prompts, counts
+
+
+def known_subjects(prompts: pd.DataFrame, judge: Path) -> pd.Series:
+    """Return the caption by which the judge in a folder can judge each prompt's pictures, "" if it cannot.
+
+    A judge that was trained on the corpus knows only the words of its captions; open_clip weights know the prompt
+    itself.
+    """
+    from emu_models.evaluation.judge import is_trained_here
+
+    known = prompts["caption"] != ""
+    return prompts["caption"] if is_trained_here(judge) else prompts["caption"].where(known, prompts["prompt"])
 
 
 def draw_contestants(
     layout: Layout, params: Params, drawn: Drawn, registered: Mapping[str, Path]
 ) -> tuple[dict[str, float], Image.Image, Image.Image]:
-    """Writes data/evaluation_images: prompts.parquet and a PNG a prompt and contestant; returns counts and two sheets.
+    """Write data/evaluation_images: prompts.parquet, and a PNG per prompt and contestant. Return counts and two sheets.
 
-    Models draw, and foreign pictures are cut, at the resolution of the tuning. drawn: what they are made of, kept
-    beside the pictures (DRAWN_FILE), so that a verdict is of these models and no others. registered: contestant ->
-    the folder of its registered version. ValueError, before anything is drawn, where a folder is no model and lacks a
-    picture.
+    Models draw at the resolution of the tuning, and pictures from elsewhere are cropped and scaled to it. drawn: what
+    the pictures are made from, saved with them (DRAWN_FILE) so that a verdict applies only to these models. registered:
+    contestant -> the folder of its registered version.
+
+    Raises ValueError, before anything is drawn, if a folder is not a model and lacks a picture, or is a model that
+    cannot be loaded.
     """
-    section, prompts = params.evaluation_images, choose_prompts(layout, params)
+    section, (prompts, counts) = params.evaluation_images, choose_prompts(layout, params)
     folders = {name: registered.get(name, layout.root / address) for name, address in section.contestants.items()}
     brought = {
-        name: find_pictures(name, folder, prompts["prompt"].tolist())
+        name: find_pictures(name, folder, dict(zip(prompts["key"], prompts["prompt"], strict=True)))
         for name, folder in folders.items()
-        if not is_model(folder)
+        if not is_model(folder) and not folder.is_file()
     }
+    for folder in folders.values():
+        if is_model(folder) or folder.is_file():
+            inspect_checkpoint(folder)
     with atomic_dir(layout.evaluation) as folder:
         with tqdm(total=len(folders) * len(prompts), desc="evaluation_images", unit="picture") as bar:
             for name, source in folders.items():
@@ -83,7 +121,7 @@ def draw_contestants(
                 images = (
                     (read_square(path, size) for path in brought[name])
                     if name in brought
-                    else draw_all(source, prompts, section, size)
+                    else draw_all(source, prompts, section, size, counts, name)
                 )
                 (folder / name).mkdir()
                 for key, image in zip(prompts["key"], images, strict=True):
@@ -92,20 +130,26 @@ def draw_contestants(
         write_parquet(folder / "prompts.parquet", prompts)
         write_drawn(folder, drawn)
     names = list(folders)
+    num_named = int((prompts["caption"] != "").sum())
     return (
-        {"num_prompts": len(prompts), "num_images": len(names) * len(prompts)},
+        {"num_prompts": len(prompts), "num_images": len(names) * len(prompts), "num_captions": num_named, **counts},
         fixed_prompts_sheet(layout),
         side_by_side(layout.evaluation, names, prompts[~prompts["fixed"]].head(48)),
     )
 
 
-def draw_all(model: Path, prompts: pd.DataFrame, section: EvaluationImages, size: int) -> Iterator[Image.Image]:
-    """A model's picture of each prompt, `size` px a side, in their order."""
+def draw_all(
+    model: Path, prompts: pd.DataFrame, section: EvaluationImages, size: int, counts: dict[str, int], name: str
+) -> Iterator[Image.Image]:
+    """Draw a model's picture of each prompt, `size` px per side, in the order of the prompts. counts: receives the
+    number of prompts that are too long for the model, under the contestant's `name`.
+    """
     from emu_models.latent.checkpoints import load_pipeline
     from emu_models.latent.pipeline import draw
 
     pipeline = load_pipeline(model)
     pipeline.set_progress_bar_config(disable=True)
+    counts[f"num_prompts_cut_{name}"] = sum(bool(describe_cut(pipeline, prompt)) for prompt in prompts["prompt"])
     for start in range(0, len(prompts), BATCH):
         some = prompts.iloc[start : start + BATCH]
         words, seeds = some["prompt"].tolist(), some["seed"].tolist()
@@ -113,7 +157,9 @@ def draw_all(model: Path, prompts: pd.DataFrame, section: EvaluationImages, size
 
 
 def side_by_side(folder: Path, contestants: Sequence[str], prompts: pd.DataFrame) -> Image.Image:
-    """Each prompt's picture of every contestant, the prompt under the first and the names under the others."""
+    """Return a contact sheet of each prompt's pictures by all contestants: the prompt under the first, the names under
+    the others.
+    """
     if not len(prompts):
         return Image.new("RGB", (1, 1))
     drawn = [read_pictures(folder, name, prompts) for name in contestants]
@@ -124,7 +170,7 @@ def side_by_side(folder: Path, contestants: Sequence[str], prompts: pd.DataFrame
 
 
 def fixed_prompts_sheet(layout: Layout) -> Image.Image:
-    """The fixed prompts of data/evaluation_images, all contestants side by side."""
+    """Return a contact sheet of the fixed prompts in data/evaluation_images, all contestants side by side."""
     prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
     return side_by_side(layout.evaluation, list(read_drawn(layout).made_by), prompts[prompts["fixed"]])
 
@@ -132,7 +178,9 @@ def fixed_prompts_sheet(layout: Layout) -> Image.Image:
 def nearest_sheet(
     prompts: pd.DataFrame, images: np.ndarray, nearest: pd.DataFrame, curated_keys: list[str], curated: np.ndarray
 ) -> Image.Image:
-    """The pictures closest to a curated one, each with that one beside it and their distance below."""
+    """Return a contact sheet of the pictures closest to a curated one, each next to that picture, with their distance
+    below.
+    """
     order = np.argsort(nearest["pixel_distance"].to_numpy(), kind="stable")[:NUM_NEAREST]
     place = {key: i for i, key in enumerate(curated_keys)}
     pairs = [p for i in order for p in (images[i], curated[place[nearest["nearest_pixel_key"].iloc[i]]])]
@@ -144,13 +192,14 @@ def nearest_sheet(
 def report_automatically(
     layout: Layout, params: Params, judged: Mapping[str, str]
 ) -> tuple[dict[str, float], Image.Image]:
-    """Naming rates of real pictures and of each contestant's by a judge that filtering did not use; near-copies; a
-    Fréchet distance on the judge's features to the curated set. Returns the metrics and the sheet of those of the
-    candidate's pictures that come nearest to a curated one.
+    """Measure, for real pictures and for each contestant's, how often a judge that filtering did not use recognises the
+    subject, how many are near-copies of curated pictures, and the Fréchet distance to the curated set on the judge's
+    features. Write the report; return the metrics and a sheet of the candidate's pictures that are closest to a curated
+    one.
 
-    The real pictures are those that the judge has not seen; for near-copies, those of them that were not curated, so
-    that the contestants' shares can be read against that of pictures which copy nothing. judged: asset -> md5 of what
-    the report is made of.
+    The real pictures are those that the judge has not seen. For near-copies they are pictures that were not curated,
+    which cannot be copies: their share is the one to compare the contestants' shares with. judged: asset -> md5 of what
+    the report is made from.
     """
     from emu_data.votes.intervals import exact_rate
     from emu_models.evaluation.faithfulness import measure_naming
@@ -165,17 +214,18 @@ def report_automatically(
     judge, judge_error = load_faithfulness_judge(layout.model("faithfulness_judge"), layout.root)
     held = pd.read_parquet(layout.model("faithfulness_judge") / HELD_FILE)
     prompts = pd.read_parquet(layout.evaluation / "prompts.parquet")
-    named = prompts[prompts["caption"] != ""]
+    subjects = known_subjects(prompts, layout.model("faithfulness_judge"))
+    named, mask = subjects[subjects != ""].tolist(), (subjects != "").to_numpy()
     ledger = read_ledger(layout.filtered / "ledger")
     real_rows = ledger[ledger["first_failed_gate"].isin(["", "quota"])].sort_values("key")
-    captions = sorted(set(real_rows["caption"]) | set(named["caption"]))
+    captions = sorted({*real_rows["caption"].dropna(), *named})
     curated = read_manifest(layout.curated)
     size = params.quality_tuned.resolution
     curated_images = read_images(layout.curated, curated["key"].tolist(), size)
     made_by, candidate = candidate_maker(layout, params.comparison), params.comparison[0]
     pictures = {name: read_pictures(layout.evaluation, name, prompts) for name in read_drawn(layout).made_by}
 
-    real = held[held["caption"].isin(set(named["caption"]))]
+    real = held[held["caption"].isin(named)]
     naming = {}
     if len(real):
         real_images = read_images(layout.raw, real["key"].tolist(), size)
@@ -188,8 +238,8 @@ def report_automatically(
         embedded = judge.embed_images(images)
         nearest[who] = find_nearest(embedded, curated_embeddings, curated_keys, images, curated_images)
         if who in pictures:
-            mask = (prompts["caption"] != "").to_numpy()
-            naming[who] = measure_naming(judge, images[mask], named["caption"].tolist(), captions, seed)
+            if named:
+                naming[who] = measure_naming(judge, images[mask], named, captions, seed)
             distances[who] = frechet_distance(embedded, curated_embeddings)
     copies = {who: (int(is_near_copy(found, among).sum()), len(found)) for who, found in nearest.items()}
     write_automatic_report(
@@ -199,6 +249,7 @@ def report_automatically(
             judge=judge.name,
             judge_error=judge_error,
             naming=naming,
+            num_named=len(named),
             nearest={name: nearest[name] for name in pictures},
             copies={who: exact_rate(*counts) for who, counts in copies.items()},
             among=among,
@@ -211,7 +262,7 @@ def report_automatically(
         curated_images,
         Run(params.profile, params.toy, judged),
     )
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = {"num_prompts": len(prompts), "num_prompts_named": len(named)}
     for who, rates in naming.items():
         metrics[f"named_top_1_{who}"] = rates.top_1.estimate
         metrics[f"named_top_5_{who}"] = rates.top_5.estimate

@@ -1,7 +1,7 @@
-"""What a report leaves for the gates: data/reports/NAME/metrics.json, its numbers and the md5 of what was judged.
+"""What a report writes for the gates: data/reports/NAME/metrics.json, with its numbers and the md5 of what it judged.
 
-A verdict is about the models and the judge that it was made from. Where these are others by now, or the file is missing
-or older than what is asked of it, there is no evidence, which is said and is no pass.
+A verdict holds only for the models and the judge that it was made from. If any of these has changed, or the file is
+missing or too old, there is no evidence: the gate says so and does not pass.
 """
 
 import json
@@ -14,29 +14,31 @@ from emu_steps.layout import Layout
 
 METRICS_FILE = "metrics.json"
 JUDGED = "judged"  # asset -> md5
-CANDIDATE, MADE_BY = "candidate", "made_by"  # the first of the comparison: its name, and the asset or address behind it
+CANDIDATE = "candidate"  # the name of the comparison's first contestant
+MADE_BY = "made_by"  # the asset or address of its model
 JUDGED_ASSET = "quality_tuned"  # what the gates are about
 NUM_NEAR, NUM_PICTURES = "num_near_copies_", "num_pictures_"  # metrics of the automatic report, by contestant
 
 
 class NoEvidence(ValueError):
-    """A report says nothing of the model that is to be judged; the message says why, and what to do."""
+    """A report says nothing about the model that is to be judged; the message says why, and what to do."""
 
 
 def write_evidence(
     layout: Layout, name: str, metrics: Mapping[str, float], judged: Mapping[str, str], candidate: str, made_by: str
 ) -> None:
-    """Writes metrics.json into the folder of a report that is there. candidate, made_by: the first contestant of its
-    comparison, and what made it."""
+    """Write metrics.json into the folder of a finished report. candidate, made_by: the first contestant of its
+    comparison, and what made it.
+    """
     facts = {CANDIDATE: candidate, MADE_BY: made_by, JUDGED: dict(judged)}
     write_json(layout.report(name) / METRICS_FILE, {**metrics, **facts})
 
 
 def read_evidence(layout: Layout, name: str, digest_of: Callable[[str], str | None]) -> dict[str, Any]:
-    """The numbers of a report that is about the quality_tuned that is there now, and the name of the candidate.
-    digest_of: asset -> the md5 that DVC has recorded.
+    """Read the numbers of a report on the current quality_tuned, and the name of the candidate. digest_of: asset -> the
+    md5 that DVC has recorded.
 
-    Raises NoEvidence where the report is missing, does not say what it judged, or judged something else.
+    Raises NoEvidence if the report is missing, does not say what it judged, or judged something else.
     """
     path = layout.report(name) / METRICS_FILE
     shown = path.relative_to(layout.root)
@@ -48,7 +50,7 @@ def read_evidence(layout: Layout, name: str, digest_of: Callable[[str], str | No
         raise NoEvidence(f"{shown} does not say which model it judged; materialise evaluation_images and {name} again")
     if made_by != JUDGED_ASSET:
         raise NoEvidence(
-            f"{shown} is about {made_by}, and only {JUDGED_ASSET} is registered; name its contestant first in "
+            f"{shown} is about {made_by}, but only {JUDGED_ASSET} is registered; name its contestant first in "
             f"`comparison` of params.yaml and materialise {name} again"
         )
     has_pictures = (layout.evaluation / DRAWN_FILE).is_file()
@@ -57,6 +59,8 @@ def read_evidence(layout: Layout, name: str, digest_of: Callable[[str], str | No
         now = digest_of(asset)
         if now != md5:
             what = f"evaluation_images and {name}" if asset == JUDGED_ASSET or asset in drawn else name
-            told = now[:8] if now else "not recorded"
-            raise NoEvidence(f"{shown} was made of {asset} {md5[:8]}, which is {told} now; materialise {what} again")
+            current = now[:8] if now else "not recorded"
+            raise NoEvidence(
+                f"{shown} was made from {asset} {md5[:8]}, which is now {current}; materialise {what} again"
+            )
     return found

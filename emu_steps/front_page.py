@@ -1,6 +1,6 @@
 """The asset front_page: data/reports/index.html over all reports, and the report of the trainings.
 
-Its numbers are read from the files that the assets wrote, so that they are true whoever ran the assets and where.
+Its numbers are read from the files that the assets wrote, so they are right wherever the assets ran.
 """
 
 import json
@@ -26,22 +26,21 @@ COMMANDS = [
 def write_front_page(
     layout: Layout, params: Params, reports: Sequence[str], made_from: Mapping[str, str]
 ) -> dict[str, float]:
-    """Writes the training report, the index and its pictures; returns the sizes of the funnel.
+    """Write the training report, the index and its pictures; return the sizes of the funnel.
 
-    reports: the assets whose cards it shows.
+    reports: the assets whose cards the index shows. made_from: asset -> md5 of the inputs, listed on the pages.
 
-    made_from: asset -> md5 of what they are made of, which the pages name.
-    ValueError: a report of another profile, or a training that is not finished.
+    Raises ValueError if a report is of another profile, or a training is not finished.
     """
     from emu_reports.index import write_index
     from emu_reports.page import Run
-    from emu_reports.training import read_training_stage, write_training_report
+    from emu_reports.training import read_finished_training, write_training_report
 
     training = layout.training_report
-    stages = [read_training_stage(layout.model(name), title) for name, title in TRAININGS.items()]
+    trainings = [read_finished_training(layout.model(name), title) for name, title in TRAININGS.items()]
     run = Run(params.profile, params.toy, made_from)
     of_trainings = {name: md5 for name, md5 in made_from.items() if name in TRAININGS}
-    write_training_report(training, stages, Run(params.profile, params.toy, of_trainings))
+    write_training_report(training, trainings, Run(params.profile, params.toy, of_trainings))
     sizes, registered = read_sizes(layout), read_registered(layout)
     generate = (generate_command(registered), "pictures from the registered model")
     folders = [*(layout.report(name) for name in reports), training]
@@ -50,7 +49,7 @@ def write_front_page(
 
 
 def read_report(layout: Layout, name: str) -> dict[str, Any]:
-    """data/reports/NAME/report.json; ValueError where it is missing."""
+    """Read data/reports/NAME/report.json. Raises ValueError if it is missing."""
     path = layout.report(name) / "report.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing; materialise {name}")
@@ -58,12 +57,14 @@ def read_report(layout: Layout, name: str) -> dict[str, Any]:
 
 
 def read_registered(layout: Layout) -> dict[str, Any]:
-    """Name, version, alias, verdicts by report and tags of what was registered last."""
+    """Read data/registered_model.json: name, version, alias, verdicts by report, and tags of the last registered
+    version.
+    """
     return json.loads(layout.registered.read_text())
 
 
 def read_sizes(layout: Layout) -> dict[str, int]:
-    """How many pictures there were at each step from the raw corpus to the curated set."""
+    """Read the number of pictures at each step from the raw corpus to the curated set."""
     import pyarrow.parquet as pq
 
     from emu_data.shards import read_manifest
@@ -78,7 +79,7 @@ def read_sizes(layout: Layout) -> dict[str, int]:
 
 
 def generate_command(registered: Mapping[str, Any]) -> str:
-    """What to type for pictures of the version that was registered last."""
+    """Return the command that draws pictures with the last registered version."""
     address = f"models:/{registered['name']}@{registered['alias']}"
     model = "" if address == "models:/emu@champion" else f" --model {address}"  # the command's default
     return f'.venv/bin/emu generate "a red apple" --num 4{model}'

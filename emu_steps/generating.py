@@ -1,4 +1,4 @@
-"""`emu generate`: pictures of one prompt, written as they are drawn, none over another."""
+"""`emu generate`: draws pictures of one prompt and writes each at once, without overwriting files."""
 
 import itertools
 import sys
@@ -6,12 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-BATCH = 32  # pictures at a time, as for the evaluation's; chosen here
+from emu_steps.layout import project_root
+from emu_steps.params import REGISTERED
+
+BATCH = 32  # pictures at a time, as in the evaluation; chosen here
 STEM_LENGTH = 40  # characters of the prompt in a file's name; chosen here
 
 
+def folder_on_disk(model: str) -> Path | None:
+    """Return the folder that a model's address names, relative to the current folder or to the project; None for a
+    registered model."""
+    if model.startswith(REGISTERED):
+        return None
+    path = Path(model)
+    return path if path.is_absolute() or path.exists() else project_root() / path
+
+
 def check_folder(out: Path) -> None:
-    """ValueError where pictures cannot be written to `out`: said before a model is loaded."""
+    """Raise ValueError if pictures cannot be written to `out`; called before a model is loaded."""
     if not str(out).strip():
         raise ValueError(f"--out {str(out)!r} is blank; give a folder")
     for folder in (out, *out.parents):
@@ -22,18 +34,18 @@ def check_folder(out: Path) -> None:
 def write_pictures(
     pipeline: Any, prompt: str, num: int, seed: int, out: Path, num_inference_steps: int, guidance_scale: float
 ) -> Iterator[Path]:
-    """Draw `num` pictures, of the seeds that follow `seed`, into PNGs in `out`; yields each path as it is written.
+    """Draw `num` pictures, with seeds from `seed` on, into PNGs in `out`; yield each path as it is written.
 
-    A file that is there is left alone: another name is taken. Says on stderr where the model reads only the beginning
-    of the prompt.
+    An existing file is not overwritten: another name is used. Prints a note on stderr if the model reads only the
+    beginning of the prompt.
     """
     from emu_models.latent.pipeline import draw
 
-    if told := describe_cut(pipeline, prompt):
-        print(f"emu: {told}", file=sys.stderr)
+    if note := describe_cut(pipeline, prompt):
+        print(f"emu: {note}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
     stem = "".join(c if c.isalnum() else "-" for c in prompt.lower()).strip("-")[:STEM_LENGTH] or "picture"
-    starts = [0, *range(1, num, BATCH), num]  # the first is shown while the others are drawn
+    starts = [0, *range(1, num, BATCH), num]  # the first picture alone, so that it appears soon
     for start, end in itertools.pairwise(starts):
         seeds = [seed + i for i in range(start, end)]
         images = draw(pipeline, [prompt] * len(seeds), seeds, num_inference_steps, guidance_scale)
@@ -44,7 +56,7 @@ def write_pictures(
 
 
 def free_path(folder: Path, stem: str) -> Path:
-    """STEM.png, or STEM-2.png and so on where that is taken."""
+    """Return the path of STEM.png or, if that file exists, of STEM-2.png and so on."""
     path, number = folder / f"{stem}.png", 2
     while path.exists():
         path, number = folder / f"{stem}-{number}.png", number + 1
@@ -52,11 +64,13 @@ def free_path(folder: Path, stem: str) -> Path:
 
 
 def describe_cut(pipeline: Any, prompt: str) -> str:
-    """What of a prompt a pipeline reads, where it is longer than its text encoders take; else empty."""
+    """Say which part of a prompt a pipeline reads, if the prompt is too long for all its text encoders; otherwise
+    return "".
+    """
     from emu_models.latent.checkpoints import captions_of
 
-    most = getattr(pipeline.config, "num_text_tokens", None)  # ours alone; another's encoders have their own limit
-    read: dict[int, tuple[int, str]] = {}  # tokens that an encoder takes -> how long the prompt is to it, what is left
+    most = getattr(pipeline.config, "num_text_tokens", None)  # only ours has it; others' encoders have their own limit
+    read: dict[int, tuple[int, str]] = {}  # an encoder's limit in tokens -> (tokens of the prompt, the part it reads)
     for tokenizer in captions_of(pipeline).tokenizers:
         length = min(most or tokenizer.model_max_length, tokenizer.model_max_length)
         tokens = tokenizer(prompt, truncation=False, verbose=False)["input_ids"]

@@ -1,5 +1,5 @@
-"""The model card of a pipeline's folder: README.md with the metadata that model hubs read. Only facts that the project
-holds: params, the digests that DVC recorded, what the training measured; what nobody has stated is said to be so.
+"""The model card of a pipeline's folder: README.md with the metadata that model hubs read. It contains only facts that
+the project knows: params, the digests that DVC recorded, and the training's metrics. Anything else is "not stated".
 """
 
 import json
@@ -10,11 +10,11 @@ from pathlib import Path
 from emu_data.files import atomic_file
 from emu_data.formatting import format_significant
 from emu_reports.held_out import HeldOut, read_held_out
-from emu_steps.choosing import read_chosen_by
+from emu_steps.choosing import read_captioned_by, read_chosen_by
 from emu_steps.layout import Layout
 from emu_steps.params import Params, tunes_ours
 
-# as their packages state them; see emu_data/sources/packages.py
+# As the packages state them; see emu_data/sources/packages.py.
 DEMO_LICENCES = {
     "google": "Noto emoji by emoji-datasource-google (pictures Apache-2.0)",
     "twitter": "Twemoji by emoji-datasource-twitter (pictures CC-BY-4.0, © Twitter and contributors)",
@@ -26,7 +26,9 @@ NOT_STATED = "not stated"
 
 @dataclass(frozen=True)
 class CardFacts:
-    """licence: an identifier of the hub's list, "other" where none fits. digests: input -> md5 as DVC records it."""
+    """What a model card states. licence: an identifier from the hub's list, "other" if none fits. digests: input -> md5
+    that DVC recorded. resolution: px per side. is_ours: whether the pipeline is emu's own and not a tuned checkpoint.
+    """
 
     name: str
     title: str
@@ -43,15 +45,20 @@ class CardFacts:
 
 
 def write_model_card(layout: Layout, params: Params, key: str, inputs: Mapping[str, str | None]) -> None:
-    """Writes README.md into the folder of the model `key`, which was just trained.
+    """Write README.md into the folder of the model `key`, which was just trained.
 
-    inputs: asset or path of what it was made from -> its md5, None where DVC has none.
+    inputs: asset or path that the model was made from -> its md5, None if DVC has recorded none.
     """
     with atomic_file(layout.model(key) / "README.md") as partial:
         partial.write_text(render_card(gather_facts(layout, params, key, inputs)))
 
 
 def gather_facts(layout: Layout, params: Params, key: str, inputs: Mapping[str, str | None]) -> CardFacts:
+    """Collect what the card of the model `key` states. inputs: as for `write_model_card`.
+
+    Raises ValueError if the model's folder holds no finished training or, for quality_tuned, if an older version wrote
+    data/curated.
+    """
     meta = json.loads((layout.model(key) / "meta.json").read_text())
     is_tuned = key == "quality_tuned"
     brought = params.quality_tuned.start_from if is_tuned and not tunes_ours(params.quality_tuned.start_from) else None
@@ -62,10 +69,13 @@ def gather_facts(layout: Layout, params: Params, key: str, inputs: Mapping[str, 
     elif params.pretrained_low.text_encoder is None:
         licences.append(PACKAGED_TEXT_ENCODER)
     else:
-        licences.append(f"text encoder {params.pretrained_low.text_encoder}: its own licence")
+        licences.append(f"text encoder {_names(params.pretrained_low.text_encoder)}: its own licence")
     labels = ["toy scale: shows that the system works, not what the method can do"] if params.toy else []
     if is_tuned:
         labels.append(f"the pictures it was tuned on were chosen by {read_chosen_by(layout)}")
+        is_corpus = params.quality_tuned.captions == "corpus"
+        written = "nobody: they are the corpus's" if is_corpus else read_captioned_by(layout)
+        labels.append(f"their captions were written by {written}")
     return CardFacts(
         name=key,
         title=f"emu {key.replace('_', ' ')}, profile {params.profile}",
@@ -83,7 +93,7 @@ def gather_facts(layout: Layout, params: Params, key: str, inputs: Mapping[str, 
 
 
 def render_card(facts: CardFacts) -> str:
-    """The card as Markdown with YAML in front."""
+    """Render the card as Markdown, with its metadata as YAML at the top."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
@@ -107,10 +117,10 @@ def render_card(facts: CardFacts) -> str:
         "```",
     ]
     if facts.is_ours:
-        lines.append("`trust_remote_code` runs pipeline.py and vae/*.py of this folder, which are emu's own classes.")
+        lines.append("`trust_remote_code` runs pipeline.py and vae/*.py in this folder, which are emu's own classes.")
     if facts.adapters:
         lines.append(
-            "The adapters are merged into these weights, and alone in pytorch_lora_weights.safetensors, for "
+            "The adapters are merged into these weights. pytorch_lora_weights.safetensors holds them separately, for "
             "`load_lora_weights` on the checkpoint that was tuned."
         )
     lines += ["", "## Licences", *(f"- {text}" for text in facts.licences)]
@@ -123,9 +133,9 @@ def render_card(facts: CardFacts) -> str:
         "|---|---|",
     ]
     lines += [f"| {name} | {format_significant(value)} |" for name, value in facts.metrics.items()]
-    told = facts.held_out.describe()
-    lines += ["", f"{told[0].upper()}{told[1:]}."]
-    lines += ["", "Losses only; what judges say of the pictures is in the registry and the reports, not here."]
+    sentence = facts.held_out.describe()
+    lines += ["", f"{sentence[0].upper()}{sentence[1:]}."]
+    lines += ["", "These are only losses; the votes on the model's pictures are in the registry and the reports."]
     lines += ["", "## Limits", *(f"- {text}" for text in facts.limits), ""]
     return "\n".join(lines)
 
@@ -133,11 +143,17 @@ def render_card(facts: CardFacts) -> str:
 def _data_licences(params: Params) -> list[str]:
     if params.raw_corpus.source == "packages":
         return [f"pictures: {DEMO_LICENCES[style]}" for style in params.raw_corpus.styles]
-    return [f"pictures: {NOT_STATED} (source {params.raw_corpus.source}); find out before you publish the weights"]
+    return [f"pictures: {NOT_STATED} (source {params.raw_corpus.source}); find out before publishing the weights"]
+
+
+def _names(encoders: str | list[str]) -> str:
+    """Return the names of text encoders, without folders of this machine."""
+    given = [encoders] if isinstance(encoders, str) else encoders
+    return ", ".join(Path(name).name if Path(name).is_absolute() else name for name in given)
 
 
 def _licence_of(checkpoint: Path) -> str:
-    """The licence in the metadata of a checkpoint's own card, or NOT_STATED."""
+    """Return the licence in the metadata of a checkpoint's own card, or NOT_STATED."""
     from huggingface_hub import ModelCard
 
     card = checkpoint / "README.md"
@@ -147,12 +163,13 @@ def _licence_of(checkpoint: Path) -> str:
 
 def _limits(meta: dict, is_tuned: bool) -> list[str]:
     limits = [
-        f"of this project it has seen {meta['num_rows'] - meta['num_held_out']} pictures at {meta['resolution']} px "
-        f"({meta['num_held_out']} more were held out); other subjects and sizes are not to be expected",
-        "no filter stands between a prompt and the picture, and none of the biases of the data has been measured",
+        f"this project trained it on {meta['num_rows'] - meta['num_held_out']} pictures at {meta['resolution']} px "
+        f"({meta['num_held_out']} more were held out); do not expect other subjects or sizes",
+        "prompts and pictures are not filtered, and the biases of the data have not been measured",
     ]
     if is_tuned:
         limits.append(
-            "so few pictures can be copied: automatic_report shows the curated picture nearest to each sample"
+            "with so few pictures the model may copy some of them: automatic_report shows the curated picture nearest "
+            "to each sample"
         )
     return limits

@@ -1,7 +1,8 @@
-"""Whole sets of params: profiles/base.yaml, and overlays that say only what is other in them.
+"""Complete sets of params: profiles/base.yaml, and overlays that hold only their changes.
 
-An overlay names what it lies over (`base: emoji`, a file beside it); mappings are merged, anything else is replaced.
-`emu profile NAME` writes the merged set, comments and all, to params.yaml, which DVC reads and people edit.
+An overlay names the profile that it changes (`base: emoji`, a file in the same folder); mappings are merged, anything
+else is replaced. `emu profile NAME` writes the merged set, with comments, to params.yaml, which DVC reads and people
+edit.
 """
 
 import io
@@ -12,20 +13,23 @@ import yaml as pyyaml
 
 from emu_steps.params import Params, check_params
 
-BASE = "base"  # of every profile, and none itself
+BASE = "base"  # every profile builds on it; it is not a profile itself
 
 
 def list_profiles(folder: Path) -> list[str]:
+    """Names of the profiles in `folder`, sorted, without the base that they all share."""
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem != BASE)
 
 
 def read_profile(folder: Path, name: str) -> Params:
-    """The params of a profile of `folder`. ValueError as of `profile_text` and of `read_params`."""
+    """Read a profile in `folder` as Params. Raises ValueError as `profile_text` and `read_params` do."""
     return check_params(pyyaml.load(profile_text(folder, name), pyyaml.CSafeLoader), f"the profile {name}")
 
 
 def profile_text(folder: Path, name: str) -> str:
-    """The whole YAML of a profile of `folder`. ValueError names the profiles where there is no such one."""
+    """Return the complete YAML of a profile in `folder`. Raises ValueError, naming the profiles, if this one does not
+    exist.
+    """
     from ruamel.yaml import YAML
 
     yaml = YAML()  # keeps comments and the order of keys
@@ -45,7 +49,7 @@ def profile_text(folder: Path, name: str) -> str:
         if not below:
             return found
         merged = _laid_over(load(below), found)
-        merged.ca.comment = found.ca.comment  # what stands at the top
+        merged.ca.comment = found.ca.comment  # the comment at the top of the file
         return merged
 
     stream = io.StringIO()
@@ -54,13 +58,13 @@ def profile_text(folder: Path, name: str) -> str:
 
 
 def _laid_over(below, above):
-    """`above` merged into `below`, both ruamel's CommentedMap; a comment of `above` takes the place of the other's."""
+    """Merge `above` into `below`, both ruamel's CommentedMap; a comment in `above` replaces the one in `below`."""
     for key, value in above.items():
         if key in below and isinstance(below[key], dict) and isinstance(value, dict):
             _laid_over(below[key], value)
         elif key in below:
             below[key] = value
-        else:  # in a block before the last key, whose comment holds the blank line in front of the next section
+        else:  # in a block, before the last key: its comment holds the blank line before the next section
             below.insert(len(below) - (not below.fa.flow_style()), key, value)
         comment = above.ca.items.get(key, [None] * 3)[2]
         if comment and comment.value.strip():

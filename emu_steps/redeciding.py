@@ -1,6 +1,6 @@
-"""`emu funnel`: the funnel of the ledger that was written, and what it would be under other thresholds.
+"""`emu funnel`: the funnel of the current ledger, and what it would be with other thresholds.
 
-No model runs and no ledger is written: the values are in data/filtered/ledger, the clusters of near-twins too.
+No model runs and no ledger is written: the values and the clusters of near-twins are in data/filtered/ledger.
 """
 
 import math
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from emu_data.corpus_gates import create_clusters, decide_corpus
 from emu_data.formatting import format_count, format_share
 from emu_data.ledger import (
     GATES,
@@ -26,10 +27,9 @@ from emu_data.ledger import (
     ledger_columns,
     open_ledger,
 )
-from emu_data.selection import create_clusters, decide_corpus
 from emu_reports.funnel import example_rows, read_findings, unreadable_reasons, write_funnel_report
 from emu_reports.page import Run
-from emu_steps.filtering import selection_policy
+from emu_steps.filtering import corpus_policy
 from emu_steps.layout import Layout
 from emu_steps.params import FilteredCorpus, Params, Policy
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 POLICY, SELECTION = "filter_ledger.policy", "filtered_corpus"
-ALIASES = {"duplicate": "max_hash_distance", "quota": "num_images"}  # of the gates that have no Limit
-NUM_DRAWS = 20_000  # of the estimate's interval
+ALIASES = {"duplicate": "min_twin_similarity", "quota": "num_images"}  # for the gates that have no Limit
+NUM_DRAWS = 20_000  # random draws behind the estimate's interval; chosen here
 
 
 @dataclass(frozen=True)
 class Change:
-    """One --set: an entry of params.yaml, by its dotted section and its name."""
+    """One --set option: an entry of params.yaml (dotted section and name), its old and its new value."""
 
     section: str
     name: str
@@ -56,7 +56,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Estimate:
-    """How many of the unmeasured rows would pass, were they measured: expected, and a 95 % interval."""
+    """How many of the unmeasured rows would pass if they were measured: the expected number and a 95 % interval.
+    num_control: rows of the control sample on which the estimate is based.
+    """
 
     expected: float
     low: float
@@ -65,10 +67,10 @@ class Estimate:
 
 
 def parse_changes(params: Params, texts: Sequence[str]) -> tuple[Thresholds, FilteredCorpus, list[Change]]:
-    """The policies under NAME=VALUE texts.
+    """Apply NAME=VALUE texts to the policies of params.yaml; return both policies and the changes.
 
-    A name is an entry of params.yaml, or a gate's or a column's that has one limit. ValueError says what a name could
-    stand for, or why a value does not fit.
+    A name is an entry of params.yaml, or the name of a gate or column that has exactly one limit. Raises ValueError if
+    a name is unknown or ambiguous, or a value does not fit.
     """
     policy, section = params.filter_ledger.policy.model_dump(), params.filtered_corpus
     changes = []
@@ -80,7 +82,7 @@ def parse_changes(params: Params, texts: Sequence[str]) -> tuple[Thresholds, Fil
         try:
             new = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ValueError(f"--set {text}: {value!r} is no YAML value") from None
+            raise ValueError(f"--set {text}: {value!r} is not a YAML value") from None
         if name in FilteredCorpus.model_fields:
             old = getattr(section, name)
             section = _checked(FilteredCorpus, {**section.model_dump(), name: new}, text)
@@ -88,7 +90,7 @@ def parse_changes(params: Params, texts: Sequence[str]) -> tuple[Thresholds, Fil
             continue
         if new is not None:
             if isinstance(new, bool) or not isinstance(new, (int, float)) or not math.isfinite(new):
-                raise ValueError(f"--set {text}: a threshold is a number, or null to switch its gate off")
+                raise ValueError(f"--set {text}: a threshold must be a number, or null to switch its gate off")
             _checked(Policy, {**params.filter_ledger.policy.model_dump(), name: new}, text)
         changes.append(Change(POLICY, name, policy[name], new))
         policy = {**policy, name: new}
@@ -96,9 +98,9 @@ def parse_changes(params: Params, texts: Sequence[str]) -> tuple[Thresholds, Fil
 
 
 def show_funnel(layout: Layout, params: Params, texts: Sequence[str], gate: str | None = None) -> None:
-    """Prints the ledger's funnel, or under `texts` the funnel before and after; writes data/reports/funnel/.
+    """Print the ledger's funnel or, with `texts`, the funnel before and after the changes; write data/reports/funnel/.
 
-    gate: lists some rows that it turned away.
+    gate: also list some rows that this gate rejected. Raises ValueError if there is no such gate.
     """
     if gate is not None and gate not in GATES:
         raise ValueError(f"there is no gate {gate!r}; there are: {', '.join(GATES)}")
@@ -109,13 +111,13 @@ def show_funnel(layout: Layout, params: Params, texts: Sequence[str], gate: str 
         now, after = "ledger", before
         if changes:
             expression = gate_sql(policy, ledger_columns(con))
-            if section.max_hash_distance != params.filtered_corpus.max_hash_distance:
-                create_clusters(con, section.max_hash_distance)
+            if section.min_twin_similarity != params.filtered_corpus.min_twin_similarity:
+                create_clusters(con, section.min_twin_similarity)
             try:
-                after = decide_corpus(con, expression, selection_policy(section)).counts
-            except ValueError as error:  # too few pass for num_images: the gates' counts are wanted all the more
+                after = decide_corpus(con, expression, corpus_policy(section)).counts
+            except ValueError as error:  # too few rows pass for num_images: show the counts without quotas
                 console.print(f"no quotas: {error}", highlight=False, markup=False)
-                after = decide_corpus(con, expression, replace(selection_policy(section), num_images=None)).counts
+                after = decide_corpus(con, expression, replace(corpus_policy(section), num_images=None)).counts
             now = _create_redecided(con, expression)
         console.print(_table(params, before, after if changes else None))
         for reason, num in unreadable_reasons(con, now):
@@ -132,8 +134,8 @@ def show_funnel(layout: Layout, params: Params, texts: Sequence[str], gate: str 
     for change in changes:
         line = _line_of(layout, change)
         console.print(
-            f"to keep it: {change.section}.{change.name}: {_yaml(change.new)} (params.yaml, {line}); "
-            "then emu materialize",
+            f"to keep this change, set {change.section}.{change.name}: {_yaml(change.new)} (params.yaml, {line}); "
+            "then run emu materialize",
             highlight=False,
         )
     console.print(f"page: {(report / 'index.html').relative_to(layout.root)}", highlight=False)
@@ -142,9 +144,10 @@ def show_funnel(layout: Layout, params: Params, texts: Sequence[str], gate: str 
 def estimate_unmeasured(con: "DuckDBPyConnection", policy: Thresholds) -> Estimate:
     """Estimate how many rows of the view `ledger` that `policy` leaves unmeasured would pass its row gates.
 
-    From rows that were measured throughout although the same gate of the ledger's policy had turned them away (the
-    control sample, drawn at random), among them those that pass the gates which the unmeasured rows have passed. For
-    each such group the pass rate has Jeffreys' posterior, Beta(passed + 1/2, failed + 1/2); the interval is of the sum.
+    The estimate comes from the control sample: random rows that every signal measured although the same gate had
+    rejected them. Of these, it uses the rows that pass the gates which the unmeasured rows have passed. In each such
+    group the pass rate has Jeffreys' posterior, Beta(passed + 1/2, failed + 1/2); the interval is that of the sum over
+    groups.
     """
     columns = ledger_columns(con)
     groups = con.execute(f"""
@@ -171,7 +174,7 @@ def estimate_unmeasured(con: "DuckDBPyConnection", policy: Thresholds) -> Estima
 
 
 def _create_redecided(con: "DuckDBPyConnection", expression: str) -> str:
-    """Create the view `redecided`: the ledger under decide_corpus's decision. Returns its name."""
+    """Create the view `redecided`, the ledger with the decisions of decide_corpus, and return its name."""
     con.execute(f"""
         CREATE OR REPLACE TEMP VIEW redecided AS
         SELECT l.* EXCLUDE (gate, first_failed_gate, kept, duplicate_of), coalesce(d.duplicate_of, '') AS duplicate_of,
@@ -203,28 +206,28 @@ def _table(params: Params, before: Mapping[str, int], after: Mapping[str, int] |
 
 def _print_unmeasured(console: Console, num: int, found: Estimate) -> None:
     console.print(
-        f"{num} rows would have to be measured first (emu materialize filter_ledger). Of these "
-        f"{format_count(found.expected)} would pass the row gates, 95 % between {format_count(found.low)} and "
-        f"{format_count(found.high)}, "
-        f"from {found.num_control} rows of the control sample that come as far"
-        + ("" if found.num_control else ": none, so this says nothing"),
+        f"{num} rows must be measured first (emu materialize filter_ledger). Of these, about "
+        f"{format_count(found.expected)} would pass the row gates (95 % interval {format_count(found.low)} to "
+        f"{format_count(found.high)}), "
+        f"estimated from {found.num_control} comparable rows of the control sample"
+        + ("" if found.num_control else ": none, so the estimate says nothing"),
         highlight=False,
     )
 
 
 def _print_examples(console: Console, con: "DuckDBPyConnection", ledger: str, gate: str) -> None:
     rows = example_rows(con, ledger, 12)
-    table = Table(title=f"some that {gate} turned away")
+    table = Table(title=f"some rows that {gate} rejected")
     for name in ("key", "caption", *(("why",) if gate == "readable" else ())):
         table.add_column(name, overflow="fold")
     for row in rows[rows["gate"] == gate].fillna("").itertuples():
-        cells = [str(row.key), str(row.caption), *([str(row.told)] if gate == "readable" else [])]
+        cells = [str(row.key), str(row.caption), *([str(row.reason)] if gate == "readable" else [])]
         table.add_row(*[cell.replace("[", r"\[") for cell in cells])
     console.print(table)
 
 
 def _field(name: str) -> str:
-    """The entry that a name of --set stands for."""
+    """Return the entry that a name in --set stands for."""
     thresholds = list(Policy.model_fields)
     settable = list(FilteredCorpus.model_fields)
     if name in thresholds or name in settable:
@@ -236,8 +239,8 @@ def _field(name: str) -> str:
     if len(meant) == 1:
         return meant[0]
     if meant:
-        raise ValueError(f"--set {name}: it could be {' or '.join(meant)}; name one")
-    raise ValueError(f"--set {name}: there is no such threshold; there are: {', '.join([*thresholds, *settable])}")
+        raise ValueError(f"--set {name}: it could mean {' or '.join(meant)}; use one of these names")
+    raise ValueError(f"--set {name}: there is no such threshold; the names are: {', '.join([*thresholds, *settable])}")
 
 
 def _checked(model: type[Any], values: dict[str, Any], text: str) -> Any:
@@ -248,7 +251,7 @@ def _checked(model: type[Any], values: dict[str, Any], text: str) -> Any:
 
 
 def _line_of(layout: Layout, change: Change) -> str:
-    """Where an entry stands in params.yaml, as "line N"."""
+    """Say where an entry is in params.yaml: "line N"."""
     node: Any = yaml.compose((layout.root / "params.yaml").read_text())
     for part in (*change.section.split("."), change.name):
         found = next((pair for pair in node.value if pair[0].value == part), None)

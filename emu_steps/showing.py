@@ -1,6 +1,6 @@
-"""`emu show KEY`: all that the records say of one picture, from the ledger to the curated set.
+"""`emu show KEY`: everything that is recorded about one picture, from the ledger to the curated set.
 
-Nothing is measured and nothing decided anew: values and gates are the ledger's, votes the rounds' as recorded.
+Nothing is measured or decided again: values and gates come from the ledger, votes from the recorded rounds.
 """
 
 from collections.abc import Mapping
@@ -16,20 +16,22 @@ from emu_data.formatting import format_significant
 from emu_data.ledger import LIMITS, Limit, open_ledger
 from emu_data.shards import MANIFEST_NAME, read_manifest, read_many
 from emu_data.votes.rounds import EXPORT_NAME
-from emu_data.votes.vote import Vote, counted, digest_picture
+from emu_data.votes.vote import Vote, counted
 from emu_steps.layout import Layout
 from emu_steps.params import Params
+from emu_steps.params.kinds import Voters
 from emu_steps.training_jobs import PASSED_GATES
-from emu_steps.voting import read_votes
+from emu_steps.voting import admitted, digest_pictures, read_votes, voters_of
 
-ROUNDS = ("generalist", "specialist")  # those whose votes are about pictures; the others' are about pairs
+ROUNDS = ("generalist", "specialist")  # rounds of votes on single pictures; the others are on pairs
 PRETRAININGS = ("pretrained_low", "pretrained_mid", "pretrained_full")
 
 
 @dataclass(frozen=True)
 class Held:
-    """A measured value beside its threshold. value: None where it was not measured, or the corpus brought none.
-    threshold: None where the gate's limit is switched off. breaks: whether the value is beyond it."""
+    """A measured value with its limit. value: None if it was not measured, or the corpus has none. threshold: None if
+    the limit is switched off.
+    """
 
     limit: Limit
     value: float | None
@@ -37,6 +39,7 @@ class Held:
 
     @property
     def breaks(self) -> bool:
+        """Whether the value is beyond the threshold; False if either is missing."""
         if self.value is None or self.threshold is None:
             return False
         return self.value < self.threshold if self.limit.is_minimum else self.value > self.threshold
@@ -44,7 +47,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Spoken:
-    """A vote on the picture, in the round as recorded. counts: whether it is among those that count now."""
+    """A vote on the picture in a recorded round. counts: whether it counts now (emu_data.votes.vote.counted)."""
 
     vote: Vote
     counts: bool
@@ -52,8 +55,10 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Picture:
-    """row: of the ledger. is_final: whether the gates that compare pictures have decided, too. twins: key -> the gate
-    of each near-twin, "" for the one that was kept. went: where the picture is now, in words."""
+    """What is recorded about a picture. row: its row in the ledger. is_final: whether the gates that compare pictures
+    have decided too. twins: key of each near-twin -> the gate that dropped it, "" for the one that was kept. went:
+    where the picture is now, in words.
+    """
 
     key: str
     row: Mapping[str, Any]
@@ -65,25 +70,25 @@ class Picture:
 
     @property
     def gate(self) -> str:
-        """The first gate that it failed, "" where it passed all that have decided."""
+        """The first gate that it failed, "" if it passed all gates that have decided."""
         return self.row["first_failed_gate"]
 
 
 def find_picture(layout: Layout, params: Params, key: str) -> Picture:
-    """Collects what is known of a picture. ValueError where there is no ledger yet, or no such key in it."""
+    """Collect what is recorded about a picture. Raises ValueError if there is no ledger yet, or no such key in it."""
     final = layout.filtered / "ledger"
     is_final = any(final.glob("*.parquet"))
     ledger = final if is_final else layout.ledger
     if not any(ledger.glob("*.parquet")):
         raise ValueError(
-            f"nothing is known of {key!r}, since no picture was measured yet: `emu materialize filtered_corpus "
-            "--upstream` measures them"
+            f"nothing is known about {key!r}, because no picture has been measured yet: run "
+            "`emu materialize filtered_corpus --upstream` first"
         )
     with open_ledger(ledger) as con:
         rows = con.execute("SELECT * FROM ledger WHERE key = ?", [key]).df()
         if not len(rows):
             num, first, last = con.execute("SELECT count(*), min(key), max(key) FROM ledger").fetchall()[0]
-            raise ValueError(f"there is no picture {key!r} in {ledger}; its {num} keys go from {first} to {last}")
+            raise ValueError(f"there is no picture {key!r} in {ledger}; its {num} keys range from {first} to {last}")
         row = {str(name): None if pd.isna(value) else value for name, value in rows.iloc[0].items()}
         twins: dict[str, str] = {}
         if row.get("cluster"):
@@ -102,17 +107,17 @@ def find_picture(layout: Layout, params: Params, key: str) -> Picture:
     held = tuple(
         Held(limit, row[limit.column], getattr(policy, limit.field)) for limit in LIMITS if limit.column in row
     )
-    spoken = tuple(vote for name in ROUNDS for vote in _votes_on(layout, name, key))
+    spoken = tuple(vote for name in ROUNDS for vote in _votes_on(layout, name, key, voters_of(params, name)))
     return Picture(key, row, is_final, held, twins, spoken, tuple(_where(layout, key, learned)))
 
 
-def _votes_on(layout: Layout, name: str, key: str) -> list[Spoken]:
-    """Every vote on the picture in a round as recorded; none where nothing was recorded."""
+def _votes_on(layout: Layout, name: str, key: str, voters: Voters) -> list[Spoken]:
+    """Return every vote on the picture in a recorded round; none if nothing was recorded. voters: whose votes count."""
     if not (layout.votes(name) / EXPORT_NAME).is_file():
         return []
-    votes = [vote for vote in read_votes(layout, name).votes if vote.key == key]
-    shown = {key: digest_picture(read_many(layout.filtered, [key])[key].image)} if _is_in(layout.filtered, key) else {}
-    standing = counted(votes, shown)
+    votes = [vote for vote in read_votes(layout, name, "people, then panel").votes if vote.key == key]
+    shown = digest_pictures(layout, [key]) if _is_in(layout.filtered, key) else {}
+    standing = counted(admitted(votes, voters), shown)
     return [Spoken(vote, vote in standing) for vote in votes]
 
 
@@ -134,7 +139,7 @@ def _where(layout: Layout, key: str, learned: list[str]) -> list[str]:
 
 
 def print_picture(picture: Picture, console: Console | None = None) -> None:
-    """Prints a picture as `emu show` does."""
+    """Print a picture as `emu show` does. console: by default the terminal."""
     console = console or Console()
 
     def say(text: str) -> None:
@@ -154,8 +159,8 @@ def print_picture(picture: Picture, console: Console | None = None) -> None:
     if picture.spoken:
         console.print(_votes(picture))
     else:
-        say("no votes on it")
-    for text in picture.went or ("it went no further",):
+        say("no votes")
+    for text in picture.went or ("it was not used further",):
         say(text)
 
 
@@ -174,17 +179,17 @@ def _values(picture: Picture) -> Table:
 def _gate(picture: Picture) -> str:
     gate, twin = picture.gate, picture.row.get("duplicate_of")
     if gate == "duplicate":
-        return f"left at: duplicate; {twin} was kept in its place"
+        return f"dropped by: duplicate; {twin} was kept instead"
     if gate:
-        return f"left at: {gate}"
+        return f"dropped by: {gate}"
     if picture.is_final:
         return "passed every gate"
-    return "passed the gates of one picture; duplicates and quotas are decided by `emu materialize filtered_corpus`"
+    return "passed the gates for single pictures; `emu materialize filtered_corpus` decides about duplicates and quotas"
 
 
 def _votes(picture: Picture) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title in ("round", "rater", "", "said", "why", "when", ""):
+    for title in ("round", "rater", "", "vote", "why", "when", ""):
         table.add_column(title, overflow="fold")
     for spoken in picture.spoken:
         vote = spoken.vote

@@ -1,4 +1,4 @@
-"""The one screen that `emu demo` ends with."""
+"""The summary of one screen with which `emu demo` ends."""
 
 import json
 from datetime import timedelta
@@ -16,7 +16,9 @@ from emu_steps.params import read_params
 
 
 def print_summary(seconds: float | None = None) -> None:
-    """Prints funnel counts, the autoencoder's PSNR, losses, verdicts and where everything is."""
+    """Print funnel counts, the autoencoder's PSNR, losses, verdicts and where everything is. seconds: how long the
+    command took, shown if given.
+    """
     layout = Layout(project_root())
     params = read_params(layout.root / "params.yaml")
     table = Table(title=f"emu, profile {params.profile}" + (" (a toy scale)" if params.toy else ""), show_header=False)
@@ -33,7 +35,7 @@ def print_summary(seconds: float | None = None) -> None:
 
 
 def summary_lines(layout: Layout) -> dict[str, str]:
-    """The summary's rows as text, from the files that the assets wrote."""
+    """Return the summary's rows, name -> text, from the files that the assets wrote."""
     from emu_steps.choosing import read_chosen_by
 
     sizes, registered = read_sizes(layout), read_registered(layout)
@@ -56,12 +58,15 @@ def summary_lines(layout: Layout) -> dict[str, str]:
             f"{who} {format_percent(auto['naming'][who]['top_5']['estimate'])}"
             for who in ("real", *auto["contestants"])
             if who in auto["naming"]
-        ),
+        )
+        or "unknown: no prompt is a caption of the corpus",
     }
 
 
 def _describe_preference(report: dict[str, Any]) -> str:
     found = report["preference"]
+    if found is None:
+        return "unknown: nobody voted, and the judge knows the subject of no prompt"
     win, lose = found["win"], found["lose"]
     span = f" ({ends})" if (ends := format_span(win)) else ""
     candidate, _ = report["comparison"]

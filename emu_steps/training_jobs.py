@@ -1,9 +1,8 @@
-"""Jobs for the training child (emu_models/training/jobs.py), made from sections of params.yaml.
+"""Makes jobs for the training child (emu_models/training/jobs.py) from sections of params.yaml.
 
-A knob flows by its name: an entry of a section is taken by whichever part of the job has a field that is called so.
+Settings are passed by name: an entry of a section goes to each part of the job that has a field of that name.
 """
 
-import hashlib
 import itertools
 import json
 import os
@@ -16,6 +15,7 @@ from emu_data.files import atomic_dir, restore_dir
 from emu_steps.layout import Layout
 from emu_steps.params import (
     AlignmentModel,
+    AlignmentTraining,
     AutoencoderSection,
     AutoencoderStudy,
     AutoencoderTraining,
@@ -28,33 +28,40 @@ from emu_steps.params import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from emu_models.alignment import AlignmentJob
     from emu_models.judge_training import JudgeJob
     from emu_models.latent.jobs import AutoencoderJob, DenoiserJob
 
 MAX_ASPECT = 2.0  # long side / short side of a picture that the autoencoder trains on; chosen here
-# SQL over a ledger: the rows that failed none of $gates. Signals are named as their gates; what a gate was not asked
-# about was not needed: no stage keeps such a row.
-PASSED_GATES = """NOT list_contains($gates, first_failed_gate)
+# SQL over a ledger: the rows that can be read and failed none of $gates. Signals have their gates' names; if a row was
+# not measured by one of them, no training needed it, and it is left out.
+PASSED_GATES = """first_failed_gate <> 'readable' AND NOT list_contains($gates, first_failed_gate)
     AND NOT list_has_any(string_split(coalesce(unmeasured, ''), ','), $gates)"""
-CHECKPOINT_SECONDS = 20.0  # wall time between two saved states, about what a crash may cost; chosen here
+ROW_COLUMNS = ("key", "caption", "status", "width", "height")  # of raw rows, for usable_rows
+PASSED_ALL = "first_failed_gate IN ('', 'quota')"  # every gate but the quota, which says nothing about a picture
+CHECKPOINT_SECONDS = 20.0  # wall time between two saved states, and about what a crash can cost; chosen here
 
 
 def training_folder(layout: Layout, asset: str, identity: str = "") -> Path:
-    """The folder of a training of an asset, or of all of them: states, logs and results (training/identity.py)."""
+    """Return the folder of one training of an asset or, without `identity`, of all its trainings, with states, logs and
+    results (training/identity.py).
+    """
     return layout.states / asset / identity
 
 
 def publish(layout: Layout, asset: str, results: Sequence[Mapping[str, Any]]) -> None:
-    """Puts the finished models that the training child told of in the place of data/models/ASSET, all or none.
+    """Replace data/models/ASSET by the finished models that the training child reported, all or none. Without results
+    the folder is empty.
 
-    Copies, not links: somebody may edit a published file in place, and DVC makes what it records read-only; neither may
-    reach the one that is kept. A model that stands there and that no training here has made (of an earlier version, or
-    brought by DVC) is not removed but moved to data/states/ASSET/replaced-N.
+    They are copied, not linked: somebody may edit a published file in place, and DVC makes recorded files read-only;
+    neither may affect the result in data/states. If the present model does not come from a training here (an older
+    version made it, or DVC checked it out), it is not removed but moved to data/states/ASSET/replaced-N.
     """
     target = layout.model(asset)
     restore_dir(target)
-    if target.is_dir() and not _is_kept(layout, asset, target):
+    if target.is_dir() and any(target.iterdir()) and not _is_kept(layout, asset, target):
         states = training_folder(layout, asset)
         states.mkdir(parents=True, exist_ok=True)
         number = next(n for n in itertools.count(1) if not (states / f"replaced-{n}").exists())
@@ -71,80 +78,98 @@ def _is_kept(layout: Layout, asset: str, target: Path) -> bool:
 
 
 def published(target: Path) -> list[str]:
-    """The identities of the trainings that a published folder was copied from; none where it does not say."""
+    """Return the identities of the trainings from which a published folder was copied; empty if it does not say."""
     metas = [meta for folder in (target, *target.glob("*/")) if (meta := folder / "meta.json").is_file()]
     return [name for meta in metas if (name := json.loads(meta.read_text()).get("identity"))]
 
 
 def alignment_job(layout: Layout, section: AlignmentModel) -> "AlignmentJob":
-    """A job that trains the alignment models on all pictures that can be read; copies share a fold."""
+    """Make a job that trains the alignment models on all pictures that can be read; near-twins share a fold.
+
+    Measuring needs these models, so there is no ledger yet that says which pictures can be read.
+    """
     import pandas as pd
 
     from emu_data.files import write_parquet
+    from emu_data.guarded import look_guarded
     from emu_data.near_twins import near_duplicate_groups
-    from emu_data.records import DecodeError, decode_rgb
-    from emu_data.shards import list_shards, read_samples
-    from emu_data.signals.phash import perceptual_hash, thumbnail
+    from emu_data.shards import iter_samples
+    from emu_data.signals.looks import look_at
     from emu_models.alignment import AlignmentJob
     from emu_models.training.jobs import make
 
-    found = []
-    for tar in list_shards(layout.raw):
-        for sample in read_samples(tar, on_error=lambda error: None):  # the ledger says why it is left out
-            try:
-                image = decode_rgb(sample.image)
-            except DecodeError:
-                continue
-            digest = hashlib.sha256(sample.image).hexdigest()
-            found.append((sample.key, sample.caption, digest, perceptual_hash(image), thumbnail(image)))
-    table = pd.DataFrame(found, columns=["key", "caption", "sha256", "phash", "thumbnail"]).sort_values(
-        "key", ignore_index=True
-    )
+    found = [
+        {"key": sample.key, "caption": sample.caption, **looks}
+        for sample, looks in look_guarded(iter_samples(layout.raw), look_at)
+    ]
+    table = pd.DataFrame(found, columns=["key", "caption", "stored_sha256", "looks"])
+    table = table.rename(columns={"stored_sha256": "sha256"}).sort_values("key", ignore_index=True)
     table["group"] = near_duplicate_groups(table)
     path = layout.cache / "rows" / "alignment_model.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(path, table[["key", "caption", "group"]])
-    return make(AlignmentJob, {**_places(layout, "alignment_model", layout.raw, path), "config": section.model_dump()})
+    return make(AlignmentJob, {**_alignment_settings(section), **_places(layout, "alignment_model", layout.raw, path)})
 
 
 def judge_job(layout: Layout, section: FaithfulnessJudge) -> "JudgeJob":
-    """A job that makes the judge from the rows that passed every gate but the quota.
+    """Make a job that trains the judge on the rows that passed every gate except the quota.
 
-    Of near-twins only the one that was kept: its copies would straddle what is learnt and what is held out.
+    Of near-twins, only the one that was kept is used: copies could be both in the training rows and in the held-out
+    rows.
     """
     from emu_data.ledger import open_ledger
     from emu_models.judge_training import JudgeJob
     from emu_models.training.jobs import make
 
-    passed = "SELECT key, caption FROM ledger WHERE first_failed_gate IN ('', 'quota') ORDER BY key"
+    passed = f"SELECT key, caption FROM ledger WHERE {PASSED_ALL} ORDER BY key"
     with open_ledger(layout.filtered / "ledger") as con:
         rows = _write_rows(layout, "faithfulness_judge", con.execute(passed).df())
     places = _places(layout, "faithfulness_judge", layout.raw, rows)
-    return make(JudgeJob, {**places, "root": layout.root, "config": section.model_dump()})
+    return make(JudgeJob, {**_alignment_settings(section), **places, "root": layout.root})
+
+
+def _alignment_settings(section: AlignmentTraining) -> dict[str, Any]:
+    return {**_at_every_level(section.model_dump()), "resolution": section.image_size}
 
 
 def write_training_rows(layout: Layout, section: AutoencoderTraining) -> Path:
-    """A parquet (key, caption) of raw pictures that can be read and are as large as they are to be trained on: all, or
-    the `max_images` whose keys hash lowest. No more than these and a shard's rows are in memory."""
+    """Write a parquet (key, caption) of raw pictures that are large enough to train on: all, or the `max_images` with
+    the lowest hashes of their keys, without those that cannot be decoded. Only these rows and one shard's are in memory
+    at a time."""
     import pandas as pd
 
-    from emu_data.shards import iter_rows
+    from emu_data.guarded import measure_guarded
+    from emu_data.shards import iter_rows, iter_samples
 
     resolution, chosen = section.resolution, []
-    for rows in iter_rows(layout.raw, ["key", "caption", "status", "width", "height"]):
-        sides = rows[["width", "height"]]
-        usable = (rows["status"] == "success") & (sides.min(axis=1) >= resolution)
-        usable &= sides.max(axis=1) <= MAX_ASPECT * sides.min(axis=1)
-        found = rows.loc[usable, ["key", "caption"]]
-        # not the hash by which training holds rows out (emu_models.training.order), which would hold out all of these
+    for rows in iter_rows(layout.raw, ROW_COLUMNS):
+        found = usable_rows(rows, resolution)[["key", "caption"]]
+        # Another hash than the one by which trainings choose held-out rows (emu_models.training.order), which would
+        # hold out all of these.
         found = found.assign(order=pd.util.hash_array(found["key"].to_numpy(object)))
         chosen = [pd.concat([*chosen, found]).nsmallest(section.max_images, "order")]
-    return _write_rows(layout, f"autoencoder_{resolution}_{section.max_images}", chosen[0].sort_values("key"))
+    rows = chosen[0].sort_values("key")
+    measured = measure_guarded(iter_samples(layout.raw, rows["key"].tolist()))
+    shown = pd.DataFrame([(sample.key, *size) for sample, size in measured], columns=["key", "width", "height"])
+    readable = usable_rows(shown.assign(status="success"), resolution)["key"]  # by their true sizes
+    return _write_rows(layout, f"autoencoder_{resolution}_{section.max_images}", rows[rows["key"].isin(readable)])
+
+
+def usable_rows(rows: "pd.DataFrame", resolution: int) -> "pd.DataFrame":
+    """Return the rows (columns status, width, height and any others) whose pictures exist and are large enough for an
+    autoencoder to learn from at `resolution` px, according to these sizes; rows without a size are kept."""
+    sides = rows[["width", "height"]].astype("Float64")
+    is_unknown = sides.isna().any(axis=1)
+    fits = (sides.min(axis=1) >= resolution) & (sides.max(axis=1) <= MAX_ASPECT * sides.min(axis=1))
+    return rows[(rows["status"] == "success") & (is_unknown | fits.fillna(False))]
 
 
 def write_gated_rows(layout: Layout, name: str, gates: list[str]) -> Path:
-    """A parquet (key, caption) of the raw pictures that failed none of `gates`. Those that only a quota turned away
-    are pretrained on: the paper, too, pretrains on far more than the 200 K."""
+    """Write a parquet (key, caption) of the raw pictures that failed none of `gates`. Pictures that only a quota
+    dropped are used too: the paper also pretrains on far more than the 200 K.
+
+    Raises ValueError if there is no such gate.
+    """
     from emu_data.ledger import GATES, open_ledger
 
     unknown = set(gates) - set(GATES)
@@ -153,6 +178,14 @@ def write_gated_rows(layout: Layout, name: str, gates: list[str]) -> Path:
     passed = f"SELECT key, caption FROM ledger WHERE {PASSED_GATES} ORDER BY key"
     with open_ledger(layout.filtered / "ledger") as con:
         return _write_rows(layout, name, con.execute(passed, {"gates": gates}).df())
+
+
+def write_curated_rows(layout: Layout, captions: str) -> Path:
+    """Write a parquet (key, caption) of the curated set. captions: see captioning.pick_captions."""
+    from emu_data.shards import read_manifest
+    from emu_steps.captioning import pick_captions
+
+    return _write_rows(layout, "quality_tuned", pick_captions(read_manifest(layout.curated), captions))
 
 
 def _write_rows(layout: Layout, name: str, rows: Any) -> Path:
@@ -165,7 +198,7 @@ def _write_rows(layout: Layout, name: str, rows: Any) -> Path:
 
 
 def autoencoder_network(study: AutoencoderStudy, variant: Variant) -> dict[str, Any]:
-    """Arguments of emu_models.latent.autoencoder.network.Autoencoder."""
+    """Return the arguments of emu_models.latent.autoencoder.network.Autoencoder for a variant."""
     shared = ("fold", "widths", "encoder_blocks", "decoder_blocks", "linear_shortcut")
     return {**variant.model_dump(), **{name: getattr(study, name) for name in shared}}
 
@@ -180,16 +213,20 @@ def autoencoder_job(
     network: dict[str, Any] | None,
     start_from: Path | None,
 ) -> "AutoencoderJob":
-    """A job that trains one autoencoder on raw pictures: from `network`, or on from the folder `start_from`."""
+    """Make a job that trains one autoencoder on raw pictures: a new `network`, or the one in the
+    folder `start_from`.
+    """
     from emu_models.latent.jobs import AutoencoderJob
     from emu_models.training.jobs import make
 
-    knobs = section.model_dump()
-    if section.losses.perceptual.kind == "encoder" and not section.losses.perceptual.path:
-        # not fold_1, on whose features the study's distances are measured
-        knobs["losses"]["perceptual"]["path"] = str(layout.model("alignment_model") / "fold_0")
+    settings = section.model_dump()
+    if given := section.losses.perceptual.path:
+        settings["losses"]["perceptual"]["path"] = str(layout.root / given)
+    elif section.losses.perceptual.kind == "encoder":
+        # not fold_1, whose features measure the study's distances
+        settings["losses"]["perceptual"]["path"] = str(layout.model("alignment_model") / "fold_0")
     places = {**_places(layout, asset, layout.raw, rows), "name": name, "out": out}
-    return make(AutoencoderJob, {**_at_every_level(knobs), **places, "network": network, "start_from": start_from})
+    return make(AutoencoderJob, {**_at_every_level(settings), **places, "network": network, "start_from": start_from})
 
 
 def denoiser_job(
@@ -201,25 +238,30 @@ def denoiser_job(
     section: Pretraining | QualityTuning,
     start_from: Path | None,
 ) -> "DenoiserJob":
-    """A job that trains a denoiser: a new one over the autoencoder, or on from the pipeline in `start_from`."""
+    """Make a job that trains a denoiser: a new one on the autoencoder's latents, or that of the pipeline in the folder
+    `start_from`.
+    """
     from emu_models.latent.jobs import DenoiserJob
     from emu_models.training.jobs import make
 
-    knobs = {**section.model_dump(), **params.launch.of(name).model_dump()}
+    settings = {**section.model_dump(), **params.launch.of(name).model_dump()}
+    if encoders := settings.get("text_encoder"):
+        names = [encoders] if isinstance(encoders, str) else encoders
+        settings["text_encoder"] = [str(f) if (f := layout.root / name).is_dir() else name for name in names]
     others = {
         "autoencoder": layout.model("autoencoder") if isinstance(section, FirstPretraining) else None,
         "start_from": start_from,
         "num_text_tokens": params.pretrained_low.num_text_tokens,
         "prompts": params.evaluation_images.fixed_prompts,
         "guidance_scale": params.evaluation_images.guidance_scale,
-        "adapters": knobs.pop("lora", None),
+        "adapters": settings.pop("lora", None),
     }
-    return make(DenoiserJob, {**_at_every_level(knobs), **_places(layout, name, shards, rows), **others})
+    return make(DenoiserJob, {**_at_every_level(settings), **_places(layout, name, shards, rows), **others})
 
 
-def _at_every_level(knobs: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a section for a job, its loop and its learner: each takes those that it has a field for."""
-    return {**knobs, "loop": {**knobs, "checkpoint_seconds": CHECKPOINT_SECONDS}, "training": knobs}
+def _at_every_level(settings: dict[str, Any]) -> dict[str, Any]:
+    """Offer the entries of a section to a job, its loop and its learner: each takes those for which it has a field."""
+    return {**settings, "loop": {**settings, "checkpoint_seconds": CHECKPOINT_SECONDS}, "training": settings}
 
 
 def _places(layout: Layout, asset: str, shards: Path, rows: Path) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""Create a virtual environment from a lock file, quietly: one status line, and one line when it fails.
+"""Create a virtual environment from a lock file, quietly: one status line, and one line if it fails.
 
-`make env` calls it: `python3.11 scripts/create_env.py .venv requirements.lock --project`. Plain Python only.
+`make env` calls it: `python3.11 scripts/create_env.py .venv requirements.lock --project`. It needs only Python itself.
 
-- pip installs (not uv), so that the user's own pip configuration says where packages come from; its other
-  settings (user, target, constraint, …) are left out, because they can only break this install.
-- The lock is complete, so `--no-deps` skips resolving; `--only-binary` because no compiler may be there.
-- Packages are compiled afterwards on all cores: 48 s instead of pip's 66 s on one (measured on 2 cores), and
-  without their tests.
-- A stamp is written last. An environment without one may have been interrupted while it was unpacked, which
-  pip cannot see, so it is made again from nothing; what was downloaded stays in pip's cache.
+- pip installs (not uv), so that the user's own pip configuration says where packages come from; its other settings
+  (user, target, constraint, …) are not used, because they can only break this install.
+- The lock is complete, so `--no-deps` skips resolving; `--only-binary`, because there may be no compiler.
+- Packages are compiled afterwards, on all cores and without their tests: 48 s instead of pip's 66 s on one core
+  (measured on 2 cores).
+- A stamp is written last. An environment without one may have been interrupted while it was unpacked, which pip cannot
+  see, so it is made again from scratch; what was downloaded stays in pip's cache.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from pathlib import Path
 
 STAMP = ".complete"
 LOG = "install.log"
-# Free disk for the main environment (7.4 GB, most of it torch's CUDA libraries) and for the wheels while they
-# are unpacked (2.8 GB), measured 2026-11; for the DVC environment 0.2 GB.
+# Free disk space for the main environment (7.4 GB, most of it torch's CUDA libraries) and for the wheels while they are
+# unpacked (2.8 GB), measured 2026-11; the DVC environment takes 0.2 GB.
 GIGABYTES = {"requirements.lock": 11.0, "requirements-dvc.lock": 0.5}
-# What is taken over from the user's pip configuration and PIP_ variables: where packages come from, and how
-# they are reached and kept. The rest (user, target, require-hashes, …) can only break this install.
+# The settings that are used of the user's pip configuration and PIP_ variables: where packages come from, and how they
+# are reached and kept. The rest (user, target, require-hashes, …) can only break this install.
 KEPT = {
     *(
         "index-url",
@@ -57,17 +57,17 @@ PYTHONS = re.findall(r'^requires-python = "(.+)"', PYPROJECT.read_text(), flags=
 
 
 class InstallError(Exception):
-    """What went wrong, in one line."""
+    """What went wrong, on one line."""
 
 
 def is_supported(minor: int) -> bool:
-    """Whether Python 3.minor is one of PYTHONS, for which the locks were made."""
+    """Return whether Python 3.minor is in PYTHONS, for which the locks were made."""
     low, high = (int(number) for number in re.findall(r"3\.(\d+)", PYTHONS))
     return low <= minor < high
 
 
 def say(text: str, done: bool = False) -> None:
-    """Rewrite one line on a terminal; elsewhere print only the lines that stay."""
+    """Rewrite one line on a terminal; elsewhere print only the lines that stay (`done`)."""
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns - 1
         print(
@@ -81,7 +81,7 @@ def say(text: str, done: bool = False) -> None:
 
 
 def explain(log: str) -> str:
-    """The package and the reason, out of pip's output."""
+    """Return which package could not be installed and why, from pip's output."""
     package = ""
     retry = error = ""
     for line in log.splitlines():
@@ -95,7 +95,7 @@ def explain(log: str) -> str:
             retry = line
         if line.startswith("ERROR: ") and not line.startswith(("ERROR: Exception", "ERROR: No matching")):
             error = line.removeprefix("ERROR: ")
-    last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "pip said nothing")
+    last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "pip printed nothing")
     reason = error or last
     if "No space left" in log:
         reason = "no space left on the disk"
@@ -106,15 +106,15 @@ def explain(log: str) -> str:
         reason = "no package registry could be reached, or none has this package"
     elif "DO NOT MATCH THE HASHES" in log:
         reason = "the file that the registry served is not the one in the lock (other sha256)"
-    return f"could not have {package}: {reason}" if package else reason
+    return f"could not install {package}: {reason}" if package else reason
 
 
 def pip_settings(python: Path) -> dict[str, str]:
-    """The environment for pip: the user's, less all of pip's settings but KEPT."""
+    """Return the environment for pip: the user's, with only those of pip's settings that are in KEPT."""
     listed = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     found = dict(re.findall(r"^(\S+?)=(.*)$", listed, flags=re.M))
-    for section in ("global", "install", ":env:"):  # pip's order: the later wins
+    for section in ("global", "install", ":env:"):  # pip's order: the last one wins
         for name in KEPT:
             if value := found.get(f"{section}.{name}"):
                 environment["PIP_" + name.upper().replace("-", "_")] = ast.literal_eval(value)
@@ -123,9 +123,9 @@ def pip_settings(python: Path) -> dict[str, str]:
 
 
 def run_pip(python: Path, arguments: list[str], log_path: Path, label: str, total: int, site: Path) -> None:
-    """Run pip with its output in `log_path`; show how far it is. Raises InstallError with one line."""
+    """Run pip with its output in `log_path`, and show how far it is. Raises InstallError, with one line."""
     environment = pip_settings(python)
-    # Wheels are unpacked from the same disk that was checked, not from a /tmp that may be small.
+    # Wheels are unpacked on the disk whose free space was checked, not in /tmp, which may be small.
     scratch = python.parent.parent / "tmp"
     scratch.mkdir(exist_ok=True)
     environment["TMPDIR"] = str(scratch)
@@ -171,10 +171,10 @@ def run_pip(python: Path, arguments: list[str], log_path: Path, label: str, tota
 
 
 def create(venv: Path, lock: Path, project: bool) -> None:
-    """Make `venv` hold what `lock` says, and the project (editable) when asked. Raises InstallError."""
+    """Install in `venv` what `lock` lists and, if `project`, this project (editable). Raises InstallError."""
     if not is_supported(sys.version_info[1]):
         raise InstallError(
-            f"Python {PYTHONS} is needed and this is {sys.version.split()[0]}: make env PYTHON=python3.11"
+            f"Python {PYTHONS} is needed, but this is {sys.version.split()[0]}: make env PYTHON=python3.11"
         )
     stamp, log_path, python = venv / STAMP, venv / LOG, venv / "bin" / "python"
     label = f"environment {venv.name}"
@@ -185,7 +185,7 @@ def create(venv: Path, lock: Path, project: bool) -> None:
         if fresh:
             needed, free = GIGABYTES[lock.name], shutil.disk_usage(venv.parent).free / 1e9
             if free < needed:
-                raise InstallError(f"{free:.1f} GB free where {venv} will be, {needed} GB needed")
+                raise InstallError(f"{venv} needs {needed} GB of disk space, but only {free:.1f} GB are free there")
             say(f"{label}: creating")
             made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True)
             if made.returncode:
@@ -211,8 +211,8 @@ def create(venv: Path, lock: Path, project: bool) -> None:
         ]
         run_pip(python, locked, log_path, label, total, site)
         if project:
-            # The build backend is in the lock: nothing is fetched. compat: a plain path entry, which also
-            # finds packages made later.
+            # The build backend is in the lock, so nothing is fetched. compat: a plain path entry, which also finds
+            # packages added later.
             editable = [
                 "install",
                 "--no-deps",
@@ -244,7 +244,7 @@ def main() -> int:
         say(f"make env: {error}{where}", done=True)
         return 1
     except KeyboardInterrupt:
-        say("make env: interrupted; the same command starts again with what was downloaded", done=True)
+        say("make env: interrupted; the same command starts again and uses what was downloaded", done=True)
         return 130
     return 0
 

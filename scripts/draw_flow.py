@@ -1,4 +1,4 @@
-"""Draws docs/flow.png from a finished project: what is left at each step, from the raw pile to the tuned model.
+"""Draws docs/flow.png from a finished project: what is left after each step, from the raw corpus to the tuned model.
 
 python -m scripts.draw_flow --out docs/flow.png
 """
@@ -19,7 +19,7 @@ from emu_data.shards import read_images, read_manifest
 from emu_steps.layout import Layout, project_root
 from emu_steps.params import read_params
 
-SIDE = 3  # pictures a side of each step's square
+SIDE = 3  # pictures per side of each step's square
 TILE = 64  # px
 GAP = 4  # px
 ARROWS = ("filters", "generalists", "specialists\nand captions", "quality-tuning")
@@ -27,10 +27,11 @@ ARROWS = ("filters", "generalists", "specialists\nand captions", "quality-tuning
 
 def main(
     out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("docs/flow.png"),
-    seed: Annotated[int, typer.Option(help="which pictures are shown of each step")] = 0,
+    seed: Annotated[int, typer.Option(help="decides which pictures of each step are shown")] = 0,
 ) -> None:
-    """Raises ValueError or OSError where a step up to the curated set has not been made; what the tuned model draws is
-    left out where it has not been drawn."""
+    """Draw what is left after each step. The tuned model's pictures are omitted if there are none. Raises ValueError or
+    OSError if a step up to the curated set has not been made.
+    """
     layout, rng = Layout(project_root()), np.random.default_rng(seed)
     ledger = read_ledger(layout.filtered / "ledger")
     readable = ledger.loc[ledger["first_failed_gate"] != "readable", "key"].tolist()
@@ -59,16 +60,18 @@ def main(
 
 
 def draw(rng: np.random.Generator, keys: Sequence[str]) -> list[str]:
+    """Return a random choice of SIDE squared keys."""
     return rng.choice(sorted(keys), min(SIDE**2, len(keys)), replace=False).tolist()
 
 
 def load(path: Path) -> np.ndarray:
+    """Return a picture as uint8 (TILE, TILE, 3)."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS))
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, TILE, TILE, 3), N at most SIDE squared -> one white-framed square picture."""
+    """Return one white-framed square picture of uint8 (N, TILE, TILE, 3), with N at most SIDE squared."""
     whole = np.full((SIDE * (TILE + GAP), SIDE * (TILE + GAP), 3), 255, np.uint8)
     for place, image in enumerate(images):
         y, x = (part * (TILE + GAP) for part in divmod(place, SIDE))
@@ -77,6 +80,7 @@ def grid(images: np.ndarray) -> np.ndarray:
 
 
 def show(part: SubFigure, title: str, picture: np.ndarray) -> None:
+    """Draw a picture with its title into a part of the figure."""
     axes = part.subplots()
     axes.imshow(picture, interpolation="none")
     axes.set_title(title, fontsize=10)

@@ -1,12 +1,12 @@
-"""Kills a run of the graph again and again, resumes it with the same command, and compares what it ends with to a run
-that was left alone: the same bytes, and the same records.
+"""Kills a run of the graph again and again, resumes it with the same command, and compares the result with that of an
+undisturbed run: the same bytes, and the same records.
 
     python -m scripts.kill_campaign --kills 50 --folder /tmp/campaign
 
-Every process of the command is killed at once (-9), as when a machine goes down. Kills fall at random, or are aimed: at
-`dvc commit`, at dvc.lock while DVC writes it, at MLflow's database while a transaction is open, at a file or folder
-that is about to be renamed to its name, once at a registered version that has no alias yet. FOLDER keeps the project
-left alone (alone/) for further campaigns.
+All processes of the command are killed at once (-9), as if a machine goes down. Kills are random, or aimed: at `dvc
+commit`, at dvc.lock while DVC writes it, at MLflow's database while a transaction is open, at a file or folder that is
+about to be renamed to its name, once at a registered version that has no alias yet. FOLDER keeps the undisturbed
+project (alone/) for further campaigns.
 """
 
 import contextlib
@@ -31,21 +31,21 @@ from emu_dagster.declarations.loading import load_declarations
 from emu_data.files import TEMPORARY_MARK
 from tests.e2e.conftest import Project, make_project
 
-START_SECONDS = 12.0  # about what the command takes before it works
-MOST_PATIENCE = 60.0  # so that a random kill falls before the end of what half the graph takes
-WAIT_SECONDS = 90.0  # for what a kill is aimed at to come; then it falls at random
+START_SECONDS = 12.0  # about how long the command takes to start working
+MAX_PATIENCE = 60.0  # so that a random kill comes before half the graph is finished
+WAIT_SECONDS = 90.0  # for the moment at which a kill is aimed; after that it is random
 POLL_SECONDS = 0.002
-LAST_STAGES = 4  # that are missing when the next kill is kept for the registering
-# Told by the project itself: what Dagster, MLflow and DVC say of each asset.
+LAST_STAGES = 4  # if no more stages are missing, the next kill is kept for the registration
+# Run in the project itself: what Dagster, MLflow and DVC say about each asset.
 RECORDS = """
 import json, re, dagster as dg, mlflow
 from emu_dagster.machine.environment import prepare_environment
 prepare_environment()
 from emu_dagster.declarations.loading import load_declarations
-from emu_dagster.resources.dvc import DvcRecord, hash_path
+from emu_dagster.resources.dvc import DvcRepo, hash_path
 from emu_dagster.resources.dvc_files import combine, read_ignored, read_yaml
 from emu_dagster.resources.mlflow import MlflowTracking
-dvc, instance, experiment = DvcRecord(), dg.DagsterInstance.get(), MlflowTracking().connect()
+dvc, instance, experiment = DvcRepo(), dg.DagsterInstance.get(), MlflowTracking().connect()
 client = mlflow.MlflowClient()
 runs = [(r.info.run_id, r.info.status, r.data.tags.get("dagster.asset"), r.data.tags.get("emu.md5"))
         for r in mlflow.search_runs([experiment], output_format="list", max_results=5000)]
@@ -73,17 +73,17 @@ print(json.dumps({"assets": assets, "runs": runs, "registry": versions, "unfinis
 def main(
     folder: Annotated[Path, typer.Option(help="where both projects are made")],
     kills: Annotated[int, typer.Option(min=1)] = 50,
-    seed: Annotated[int, typer.Option(help="of the moments at which a kill falls")] = 0,
+    seed: Annotated[int, typer.Option(help="decides the moments of the kills")] = 0,
     profile: str = "smoke",
 ) -> None:
-    """Exit code 1, and what differs, where the killed project is not what the one left alone is."""
+    """Run the campaign. If the killed project differs from the undisturbed one, print how; the exit code is then 1."""
     faults = run_campaign(folder.resolve(), kills, seed, profile)
     print("\n".join(faults) or "the same bytes and the same records", flush=True)
     sys.exit(bool(faults))
 
 
 def run_campaign(folder: Path, kills: int, seed: int, profile: str) -> list[str]:
-    """Runs the whole campaign; what differs in the end, a line each."""
+    """Run the whole campaign; return what differs in the end, one line per difference."""
     command = ["emu", "demo", "--profile", profile]
     alone = Project(folder / "alone")
     if not (alone.root / "dvc.lock").is_file():
@@ -99,7 +99,7 @@ def run_campaign(folder: Path, kills: int, seed: int, profile: str) -> list[str]
         is_last = before >= len(load_declarations()) - LAST_STAGES and count_versions(killed.root) == (0, 0)
         aim = "version" if is_last else aims[tally.total() % len(aims)]
         fell = kill_once(killed, command, aim, START_SECONDS + draw.uniform(0, patience), draw)
-        if fell is None:  # it came to its end: half of it is taken away, which is then made again
+        if fell is None:  # the command ended: half of the outputs are removed, so that it has to make them again
             # (votes are an input, and registering again makes another version)
             assets = sorted(a for a in load_declarations() if not a.endswith("_votes") and a != "registered_model")
             victims = draw.sample(assets, len(assets) // 2)
@@ -109,7 +109,7 @@ def run_campaign(folder: Path, kills: int, seed: int, profile: str) -> list[str]
             patience = START_SECONDS
             continue
         tally[fell] += 1
-        patience = START_SECONDS if count_stages(killed) > before else min(patience * 1.3, MOST_PATIENCE)
+        patience = START_SECONDS if count_stages(killed) > before else min(patience * 1.3, MAX_PATIENCE)
         print(f"kill {tally.total()}: {fell}; {count_stages(killed)} stages recorded", flush=True)
     print(killed.must(*command, timeout=3600).splitlines()[-1])
     print(f"kills: {dict(tally)}", flush=True)
@@ -117,8 +117,8 @@ def run_campaign(folder: Path, kills: int, seed: int, profile: str) -> list[str]
 
 
 def kill_once(project: Project, command: list[str], aim: str, seconds: float, draw: random.Random) -> str | None:
-    """Starts the command and kills it: at what is aimed at, else after `seconds`. What was hit; None where it ended
-    first. RuntimeError where it ended with an error: a killed run must always go on.
+    """Start the command and kill it at the moment of `aim`, otherwise after `seconds`. Return what was hit; None if the
+    command ended first. Raises RuntimeError if it ended with an error: a killed run must always be resumable.
     """
     log = project.root.parent / "killed.log"
     with log.open("w") as file:
@@ -126,14 +126,14 @@ def kill_once(project: Project, command: list[str], aim: str, seconds: float, dr
             command, cwd=project.root, env=project.environment, stdout=file, stderr=file, start_new_session=True
         )
         began = time.monotonic()
-        skip = draw.randrange(3) if aim != "version" else 0  # so that not always the first of its kind is hit
+        skip = draw.randrange(3) if aim != "version" else 0  # so that it is not always the first such moment
         limit = seconds if aim == "random" else WAIT_SECONDS
         was_there = False
         while process.poll() is None and time.monotonic() - began < limit:
             is_there = aim != "random" and AIMS[aim](project.root, process)
             if is_there and not was_there:
                 if skip == 0:
-                    if aim != "version":  # which has its alias soon
+                    if aim != "version":  # which soon gets its alias
                         time.sleep(draw.choice([0.0, 0.01, 0.1, 0.3]))
                     break
                 skip -= 1
@@ -149,7 +149,7 @@ def kill_once(project: Project, command: list[str], aim: str, seconds: float, dr
 
 
 def kill_all(process: psutil.Process) -> None:
-    """All of a tree at once: stopped first, so that none acts on the death of another."""
+    """Kill a whole tree of processes at once: all are stopped first, so that none reacts to the death of another."""
     family = [process, *process.children(recursive=True)]
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for member in family:
@@ -186,7 +186,7 @@ def is_renaming(root: Path, process: psutil.Process) -> bool:
 
 
 def count_versions(root: Path) -> tuple[int, int]:
-    """How many versions are registered, and how many of them have an alias."""
+    """Return how many versions are registered, and how many of them have an alias."""
     query = """SELECT count(*), count(a.version) FROM model_versions AS v
         LEFT JOIN registered_model_aliases AS a ON a.name = v.name AND a.version = v.version"""
     with contextlib.suppress(sqlite3.OperationalError):  # no database yet, or it is locked
@@ -226,7 +226,7 @@ def read_records(project: Project) -> dict[str, Any]:
 
 
 def compare(alone: dict[str, Any], killed: dict[str, Any]) -> list[str]:
-    """What is not as in the project that was left alone, or does not fit together."""
+    """Return what differs from the undisturbed project, or is inconsistent, one line each."""
     faults = []
     for stage in sorted({*alone["stages"], *killed["stages"]}):
         one, other = alone["stages"].get(stage, {}), killed["stages"].get(stage, {})
@@ -240,7 +240,7 @@ def compare(alone: dict[str, Any], killed: dict[str, Any]) -> list[str]:
     if killed["status"]:
         faults.append(f"dvc status: {killed['status']}")
     runs = {run_id: (status, asset, md5) for run_id, status, asset, md5 in killed["runs"]}
-    told = Counter()
+    named = Counter()
     for asset, found in killed["assets"].items():
         version, md5, _ = found["versions"][0]
         if asset.endswith("_votes"):  # its version is the head of the log's chain
@@ -248,29 +248,29 @@ def compare(alone: dict[str, Any], killed: dict[str, Any]) -> list[str]:
         if not found["recorded"] == found["on_disk"] == version == md5:
             faults.append(f"{asset}: dvc.lock, disk and Dagster do not agree: {found}")
         for _, md5, run_id in found["versions"]:
-            told[run_id] += 1
+            named[run_id] += 1
             if runs.get(run_id) != ("FINISHED", asset, md5):
                 faults.append(f"{asset}: its MLflow run {run_id} is {runs.get(run_id)}, not finished with {md5}")
-    faults += [f"MLflow run {run_id} belongs to {n} materialisations" for run_id, n in told.items() if n > 1]
+    faults += [f"MLflow run {run_id} belongs to {n} materialisations" for run_id, n in named.items() if n > 1]
     for run_id, (status, asset, _) in runs.items():
-        if status == "RUNNING" or (status == "FINISHED" and run_id not in told):
-            faults.append(f"{asset}: MLflow run {run_id} is {status}, and no materialisation has it")
+        if status == "RUNNING" or (status == "FINISHED" and run_id not in named):
+            faults.append(f"{asset}: MLflow run {run_id} is {status}, but no materialisation names it")
     if killed["registry"] != alone["registry"]:
-        faults.append(f"registry: {killed['registry']}, not {alone['registry']}")
+        faults.append(f"registry: {killed['registry']} instead of {alone['registry']}")
     if killed["unfinished"]:
         faults.append(f"Dagster runs that never ended: {killed['unfinished']}")
     return faults
 
 
 def by_name(entry: dict[str, Any], part: str) -> dict[str, Any]:
-    """Path -> md5 of an entry's deps or outs, or its params."""
+    """Return path -> md5 of an entry's deps or outs, or name -> value of its params."""
     if part == "params":
         return entry.get(part, {}).get("params.yaml", {})
     return {item["path"]: item["md5"] for item in entry.get(part, [])}
 
 
 def find_broken_objects(project: Project) -> list[str]:
-    """Files in DVC's cache whose bytes are not those of their name."""
+    """Return, one line each, the files in DVC's cache whose bytes do not match their name."""
     cache = project.root / ".dvc" / "cache" / "files" / "md5"
     return [
         f"DVC's cache: {path.parent.name}{path.name} holds other bytes"

@@ -1,1 +1,2 @@
-"""Properties of the packages, and the whole graph from outside. A package: a wheel brings another `tests`."""
+"""Properties of the packages, and the whole graph from outside. It is a package because some wheel contains another
+`tests`."""

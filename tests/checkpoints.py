@@ -17,11 +17,15 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 WIDTH = 32  # of the text features
-BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # SD's own
+BETAS: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}  # Stable Diffusion's own
 
 
 def make_tokenizer(folder: Path, max_length: int = 16) -> CLIPTokenizer:
-    """CLIP's tokenizer over letters and a few merged words."""
+    """Return CLIP's tokenizer with letters and a few merged words."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     merges = ["r e", "re d</w>", "b l", "bl u", "blu e</w>"]
     tokens = [*letters, *(f"{c}</w>" for c in letters), "re", "red</w>", "bl", "blu", "blue</w>"]
@@ -48,7 +52,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer, model_class: type = CLIPTextMode
 
 
 def make_checkpoint(kind: str, folder: Path) -> Path:
-    """Saves a checkpoint of `kind` ("sd1", "sd2" with v-prediction, "sdxl") for pictures of 32 px; returns `folder`."""
+    """Save a checkpoint of `kind` ("sd1", "sd2" with v-prediction, "sdxl") for pictures of 32 px; return `folder`."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder.with_name(f"{folder.name}-tokenizer"))
     blocks = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")

@@ -1,4 +1,5 @@
-"""What all tests share: quiet libraries off the network, skips for what a machine lacks, a project root."""
+"""What all tests share: libraries that are quiet and off the network, skips for what a machine lacks, a project
+root."""
 
 import os
 import shutil
@@ -7,29 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from emu_dagster.machine.environment import QUIET, collect_rarely
 
 os.environ.update(QUIET)
 collect_rarely()
-if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker: two trainings of two threads each stall each other
+# the time of an example depends on what else the machine does, and that of the first one on what it imports
+settings.register_profile("emu", deadline=None)
+settings.load_profile("emu")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker: two trainings with two threads each stall each other
     os.environ["OMP_NUM_THREADS"] = "1"
-# A shell's background job ignores SIGINT, and so would all that tests start and interrupt.
+# A shell's background job ignores SIGINT, and so would everything that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# A test that needs an instance, a project or a tracking server makes its own; never the user's.
+# A test that needs an instance, a project or a tracking server makes its own; the user's is never used.
 for name in ("DAGSTER_HOME", "EMU_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE"):
     os.environ.pop(name, None)
 
 
-# Tests that train through Dagster wait for the device's lock, which is the machine's: one worker has most of them, and
-# another those that make a project of their own and train nothing.
+# Tests that train through Dagster wait for the device's lock, which the whole machine shares: one worker gets most of
+# them, and another those that make their own project and train nothing.
 TRAIN_THROUGH_DAGSTER = ("tests/e2e/", "tests/emu_dagster/test_gpu.py")
 OWN_PROJECT = ("tests/e2e/test_many_shards.py", "tests/e2e/test_adding.py")
 
 
 class DeviceInOneWorker(LoadScopeScheduling):
-    """(--dist loadgroup of pytest-xdist 3.8 does nothing under pytest 9.2, which has no `Item._nodeid` any more.)"""
+    """(--dist loadgroup of pytest-xdist 3.8 does nothing under pytest 9.2, whose items no longer have a `_nodeid`.)"""
 
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith(OWN_PROJECT):
@@ -57,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project root with an absolute DAGSTER_HOME of its own; the environment variables name both."""
+    """An empty project root with its own absolute DAGSTER_HOME; the environment variables name both."""
     home = tmp_path / "dagster_home"
     home.mkdir()
     (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")

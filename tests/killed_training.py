@@ -36,7 +36,7 @@ def train_and_publish(given: dict[str, Any]) -> None:
     publish(layout, "toy", [{**asdict(result), "out": str(job.out)}])
 
 
-def run(given: dict[str, Any], kill_at: int, told: int) -> None:
+def run(given: dict[str, Any], kill_at: int, pipe: int) -> None:
     count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -48,13 +48,13 @@ def run(given: dict[str, Any], kill_at: int, told: int) -> None:
         if is_write and isinstance(arguments[0], str | os.PathLike) and given["root"] in os.fspath(arguments[0]):
             count += 1
             if count == kill_at:
-                os.write(told, b"%d" % count)
+                os.write(pipe, b"%d" % count)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     torch.set_num_threads(1)
     sys.addaudithook(hook)
     train_and_publish(given)
-    os.write(told, b"%d" % count)
+    os.write(pipe, b"%d" % count)
     os._exit(0)
 
 

@@ -1,16 +1,20 @@
-"""Records that end the process they are looked at in, in every way that was met: for tests of the engines."""
+"""Records that end the process that reads them, in every way that was observed: for tests of the engines."""
 
 import ctypes
 import os
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from emu_data.signals import LazySample
 
 
 class AcceleratorError(RuntimeError):
-    """Named as torch's, after which every call of the same process fails."""
+    """Named like torch's, after which every call of the same process fails."""
 
 
 def poison(how: object) -> None:
-    """Ends, stops or delays this process as the word says; does nothing for anything else."""
+    """End, stop or delay this process as the word says; do nothing for any other word."""
     match how:
         case "raise":
             raise KeyError("of the record")
@@ -30,3 +34,9 @@ def poison(how: object) -> None:
                 hoard.append(b"x" * 2**24)
         case "linger":
             time.sleep(1)
+
+
+def poisoned_caption(sample: "LazySample") -> str:
+    """Return the sample's caption, unless it is a word that ends this process."""
+    poison(sample.caption)
+    return sample.caption

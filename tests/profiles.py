@@ -1,4 +1,4 @@
-"""The profiles, whole, as `emu profile NAME` writes them."""
+"""The whole profiles, as `emu profile NAME` writes them."""
 
 from functools import cache
 from pathlib import Path

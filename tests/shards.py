@@ -6,29 +6,30 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from emu_data.records import Sample, make_key
+from emu_data.samples import Sample, make_key
 from emu_data.shards import iter_rows, write_shard
+from emu_data.signals.looks import describe_picture
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60), "yellow": (230, 210, 40)}
 
 
 def encode(image: Image.Image, format_name: str = "PNG", **options: Any) -> bytes:
-    """The bytes of the picture's file; `options` are Pillow's."""
+    """Return the bytes of the picture's file; `options` are Pillow's."""
     buffer = io.BytesIO()
     image.save(buffer, format_name, **options)
     return buffer.getvalue()
 
 
 def read_all_rows(directory: Path) -> pd.DataFrame:
-    """The rows of all shards of a folder, in key order, with `shard`."""
+    """Return the rows of all shards of a folder, in key order, with `shard`."""
     table = pd.concat(list(iter_rows(directory)), ignore_index=True)
     return table.sort_values("key", kind="stable", ignore_index=True)
 
 
 def write_toy_shards(folder: Path, num_images: int, side: int = 48) -> tuple[Path, Path]:
-    """Writes one shard and a parquet of its keys and captions; returns both paths."""
+    """Write one shard and a parquet of its keys and captions; return both paths."""
     rng = np.random.default_rng(0)
     samples, rows = [], []
     for i in range(num_images):
@@ -47,9 +48,26 @@ def write_toy_shards(folder: Path, num_images: int, side: int = 48) -> tuple[Pat
     return shards, folder / "rows.parquet"
 
 
+def draw_picture(seed: int, side: int = 64) -> Image.Image:
+    """Return a picture of 4 x 4 soft patches of random colours with two discs on them: no two are alike."""
+    rng = np.random.default_rng(seed)
+    picture = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    for _ in range(2):
+        x, y, radius = (float(share) * side for share in rng.uniform((0.2, 0.2, 0.08), (0.8, 0.8, 0.2)))
+        colour = tuple(int(level) for level in rng.integers(0, 256, 3))
+        ImageDraw.Draw(picture).ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    return picture
+
+
+def draw_looks(num: int, seed: int = 0) -> list[str | None]:
+    """Return the looks of `num` such pictures; another seed gives others."""
+    return [describe_picture(draw_picture(1000 * seed + i))[0] for i in range(num)]
+
+
 def toy_values(keys: list[str], **columns: Any) -> pd.DataFrame:
-    """Measured values of pictures that no gate turns away and none of which copies another; `columns` replace them."""
-    rng, num = np.random.default_rng(0), len(keys)
+    """Return measured values of pictures that no gate rejects and none of which copies another; `columns` replace
+    them."""
+    num = len(keys)
     values = {
         "key": keys,
         "shard": [key[:5] for key in keys],
@@ -60,8 +78,8 @@ def toy_values(keys: list[str], **columns: Any) -> pd.DataFrame:
         "error": pd.NA,
         "sha256": [f"{i:064d}" for i in range(num)],
         "stored_sha256": [f"{i:064d}" for i in range(num)],
-        "phash": [f"{int.from_bytes(rng.bytes(8), 'big'):016x}" for _ in range(num)],
-        "thumbnail": "80" * 48,
+        "looks": draw_looks(num),
+        "detail": 0.5,
         "min_side": 128,
         "aspect": 1.0,
         "num_bytes": 1000,

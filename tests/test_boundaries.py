@@ -1,4 +1,4 @@
-"""The rooms of the design keep their doors: who may import whom, and what the code server must not load."""
+"""The boundaries of the design: which package may import which, and what the code server must not load."""
 
 import ast
 import subprocess
@@ -19,7 +19,8 @@ def test_import_rules_hold() -> None:
 
 
 def imported_at_module_level(path: Path) -> set[str]:
-    """Top-level packages that importing the file imports: outside functions, not for type checkers only."""
+    """Return the top-level packages that importing the file imports: outside functions, and not for type checkers
+    only."""
     names: set[str] = set()
     pending = list(ast.parse(path.read_text()).body)
     while pending:
@@ -44,7 +45,7 @@ def test_definitions_and_resources_import_models_inside_functions(folder: str) -
 
 
 def test_code_server_loads_no_network_code() -> None:
-    """Importing the definitions must not import torch: every child process of Dagster pays for it."""
+    """Importing the definitions must not import torch: every child process of Dagster would pay for it."""
     code = "import sys, emu_dagster.definitions; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -52,7 +53,7 @@ def test_code_server_loads_no_network_code() -> None:
 
 
 def test_training_child_can_be_stopped_before_its_imports_are_done() -> None:
-    """`emu_dagster.machine.stopping` must be light: signals are handled from the first moments of a child."""
+    """`emu_dagster.machine.stopping` must import little: signals are handled from the first moments of a child."""
     code = "import sys, emu_dagster.machine.stopping; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (HEAVY | {"dagster", "numpy", "pandas"}) & set(done.stdout.split()) == set()

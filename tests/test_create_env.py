@@ -52,13 +52,13 @@ pip._vendor.urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool: Read timed
     ids=["unreachable", "absent", "hashes", "disk", "timeout"],
 )
 def test_reason_is_one_line_with_the_package(log: str, package: str, reason: str) -> None:
-    told = create_env.explain(log)
-    assert package in told and reason in told
-    assert "\n" not in told
+    reported = create_env.explain(log)
+    assert package in reported and reason in reported
+    assert "\n" not in reported
 
 
 def test_unreachable_registry_ends_in_one_line(tmp_path: Path) -> None:
-    """For real: an index that nobody serves, and settings that break an install into an environment."""
+    """With a real index at which nothing listens, and settings that break an install into an environment."""
     lock = tmp_path / "requirements-dvc.lock"
     lock.write_text(f"no-such-package==1.0 --hash=sha256:{'0' * 64}\n")
     settings = tmp_path / "pip.conf"
@@ -72,11 +72,11 @@ def test_unreachable_registry_ends_in_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("make env: could not have no-such-package==1.0: ")
+    assert line.startswith("make env: could not install no-such-package==1.0: ")
     assert str(tmp_path / "venv" / "install.log") in line
     assert not (tmp_path / "venv" / ".complete").exists()
 
 
-def test_the_pythons_taken_are_those_of_pyproject() -> None:
+def test_the_accepted_pythons_are_those_of_pyproject() -> None:
     taken = [minor for minor in range(6, 30) if create_env.is_supported(minor)]
     assert taken and taken == [minor for minor in range(6, 30) if f"3.{minor}.9" in SpecifierSet(create_env.PYTHONS)]

@@ -1,4 +1,4 @@
-"""The graph as a whole: what must be there, the parity of dvc.yaml with it, and that nobody changes it unseen."""
+"""The graph as a whole: what must be there, its agreement with dvc.yaml, and that it does not change unnoticed."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def stages() -> dict[str, dict]:
 
 
 def describe(defs: dg.Definitions) -> dict[str, dict]:
-    """What a reviewer should see when it changes: every asset's deps, group, kinds, pool and checks."""
+    """Return what a reviewer should see if it changes: every asset's deps, group, kinds, pool and checks."""
     graph = defs.resolve_asset_graph()
     described = {}
     for key in sorted(graph.get_all_asset_keys()):
@@ -50,8 +50,8 @@ def describe(defs: dg.Definitions) -> dict[str, dict]:
     return described
 
 
-def test_the_graph_is_the_one_that_was_agreed(defs):
-    """A changed graph shows as a diff of graph.json: `python -m tests.test_graph` writes it anew."""
+def test_the_graph_is_the_agreed_one(defs):
+    """A changed graph shows as a diff of graph.json, which `python -m tests.test_graph` writes again."""
     assert describe(defs) == json.loads(SNAPSHOT.read_text())
 
 
@@ -67,10 +67,13 @@ def test_every_asset_says_what_it_is(defs):
 def test_each_asset_is_a_stage_and_a_section(defs, stages):
     keys = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
     sections = set(Params.model_fields) - {"profile", "toy", "engine", "launch", "comparison"}
-    assert keys == set(stages) and sections == keys - {"front_page"}  # which has no params of its own
+    assert keys == set(stages) and sections == keys - {
+        "front_page",
+        "written_captions",
+    }  # which have no params of their own
 
 
-def test_dvc_yaml_is_what_the_declarations_say(defs):
+def test_dvc_yaml_agrees_with_the_declarations(defs):
     text = render_stages(DECLARATIONS, read_params(TOP / "params.yaml"), Layout(TOP))
     assert (TOP / "dvc.yaml").read_text() == text, "python -m emu_dagster.declarations.dvc_yaml writes it"
 
@@ -104,11 +107,11 @@ def test_jobs_schedule_and_sensors_are_there_and_off(defs):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_profiles_are_whole(name):
+def test_profiles_are_complete(name):
     assert params_of(name).profile == name
 
 
-def test_a_profile_lies_over_another_and_keeps_its_comments(tmp_path):
+def test_a_profile_overrides_another_and_keeps_its_comments(tmp_path):
     (tmp_path / "base.yaml").write_text("# all\na:\n  x: 1   # px\n  y: [1, 2]\n\nb: {z: null}\n")
     (tmp_path / "small.yaml").write_text("# small\nbase: base\na:\n  y: [3]\n  w: 5\nb: {z: 0, v: 1}\n")
     (tmp_path / "smaller.yaml").write_text("base: small\na: {x: 0}   # less\n")
@@ -120,8 +123,8 @@ def test_a_profile_lies_over_another_and_keeps_its_comments(tmp_path):
         profile_text(tmp_path, "base")
 
 
-def test_an_overlay_repeats_nothing_of_what_it_lies_over():
-    """Each leaf of a profile differs from what is below it: what is the same stands once."""
+def test_a_profile_repeats_nothing_of_its_base():
+    """Each leaf of a profile differs from its base: equal values are written once."""
     for name in NAMES:
         own = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
         below = own.pop("base")

@@ -1,6 +1,7 @@
 """Toy trainings for tests, and as a program: the same in processes of their own, alone or under torchrun.
 
-python tests/toy_training.py JSON       JSON: a list of {"out": …, "strategy": …} and what `denoiser_job` takes
+python tests/toy_training.py JSON       JSON: a list of {"out": …, "strategy": …} and what `denoiser_job` takes, or
+                                        {"kind": "alignment" or "judge", …} and what `matching_job` takes
 """
 
 import json
@@ -12,6 +13,9 @@ from typing import Any
 
 import torch
 
+from emu_models.alignment import AlignmentJob
+from emu_models.alignment_learner import AlignmentConfig
+from emu_models.judge_training import JudgeConfig, JudgeJob
 from emu_models.latent import trainings
 from emu_models.latent.jobs import (
     AutoencoderJob,
@@ -37,13 +41,13 @@ LOOP = LoopConfig(
     seed=0,
 )
 
-# Adam divides by the gradient's size, so it turns rounding into steps where a gradient is all but zero; at this rate
-# such steps stay below the 1e-5 to which runs are compared.
+# Adam divides by the gradient's size, so it turns rounding into steps where a gradient is almost zero; at this rate
+# such steps stay below the 1e-5 with which runs are compared.
 GENTLE = replace(LOOP, learning_rate=1e-4)
 
 
 def places(name: str, corpus: tuple[Path, Path], folder: Path) -> dict[str, Any]:
-    """Arguments of any job that trains in `folder`, on pictures of 32 px."""
+    """Return arguments of any job that trains in `folder`, on pictures of 32 px."""
     folders = {part: folder / part for part in ("out", "states", "cache")}
     return {"name": name, "shards": corpus[0], "rows": corpus[1], "resolution": 32, **folders}
 
@@ -85,19 +89,29 @@ def denoiser_job(
     return job, Running(**running)
 
 
+def matching_job(kind: str, corpus: tuple[Path, Path], folder: Path) -> AlignmentJob | JudgeJob:
+    """Return a training of models that compare pictures with captions. The rows must have a column group."""
+    common = {**places(kind, corpus, folder), "loop": GENTLE}
+    network = {"width": 8, "embed_dim": 32, "text_width": 32, "batch_size": 8}
+    if kind == "alignment":
+        return AlignmentJob(**common, num_folds=2, training=AlignmentConfig(**network))
+    return JudgeJob(**common, root=folder, held_share=0.25, training=JudgeConfig(**network))
+
+
 def training_of(folder: Path) -> Path:
-    """The folder of the one training that the jobs of `folder` have begun: its state, metrics.jsonl and result."""
+    """Return the folder of the only training that the jobs of `folder` have begun: its state, metrics.jsonl and
+    result."""
     (found,) = (folder / "states").iterdir()
     return found
 
 
 def result_of(folder: Path) -> Path:
-    """The finished model of that training."""
+    """Return the finished model of that training."""
     return training_of(folder) / "result"
 
 
 def keep_single_precision() -> None:
-    """So that results compare to 1e-5 on CPUs where bf16 pays, too."""
+    """Use single precision, so that results agree to 1e-5 on CPUs on which bf16 is used, too."""
     torch.cpu._is_amx_tile_supported = lambda: False
 
 
@@ -106,16 +120,19 @@ def train_from_json(given: dict[str, Any], world: World) -> None:
     count = 0
 
     def stop_requested() -> bool:
-        """Called once a step."""
+        """Called once per step."""
         nonlocal count
         count += 1
         if count == kill_at:
             signal.raise_signal(signal.SIGKILL)
-        return count == stop_at and not world.leads  # it is enough that one process is told
+        return count == stop_at and not world.leads  # it is enough that one process gets the request
 
-    folder = Path(given["folder"])
+    folder, corpus = Path(given["folder"]), (Path(given["shards"]), Path(given["rows"]))
+    if "kind" in given:
+        matching_job(given["kind"], corpus, folder).run(Running(world=world))
+        return
     job, running = denoiser_job(
-        (Path(given["shards"]), Path(given["rows"])),
+        corpus,
         folder,
         Path(given["autoencoder"]),
         replace(GENTLE, **given.get("loop", {})),
@@ -125,11 +142,11 @@ def train_from_json(given: dict[str, Any], world: World) -> None:
         world=world,
     )
     try:
-        told = f"began at {trainings.train_denoiser(job, running).timings['resumed_from']}"
+        reported = f"began at {trainings.train_denoiser(job, running).timings['resumed_from']}"
     except Interrupted:
-        told = "interrupted"
-    # in one write: with PYTHONUNBUFFERED the end of a line is a write of its own, and another process's may come first
-    print(f"rank {world.rank} {told}\n", end="", flush=True)
+        reported = "interrupted"
+    # in one write: with PYTHONUNBUFFERED the end of a line is its own write, and another process's may come first
+    print(f"rank {world.rank} {reported}\n", end="", flush=True)
 
 
 if __name__ == "__main__":

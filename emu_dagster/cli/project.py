@@ -1,47 +1,54 @@
 """Commands about the project: its params, its corpus, its votes, its records, its pages."""
 
+import itertools
 import os
+import shutil
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from emu_dagster.cli.app import Profile, app, not_blank, votes_app
+from emu_dagster.cli.app import Overwrite, Profile, app, not_blank, votes_app
 from emu_steps.layout import project_root
 
 
 @app.command()
-def profile(name: Annotated[str, typer.Argument(help="a file of profiles/, without .yaml")]) -> None:
-    """Make a profile the project's params.yaml."""
-    use_profile(name)
+def profile(
+    name: Annotated[str, typer.Argument(help="name of a file in profiles/, without .yaml")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a profile to the project's params.yaml."""
+    use_profile(name, overwrite)
 
 
 @app.command()
 def ingest(
     address: Annotated[
-        str, typer.Argument(help="a folder, a table's file, or any fsspec address of one", callback=not_blank)
+        str, typer.Argument(help="a folder or the file of a table, as a path or fsspec address", callback=not_blank)
     ],
-    kind: Annotated[str | None, typer.Option(help="img2dataset, folder or table; found out if not given")] = None,
-    copy: Annotated[bool, typer.Option("--copy", help="bring the pictures into data/raw")] = False,
+    kind: Annotated[str | None, typer.Option(help="img2dataset, folder or table; default: detected")] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="copy the pictures into data/raw")] = False,
     image_column: Annotated[
         str | None, typer.Option(help="a table's column of paths or URLs", callback=not_blank)
     ] = None,
     caption_column: Annotated[str | None, typer.Option(help="a table's column of captions", callback=not_blank)] = None,
     base: Annotated[
-        str | None, typer.Option(help="what a table's paths are below; else its own folder", callback=not_blank)
+        str | None, typer.Option(help="folder of a table's paths; default: the table's folder", callback=not_blank)
     ] = None,
 ) -> None:
-    """Register a corpus: find out what it is, and write it into params.yaml as raw_corpus. Nothing is copied yet."""
+    """Register a corpus: detect its kind, and write it to params.yaml as raw_corpus. Nothing is copied yet."""
+    from emu_data.addresses import Store
     from emu_data.sources.detect import find_corpus
     from emu_steps.corpora import ingest as write_params
     from emu_steps.params import read_params
 
     root = project_root()
     options = read_params(root / "params.yaml").raw_corpus.storage_options
-    corpus = find_corpus(address, kind, options, image_column, caption_column, base)
+    corpus = find_corpus(Store(address, options), kind, image_column, caption_column, base)
     write_params(root, corpus, copy, options)
-    print(f"{corpus.source} at {corpus.path}", *corpus.told, sep="\n  ")
-    print("params.yaml: raw_corpus reads it now; next: emu materialize raw_corpus")
+    print(f"{corpus.source} at {corpus.path}", *corpus.notes, sep="\n  ")
+    print("params.yaml: raw_corpus now reads it; next: emu materialize raw_corpus")
 
 
 @app.command()
@@ -51,42 +58,53 @@ def plan(
     num_gpus: Annotated[int, typer.Option(min=1, max=1_000_000)] = 256,
     mfu: Annotated[
         float,
-        typer.Option(min=0.001, max=1, help="share of the peak that training reaches; assumed"),
+        typer.Option(min=0.001, max=1, help="share of the GPU's peak that training reaches; assumed"),
     ] = 0.4,
-    price: Annotated[float, typer.Option(min=0, max=10_000, help="dollars per hour of one GPU; assumed")] = 2.5,
-    strategy: Annotated[str, typer.Option(help="how states are held: ddp, fsdp or hsdp")] = "hsdp",
+    price: Annotated[float, typer.Option(min=0, max=10_000, help="dollars per GPU-hour; assumed")] = 2.5,
+    strategy: Annotated[str, typer.Option(help="how GPUs share the states: ddp, fsdp or hsdp")] = "hsdp",
     pairs: Annotated[
-        int, typer.Option(min=1, max=10**12, help="pictures to pretrain on; the paper's number")
+        int, typer.Option(min=1, max=10**12, help="pictures to pretrain on; default: as many as in the paper")
     ] = 1_100_000_000,
 ) -> None:
-    """Say what the trainings of a profile take: parameters, FLOPs, memory, shards, days and dollars. Runs nothing."""
-    from emu_dagster.commands.plan import print_plan
+    """Estimate what the trainings of a profile need: parameters, FLOPs, memory, shards, days and dollars. Runs
+    nothing.
+    """
+    from emu_dagster.commands.plan import find_costs, print_plan
     from emu_models.cost.planning import Cluster, find_gpu
     from emu_steps.profiles import read_profile
 
-    params = read_profile(project_root() / "profiles", profile)
-    print_plan(params, Cluster(find_gpu(gpu), num_gpus, mfu, price, strategy), pairs)
+    root = project_root()
+    params = read_profile(root / "profiles", profile)
+    print_plan(params, find_costs(params, root), Cluster(find_gpu(gpu), num_gpus, mfu, price, strategy), pairs)
 
 
 @votes_app.command()
 def verify(
     round: Annotated[
-        str | None, typer.Argument(help="generalist, specialist, appeal or faithfulness; none: all")
+        str | None, typer.Argument(help="generalist, specialist, appeal or faithfulness; default: all")
     ] = None,
 ) -> None:
-    """Check the hash chain of each round's log, and that it holds what was recorded; exit code 1 for any edit."""
+    """Verify the hash chain of each round's log, that the log holds what was recorded, and the studio's chains; after
+    an edit the exit code is 1.
+    """
+    from emu_dagster.commands.studio import verify_chains
     from emu_steps.layout import Layout
     from emu_steps.voting import verify_rounds
 
-    found = verify_rounds(Layout(project_root()), round)
+    layout = Layout(project_root())
+    found = verify_rounds(layout, round)
     for checked in found:
-        print(f"{checked.round}: {checked.told}")
-    raise typer.Exit(int(not all(checked.is_sound for checked in found)))
+        print(f"{checked.round}: {checked.report}")
+    chains = verify_chains(layout, os.environ.get("EMU_STUDIO_DATABASE"), round)
+    for name, problems in chains:
+        print(f"{name}: {'; '.join(problems) or 'sound'}")
+    is_sound = all(checked.is_sound for checked in found) and not any(problems for _, problems in chains)
+    raise typer.Exit(int(not is_sound))
 
 
 @app.command()
 def doctor() -> None:
-    """Say what is installed, found and missing, and how to mend it."""
+    """Show what is installed, found and missing, and how to fix it."""
     from emu_dagster.commands.doctor import examine, print_findings
 
     raise typer.Exit(print_findings(examine()))
@@ -97,34 +115,57 @@ def up(
     dagster_port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
     reports_port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    studio_port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
 ) -> None:
-    """Start Dagster's, MLflow's and the reports' pages on 127.0.0.1; Ctrl-C stops all three."""
+    """Start Dagster's, MLflow's, the reports' and the studio's pages on 127.0.0.1; Ctrl-C stops all four."""
     from emu_dagster.commands.pages import serve
-    from emu_dagster.resources.addresses import Ports
+    from emu_dagster.machine.addresses import Ports
 
-    code = serve(Ports(dagster_port, mlflow_port, reports_port))
+    code = serve(Ports(dagster_port, mlflow_port, reports_port, studio_port))
     sys.stdout.flush()
-    os._exit(code)  # all is stopped; to free what Dagster imported would take another second or two
+    os._exit(code)  # all is stopped; freeing what Dagster imported would take another second or two
 
 
 @app.command()
 def push(
     remote: Annotated[
-        str | None, typer.Option(help="name of a DVC remote; without it the default one", callback=not_blank)
+        str | None, typer.Option(help="name of a DVC remote; default: DVC's default remote", callback=not_blank)
     ] = None,
 ) -> None:
     """Upload what is recorded to a DVC remote."""
-    from emu_dagster.resources.dvc import DvcRecord
+    from emu_dagster.resources.dvc import DvcRepo
 
-    print(DvcRecord().push(remote or ""))
+    print(DvcRepo().push(remote or ""))
 
 
-def use_profile(name: str) -> None:
-    """Writes a profile of profiles/, whole, to params.yaml."""
+def use_profile(name: str, overwrite: bool) -> None:
+    """Write a profile of profiles/, whole, to params.yaml. A params.yaml that is not the text of a profile was edited:
+    it is replaced only if `overwrite`, and kept as params.yaml.bak, or .bak-2 and so on. Raises ValueError otherwise.
+    """
     from emu_data.files import atomic_file
-    from emu_steps.profiles import profile_text
+    from emu_steps.profiles import list_profiles, profile_text
 
-    text, target = profile_text(project_root() / "profiles", name), project_root() / "params.yaml"
-    if not target.is_file() or target.read_text(encoding="utf-8") != text:
+    folder, target = project_root() / "profiles", project_root() / "params.yaml"
+    wanted = profile_text(folder, name).encode()
+    found = target.read_bytes() if target.is_file() else b""
+    if found not in (b"", wanted) and all(found != profile_text(folder, one).encode() for one in list_profiles(folder)):
+        if not overwrite:
+            raise ValueError(
+                f"params.yaml was edited, and the profile {name} would replace it: `emu materialize` runs the graph "
+                "with the edited file, --overwrite replaces it and keeps it as params.yaml.bak"
+            )
+        print(f"the edited params.yaml is kept as {_keep_beside(target).name}")
+    if found != wanted:
         with atomic_file(target) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(wanted)
+
+
+def _keep_beside(file: Path) -> Path:
+    """Copy a file to a free name beside it, and return the copy's path."""
+    kept = file.with_name(f"{file.name}.bak")
+    for number in itertools.count(2):
+        if not kept.exists():
+            break
+        kept = file.with_name(f"{file.name}.bak-{number}")
+    shutil.copy2(file, kept)
+    return kept

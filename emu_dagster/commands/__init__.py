@@ -1,1 +1,1 @@
-"""What the `emu` command does, a module per command that is longer than a few lines."""
+"""What the `emu` command does: one module for each command that is longer than a few lines."""

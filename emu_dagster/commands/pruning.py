@@ -1,10 +1,10 @@
-"""`emu prune`: finds what nobody needs below data/, and removes it when asked to.
+"""`emu prune`: lists what is no longer needed below data/, and removes it with --yes.
 
-What goes: finished trainings whose place was taken by one that was asked for later; the states of published ones (a
-finished training is published again from its result/ alone); encoded rows that no training names; what killed writers
-left. What is unfinished goes only when that is asked for. All else stays: what DVC records (old versions of a signal
-lie in data/signals, whose digest is in dvc.lock and is the ledger's data version: without them it would be wrong),
-votes, models that no training here has made (replaced-N), and everything that is not known here.
+It removes: finished trainings that were replaced by one started later; the states of published trainings (to publish
+one again, its result/ is enough); encoded rows that no training names; what killed writers left. Unfinished trainings
+are removed only with --unfinished. Everything else stays: what DVC records (old versions of a signal are in
+data/signals, whose digest is in dvc.lock and is the ledger's data version: without them it would be wrong), votes,
+models that were not trained here (replaced-N), and everything that this program does not know.
 """
 
 import json
@@ -27,13 +27,13 @@ from rich.text import Text
 from emu_dagster.declarations.loading import load_declarations
 from emu_dagster.machine.processes import one_at_a_time
 from emu_dagster.machine.surroundings import find_obstacles
-from emu_dagster.resources.dvc import DvcRecord
+from emu_dagster.resources.dvc import DvcRepo
 from emu_data.files import TEMPORARY_MARK
 from emu_steps.layout import Layout
 from emu_steps.training_jobs import published, training_folder
 
-QUIET_SECONDS = 3600.0  # what was written to since may be at work, perhaps on another machine; chosen here
-PARTS = {"identity.json", "caches.json", "metrics.jsonl", "state", "result"}  # of a training's folder: identity.py
+QUIET_SECONDS = 3600.0  # what was written to since may be in use, perhaps by another machine; chosen here
+PARTS = {"identity.json", "caches.json", "metrics.jsonl", "state", "result"}  # of a training's folder (identity.py)
 IDENTITY = re.compile(r"[0-9a-f]{16}")
 LEFTOVER = re.compile(rf"\.(.+){re.escape(TEMPORARY_MARK)}[0-9a-f]{{8}}(-old)?")  # files.atomic_file, atomic_dir
 CACHE = re.compile(r"[0-9a-f]{32}")
@@ -41,7 +41,9 @@ CACHE = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Found:
-    """Something below data/ that may go: why, its size in bytes, and why it stays all the same ("" where it goes)."""
+    """Something below data/ that may be removed. why: the reason. stays: why it is kept after all, "" if it is removed.
+    size: in bytes.
+    """
 
     path: Path
     why: str
@@ -50,16 +52,16 @@ class Found:
 
 
 def prune(root: Path, yes: bool, unfinished: bool) -> None:
-    """Prints what nobody needs below root/data, with sizes and why; removes it where `yes`.
+    """Print what is no longer needed below root/data, with sizes and reasons; remove it if `yes`.
 
-    unfinished: trainings that were begun and not finished go as well. Nothing is written where not `yes`; where `yes`,
-    no other command and no asset is at work meanwhile. Raises ValueError where `root` is no project.
+    unfinished: also remove trainings that were begun but not finished. Without `yes`, nothing is written; with it,
+    other commands and assets wait meanwhile. Raises ValueError if `root` is not a project.
     """
     if obstacles := find_obstacles(root):
         raise ValueError(obstacles[0])
     with ExitStack() as held:
         if yes:
-            dvc, doing = DvcRecord(root=str(root)), "removing what nobody needs"
+            dvc, doing = DvcRepo(root=str(root)), "removing what is no longer needed"
             held.enter_context(one_at_a_time(dvc.lock.own / "commands.lock", doing))
             for asset in load_declarations():  # runs that Dagster's page started hold these
                 held.enter_context(dvc.hold(asset))
@@ -79,12 +81,12 @@ def prune(root: Path, yes: bool, unfinished: bool) -> None:
 
 
 def trained_assets() -> list[str]:
-    """Those whose output is a trained model."""
+    """Return the assets whose output is a trained model."""
     return [key for key, declaration in load_declarations().items() if f"data/models/{key}" in declaration.outs]
 
 
 def find(layout: Layout, unfinished: bool = False) -> list[Found]:
-    """What nobody needs, and what is like it but stays. Reads alone."""
+    """Return what is no longer needed, and what looks so but stays. Only reads."""
     found = [one for asset in trained_assets() for one in _find_trainings(layout, asset, unfinished)]
     found += _find_leftovers(layout)
     gone = {one.path for one in found if not one.stays}
@@ -97,38 +99,40 @@ def _find_trainings(layout: Layout, asset: str, unfinished: bool) -> Iterator[Fo
     model, trainings = layout.model(asset), _trainings(layout, asset)
     try:
         names = published(model)
-    except (ValueError, AttributeError):  # a meta.json that is no object: nobody can say what stands there
+    except (ValueError, AttributeError):  # meta.json cannot be read: it is unknown which trainings are published
         return
-    # of a model that was made elsewhere nobody can say what it has taken the place of
+    # it is unknown which trainings a model replaced that was made elsewhere
     is_here = bool(names) and all(training_folder(layout, asset, name) in trainings for name in names)
-    asked_at = min(_asked_at(training_folder(layout, asset, name)) for name in names) if is_here else 0
+    requested_at = min(_requested_at(training_folder(layout, asset, name)) for name in names) if is_here else 0
     begun = [folder for folder in trainings if not (folder / "result").exists()]
-    newest = max(begun, key=_asked_at, default=None)
+    newest = max(begun, key=_requested_at, default=None)
     for folder in trainings:
         if folder in begun:
             stays = "" if unfinished else "only --unfinished removes it"
             if folder == newest and not names:
-                stays = "it is the newest, and no model of it is published"
+                stays = "it is the newest, and this asset has no published model"
             elif _is_busy(folder):
-                stays = "it was written to within the hour"
+                stays = "it was written to within the last hour"
             yield Found(folder, "training that was not finished", stays)
         elif folder.name in names:
             if (folder / "state").is_dir():
                 yield Found(folder / "state", "state of a training that is finished and published")
-        elif _asked_at(folder) < asked_at:  # one asked for later waits to be published, perhaps for others of its asset
-            yield Found(folder, f"finished; {', '.join(names)} was asked for later and is published")
+        elif _requested_at(folder) < requested_at:  # one requested later may still be published
+            yield Found(folder, f"finished; {', '.join(names)} was requested later and is published")
     if training_folder(layout, asset).is_dir():
         for folder in sorted(training_folder(layout, asset).glob("replaced-*")):
-            yield Found(folder, "model that no training here has made", "it may be the only one; remove it by hand")
+            yield Found(folder, "model that was not trained here", "it may be the only copy; remove it by hand")
 
 
-def _asked_at(training: Path) -> int:
-    """Nanoseconds since 1970. Every start of a training, also of one that is finished, writes its identity.json."""
+def _requested_at(training: Path) -> int:
+    """Return when a training was last started, in nanoseconds since 1970. Every start, even of a finished training,
+    writes its identity.json.
+    """
     return (training / "identity.json").stat().st_mtime_ns
 
 
 def _trainings(layout: Layout, asset: str) -> list[Path]:
-    """The folders of an asset's trainings in which all is known and nothing is half renamed."""
+    """Return the folders of an asset's trainings that hold only known files and no half-finished rename."""
     folder = training_folder(layout, asset)
     found = [path for path in sorted(folder.iterdir()) if IDENTITY.fullmatch(path.name)] if folder.is_dir() else []
     return [path for path in found if path.is_dir() and not path.is_symlink() and _is_known(path)]
@@ -139,7 +143,7 @@ def _is_known(training: Path) -> bool:
     names = {path.name for path in paths}
     if not names - {name for name in names if LEFTOVER.fullmatch(name)} <= PARTS or "identity.json" not in names:
         return False
-    if any(path.is_symlink() for path in paths):  # what is linked may be away for the moment
+    if any(path.is_symlink() for path in paths):  # the target of a link may be absent for the moment
         return False
     if "result" in names:
         return (training / "result" / "meta.json").is_file()
@@ -147,7 +151,9 @@ def _is_known(training: Path) -> bool:
 
 
 def _find_leftovers(layout: Layout) -> Iterator[Found]:
-    """What killed writers left where this program writes. Not in data/raw and data/votes, which people write too."""
+    """Find what killed writers left in folders to which only this program writes; data/raw and data/votes are not
+    searched, because people write there, too.
+    """
     data = layout.data
     folders = [data, data / "models", data / "reports", data / "curation", layout.cache]
     for asset in trained_assets():
@@ -169,7 +175,7 @@ def _find_leftovers(layout: Layout) -> Iterator[Found]:
 
 
 def _find_caches(layout: Layout, gone: set[Path]) -> Iterator[Found]:
-    """Encoded rows that no training names; none where a training does not say what it reads."""
+    """Find encoded rows that no training names; nothing if a training does not record which ones it reads."""
     used = set[str]()
     for identity in layout.states.glob("*/*/identity.json"):
         if identity.parent in gone:
@@ -188,11 +194,13 @@ def _find_caches(layout: Layout, gone: set[Path]) -> Iterator[Found]:
         if cache.name in used or _is_busy(cache):
             continue
         if all(path.suffix == ".safetensors" or LEFTOVER.fullmatch(path.name) for path in cache.iterdir()):
-            yield Found(cache, "encoded rows that no training names; made again when asked for")
+            yield Found(cache, "encoded rows that no training names; made again if needed")
 
 
 def _walk(path: Path) -> Iterator[os.stat_result]:
-    """A path and all below it, links not followed; what goes away meanwhile is left out."""
+    """Yield the status of a path and of everything below it, without following links; what disappears meanwhile is
+    left out.
+    """
     below = (Path(folder) / name for folder, folders, files in os.walk(path) for name in (*folders, *files))
     for one in (path, *below):
         with suppress(FileNotFoundError):
@@ -200,7 +208,7 @@ def _walk(path: Path) -> Iterator[os.stat_result]:
 
 
 def _last_written(path: Path) -> float:
-    """Seconds since 1970, of a folder and all in it."""
+    """Return when a folder or anything in it was last changed, in seconds since 1970."""
     return max((max(one.st_mtime, one.st_ctime) for one in _walk(path)), default=0.0)
 
 
@@ -209,7 +217,7 @@ def _is_busy(path: Path) -> bool:
 
 
 def _size_of(path: Path) -> int:
-    """Bytes that are free when it is removed: files that are linked from elsewhere, too, stay."""
+    """Return the bytes that its removal would free: files that are also linked from elsewhere do not count."""
     links: dict[int, list[os.stat_result]] = {}  # by inode
     for file in _walk(path):
         if stat.S_ISREG(file.st_mode):
@@ -218,7 +226,7 @@ def _size_of(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Renames it first: of a folder that is half removed nobody must take the rest for the whole."""
+    """Remove a path. It is renamed first, so that half-removed folders are never mistaken for complete ones."""
     aside = path
     if not LEFTOVER.fullmatch(path.name):
         aside = path.with_name(f".{path.name}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}")
@@ -232,7 +240,7 @@ def _remove(path: Path) -> None:
 def _tabulate(root: Path, found: Iterable[Found]) -> Table:
     going = [one for one in found if not one.stays]
     table = Table(show_footer=bool(going))
-    table.add_column("what", footer="what goes, in all", overflow="fold")
+    table.add_column("what", footer="total to remove", overflow="fold")
     table.add_column("size", footer=decimal(sum(one.size for one in going)), justify="right")
     table.add_column("why", overflow="fold")
     for part in (going, [one for one in found if one.stays]):

@@ -1,1 +1,1 @@
-"""What each asset reads and writes, declared once, and what follows from it: code versions, dvc.yaml, staleness."""
+"""What each asset reads and writes, declared once, and what is derived from it: code versions, dvc.yaml, staleness."""

@@ -1,4 +1,4 @@
-"""Dagster's assets, made of the declarations."""
+"""Dagster's assets, made from the declarations."""
 
 import inspect
 
@@ -15,7 +15,7 @@ OWNERS = ["team:emu"]
 
 
 def as_asset(declaration: Declaration, params: Params, layout: Layout) -> dg.AssetsDefinition:
-    """Dagster's asset of a declaration under these params. All declarations must have been loaded by then."""
+    """Return the Dagster asset of a declaration under these params. All declarations must already be loaded."""
 
     @dg.asset(
         key=declaration.key,

@@ -1,13 +1,13 @@
 """What code an asset's result depends on, found by following imports, and one digest of it.
 
 A module of emu_data, emu_models or emu_reports counts as a whole, and so does what it imports, at its top or inside a
-function. A module of emu_steps or emu_dagster serves several assets: of it, only the functions, classes and constants
-that are used count, and what these import. Three things are reached without an import statement and are followed too:
-a module whose dotted name stands in a string (one that a child process runs), a file of code beside a module whose
-name stands in a string, and a folder `templates/` beside a module.
+function. A module of emu_steps or emu_dagster serves several assets: only those of its functions, classes and constants
+that are used count, and what these import. Three things are reached without an import statement and are followed too: a
+module whose dotted name is in a string (one that a child process runs), a code file next to a module that has the
+file's name in a string, and a folder `templates/` next to a module.
 
-Hashed is the syntax tree without docstrings: a comment, a docstring or another layout of the same code changes nothing,
-a changed constant does.
+The syntax tree without docstrings is hashed: a changed comment, docstring or layout of the code does not change the
+digest, a changed constant does.
 """
 
 import ast
@@ -21,21 +21,23 @@ import emu_dagster
 
 TOP = Path(emu_dagster.__file__).parent.parent
 PACKAGES = ("emu_data", "emu_models", "emu_reports", "emu_steps", "emu_dagster")
-SHARED = ("emu_steps", "emu_dagster")  # of whose modules only what is used counts
-# Not followed. What these hand to an asset is hashed as it is handed over (the values of params, the bytes of inputs by
-# DVC), or they keep the books and decide no result.
+SHARED = ("emu_steps", "emu_dagster")  # only the used definitions of these packages' modules count
+# Not followed: what these give to an asset is hashed as a value (params) or by DVC (bytes of inputs), or they only keep
+# records and do not affect a result.
 BOOKKEEPING = ("emu_dagster.declarations", "emu_dagster.resources", "emu_steps.layout", "emu_steps.params")
 WHOLE = ""  # in place of a definition's name: all of the module
 Part = tuple[str, str]  # module, and a definition in it or WHOLE
 
 
 def hash_code(function: Callable) -> str:
-    """SHA-256 over what `function`, defined at the top of a module of ours, reaches. 64 hexadecimal digits."""
+    """Return the SHA-256 over what `function`, defined at the top level of a module of ours, reaches, as 64 hexadecimal
+    digits.
+    """
     return _hash_parts(reached_parts(function))
 
 
 def hash_module(module: str) -> str:
-    """The same over what a module, given by its dotted name, reaches as a whole; it is not imported."""
+    """Return the SHA-256 over everything that a whole module, given by its dotted name, reaches. It is not imported."""
     return _hash_parts(_reached_from((module, WHOLE)))
 
 
@@ -47,7 +49,7 @@ def _hash_parts(parts: set[Part]) -> str:
 
 
 def reached_parts(function: Callable) -> set[Part]:
-    """The modules, and the definitions of modules of emu_dagster, that `function` reaches, itself among them."""
+    """Return the modules, and the definitions in modules of SHARED, that `function` reaches, including itself."""
     return _reached_from((function.__module__, inspect.unwrap(function).__name__))
 
 
@@ -64,7 +66,7 @@ def _reached_from(start: Part) -> set[Part]:
 
 
 def module_path(module: str) -> Path | None:
-    """The file of a dotted name of ours; None where there is no such module."""
+    """Return the file of a module of ours, given by its dotted name; None if there is no such module."""
     if module.partition(".")[0] not in PACKAGES or not all(part.isidentifier() for part in module.split(".")):
         return None
     path = TOP.joinpath(*module.split("."))
@@ -80,7 +82,7 @@ def _keeps_books(module: str) -> bool:
 
 @cache
 def _next_parts(module: str, name: str) -> frozenset[Part]:
-    """What a part of a module uses: other definitions of the same module, and what it imports."""
+    """Return what a part of a module uses: other definitions of the same module, and what it imports."""
     found: set[Part] = set()
     if "." in module:  # importing a.b runs a/__init__.py first
         found.add((module.rpartition(".")[0], WHOLE))
@@ -99,7 +101,9 @@ def _next_parts(module: str, name: str) -> frozenset[Part]:
 
 @cache
 def _definitions(module: str) -> tuple[dict[str, ast.stmt], dict[str, set[Part]]]:
-    """Of a module's top level: name -> the statement that defines it, and imported name -> what it stands for."""
+    """Return, for a module's top level, name -> the statement that defines it, and imported name -> what it stands
+    for.
+    """
     definitions: dict[str, ast.stmt] = {}
     imports: dict[str, set[Part]] = {}
     for statement in _parse(module).body:
@@ -123,7 +127,7 @@ def _only(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> ast.stmt:
 
 
 def _imported(node: ast.AST, home: str) -> Iterator[Part]:
-    """What of ours the import statements and strings in a piece of code of the module `home` name."""
+    """Yield the parts of our packages that the imports and strings in a piece of code of the module `home` name."""
     for part in _walk(node):
         if isinstance(part, ast.Import):
             yield from ((alias.name, WHOLE) for alias in part.names if module_path(alias.name))
@@ -175,8 +179,9 @@ def _hash_part(module: str, name: str) -> str:
 
 @cache
 def _parse(module: str) -> ast.Module:
-    """The syntax tree of a module of ours, without docstrings, and without the decorators and annotations that say how
-    Dagster calls an asset and what it is given."""
+    """Return the syntax tree of a module of ours without docstrings, and in defs/ without the decorators, which say how
+    Dagster calls an asset and what it is given.
+    """
     path = module_path(module)
     assert path is not None, f"no module {module} of ours"
     tree = ast.parse(path.read_bytes())

@@ -1,7 +1,7 @@
 """dvc.yaml, written from the declarations: `python -m emu_dagster.declarations.dvc_yaml`, and by each materialisation.
 
-One stage for each durable artifact. Dagster executes and DVC records; `dvc repro` executes through the same assets.
-persist: DVC must not delete what an asset is about to resume.
+There is one stage per durable artifact. Dagster executes and DVC records; `dvc repro` runs the same assets. `persist`
+is set because DVC must not delete what an asset is about to resume.
 """
 
 import os
@@ -26,9 +26,9 @@ stages:
 
 
 def write_stages(declarations: "Mapping[str, Declaration]") -> None:
-    """Brings dvc.yaml in line with the declarations and the paths in params.yaml.
+    """Update dvc.yaml to match the declarations and the paths in params.yaml.
 
-    Raises ValueError where it is not and `dvc repro` runs (DVC_STAGE is set), which has read it already.
+    Raises ValueError if it does not match under `dvc repro` (DVC_STAGE is set), which has already read it.
     """
     layout = Layout(project_root())
     path = layout.root / "dvc.yaml"
@@ -37,14 +37,14 @@ def write_stages(declarations: "Mapping[str, Declaration]") -> None:
         return
     if "DVC_STAGE" in os.environ:
         raise ValueError(
-            "dvc.yaml does not say what the assets read: python -m emu_dagster.declarations.dvc_yaml writes it"
+            "dvc.yaml does not match what the assets read: python -m emu_dagster.declarations.dvc_yaml updates it"
         )
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def render_stages(declarations: "Mapping[str, Declaration]", params: Params, layout: Layout) -> str:
-    """The text of dvc.yaml: a stage an asset, with what its declaration reads."""
+    """Render the text of dvc.yaml: one stage per asset, with what its declaration reads."""
     reads = {key: declaration.inputs(params, layout) for key, declaration in sorted(declarations.items())}
     lines = []
     for key in TopologicalSorter(reads).static_order():
@@ -67,7 +67,7 @@ def _shown(path: Path, layout: Layout) -> str:
 
 
 def _is_set(params: Params, name: str) -> bool:
-    """Whether params.yaml itself has the entry: DVC knows no defaults, and ends where one is missing."""
+    """Return whether params.yaml itself has the entry: DVC does not know the defaults, and fails on a missing entry."""
     value: Any = params
     for part in name.split("."):
         if part not in value.model_fields_set:
@@ -78,7 +78,7 @@ def _is_set(params: Params, name: str) -> bool:
 
 if __name__ == "__main__":
     from emu_dagster.declarations.loading import load_declarations
-    from emu_dagster.resources.dvc import DvcRecord
+    from emu_dagster.resources.dvc import DvcRepo
 
     write_stages(load_declarations())
-    DvcRecord().mend()  # `make repro` starts dvc next, which ends at half a dvc.lock
+    DvcRepo().repair()  # `make repro` then starts dvc, which fails on a half-written dvc.lock

@@ -1,5 +1,5 @@
-"""What an asset is given: the params and the data that it declared. Reading anything else is an error, so that what
-Dagster, DVC and MLflow record of an asset cannot be less than what it read.
+"""What an asset is given: the params and the data that it declared. Reading anything else is an error, so that Dagster,
+DVC and MLflow record everything that an asset read.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,14 @@ from emu_steps.params import Params
 
 
 def give_params(params: Params, asset: str, names: Sequence[str]) -> Params:
-    """`params` as `asset` may see them: the dotted `names` and what is below them."""
+    """Restrict `params` to what `asset` may read: the dotted `names` and everything below them. Reading anything else
+    raises UndeclaredRead.
+    """
     return cast(Params, _View(params, asset, "", tuple(names)))
 
 
 def values_of(params: Params, names: Sequence[str]) -> dict[str, Any]:
-    """Dotted name -> plain value. KeyError names what params.yaml does not have."""
+    """Return dotted name -> plain value. Raises KeyError if params.yaml has no such entry."""
     found = {}
     for name in names:
         value: Any = params
@@ -30,7 +32,7 @@ def values_of(params: Params, names: Sequence[str]) -> dict[str, Any]:
 
 
 class _View:
-    """The part of a section that was declared. A section that was declared whole is not viewed but handed out."""
+    """The declared part of a section. A section that was declared as a whole is returned itself."""
 
     def __init__(self, value: BaseModel, asset: str, path: str, names: tuple[str, ...]) -> None:
         self._value, self._asset, self._path, self._names = value, asset, path, names

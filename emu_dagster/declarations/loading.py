@@ -1,4 +1,4 @@
-"""All declarations of the folder defs/."""
+"""Loading all declarations in the folder defs/."""
 
 import importlib
 import pkgutil
@@ -9,11 +9,11 @@ from emu_dagster.declarations.declared import DECLARATIONS, Declaration
 
 
 def load_modules() -> list[ModuleType]:
-    """Every module in defs/."""
+    """Import every module in defs/ and return them."""
     return [importlib.import_module(module.name) for module in pkgutil.iter_modules(defs.__path__, f"{defs.__name__}.")]
 
 
 def load_declarations() -> dict[str, Declaration]:
-    """Asset key -> its declaration, of every module in defs/."""
+    """Return asset key -> its declaration, for every asset in defs/."""
     load_modules()
     return DECLARATIONS

@@ -1,9 +1,9 @@
-"""Which assets have to be made (again), and why: so that a second `emu demo` does only what is left.
+"""Which assets must be made (again), and why, so that a second `emu demo` does only what is left.
 
-Dagster knows what it materialised, with which code version (the fingerprint of code and params) and from
-which versions of the inputs; it does not look at the disk, which is asked here through `output_exists`.
+Dagster knows what it materialised, with which code version (the fingerprint of code and params) and from which versions
+of the inputs. It does not check the disk; `output_exists` does that here.
 
-The resolver behind the UI's "stale" labels is private to Dagster; 1.13.27 is pinned for it.
+The resolver behind the "stale" labels on Dagster's page is private to Dagster, so Dagster is pinned to 1.13.27.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.event_log.base import AssetRecord
 
 MISSING_OUTPUT = "its output is missing"
 NEVER_MADE = "never materialised"
@@ -19,7 +20,7 @@ NEVER_MADE = "never materialised"
 
 @dataclass(frozen=True)
 class StaleAsset:
-    """An asset that has to be made. `reason` is for people to read."""
+    """An asset that must be made. reason: why, for people to read."""
 
     key: str
     reason: str
@@ -31,14 +32,17 @@ def stale_assets(
     output_exists: Callable[[str], bool],
     grown: Callable[[str], str | None] = lambda key: None,
 ) -> list[StaleAsset]:
-    """What is missing or made from something else than what is there now, in topological order.
+    """Return the assets that are missing, or were made from something other than the current inputs, in topological
+    order.
 
-    Staleness is that of direct inputs: an asset below a stale one is listed only after that one was made
-    again and turned out different. So materialise the first of the list and ask again, until the list is
-    empty. grown: why an asset that is up to date has something new to record all the same, None for nothing.
+    Staleness depends only on direct inputs: an asset downstream of a stale one is listed only after that one was made
+    again with a different result. So materialise the first of the list and call this again, until the list is empty.
+    grown: returns why an asset that is up to date still has something new to record, None if it has not.
     """
     graph = defs.resolve_asset_graph()
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    context = LoadingContextForTest(instance)
+    AssetRecord.prepare(context, graph.toposorted_asset_keys)  # all in one query, not one per asset
+    resolver = CachingStaleStatusResolver(instance, graph, context)
     found = {
         key.to_user_string(): _reason(resolver, key, output_exists, grown)
         for key in graph.toposorted_asset_keys
@@ -47,20 +51,13 @@ def stale_assets(
     return [StaleAsset(key, reason) for key, reason in found.items() if reason]
 
 
-def recorded_version(instance: dg.DagsterInstance, key: str) -> str:
-    """The data version that an asset was last materialised with; empty where it never was."""
-    event = instance.get_latest_materialization_event(dg.AssetKey(key))
-    tags = event.asset_materialization.tags if event and event.asset_materialization else None
-    return (tags or {}).get("dagster/data_version", "")
-
-
 def _reason(
     resolver: CachingStaleStatusResolver,
     key: dg.AssetKey,
     output_exists: Callable[[str], bool],
     grown: Callable[[str], str | None],
 ) -> str:
-    """Why the asset is stale; empty when it is not."""
+    """Return why the asset is stale; empty if it is not."""
     status = resolver.get_status(key)
     if status == StaleStatus.MISSING:
         return NEVER_MADE

@@ -1,1 +1,1 @@
-"""The graph, one file a part of it. Somebody who reads this folder alone has read the product."""
+"""The graph, one file per part. To know what the product does, it is enough to read this folder."""

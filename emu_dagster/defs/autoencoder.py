@@ -19,7 +19,9 @@ GROUP = "autoencoder"
     pool="gpu",
 )
 def autoencoder_study(record: Record) -> dg.MaterializeResult:
-    """4, 8, 16 latent channels and 16 with the Fourier transform, under one budget: SSIM, PSNR, a Fréchet distance."""
+    """Compare 4, 8 and 16 latent channels, and 16 with the Fourier transform, all trained with the same budget: SSIM,
+    PSNR and a Fréchet distance.
+    """
     from emu_dagster.training.train import train
     from emu_steps.autoencoder_study import compare_variants
     from emu_steps.training_jobs import autoencoder_job, autoencoder_network, write_training_rows
@@ -65,7 +67,9 @@ def autoencoder_study(record: Record) -> dg.MaterializeResult:
     pool="gpu",
 )
 def autoencoder(record: Record) -> dg.MaterializeResult:
-    """The chosen variant, trained on from where the study left it; its latents are measured for the denoiser."""
+    """The chosen variant, trained further from where the study stopped, and the statistics of its latents, which the
+    denoiser needs.
+    """
     from emu_dagster.training.train import train
     from emu_steps.training_jobs import autoencoder_job, write_training_rows
 

@@ -1,14 +1,16 @@
-"""Jobs, the weekly evaluation, and the sensors for what arrives. Schedule and sensors are off until switched on.
+"""Jobs, the weekly evaluation, and the sensors for new shards and new votes. The schedule and the sensors are off until
+somebody switches them on.
 
-Nothing is partitioned: a job, "Materialize all", a tick of a schedule or sensor are one run each.
+Nothing is partitioned: a job, "Materialize all", and a tick of a schedule or sensor are one run each.
 """
 
 from typing import Any
 
 import dagster as dg
 
-from emu_dagster.declarations.staleness import recorded_version
 from emu_dagster.defs.requests import ask
+from emu_dagster.resources.dvc import DvcRepo
+from emu_dagster.resources.instance import recorded_version
 from emu_steps.layout import Layout, project_root
 from emu_steps.params import read_params
 
@@ -20,25 +22,25 @@ PROOF = dg.AssetSelection.groups("evaluation", "registry")
 whole_graph = dg.define_asset_job(
     "whole_graph",
     dg.AssetSelection.all(),
-    description="Everything in one run, from raw pictures to the front page of the reports. Trainings that are "
-    "finished and shards that are measured are taken as they are; `emu materialize` makes only what is stale.",
+    description="Everything in one run, from raw pictures to the front page of the reports. Finished trainings and "
+    "measured shards are reused; to make only what is stale, use `emu materialize`.",
 )
 data_half = dg.define_asset_job("data_half", DATA, description="From raw pictures to the curated set, in one run.")
 model_half = dg.define_asset_job(
     "model_half",
     MODELS | PROOF,
-    description="From the corpus and the curated set, which must be there, to a registered model and its reports.",
+    description="From the corpus and the curated set, which must exist, to a registered model and its reports.",
 )
 filter_shards = dg.define_asset_job(
     "filter_shards",
     CORPUS,
-    description="From raw pictures to the filtered corpus: takes in shards that arrived, measures those that have not "
-    "been measured, and chooses anew.",
+    description="From raw pictures to the filtered corpus: adds new shards, measures those that have not been measured "
+    "yet, and chooses again.",
 )
 evaluation = dg.define_asset_job(
     "evaluation",
     PROOF,
-    description="Pictures of the models that are there, what judges say of them, the registry and the reports.",
+    description="Pictures by the current models, the judges' votes on them, the registry and the reports.",
 )
 
 weekly_evaluation = dg.ScheduleDefinition(
@@ -47,7 +49,7 @@ weekly_evaluation = dg.ScheduleDefinition(
     cron_schedule="0 6 * * 1",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="Mondays at six (UTC): the models of the day are judged again and the alias follows.",
+    description="Mondays at 06:00 UTC: judges the current models again and moves the registry's alias accordingly.",
 )
 
 
@@ -55,11 +57,11 @@ weekly_evaluation = dg.ScheduleDefinition(
     job=filter_shards,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Starts filter_shards when data/raw holds shards that the filtered corpus does not know, once they "
-    "have stopped growing, or when the source of raw_corpus has new ones. After a failed run it tries again, twice at "
-    "the most.",
+    description="Starts filter_shards when data/raw holds shards that are not in the filtered corpus and have stopped "
+    "growing, or when the source of raw_corpus has new ones. After a failed run it tries again, at most twice.",
 )
 def new_raw_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """Request filter_shards for shards in data/raw, or new entries in the source, that the filtered corpus lacks."""
     from emu_data.shards import list_shards
     from emu_steps.corpora import new_in_source
 
@@ -68,18 +70,20 @@ def new_raw_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         return ask(context, {}, "")
     known = {path.stem for path in (layout.filtered / "ledger").glob("*.parquet")}
     fresh = [shard for shard in list_shards(layout.raw) if shard.stem not in known]
-    looks: dict[str, Any] = {
+    sizes: dict[str, Any] = {
         path.name: path.stat().st_size for shard in fresh for path in layout.raw.glob(f"{shard.stem}.*")
     }
-    in_source = new_in_source(read_params(layout.root / "params.yaml").raw_corpus, layout)
-    told = f"{len(fresh)} new shard(s) in data/raw, {len(in_source)} in its source"
-    return ask(context, looks | {f"source: {name}": True for name in in_source}, told)
+    with DvcRepo().digesting() as digest:
+        in_source = new_in_source(read_params(layout.root / "params.yaml").raw_corpus, layout, digest)
+    summary = f"{len(fresh)} new shard(s) in data/raw, {len(in_source)} in its source"
+    return ask(context, sizes | {f"source: {name}": True for name in in_source}, summary)
 
 
-# What a round's new votes lead to, as far as it takes no training: those are started by people or schedules.
+# What is made again after new votes in a round, or new captions; no trainings, because people or schedules start them.
 AFTER_VOTES = {
     "generalist_votes": ["generalist_votes", "generalist_selection", "specialist_votes", "curated_set"],
     "specialist_votes": ["specialist_votes", "curated_set"],
+    "written_captions": ["written_captions", "curated_set"],
     "appeal_votes": ["appeal_votes", "appeal_report", "registered_model", "front_page"],
     "faithfulness_votes": ["faithfulness_votes", "faithfulness_report", "registered_model", "front_page"],
 }
@@ -89,10 +93,13 @@ AFTER_VOTES = {
     job=whole_graph,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="When people have voted since a round was recorded: records the round and makes anew what it decides, "
-    "up to the next training. After a failed run it tries again, twice at the most.",
+    description="If people have voted, or written captions, since a round was recorded: records the round, and makes "
+    "again what depends on it, up to the next training. After a failed run it tries again, at most twice.",
 )
 def new_votes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """Request a run for the rounds whose log has grown, and for captions that were added, since their asset recorded
+    them.
+    """
     from emu_steps.voting import grown
 
     layout, news, assets = Layout(project_root()), {}, list[str]()
@@ -101,8 +108,8 @@ def new_votes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         if recorded and (why := grown(layout, key, recorded)):
             news[key] = why
             assets += [asset for asset in following if asset not in assets]
-    told = "; ".join(f"{key}: {why}" for key, why in news.items())
-    return ask(context, news, told, [dg.AssetKey(asset) for asset in assets])
+    summary = "; ".join(f"{key}: {why}" for key, why in news.items())
+    return ask(context, news, summary, [dg.AssetKey(asset) for asset in assets])
 
 
 defs = dg.Definitions(

@@ -1,10 +1,12 @@
-"""Asset checks. The blocking ones keep what follows from being made of broken data; those on the reports are what the
-registry asks before it names a champion (they do not block: a challenger is registered too, with the reason).
+"""Asset checks. The blocking ones stop broken data from reaching later assets. Those on the reports decide whether the
+registry names a champion; they do not block, because a challenger is also registered, with the reason.
 """
+
+import sys
 
 import dagster as dg
 
-from emu_dagster.resources.dvc import DvcRecord
+from emu_dagster.resources.dvc import DvcRepo
 from emu_steps.layout import Layout, project_root
 from emu_steps.params import Params, read_params
 
@@ -16,7 +18,7 @@ def _project() -> tuple[Layout, Params]:
 
 @dg.asset_check(asset="raw_corpus", blocking=True)
 def raw_rows_are_whole() -> dg.AssetCheckResult:
-    """No parquet lacks its pictures, no key appears twice, and something arrived."""
+    """Every parquet has its pictures, every key occurs once, and at least one picture was downloaded."""
     from emu_data.ledger import open_database
     from emu_data.shards import SHARD_NUMBER, iter_rows, list_shards
 
@@ -24,7 +26,7 @@ def raw_rows_are_whole() -> dg.AssetCheckResult:
     shards = {shard.stem for shard in list_shards(layout.raw)}
     parquets = {path.stem for path in layout.raw.glob("*.parquet") if SHARD_NUMBER.fullmatch(path.stem)}
     if not shards:
-        return _failed(f"{layout.raw.name} holds no shard: materialise raw_corpus")
+        return _failed(f"data/{layout.raw.name} holds no shards: materialise raw_corpus")
     with open_database() as con:
         con.execute("CREATE TABLE raw (key VARCHAR, status VARCHAR)")
         for rows in iter_rows(layout.raw, ["key", "status"]):
@@ -33,9 +35,9 @@ def raw_rows_are_whole() -> dg.AssetCheckResult:
         ((num_rows, num_twice, num_arrived),) = con.execute(counts).fetchall()
     orphans = sorted(parquets - shards)
     wrong = {
-        f"{len(orphans)} parquets have no .tar or .ref, the first is {next(iter(orphans), '')}": bool(orphans),
-        f"{num_twice} rows have a key that is another row's, too": num_twice > 0,
-        f"no picture arrived in {num_rows} rows": num_arrived == 0,
+        f"{len(orphans)} parquets have no .tar or .ref; the first is {next(iter(orphans), '')}": bool(orphans),
+        f"{num_twice} rows have the key of another row": num_twice > 0,
+        f"none of the {num_rows} rows has a downloaded picture": num_arrived == 0,
     }
     return dg.AssetCheckResult(
         passed=not any(wrong.values()),
@@ -51,7 +53,9 @@ def raw_rows_are_whole() -> dg.AssetCheckResult:
 
 @dg.asset_check(asset="filtered_corpus", blocking=True)
 def rows_are_conserved() -> dg.AssetCheckResult:
-    """Every raw row, and whatever tars hold beyond them, is in the ledger once: kept, or dropped with a reason."""
+    """Every raw row, and every picture in a tar without a row, is in the ledger exactly once: kept, or dropped with a
+    reason.
+    """
     from emu_data.ledger import check_conserved, compare_with_raw, count_gates, open_ledger
     from emu_data.shards import iter_rows
 
@@ -68,22 +72,22 @@ def rows_are_conserved() -> dg.AssetCheckResult:
         num_kept = count_gates(con).get("", 0)
     return dg.AssetCheckResult(
         passed=num_kept > 0,
-        description="" if num_kept else f"none of {raw.num_rows} rows was kept: the thresholds let nothing pass",
+        description="" if num_kept else f"none of the {raw.num_rows} rows was kept: no row passes the thresholds",
         metadata={"num_rows": raw.num_rows, "num_unlisted": raw.num_unlisted, "num_kept": num_kept},
     )
 
 
 def check_votes(name: str) -> dg.AssetChecksDefinition:
-    """The check of a round's asset."""
+    """Return the check of a round's asset. name: generalist, specialist, appeal or faithfulness."""
 
     @dg.asset_check(asset=f"{name}_votes", name=f"{name}_votes_are_unaltered", blocking=True)
     def votes_are_unaltered() -> dg.AssetCheckResult:
-        """The hash chain of the votes is whole and holds what was recorded of it."""
+        """The hash chain of the votes is intact and contains all votes that were recorded."""
         from emu_data.votes.rounds import check_log
 
         folder = _project()[0].votes(name)
         if not folder.is_dir():
-            return _failed(f"there is no vote: materialise {name}_votes")
+            return _failed(f"there are no votes: materialise {name}_votes")
         problems = check_log(folder)
         return dg.AssetCheckResult(passed=not problems, description="; ".join(problems))
 
@@ -97,7 +101,7 @@ generalist_votes_check, specialist_votes_check, appeal_votes_check, faithfulness
 
 @dg.asset_check(asset="curated_set", blocking=True)
 def every_picture_has_a_caption() -> dg.AssetCheckResult:
-    """Something was chosen, and each picture has a written caption."""
+    """At least one picture was chosen, and each has a caption."""
     from emu_data.shards import read_manifest
 
     layout, _ = _project()
@@ -120,7 +124,9 @@ def _failed(reason: str) -> dg.AssetCheckResult:
 
 @dg.asset_check(asset="faithfulness_judge")
 def judge_may_be_trusted() -> dg.AssetCheckResult:
-    """On known pairs the judge errs less often than registered_model.max_judge_error, with 95 % confidence."""
+    """On pairs with a known answer, the judge's error is below registered_model.max_judge_error, with 95 %
+    confidence.
+    """
     import json
 
     from emu_steps.verdicts import judge_verdict
@@ -142,26 +148,32 @@ def _check_verdict(name: str) -> dg.AssetCheckResult:
     from emu_dagster.registering import judge_reports
 
     layout, params = _project()
-    verdict = judge_reports(layout, params.registered_model, DvcRecord().digest_of)[name]
+    verdict = judge_reports(layout, params.registered_model, DvcRepo().digest_of)[name]
     return _warned(verdict.passed, verdict.reason)
 
 
 @dg.asset_check(asset="appeal_report")
 def tuned_is_more_appealing() -> dg.AssetCheckResult:
-    """Of the decided prompts the tuned model wins a share above registered_model.min_appeal_win, with its interval."""
+    """The share of the decided prompts that the tuned model wins is above registered_model.min_appeal_win, with its
+    whole confidence interval.
+    """
     return _check_verdict("appeal_report")
 
 
 @dg.asset_check(asset="faithfulness_report")
 def tuned_is_no_less_faithful() -> dg.AssetCheckResult:
-    """Win less lose is above -registered_model.faithfulness_margin, with its interval, by a judge that is trusted."""
+    """Wins minus losses, in points, are above -registered_model.faithfulness_margin with their whole confidence
+    interval, and the judge may be trusted.
+    """
     return _check_verdict("faithfulness_report")
 
 
 @dg.asset_check(asset="automatic_report")
 def tuned_is_no_copier() -> dg.AssetCheckResult:
-    """The share of near-copies of curated pictures is below registered_model.max_near_copies, with its interval."""
+    """The share of near-copies of curated pictures is below registered_model.max_near_copies, with its whole confidence
+    interval.
+    """
     return _check_verdict("automatic_report")
 
 
-defs = dg.Definitions(asset_checks=dg.load_asset_checks_from_current_module())
+defs = dg.Definitions(asset_checks=dg.load_asset_checks_from_modules([sys.modules[__name__]]))

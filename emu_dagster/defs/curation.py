@@ -1,7 +1,7 @@
-"""The needles: two rounds of votes, what they chose, and a written caption each (Emu paper, sec. 3.3, items 5 to 7).
+"""The needles: two rounds of votes, and the pictures that they chose (Emu paper, sec. 3.3, items 5 to 7).
 
-A round is an input: people's votes come to its log at any time, and where no person voted a rubric panel does, labelled
-as such in every vote. What reads a round writes no votes.
+A round is an input: people's votes may be added to its log at any time. A rubric panel votes on pictures that no person
+voted on, and each of its votes is labelled as such. Assets that read a round write no votes.
 """
 
 import dagster as dg
@@ -21,9 +21,10 @@ GROUP = "curation"
     params=["generalist_votes", "generalist_selection.num_images"],
 )
 def generalist_votes(record: Record) -> dg.MaterializeResult:
-    """What generalists say of the filtered pictures, keep or drop; the panel's votes are appended where nobody voted.
+    """Generalists' votes on the filtered pictures: keep or drop. By default the panel votes on pictures that no person
+    voted on.
 
-    Its data version is the head hash of the log, which nothing replaces.
+    Its data version is the head hash of the log. Votes are only ever appended.
     """
     from emu_steps.voting import generalist_ballots
 
@@ -37,13 +38,17 @@ def generalist_votes(record: Record) -> dg.MaterializeResult:
     kinds={"parquet"},
     reads=["filtered_corpus", "generalist_votes"],
     outs=["data/curation/generalist_selection"],
-    params=["generalist_selection"],
+    params=["generalist_selection", "generalist_votes.voters"],
 )
 def generalist_selection(record: Record) -> dg.MaterializeResult:
-    """What a generalist kept: all of low and middling quality is gone; tuned for recall. The paper's 20 K."""
+    """The pictures that at least one generalist kept, for recall: pictures of low and medium quality are gone. The
+    paper's 20 K.
+    """
     from emu_steps.choosing import select_generalists_choice, sheets
 
-    choice = select_generalists_choice(record.layout, record.params.generalist_selection.num_images)
+    params = record.params
+    voters = params.generalist_votes.voters
+    choice = select_generalists_choice(record.layout, params.generalist_selection.num_images, voters)
     return record.result(choice.metrics, pictures=sheets(record.layout, choice), tables=choice.tables)
 
 
@@ -55,7 +60,7 @@ def generalist_selection(record: Record) -> dg.MaterializeResult:
     params=["specialist_votes", "curated_set.num_images"],
 )
 def specialist_votes(record: Record) -> dg.MaterializeResult:
-    """What specialists say of the generalists' choice; as generalist_votes."""
+    """Specialists' votes on the pictures that the generalists chose; otherwise like generalist_votes."""
     from emu_steps.voting import specialist_ballots
 
     params = record.params
@@ -65,14 +70,32 @@ def specialist_votes(record: Record) -> dg.MaterializeResult:
 
 @declared(
     group=GROUP,
+    kinds={"parquet"},
+    outs=["data/votes/captions/captions.parquet", "data/votes/captions/captions.jsonl"],
+)
+def written_captions(record: Record) -> dg.MaterializeResult:
+    """The captions that people wrote in the studio, short and long; none as long as nobody did. Every version is kept.
+
+    Its data version is the SHA-256 of the file that captions are added to.
+    """
+    from emu_steps.captioning import recorded_captions
+
+    with recorded_captions(record.layout) as found:
+        return record.result(found.metrics, data_version=found.version)
+
+
+@declared(
+    group=GROUP,
     kinds={"webdataset", "parquet"},
-    reads=["filtered_corpus", "generalist_selection", "specialist_votes"],
+    reads=["filtered_corpus", "generalist_selection", "specialist_votes", "written_captions"],
     outs=["data/curated"],
-    params=["curated_set"],
+    params=["curated_set", "specialist_votes.voters"],
 )
 def curated_set(record: Record) -> dg.MaterializeResult:
-    """The few that most specialists kept as exceptional, each with a written caption. The paper's 2 K."""
+    """The few pictures that most specialists kept as exceptional, with the captions that people wrote, or else the
+    corpus's. The paper's 2 K."""
     from emu_steps.choosing import sheets, write_curated_set
 
-    choice = write_curated_set(record.layout, record.params.curated_set.num_images)
+    params = record.params
+    choice = write_curated_set(record.layout, params.curated_set.num_images, params.specialist_votes.voters)
     return record.result(choice.metrics, pictures=sheets(record.layout, choice), tables=choice.tables)

@@ -1,4 +1,6 @@
-"""The proof: pictures of the contestants for the same prompts and seeds, and what judges say (Emu paper, sec. 4)."""
+"""The proof: the contestants' pictures for the same prompts and seeds, and the judges' votes on them (Emu paper, sec.
+4).
+"""
 
 from typing import Literal
 
@@ -15,7 +17,9 @@ LABELS = ["profile", "toy"]  # on every page
 
 
 def judged_by(record: Record) -> dict[str, str]:
-    """asset -> md5 of what an asset's result is about: all that it reads, and, of evaluation_images, what drew them."""
+    """Return asset -> md5 for everything that an asset's result is about: all its inputs and, if it reads
+    evaluation_images, what the pictures were made from.
+    """
     from emu_steps.contestants import read_drawn
 
     drawn_by = read_drawn(record.layout).judged if "evaluation_images" in record.inputs else {}
@@ -23,7 +27,7 @@ def judged_by(record: Record) -> dict[str, str]:
 
 
 def report_on(record: Record, axis: Literal["appeal", "faithfulness"]) -> dg.MaterializeResult:
-    """The report on a round of side-by-side votes."""
+    """Make the report on a round of side-by-side votes."""
     from emu_steps.judging import report_preference
 
     metrics, voters, plot = report_preference(record.layout, record.params, axis, judged_by(record))
@@ -37,11 +41,13 @@ def report_on(record: Record, axis: Literal["appeal", "faithfulness"]) -> dg.Mat
     reads=["filtered_corpus"],
     outs=["data/evaluation_images"],
     params=["evaluation_images", "quality_tuned.resolution"],
-    files=["evaluation_images.contestants"],
+    files=["evaluation_images.contestants", "evaluation_images.prompts_file"],
     pool="gpu",
 )
 def evaluation_images(record: Record) -> dg.MaterializeResult:
-    """Each contestant's pictures of the fixed prompts and the names of subjects; models draw with the same seeds."""
+    """Each contestant's pictures for the fixed prompts, and for your own prompts or captions of the corpus. All models
+    draw with the same seeds.
+    """
     from emu_dagster.registering import find_model
     from emu_steps.contestants import Drawn
     from emu_steps.evaluating import draw_contestants
@@ -62,7 +68,9 @@ def evaluation_images(record: Record) -> dg.MaterializeResult:
     params=["automatic_report", "comparison", "quality_tuned.resolution", *LABELS],
 )
 def automatic_report(record: Record) -> dg.MaterializeResult:
-    """What can be measured without a voter: does a held-out judge name the subject, is it a copy, how far from real."""
+    """What can be measured without votes: whether a judge that filtering never used recognises the subject, whether a
+    picture is a copy, and how far the pictures are from the curated set.
+    """
     from emu_steps.evaluating import fixed_prompts_sheet, report_automatically
 
     metrics, nearest = report_automatically(record.layout, record.params, judged_by(record))
@@ -78,9 +86,10 @@ def automatic_report(record: Record) -> dg.MaterializeResult:
     params=["appeal_votes", "comparison"],
 )
 def appeal_votes(record: Record) -> dg.MaterializeResult:
-    """Which picture of a pair is more appealing, caption hidden: A / B / tie; the panel votes where no person did.
+    """Votes on which picture of a pair is more appealing, with the caption hidden: A, B or tie. The panel votes on
+    pairs that no person voted on.
 
-    Its data version is the head hash of the log, which nothing replaces.
+    Its data version is the head hash of the log. Votes are only ever appended.
     """
     from emu_steps.judging import appeal_ballots
 
@@ -93,7 +102,7 @@ def appeal_votes(record: Record) -> dg.MaterializeResult:
     kinds={"pandas"},
     reads=["evaluation_images", "appeal_votes"],
     outs=["data/reports/appeal_report"],
-    params=["appeal_report", "comparison", *LABELS],
+    params=["appeal_report", "appeal_votes.voters", "comparison", *LABELS],
 )
 def appeal_report(record: Record) -> dg.MaterializeResult:
     """Whose pictures are more appealing: win rates of the votes, with intervals over prompts."""
@@ -108,7 +117,9 @@ def appeal_report(record: Record) -> dg.MaterializeResult:
     params=["faithfulness_votes", "comparison"],
 )
 def faithfulness_votes(record: Record) -> dg.MaterializeResult:
-    """Which picture of a pair shows what its caption says: A / B / both / neither; as appeal_votes."""
+    """Votes on which picture of a pair shows what its caption says: A, B, both or neither. Otherwise like
+    appeal_votes.
+    """
     from emu_steps.judging import faithfulness_ballots
 
     ballots = faithfulness_ballots(record.layout, record.params.faithfulness_votes, record.params.comparison)
@@ -120,7 +131,7 @@ def faithfulness_votes(record: Record) -> dg.MaterializeResult:
     kinds={"pandas"},
     reads=["evaluation_images", "faithfulness_votes", "faithfulness_judge"],
     outs=["data/reports/faithfulness_report"],
-    params=["faithfulness_report", "comparison", *LABELS],
+    params=["faithfulness_report", "faithfulness_votes.voters", "comparison", *LABELS],
 )
 def faithfulness_report(record: Record) -> dg.MaterializeResult:
     """Whose pictures show what their captions say: win rates of the votes, with intervals over prompts."""
@@ -137,7 +148,8 @@ def faithfulness_report(record: Record) -> dg.MaterializeResult:
 def front_page(record: Record) -> dg.MaterializeResult:
     """The first page of the reports, data/reports/index.html: before and after, verdicts, the funnel, the trainings.
 
-    Its numbers are those of the files that the assets wrote, and its pictures are copies beside it: they stay together.
+    Its numbers are read from the files that the assets wrote. Its pictures are copies, so they always match its
+    numbers.
     """
     from emu_steps.front_page import write_front_page
 

@@ -1,4 +1,4 @@
-"""Who votes on faithfulness: a model that filtering never uses, and that learnt nothing that the gates turned away."""
+"""The judge of faithfulness: a model that filtering never uses, and that was not trained on any rejected picture."""
 
 import dagster as dg
 
@@ -17,19 +17,20 @@ from emu_dagster.resources.recorder import Record
     pool="gpu",
 )
 def faithfulness_judge(record: Record) -> dg.MaterializeResult:
-    """An open_clip model trained on rows that passed the gates, part of which it never sees: on pairs of these, where
-    the right answer is known, its error is measured. A judge that errs too often decides nothing in the registry.
+    """An open_clip model, trained on the rows that passed the gates, except held-out ones. Its error is measured on
+    pairs of held-out rows, for which the right answer is known. The registry does not accept the verdict of a judge
+    whose error is too high.
     """
     from emu_dagster.training.train import train
     from emu_models.evaluation.judge import load_faithfulness_judge
-    from emu_steps.judging import judge_sheet, told_error
+    from emu_steps.judging import describe_judge_error, judge_sheet
     from emu_steps.training_jobs import judge_job
 
     layout = record.layout
-    (told,) = train(record, [judge_job(layout, record.params.faithfulness_judge)])
+    (result,) = train(record, [judge_job(layout, record.params.faithfulness_judge)])
     _, error = load_faithfulness_judge(layout.model(record.key), layout.root)
     return record.result(
-        {name: value for name, value in told.items() if not isinstance(value, str)},
+        {name: value for name, value in result.items() if not isinstance(value, str)},
         pictures={"known_pairs": judge_sheet(layout)},
-        tables={"error": told_error(error)},
+        tables={"error": describe_judge_error(error)},
     )

@@ -1,7 +1,7 @@
-"""Pretraining at three rising resolutions (Emu paper, sec. 3.2); noise offset in the last only.
+"""Pretraining at three increasing resolutions (Emu paper, sec. 3.2); noise offset only in the last.
 
-A chain of assets and not one asset partitioned by resolution: such a one could not depend on its own previous
-resolution (dagster#13248). No automation condition: people or schedules start trainings.
+It is a chain of assets and not one asset partitioned by resolution, because such an asset could not depend on its own
+previous resolution (dagster#13248). There is no automation condition: people or schedules start trainings.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,21 @@ if TYPE_CHECKING:
 
 GROUP = "pretraining"
 KINDS = {"pytorch", "diffusers", "safetensors"}
-# What every training of a denoiser is given besides its own section: the text encoders, and the sheet of its preview.
+# What every training of a denoiser reads besides its own section: the text encoders, and the prompts of its preview.
 TEXT_AND_SHEET = [
     "pretrained_low.text_encoder",
     "pretrained_low.num_text_tokens",
     "evaluation_images.fixed_prompts",
     "evaluation_images.guidance_scale",
 ]
-CARD = ["profile", "toy", "raw_corpus.source", "raw_corpus.styles"]  # what the model card says of the data
+CARD = ["profile", "toy", "raw_corpus.source", "raw_corpus.styles"]  # what the model card says about the data
 ROWS = ["raw_corpus", "filtered_corpus"]  # pictures, and the ledger that says which of them passed the gates
 
 
 def train_pipeline(record: Record, job: "DenoiserJob", data: Sequence[str]) -> dg.MaterializeResult:
-    """Trains a denoiser and writes its model card, which names `data` and the weights it started from by md5."""
+    """Train a denoiser and write its model card, which names the assets `data`, and the weights from which it started,
+    by their md5.
+    """
     from emu_dagster.training.train import train
     from emu_steps.model_card import write_model_card
 
@@ -43,7 +45,9 @@ def train_pipeline(record: Record, job: "DenoiserJob", data: Sequence[str]) -> d
 
 
 def pretrain(record: Record, previous: str | None) -> dg.MaterializeResult:
-    """One stage: the rows that passed the section's gates, from the previous stage's weights."""
+    """Train one step of the chain on the rows that passed the section's gates, starting from the weights of `previous`
+    (None: from scratch).
+    """
     from emu_steps.training_jobs import denoiser_job, write_gated_rows
 
     layout, section = record.layout, record.section
@@ -70,7 +74,7 @@ def pretrain(record: Record, previous: str | None) -> dg.MaterializeResult:
     pool="gpu",
 )
 def pretrained_low(record: Record) -> dg.MaterializeResult:
-    """The denoiser at the lowest resolution, from nothing. The paper's 256 px."""
+    """The denoiser, trained from scratch at the lowest resolution. The paper's 256 px."""
     return pretrain(record, None)
 
 
@@ -84,7 +88,7 @@ def pretrained_low(record: Record) -> dg.MaterializeResult:
     pool="gpu",
 )
 def pretrained_mid(record: Record) -> dg.MaterializeResult:
-    """From pretrained_low, at the middle resolution. The paper's 512 px."""
+    """The denoiser, trained further from pretrained_low at the middle resolution. The paper's 512 px."""
     return pretrain(record, "pretrained_low")
 
 
@@ -98,5 +102,7 @@ def pretrained_mid(record: Record) -> dg.MaterializeResult:
     pool="gpu",
 )
 def pretrained_full(record: Record) -> dg.MaterializeResult:
-    """From pretrained_mid, at full resolution and with noise offset 0.02. The paper's 1024 px."""
+    """The denoiser, trained further from pretrained_mid at full resolution, with noise offset 0.02. The paper's 1024
+    px.
+    """
     return pretrain(record, "pretrained_mid")

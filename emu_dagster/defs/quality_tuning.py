@@ -18,21 +18,23 @@ from emu_dagster.resources.recorder import Record
     pool="gpu",
 )
 def quality_tuned(record: Record) -> dg.MaterializeResult:
-    """The model that people are to prefer: quality_tuned.start_from, briefly tuned on the curated set.
+    """The model that people should prefer: quality_tuned.start_from, tuned briefly on the curated set.
 
-    That is pretrained_full or a Stable Diffusion checkpoint that was brought along; all weights or low-rank adapters.
-    Batch 64, noise offset 0.1 and at most 15 000 steps are the paper's. It stops "despite the loss still decreasing"
-    and gives no rule; the rule here (held-out loss) is ours.
+    It starts from pretrained_full or your own Stable Diffusion checkpoint, and tunes all weights or low-rank adapters.
+    Batch 64, noise offset 0.1 and at most 15 000 steps are from the paper. The paper stops "despite the loss still
+    decreasing" but gives no rule; the rule here (held-out loss) is ours.
     """
-    from emu_steps.training_jobs import denoiser_job
+    from emu_models.latent.folders import inspect_checkpoint
+    from emu_steps.training_jobs import denoiser_job, write_curated_rows
 
     layout, section = record.layout, record.params.quality_tuned
+    inspect_checkpoint(layout.root / section.start_from)
     job = denoiser_job(
         layout,
         record.params,
         record.key,
         layout.curated,
-        layout.curated / "manifest.parquet",
+        write_curated_rows(layout, section.captions),
         section,
         layout.root / section.start_from,
     )

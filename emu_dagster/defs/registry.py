@@ -1,4 +1,4 @@
-"""The model registry: every tuned model becomes a version; the alias says what the reports allow."""
+"""The model registry: every tuned model becomes a version, and its alias says whether the reports accept it."""
 
 import dagster as dg
 
@@ -14,8 +14,8 @@ from emu_dagster.resources.recorder import Record
     params=["registered_model", "quality_tuned.start_from", "profile", "toy"],
 )
 def registered_model(record: Record) -> dg.MaterializeResult:
-    """A version of `emu` in MLflow with the lineage of its data; `champion` when the reports allow it, else
-    `challenger` with the reason on its page.
+    """A version of the model in MLflow's registry, with the lineage of its data: `champion` if all reports accept it,
+    otherwise `challenger`, with the reasons on its page.
     """
     from emu_dagster.registering import register
     from emu_steps.evaluating import fixed_prompts_sheet

@@ -10,13 +10,16 @@ if TYPE_CHECKING:
 
 
 def round_outs(name: str) -> tuple[str, ...]:
-    """A round's export, and its log with the head. Files and not the folder: what else lies there (a lock, a piece that
-    an interrupted append left) is no data."""
-    return tuple(f"data/votes/{name}/{file}" for file in ("votes.parquet", "votes.jsonl", "votes.jsonl.head.json"))
+    """Return the paths of a round's export, its log, the log's head, and the plans by which people voted. They are
+    files and not the folder, because the folder also holds what is not data: a lock, or what an interrupted append
+    left.
+    """
+    files = ("votes.parquet", "votes.jsonl", "votes.jsonl.head.json", "plan.json")
+    return tuple(f"data/votes/{name}/{file}" for file in files)
 
 
 def hold_round(record: "Record", name: str, ballots: "Ballots") -> "dg.MaterializeResult":
-    """Appends the panel's votes, and records the log while it is held. The data version is the log's head."""
+    """Append the panel's votes, and record the log while it is locked. The data version is the head of the log."""
     from emu_steps.voting import recorded_round
 
     with recorded_round(record.layout, name, ballots) as found:

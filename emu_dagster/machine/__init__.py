@@ -1,1 +1,1 @@
-"""What is around a project: environment variables, other processes, signals, disks."""
+"""A project's surroundings: environment variables, other processes, signals, disks."""

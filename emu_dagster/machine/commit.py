@@ -1,4 +1,4 @@
-"""Which commit of this project's code runs."""
+"""The commit of this project's code that is running."""
 
 import subprocess
 from functools import cache
@@ -9,8 +9,8 @@ NO_COMMIT = "none (not a git repository)"
 
 @cache
 def running_commit() -> str:
-    """The commit that the running code was taken from, "-dirty" behind it where files differ from it; NO_COMMIT where
-    there is none. Of the process's start: code that is changed meanwhile is not what runs.
+    """Return the commit of the running code, followed by "-dirty" if files differ from it; NO_COMMIT if there is none.
+    It is read once per process, because code that is changed later does not run in it.
     """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:

@@ -1,6 +1,6 @@
-"""Which switches keep the libraries quiet and off the network, and where Dagster keeps its records.
+"""Variables that keep the libraries quiet and off the network, and say where Dagster keeps its records.
 
-The Makefile exports the same switches; this is for whoever starts `emu`, `dagster` or `pytest` without make.
+The Makefile exports the same variables; these are for `emu`, `dagster` or `pytest` started without make.
 """
 
 import gc
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from emu_steps.layout import project_root
 
-# No model hub is asked (weights come as packages or by path) and nothing is reported to anybody.
+# No model hub is used (weights come as packages or by path), and no usage data is sent.
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -27,17 +27,17 @@ QUIET = {
     "MPLBACKEND": "Agg",
 }
 
-# A tracking server that does not answer is to be told of within seconds; MLflow's own numbers (7 retries, 120 s) let an
-# asset wait for four minutes. A server that is there and slow wants more: set them. Chosen here.
+# A tracking server that does not answer must be reported within seconds; with MLflow's defaults (7 retries, 120 s) an
+# asset would wait for four minutes. For a slow server, set higher values in the environment. Chosen here.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
 
-# torch, diffusers and mlflow make a million objects that stay; with Python's own numbers (700, 10, 10) the collector
-# looks at them again and again while they are made, a tenth of a start's time (docs/log.md, 2026-11-25). Chosen here.
+# Importing torch, diffusers and mlflow creates a million permanent objects; with Python's defaults (700, 10, 10) the
+# collector scans them again and again, which takes a tenth of the start-up time (docs/log.md, 2026-11-25). Chosen here.
 COLLECTOR_THRESHOLDS = (50_000, 50, 100)
 
 
 def collect_rarely() -> None:
-    """For processes of ours that import for seconds: called first in them."""
+    """Make the garbage collector run rarely; called first in processes whose imports take seconds."""
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
@@ -53,13 +53,12 @@ def prepare_environment() -> None:
 
 @contextmanager
 def imports_without(*packages: str) -> Iterator[None]:
-    """Imports inside are done as if these packages were not installed, which libraries with optional parts ask for.
+    """Import inside as if these packages were not installed, so that libraries skip their optional parts.
 
-    Packages that are imported already stay. What was imported inside lacks those parts until the process
-    ends.
+    Packages that are already imported stay. What was imported inside lacks the optional parts until the process ends.
     """
     hidden = [name for name in packages if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: Python's own way to bar an import
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is Python's own way to block an import
     try:
         yield
     finally:

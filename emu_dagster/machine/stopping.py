@@ -1,8 +1,8 @@
-"""How a training process stops: on Ctrl-C, on cancellation, and when the process that started it dies.
+"""How a training process stops: on Ctrl-C, on cancellation, and if the process that started it dies.
 
-For the child as well as for its parent, so nothing heavy is imported here. As a program, `python -m
-emu_dagster.machine.stopping COMMAND…` becomes COMMAND, which then gets SIGTERM when the process that started it dies:
-launchers such as torchrun do not see to that themselves, and pass the signal on to the processes they started.
+The child and its parent import it, so it imports nothing large. As a program, `python -m emu_dagster.machine.stopping
+COMMAND…` becomes COMMAND, which then gets SIGTERM if the process that started it dies: launchers such as torchrun do
+not arrange that themselves, but pass the signal on to the processes that they started.
 """
 
 import ctypes
@@ -10,25 +10,44 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-# Exit code of a child that saved and stopped because a signal asked for it: 128 + SIGINT, as shells say it.
+# Exit code of a child that saved and stopped because of a signal: 128 + SIGINT, as in shells.
 STOPPED = 130
 PARENT_VARIABLE = "EMU_PARENT_PID"  # set for the child by emu_dagster.resources.gpu
+CAUSE_VARIABLE = "EMU_CAUSE_FILE"  # likewise; see leave_cause
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent(signum: int = signal.SIGTERM) -> None:
-    """Have Linux send `signum` to this process when the thread that started it ends; elsewhere a no-op.
+    """Make Linux send `signum` to this process when the thread that started it ends; elsewhere do nothing.
 
-    If the parent named in EMU_PARENT_PID died before this call, the signal is sent at once. The name is then forgotten:
-    this process may start others.
+    If the parent named in EMU_PARENT_PID died before this call, the signal is sent at once. The variable is then
+    removed, because this process may start others.
     """
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
     if os.environ.pop(PARENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
         os.kill(os.getpid(), signum)
+
+
+@contextmanager
+def leave_cause() -> Iterator[None]:
+    """Write why a training fails, on one line, to the file that CAUSE_VARIABLE names, for the asset that waits for it.
+
+    If several processes train together, the first to fail knows the cause; the others fail because it is gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = " ".join(str(error).split())
+        is_for_users = isinstance(error, (ValueError, OSError)) and message
+        with suppress(OSError, KeyError), open(os.environ[CAUSE_VARIABLE], "x", encoding="utf-8") as file:
+            file.write(message if is_for_users else f"{type(error).__name__}: {message}")
+        raise
 
 
 class StopRequest:
@@ -39,11 +58,11 @@ class StopRequest:
         self._grace_seconds = grace_seconds
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """The signal handler. Further signals change nothing: a save is under way."""
+        """The signal handler. Further signals change nothing: a save is already in progress."""
         if self.requested:
             return
         self.requested = True
-        # Whatever hangs must not outlive its cancelled run and keep the device.
+        # A process that hangs must not outlive its cancelled run and keep the device.
         deadline = threading.Timer(self._grace_seconds, os._exit, args=(STOPPED,))
         deadline.daemon = True
         deadline.start()
@@ -52,9 +71,9 @@ class StopRequest:
 def save_on_signal(grace_seconds: float = 60.0) -> StopRequest:
     """Turn SIGINT, SIGTERM and the death of the parent into a flag that a training loop reads between steps.
 
-    The loop then saves its state and the process exits with code STOPPED; if it has not within
-    `grace_seconds` (chosen here: a save takes seconds), it is ended with that code. Main thread only; to be
-    called first thing, before heavy imports.
+    The loop then saves its state and the process exits with code STOPPED; if that takes longer than `grace_seconds`
+    (chosen here: a save takes seconds), the process is ended with the same code. To be called in the main thread,
+    before slow imports.
     """
     request = StopRequest(grace_seconds)
     signal.signal(signal.SIGINT, request.handle)
@@ -65,4 +84,5 @@ def save_on_signal(grace_seconds: float = 60.0) -> StopRequest:
 
 if __name__ == "__main__":
     die_with_parent()
-    os.execvp(sys.argv[1], sys.argv[1:])
+    with leave_cause():
+        os.execvp(sys.argv[1], sys.argv[1:])

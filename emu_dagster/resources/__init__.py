@@ -1,6 +1,6 @@
-"""What the assets hold in their hands: MLflow's record, DVC's record, and the process that trains."""
+"""What the assets work with: MLflow's record, DVC's record, and the process that trains."""
 
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-# What an interrupt looks like inside a step: Dagster raises its own error in the main thread.
+# The errors that an interrupt raises inside a step: Dagster raises its own in the main thread.
 INTERRUPTS = (KeyboardInterrupt, DagsterExecutionInterruptedError)

@@ -1,9 +1,10 @@
-"""DVC records which bytes: `dvc commit` after an asset has written, and the md5 that Dagster and MLflow then use.
+"""DVC records which bytes were written: after an asset has written its output, `dvc commit` computes the md5 that
+Dagster and MLflow then use.
 
-DVC is called as a program from an environment of its own and only here (docs/decisions, field notes on why).
+DVC is called only here, as a program from its own environment (docs/decisions says why).
 
-The one digest of a stage is the md5 of its out as DVC writes it to dvc.lock (32 hex digits, and ".dir" for a
-directory). A stage with several outs has the md5 of the JSON list [{"md5": …, "path": …}, …] sorted by path.
+The digest of a stage is the md5 of its out as DVC writes it to dvc.lock (32 hex digits, and ".dir" for a directory). If
+a stage has several outs, it is the md5 of the JSON list [{"md5": …, "path": …}, …] sorted by path.
 """
 
 import json
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -25,14 +26,17 @@ from emu_dagster.resources.dvc_lock import LockFile, Snapshot, find_repro
 from emu_dagster.resources.measured import Measured
 from emu_steps.layout import project_root
 
-__all__ = ["DvcError", "DvcRecord", "Snapshot", "combine", "hash_path"]
+if TYPE_CHECKING:
+    from emu_data.refs import Digest
+
+__all__ = ["DvcError", "DvcRepo", "Snapshot", "combine", "hash_path"]
 
 
-class DvcRecord(dg.ConfigurableResource):
+class DvcRepo(dg.ConfigurableResource):
     """Records stages of the project's dvc.yaml.
 
-    `program`: empty takes .venv-dvc/bin/dvc of the project or beside the running environment, else `dvc` on the PATH.
-    `root`: empty takes the project's.
+    `program`: if empty, .venv-dvc/bin/dvc of the project or next to the running environment, otherwise `dvc` on the
+    PATH. `root`: if empty, the project's.
     """
 
     program: str = ""
@@ -40,23 +44,25 @@ class DvcRecord(dg.ConfigurableResource):
 
     @property
     def folder(self) -> Path:
+        """The project's folder."""
         return Path(self.root) if self.root else project_root()
 
     @property
     def lock(self) -> LockFile:
+        """The project's dvc.lock."""
         return LockFile(self.folder)
 
     def find_program(self) -> str:
-        """Path of the dvc program. Raises DvcError when there is none."""
+        """Return the path of the dvc program. Raises DvcError if there is none."""
         places = [self.folder / ".venv-dvc", Path(sys.prefix).parent / ".venv-dvc"]
         candidates = [self.program] if self.program else [str(place / "bin" / "dvc") for place in places]
         for candidate in [*candidates, *([] if self.program else ["dvc"])]:
             if found := shutil.which(candidate):
                 return found
-        raise DvcError(f"no dvc at {' or '.join(candidates)}: `make env` installs it, `emu doctor` looks for it")
+        raise DvcError(f"there is no dvc at {' or '.join(candidates)}: `make env` installs it")
 
     def run(self, *arguments: str) -> str:
-        """Run dvc in the project and return what it printed. Raises DvcError with DVC's own last line."""
+        """Run dvc in the project and return what it printed. Raises DvcError with DVC's own message if it fails."""
         command = [self.find_program(), *arguments]
         done = subprocess.run(
             command, cwd=self.folder, env=dvc_environment(self.folder), capture_output=True, text=True
@@ -68,20 +74,30 @@ class DvcRecord(dg.ConfigurableResource):
         return done.stdout
 
     @contextmanager
+    def digesting(self) -> "Iterator[Digest]":
+        """Yield refs.digest_files with the project's memory of hashes (measured.py)."""
+        with Measured(self.folder).digesting() as digest:
+            yield digest
+
+    @contextmanager
     def hold(self, stage: str) -> Iterator[None]:
-        """While one process makes `stage`, another that wants to says who is at it, and waits."""
+        """Lock `stage` while this process makes it; another process that is to make it prints which process holds the
+        lock, and waits.
+        """
         with one_at_a_time(self.lock.own / f"{stage}.lock", f"making {stage}"):
             yield
 
     def snapshot(self, stage: str) -> Snapshot:
-        """Take down, before the work starts, what `stage` reads.
+        """Note what `stage` reads, before the work starts.
 
-        A dep that another stage wrote has the md5 of dvc.lock, which its bytes must have: they are hashed unless they
-        look as when they were last measured.
+        A dep that another stage wrote must have the md5 that dvc.lock records. Its bytes are hashed unless the files
+        look as they did when they were last hashed.
 
-        Raises DvcError when dvc.yaml has no such stage, when the project lies where DVC cannot work, and when a dep is
-        not what dvc.lock says, since then nobody could tell afterwards what was read.
+        Raises DvcError if dvc.yaml has no such stage, if DVC cannot work in the project's folder, or if a dep is not
+        what dvc.lock says, because then it would be unknown afterwards what was read.
         """
+        from emu_data.refs import changed_references
+
         refuse_surroundings(self.folder)
         definition = self._stage(stage)
         outs = {out["path"]: (name, out) for name, made in self.lock.stages().items() for out in made.get("outs", [])}
@@ -91,14 +107,24 @@ class DvcRecord(dg.ConfigurableResource):
             maker, out = outs.get(path, ("", {}))
             if out and entries[path]["md5"] != out["md5"]:
                 raise DvcError(
-                    f"{path} is not what dvc.lock says {maker} wrote, so nobody could tell what {stage} was made from: "
-                    f"`emu materialize {maker}` records it, `dvc checkout {path}` brings back what is recorded"
+                    f"{path} is not what {maker} wrote according to dvc.lock, so it would be unknown what {stage} was "
+                    f"made from: `emu materialize {maker}` records it, `dvc checkout {path}` restores what is recorded"
+                )
+            with measured.digesting() as digest:
+                changed = changed_references(self.folder / path, digest)
+            if changed:
+                more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+                raise DvcError(
+                    f"{changed[0]}{more}, which {path} refers to, has changed since {maker or 'it'} registered it, so "
+                    f"it would be unknown what {stage} was made from: `emu materialize {maker or 'raw_corpus'}` "
+                    "registers it as it is now; to keep the corpus as it was, restore the files"
                 )
         return Snapshot(stage, self._read_params(definition["params"]), entries, looks, definition["outs"])
 
     def changed_since(self, before: Snapshot) -> list[str]:
-        """Names of the params and deps of `before` that are no longer what they were. A dep that changed while a stage
-        read it may have been read in part before and in part after; the record says what it was at the start."""
+        """Return the names of the params and deps of `before` that have changed since. A dep that changed while a stage
+        read it may have been read partly before and partly after the change; the record says what it was at the start.
+        """
         now = self._read_params([{file: list(values)} for file, values in before.files.items()])
         params = [
             name for file, values in before.files.items() for name, value in values.items() if now[file][name] != value
@@ -108,13 +134,13 @@ class DvcRecord(dg.ConfigurableResource):
         return [*params, *deps]
 
     def record(self, stage: str, before: Snapshot) -> str:
-        """Commit what `stage` wrote and return its digest (see the module).
+        """Commit what `stage` wrote and return its digest (see the module's docstring).
 
-        dvc.lock then holds the params and deps of `before`, also where they have changed meanwhile: that is what the
-        output was made from, and DVC and Dagster both call the stage out of date.
+        dvc.lock then holds the params and deps of `before`, even if they have changed meanwhile: the output was made
+        from these, and DVC and Dagster then both consider the stage out of date.
 
-        Under `dvc repro` (DVC_STAGE is set) DVC commits by itself: only the digest is computed, the way DVC does, and
-        what DVC then writes is set right by whoever comes next.
+        Under `dvc repro` (DVC_STAGE is set) DVC itself commits: only the digest is computed, in the same way as DVC
+        does, and the next process corrects what DVC writes.
         """
         if os.environ.get("DVC_STAGE"):
             ignored = read_ignored(self.folder)
@@ -123,7 +149,8 @@ class DvcRecord(dg.ConfigurableResource):
         measured = Measured(self.folder)
         looks = {path: measured.look(self.folder / path) for path in before.outs}
         with self.lock.guard(before):
-            # no relink: DVC would remove each single file and copy it back from its cache; a kill in between loses it
+            # --no-relink: otherwise DVC removes an out that is a file and copies it back from its cache, and a kill in
+            # between would lose it
             self.run("--wait-for-lock", "commit", "-f", "--no-relink", stage)
         outs = {out["path"]: out for out in self.lock.stages()[stage]["outs"]}
         measured.learn(
@@ -136,10 +163,10 @@ class DvcRecord(dg.ConfigurableResource):
         return combine({path: out["md5"] for path, out in outs.items()})
 
     def record_again(self, before: Snapshot, digest: str) -> bool:
-        """Records what lies on disk and was made before, without making it: whether it was done.
+        """Record an output that is already on disk, without making it again; return whether anything was recorded.
 
-        before: what the materialisation read, see `Snapshot.describe`; digest: what it wrote. Nothing is done where
-        dvc.lock holds that already, or where what is on disk is something else.
+        before: what the materialisation read, see `Snapshot.describe`. digest: the digest of what it wrote. Nothing is
+        done if dvc.lock already has this record, or if something else is on disk.
         """
         stage, ignored = before.stage, read_ignored(self.folder)
         paths = self._stage(stage)["outs"]
@@ -152,44 +179,45 @@ class DvcRecord(dg.ConfigurableResource):
         return True
 
     def digest_of(self, stage: str) -> str | None:
-        """The digest of `stage` in dvc.lock; None when it was never recorded."""
+        """Return the digest of `stage` in dvc.lock; None if it was never recorded."""
         outs = self._outs(stage)
         return combine(outs) if outs else None
 
     def deps_of(self, stage: str) -> dict[str, str]:
-        """path -> md5 of what `stage` was made from, as dvc.lock has it; empty when it was never recorded."""
+        """Return path -> md5 of what `stage` was made from, according to dvc.lock; empty if it was never recorded."""
         return {dep["path"]: dep["md5"] for dep in self.lock.stages().get(stage, {}).get("deps", [])}
 
     def status(self) -> dict[str, Any]:
-        """What differs from dvc.lock, as `dvc status --json` says it; empty when all is recorded."""
-        self.mend()
+        """Return what differs from dvc.lock, as `dvc status --json` reports it; empty if everything is recorded."""
+        self.repair()
         return json.loads(self.run("--wait-for-lock", "status", "--json"))
 
     def push(self, remote: str = "") -> str:
-        """Upload what is recorded to `remote` (empty: the default one); returns DVC's last line. DvcError names the
-        remotes there are, where there is no such one."""
+        """Upload what is recorded to `remote` (empty: the default one); return DVC's last line. Raises DvcError, which
+        lists the remotes, if there is no such remote.
+        """
         refuse_surroundings(self.folder)
-        self.mend()
+        self.repair()
         known = [line.split()[0] for line in self.run("remote", "list").splitlines() if line.strip()]
         if remote not in ("", *known) or not known:
             wanted = f"no DVC remote {remote!r}" if remote else "no DVC remote"
             raise DvcError(
-                f"there is {wanted}; there are: {', '.join(known) or 'none'}; `dvc remote add --default NAME ADDRESS` "
+                f"there is {wanted}; known: {', '.join(known) or 'none'}; `dvc remote add --default NAME ADDRESS` "
                 "adds one to .dvc/config"
             )
         printed = self.run("push", *(["--remote", remote] if remote else []))
         return (printed.strip().splitlines() or ["nothing to push"])[-1]
 
-    def mend(self) -> list[str]:
-        """Puts right what killed processes left in DVC's files; returns what was done, in words."""
-        return [*self.lock.mend(), *self.lock.mend_rwlock()]
+    def repair(self) -> list[str]:
+        """Repair what killed processes left in DVC's files; return a sentence for each repair."""
+        return [*self.lock.repair(), *self.lock.repair_rwlock()]
 
     def _stage(self, stage: str) -> dict[str, Any]:
-        """The stage's deps and outs as paths, its params as dvc.yaml lists them."""
+        """Return the stage's deps and outs as paths, and its params as dvc.yaml lists them."""
         path = self.folder / "dvc.yaml"
         stages = read_yaml(path).get("stages", {})
         if stage not in stages:
-            raise DvcError(f"no stage {stage} in {path}; there are: {', '.join(sorted(stages)) or 'none'}")
+            raise DvcError(f"there is no stage {stage} in {path}; known: {', '.join(sorted(stages)) or 'none'}")
         found = stages[stage]
         return {
             "deps": found.get("deps", []),
@@ -202,7 +230,8 @@ class DvcRecord(dg.ConfigurableResource):
         return {out["path"]: out["md5"] for out in self.lock.stages().get(stage, {}).get("outs", []) if "md5" in out}
 
     def _read_params(self, listed: list[Any]) -> dict[str, dict[str, Any]]:
-        """The values that dvc.yaml's `params` name, by file: "section" of params.yaml, or {file: [names]}."""
+        """Return file -> name -> value for what a stage's `params` list: "section" (of params.yaml) or {file:
+        [names]}."""
         values: dict[str, dict[str, Any]] = {}
         for item in listed:
             for file, names in (item if isinstance(item, dict) else {"params.yaml": [item]}).items():

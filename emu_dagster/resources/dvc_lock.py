@@ -1,8 +1,8 @@
-"""dvc.lock kept whole and true, though DVC writes it in place and hashes inputs only when the work is done.
+"""Keeps dvc.lock whole and true, although DVC writes it in place and hashes inputs only when the work is done.
 
-Before anything lets DVC write it, a journal is put beside DVC's own locks: the earlier bytes, who is about to write,
-and for a stage what it really read. Whoever comes next settles a journal that its writer left: half a dvc.lock is
-replaced by the earlier bytes, and the entry of the stage is given the inputs that it really had.
+Before DVC may write it, a journal is put next to DVC's own locks: the earlier bytes, which process is about to write,
+and what the stage really read. If that process dies, the next one settles the journal: a half-written dvc.lock is
+replaced by the earlier bytes, and the stage's entry gets the inputs that it really had.
 """
 
 import fcntl
@@ -23,12 +23,12 @@ from emu_dagster.resources.dvc_files import dump_yaml, parse_yaml
 from emu_data.files import atomic_file, write_json
 
 logger = logging.getLogger(__name__)
-POLL_SECONDS = 0.1  # chosen here: how often a lock of DVC's is looked at
+POLL_SECONDS = 0.1  # between two attempts to take one of DVC's locks; chosen here
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a stage reads, taken down before it starts.
+    """What a stage reads, noted before it starts.
 
     files: the values of params, by the file that has them and their dotted names. entries: for each dep its md5, size
     and, for a folder, nfiles, as dvc.lock holds them. looks: see `dvc_files.look_at`. outs: paths that it writes.
@@ -42,6 +42,7 @@ class Snapshot:
 
     @property
     def params(self) -> dict[str, Any]:
+        """Dotted name -> value, for all files together."""
         return {name: value for values in self.files.values() for name, value in values.items()}
 
     @property
@@ -50,7 +51,7 @@ class Snapshot:
         return {path: entry["md5"] for path, entry in self.entries.items()}
 
     def describe(self) -> dict[str, Any]:
-        """Plain values, for a materialisation's metadata: enough to record it again, see `DvcRecord.record_again`."""
+        """Return plain values for a materialisation's metadata, enough to record it again (`DvcRepo.record_again`)."""
         return {
             "stage": self.stage,
             "params": {file: dict(values) for file, values in self.files.items()},
@@ -60,6 +61,7 @@ class Snapshot:
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any]) -> "Snapshot":
+        """Return the snapshot that `describe` described, without `looks`."""
         return cls(described["stage"], described["params"], described["deps"], {}, tuple(described["outs"]))
 
 
@@ -73,26 +75,26 @@ class LockFile:
         self.journal = self.own / "journal.json"
 
     def stages(self) -> dict[str, Any]:
-        """stage -> entry. While another process lets DVC write, what was there before."""
-        self.mend()
+        """Return stage -> entry. While another process lets DVC write, these are the earlier entries."""
+        self.repair()
         before = self._read_journal()
         content = self._content()
-        during = before or self._read_journal()  # begun while we read
+        during = before or self._read_journal()  # another process may have begun one while we read
         if during is not None:
             content = during["earlier"].encode() if during["earlier"] is not None else None
         return ((parse_yaml(content) if content else None) or {}).get("stages") or {}
 
     @contextmanager
     def guard(self, before: Snapshot | None, writer: psutil.Process | None = None) -> Iterator[None]:
-        """Inside, DVC may write dvc.lock. One process at a time; afterwards, whatever happened, dvc.lock is whole, and
-        the entry of `before`'s stage says what `before` says.
+        """Let DVC write dvc.lock inside the `with` block, one process at a time. Afterwards, whatever happened,
+        dvc.lock is complete, and the entry of `before`'s stage has the params and deps of `before`.
 
-        writer: the process that is going to write after the context is left (dvc, of whose `repro` we are a part); its
-        journal stays for whoever comes next.
+        writer: the process that will write after the block (the `dvc repro` that runs us), if any; its journal stays
+        for the next process.
         """
         with one_at_a_time(self.own / "record.lock", f"recording {before.stage if before else 'stages'} in dvc.lock"):
             self._settle()
-            self.mend_rwlock()
+            self.repair_rwlock()
             earlier = self._content()
             journal = {
                 "writer": describe_process(writer),
@@ -107,19 +109,20 @@ class LockFile:
                 if writer is None:
                     self._settle(mine=True)
 
-    def mend(self) -> list[str]:
-        """Puts right what a killed process left; returns what was done, in words. Cheap where there is nothing."""
+    def repair(self) -> list[str]:
+        """Repair what a killed process left; return a sentence for each repair. Fast if there is nothing to repair."""
         journal = self._read_journal()
         if journal is None and _is_lock(self._content()):
             return []
         if journal is not None and self._is_written_by_another(journal):
             return []
-        with one_at_a_time(self.own / "record.lock", "mending dvc.lock"):
-            return [*self.mend_rwlock(), *self._settle()]
+        with one_at_a_time(self.own / "record.lock", "repairing dvc.lock"):
+            return [*self.repair_rwlock(), *self._settle()]
 
-    def mend_rwlock(self) -> list[str]:
-        """DVC's list of who reads and writes what: removed where a killed dvc left half of it; entries whose process id
-        belongs to a process that is younger than the list are taken out. (DVC itself drops dead ones.)
+    def repair_rwlock(self) -> list[str]:
+        """Repair DVC's list of which process reads and writes what: delete it if a killed dvc left it half written, and
+        remove entries whose process id now belongs to a process younger than the list. (DVC itself drops entries of
+        dead processes.)
         """
         path = self.tmp / "rwlock"
         if not path.is_file() or not path.stat().st_size:
@@ -133,7 +136,7 @@ class LockFile:
                 writers = {p: info for p, info in listed.get("write", {}).items() if _wrote(info, written)}
             except (ValueError, AttributeError, KeyError, TypeError):
                 path.unlink()
-                return [_say("removed half a .dvc/tmp/rwlock, which a killed dvc had left")]
+                return [_say("removed a half-written .dvc/tmp/rwlock, which a killed dvc had left")]
             kept = {"read": {p: infos for p, infos in readers.items() if infos}, "write": writers}
             if kept == {"read": listed.get("read", {}), "write": listed.get("write", {})}:
                 return []
@@ -141,7 +144,7 @@ class LockFile:
             return [_say("removed the entries of dead processes from .dvc/tmp/rwlock")]
 
     def _settle(self, mine: bool = False) -> list[str]:
-        """Ends a journal whose writer has ended, or is ours (`mine`)."""
+        """End a journal whose writer has ended, or which is ours (`mine`)."""
         journal, done = self._read_journal(), []
         if journal is not None and not mine and self._is_written_by_another(journal):
             return []
@@ -166,14 +169,14 @@ class LockFile:
             return done
 
     def _stamp(self, before: Snapshot, earlier: bytes | None) -> None:
-        """Gives the stage's entry, which DVC has just written, the params and deps of `before`."""
+        """Set the params and deps in the stage's entry, which DVC has just written, to those of `before`."""
         content = parse_yaml(self._content() or b"")
         entry = content["stages"].get(before.stage)
         if entry is None or entry == (_stages(earlier).get(before.stage)):
             return
         deps = {dep["path"]: dep for dep in entry.get("deps", [])}
         true_deps = [
-            # DVC's own entry where it says the same: it may hold more, as that a file is executable
+            # DVC's own entry if it has the same md5: it may hold more, for example that a file is executable
             deps[path] if deps.get(path, {}).get("md5") == found["md5"] else {"path": path, "hash": "md5", **found}
             for path, found in sorted(before.entries.items())
         ]
@@ -190,7 +193,9 @@ class LockFile:
         self._replace(dump_yaml(content))
 
     def _is_written_by_another(self, journal: Mapping[str, Any]) -> bool:
-        """Or by another thread of this process. A `dvc repro` that waits for us does not write now."""
+        """Return whether another process, or another thread of this one, is about to write. A `dvc repro` that waits
+        for us does not write now.
+        """
         return is_alive(journal["writer"]) and journal["writer"] not in map(
             describe_process, psutil.Process().parents()
         )
@@ -214,7 +219,7 @@ class LockFile:
 
 
 def find_repro() -> psutil.Process:
-    """The `dvc repro` that this process is a part of."""
+    """Return the process of the `dvc repro` that runs this one."""
     parents = psutil.Process().parents()
     for parent in parents:
         with suppress(psutil.Error):
@@ -228,7 +233,7 @@ def _stages(content: bytes | None) -> dict[str, Any]:
 
 
 def _is_lock(content: bytes | None) -> bool:
-    """Whether these bytes can be a dvc.lock; no file at all is one."""
+    """Return whether these bytes can be a dvc.lock; None, for no file, can."""
     if content is None:
         return True
     try:
@@ -238,8 +243,9 @@ def _is_lock(content: bytes | None) -> bool:
 
 
 def _is_whole(content: bytes | None, earlier: bytes | None, before: Snapshot | None) -> bool:
-    """Whether DVC came to the end of writing `content` over `earlier`, for the stage of `before`. The bytes reach the
-    file in blocks, so what is lacking is lacking at the end: stages, or parts of the last one."""
+    """Return whether DVC finished writing `content` over `earlier`, for the stage of `before`. The bytes reach the file
+    in blocks, so anything missing is missing at the end: whole stages, or parts of the last one.
+    """
     if not content or not content.endswith(b"\n") or not _is_lock(content):
         return False
     stages, known = _stages(content), _stages(earlier)
@@ -266,7 +272,9 @@ def _outs(entry: Any) -> list[dict[str, Any]]:
 
 
 def _wrote(info: Mapping[str, Any], when: float) -> bool:
-    """Whether the process of an entry can be the one that made it: it is there, and was when the list was written."""
+    """Return whether the process of an entry can be the one that made it: it exists, and did when the list was
+    written.
+    """
     try:
         return psutil.Process(int(info["pid"])).create_time() <= when + 1
     except psutil.NoSuchProcess:
@@ -275,7 +283,7 @@ def _wrote(info: Mapping[str, Any], when: float) -> bool:
 
 @contextmanager
 def _dvc_lock(path: Path) -> Iterator[None]:
-    """Holds a lock of DVC's own (zc.lockfile: flock on the file), which the system frees when a dvc dies."""
+    """Hold one of DVC's own locks (zc.lockfile: flock on the file), which the system frees if a dvc dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         while True:

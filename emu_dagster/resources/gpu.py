@@ -1,13 +1,12 @@
-"""Training in a child process through Dagster Pipes, one training a device, nothing left behind.
+"""Training in a child process through Dagster Pipes: one training per device, and no process left behind.
 
-PipesSubprocessClient covers the messages but not the ends, so the process is started here inside Dagster's
-own `open_pipes_session`:
-- a lock file for each device, held by the child itself, because Dagster's pool frees its slot when a run
-  worker dies while the trainer runs on;
-- the child leads a session of its own, so that Ctrl-C in a terminal reaches it once, through us, and so that
-  its descendants are found and ended however it ended;
-- it gets SIGTERM when we die (`emu_dagster.machine.stopping.save_on_signal`, called by the child): it saves and
-  exits.
+Dagster's PipesSubprocessClient passes on the messages but does not control how the process ends, so the process is
+started here, inside Dagster's own `open_pipes_session`:
+- there is a lock file for each device, held by the child itself, because Dagster's pool frees its slot if a run worker
+  dies while the trainer continues;
+- the child leads its own session, so that Ctrl-C in a terminal reaches it once, through us, and so that its descendants
+  are found and ended however it ended;
+- it gets SIGTERM if we die (`emu_dagster.machine.stopping.save_on_signal`, called by the child): it saves and exits.
 """
 
 import fcntl
@@ -31,23 +30,23 @@ import dagster as dg
 import psutil
 from dagster._utils.interrupts import capture_interrupts
 
-from emu_dagster.machine.stopping import PARENT_VARIABLE, STOPPED, die_with_parent
+from emu_dagster.machine.stopping import CAUSE_VARIABLE, PARENT_VARIABLE, STOPPED, die_with_parent
 from emu_dagster.resources import INTERRUPTS
 from emu_steps.layout import Layout, project_root
 
-# Dagster's Pipes warn about Dagster's own names (1.13.27).
+# Dagster's Pipes (1.13.27) warn about names that Dagster itself uses.
 warnings.filterwarnings("ignore", module=r"dagster\._core\.pipes\.")
 
-POLL_SECONDS = 0.5  # chosen here: how often a waiting training looks whether the device is free
+POLL_SECONDS = 0.5  # between two checks whether the device is free; chosen here
 
 
 class TrainingProcess(dg.ConfigurableResource):
     """Runs a Python module that trains, in a child process that Dagster Pipes connects to the asset.
 
-    `launcher`: the command that starts the module, as one line; "-m MODULE" is put behind it. Empty is this Python, one
-    process. `torchrun --nproc-per-node 8` or `accelerate launch --config_file …` start several, on this machine or on
-    others that see the project's folder; they pass SIGINT on to all.
-    `strategy`: how several processes hold the weights, for emu_models.training.distributed: ddp, fsdp or hsdp.
+    `launcher`: the command that starts the module, as one line, to which "-m MODULE" is appended. If empty, this Python
+    runs it in one process. `torchrun --nproc-per-node 8` and `accelerate launch --config_file …` start several, on this
+    machine or on others that see the project's folder, and pass SIGINT on to all.
+    `strategy`: how several processes share the weights, for emu_models.training.distributed: ddp, fsdp or hsdp.
     `save_seconds`: how long a child may take to save after an interrupt before it is killed. Longer than the
     grace of `save_on_signal` (60 s), so that the child's own deadline comes first.
     """
@@ -67,24 +66,24 @@ class TrainingProcess(dg.ConfigurableResource):
         """Run `LAUNCHER -m module` to its end and return the custom messages that it reported, in order.
 
         `config` (JSON values) is what the child reads as `pipes.extras`; `environment` is added to ours (see
-        `MlflowTracking.child_environment`). `device`: "auto", "cpu", "mps", "cuda" or "cuda:N"; waits while
-        another training holds it.
+        `MlflowTracking.child_environment`). `device`: "auto", "cpu", "mps", "cuda" or "cuda:N"; waits while another
+        training holds it.
 
-        The asset must return a MaterializeResult: inside a Pipes session Dagster makes none by itself.
-        Raises dagster.Failure when the child ends badly, saying whether the same command resumes. An
-        interrupt is passed on to the child, which saves; then the Dagster run counts as canceled and the
-        interrupt goes on.
+        The asset must return a MaterializeResult: inside a Pipes session Dagster does not make one. Raises
+        dagster.Failure if the child fails; the message says whether the same command resumes. An interrupt is passed on
+        to the child, which saves; then the Dagster run counts as canceled, and the interrupt is raised again.
         """
         if multiprocessing.parent_process() is not None:
-            die_with_parent(signal.SIGINT)  # a step of a killed run worker must not train on
+            die_with_parent(signal.SIGINT)  # the step of a killed run worker must not continue to train
         launcher = shlex.split(self.launcher) or [sys.executable]
         messages = Layout(project_root()).cache / "pipes" / f"{context.run.run_id}-{uuid.uuid4().hex[:8]}.jsonl"
         messages.parent.mkdir(parents=True, exist_ok=True)
+        cause = messages.with_suffix(".cause")  # written by the child (machine.stopping.leave_cause)
         with (
             hold_devices(context, device) as lock_files,
             dg.open_pipes_session(
                 context=context,
-                # what goes in by the environment and comes out in the project's folder also works across machines
+                # input by environment variables and output in the project's folder also work across machines
                 context_injector=dg.PipesEnvContextInjector(),
                 message_reader=dg.PipesFileMessageReader(str(messages)),
                 extras={**config, "strategy": self.strategy},
@@ -97,6 +96,7 @@ class TrainingProcess(dg.ConfigurableResource):
                     **(environment or {}),
                     **session.get_bootstrap_env_vars(),
                     PARENT_VARIABLE: str(os.getpid()),
+                    CAUSE_VARIABLE: str(cause),
                     # torchrun kills what it started 30 s after an interrupt; a large state takes longer to save
                     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.save_seconds)),
                 },
@@ -106,7 +106,7 @@ class TrainingProcess(dg.ConfigurableResource):
             try:
                 code = process.wait()
             except INTERRUPTS:
-                with capture_interrupts():  # an impatient user's further ones must not cut the save short
+                with capture_interrupts():  # further interrupts by an impatient user must not cut the save short
                     process.send_signal(signal.SIGINT)
                     _cancel(context)
                     context.log.info("Interrupted: the training process is saving its state.")
@@ -116,14 +116,15 @@ class TrainingProcess(dg.ConfigurableResource):
             finally:
                 end_session(process)
         if code:
-            raise dg.Failure(_describe(module, code))
+            message = cause.read_text(encoding="utf-8").strip() if cause.is_file() else ""
+            raise dg.Failure(_describe(module, code, message))
         return list(session.get_custom_messages())
 
 
 def _cancel(context: dg.AssetExecutionContext) -> None:
-    """Mark the run as being canceled, as the UI does; without it Dagster calls Ctrl-C a failure.
+    """Mark the run as being canceled, as Dagster's page does; otherwise Dagster calls Ctrl-C a failure.
 
-    Not when the interrupt came because our run worker died: that run is to be found dead, and tried again.
+    Nothing is done if the interrupt came because our run worker died: Dagster must find that run dead and retry it.
     """
     worker = multiprocessing.parent_process()
     if worker is not None and os.getppid() != worker.pid:
@@ -133,19 +134,23 @@ def _cancel(context: dg.AssetExecutionContext) -> None:
         context.instance.report_run_canceling(run, "Interrupted.")
 
 
-def _describe(module: str, code: int) -> str:
-    resume = "What was saved is kept: the same command resumes from the last checkpoint."
+def _describe(module: str, code: int, cause: str) -> str:
+    resume = "The same command resumes from the last saved state."
+    if cause:
+        return f"{cause.rstrip('.')}. (The training stopped there. {resume})"
     if code == STOPPED:
-        return f"Training ({module}) was told to stop and saved its state. {resume}"
+        return f"Training ({module}) was stopped by a signal and saved its state. {resume}"
     if code < 0:
         name = signal.Signals(-code).name
-        hint = " (the system kills so when memory runs out)" if name == "SIGKILL" else ""
+        hint = " (the system does this if memory runs out)" if name == "SIGKILL" else ""
         return f"The training process ({module}) was ended by {name}{hint}. {resume}"
     return f"The training process ({module}) failed with code {code}; its own message is above. {resume}"
 
 
 def end_session(process: subprocess.Popen) -> None:
-    """Kill the child and whatever is left of its session and offspring: workers that it started and did not end."""
+    """Kill the child and whatever is left of its session and its descendants: workers that it started and did not
+    end.
+    """
     left: list[psutil.Process] = []
     with suppress(psutil.Error):
         left += psutil.Process(process.pid).children(recursive=True)  # torchrun's lead sessions of their own
@@ -165,10 +170,11 @@ def end_session(process: subprocess.Popen) -> None:
 
 
 def find_devices(device: str) -> list[str]:
-    """Names of the devices that a training on `device` uses, found without importing torch (seconds, memory).
+    """Return the names of the devices that a training on `device` uses, without importing torch, which takes seconds
+    and memory.
 
-    "auto" and "cuda" are every visible CUDA device; without one, "mps" on a Mac, else "cpu". "cuda:N" is the
-    N-th visible one, named as CUDA_VISIBLE_DEVICES names it.
+    "auto" and "cuda" are every visible CUDA device; without one, "mps" on a Mac, otherwise "cpu". "cuda:N" is the N-th
+    visible one, named as CUDA_VISIBLE_DEVICES names it.
     """
     if device in ("cpu", "mps"):
         return [device]
@@ -188,26 +194,26 @@ def find_devices(device: str) -> list[str]:
 def hold_devices(context: dg.AssetExecutionContext, device: str) -> Iterator[list[int]]:
     """Wait for the devices and yield the descriptors of their lock files, to be passed on to the child.
 
-    The lock belongs to the open file, which we and the child share: it is free when both are gone, so a child
-    that outlives a killed parent still holds its device. The files are one set a user of a machine, whatever
-    the project.
+    The lock belongs to the open file, which we and the child share: it is free when both are gone, so a child that
+    outlives a killed parent still holds its device. There is one set of files per user and machine, shared by all
+    projects.
     """
     folder = Path(tempfile.gettempdir()) / f"emu-devices-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     files: list[int] = []
     try:
-        for name in find_devices(device):  # sorted: two trainings never wait for each other in a ring
+        for name in find_devices(device):  # sorted, so that two trainings never wait for each other
             descriptor = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
             files.append(descriptor)
-            told = False
+            is_reported = False
             while True:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if not told:
+                    if not is_reported:
                         context.log.info(f"Waiting for {name}: {_read_holder(descriptor)} is training on it.")
-                        told = True
+                        is_reported = True
                     time.sleep(POLL_SECONDS)
             holder = {
                 "asset": context.asset_key.to_user_string(),

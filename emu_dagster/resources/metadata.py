@@ -1,8 +1,8 @@
-"""What Dagster's pages show of a materialisation: pictures openly, links, numbers as a person reads them.
+"""What Dagster's pages show of a materialisation: visible pictures, links, and rounded numbers.
 
-The pages show Markdown of fewer than OPEN_CHARACTERS as it is meant and hide longer text behind "[Show Markdown]". So a
-picture is not put into the event but linked to, as MLflow's server hands it out: of this very run, whatever was made
-since. While that page is not up, the page shows in its place where to find it.
+The pages render Markdown shorter than OPEN_CHARACTERS and hide longer text behind "[Show Markdown]". So a picture is
+not embedded in the event but linked to MLflow's server, to the file of this run, whatever was made since. If that
+server is not running, Dagster's page shows where to find the picture.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import dagster as dg
 
-from emu_dagster.resources.addresses import mlflow_address, report_address
+from emu_dagster.machine.addresses import mlflow_address, report_address
 from emu_data.formatting import rounded
 from emu_steps.layout import Layout
 
@@ -31,19 +31,19 @@ def shown(
     pages: Mapping[str, Path] | None = None,
     tables: "Mapping[str, str | pd.DataFrame] | None" = None,
 ) -> dict[str, Any]:
-    """Metadata of a MaterializeResult, in the order in which the page shows it.
+    """Return the metadata of a MaterializeResult, in the order in which the page shows it.
 
     experiment_id, run_id: of the MLflow run. pictures: name -> the artifact's path in that run. pages: name -> file
-    below data/reports. tables: name -> Markdown (open below 1000 characters) or a DataFrame (always open).
+    below data/reports. tables: name -> Markdown (open below OPEN_CHARACTERS) or a DataFrame (always open).
     """
     entries: dict[str, Any] = {}
     mlflow = mlflow_address(layout)
     for name, path in (pictures or {}).items():
         address = f"{mlflow}/get-artifact?{urlencode({'path': path, 'run_uuid': run_id})}"
-        told = f"{name}: MLflow has it, on {mlflow} while `emu up` runs"
-        entries[name] = dg.MetadataValue.md(f"[![{told}]({address})]({address})")
+        text = f"{name} is in MLflow, at {mlflow} while `emu up` runs"
+        entries[name] = dg.MetadataValue.md(f"[![{text}]({address})]({address})")
     for name, file in (pages or {}).items():
-        # not in words: a run's page, too, shows an address openly, and this one says what it is
+        # the plain address, because a run's page shows it unchanged, and it explains itself
         entries[name] = dg.MetadataValue.url(report_address(layout, file.relative_to(layout.index.parent).as_posix()))
     address = f"{mlflow}/#/experiments/{experiment_id}/runs/{run_id}"
     entries["mlflow_run"] = dg.MetadataValue.md(f"[this run in MLflow]({address})")

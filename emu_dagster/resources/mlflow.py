@@ -1,6 +1,6 @@
-"""MLflow records what happened: one run for each (Dagster run, asset, partition), resumed on a retry.
+"""MLflow records what happened: one run per (Dagster run, asset, partition), continued on a retry.
 
-mlflow is imported inside the functions: it takes seconds, and the code server must load without it.
+mlflow is imported inside the functions, because it takes seconds and the code server must load without it.
 """
 
 import logging
@@ -21,20 +21,22 @@ from emu_steps.layout import project_root
 if TYPE_CHECKING:
     import mlflow
 
-# Tags of every run. DIGEST_TAG is for the caller: the md5 of what the asset wrote, known after DVC's record.
+# Tags of every run. The caller sets DIGEST_TAG, the md5 of what the asset wrote, once DVC has recorded it.
 RUN_TAG, ASSET_TAG, PARTITION_TAG = "dagster.run_id", "dagster.asset", "dagster.partition"
 PROFILE_TAG, DIGEST_TAG, PROCESS_TAG = "emu.profile", "emu.md5", "emu.process"
-MAX_DIGEST = 36  # characters: MLflow's limit for a data set's digest, which md5 + ".dir" just fits
-PARAMS_A_CALL = 100  # MLflow's limit for one batch
-# Settings of MLflow's for a call that is not expected to succeed.
+SETTLED_TAG = "emu/settled"  # on a Dagster run
+NUM_EXAMINED = 100  # latest Dagster runs that did not succeed; chosen here: more than end between two commands
+MAX_DIGEST = 36  # characters: MLflow's limit for a data set's digest, the length of an md5 with ".dir"
+PARAMS_PER_CALL = 100  # MLflow's limit for one batch
+# MLflow's settings for a call that is not expected to succeed.
 AT_ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}
 
 
 class MlflowTracking(dg.ConfigurableResource):
     """Opens MLflow runs for assets.
 
-    `tracking_uri`: empty takes the variable MLFLOW_TRACKING_URI, and where that is unset SQLite in mlflow/ of
-    the project, with the artifacts beside it. `root`: empty takes the project's. `profile`: written as a tag.
+    `tracking_uri`: if empty, the variable MLFLOW_TRACKING_URI or, if that is unset, SQLite in the project's mlflow/,
+    with the artifacts next to it. `root`: if empty, the project's. `profile`: written as a tag.
     """
 
     tracking_uri: str = ""
@@ -50,9 +52,9 @@ class MlflowTracking(dg.ConfigurableResource):
         return Path(self.root) if self.root else project_root()
 
     def connect(self) -> str:
-        """Point mlflow at the tracking URI and return the experiment's id, making it when it is new.
+        """Point mlflow to the tracking URI and return the experiment's id; create the experiment if it is new.
 
-        Raises TrackerAway when the server there does not answer.
+        Raises TrackerAway if the server there does not answer.
         """
         uri = self.resolve_uri()
         if fault := find_fault(uri):
@@ -64,7 +66,7 @@ class MlflowTracking(dg.ConfigurableResource):
         before = os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(uri)
         if before is None:
-            # mlflow exports what it was given; it would overrule the default of another root in this process.
+            # mlflow exports the URI that it was given, which would override the default of another root in this process
             os.environ.pop("MLFLOW_TRACKING_URI", None)
         if uri == local_uri(self._root):
             settle_store(self._root)
@@ -78,45 +80,67 @@ class MlflowTracking(dg.ConfigurableResource):
         mlflow.set_experiment(experiment_id=found.experiment_id)
         return found.experiment_id
 
+    def settle(self, instance: dg.DagsterInstance) -> None:
+        """Make MLflow agree with Dagster about runs that failed or were cancelled: no MLflow run stays RUNNING if its
+        process is gone, and none is FINISHED if its asset was not materialised (the process ended in between).
+
+        After a kill, only the next command can do this, even if it has nothing to make. Each Dagster run is examined
+        until it is settled, and then tagged. If MLflow's server does not answer, or its database refuses, the runs wait
+        for the next call: `emu up` must not end because of them.
+        """
+        ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
+        unsettled = [run for run in instance.get_runs(ended, limit=NUM_EXAMINED) if SETTLED_TAG not in run.tags]
+        if not unsettled:
+            return
+        import mlflow
+
+        with suppress(mlflow.MlflowException, TrackerAway):
+            experiment_id = self.connect()
+            deliver(self.resolve_uri())
+            for run in unsettled:
+                if _settle(run, experiment_id, instance):
+                    instance.add_run_tags(run.run_id, {SETTLED_TAG: "true"})
+
     @contextmanager
     def run_for(
         self, context: dg.AssetExecutionContext, params: Mapping[str, Any], inputs: Mapping[str, str]
     ) -> Iterator["mlflow.ActiveRun"]:
-        """The active MLflow run of this materialisation; `mlflow.log_metrics` and the like write to it.
+        """Yield the active MLflow run of this materialisation; `mlflow.log_metrics` and the like write to it.
 
-        `params` (nested mappings become dotted names) and `inputs` (data set name -> DVC's md5) are logged on
-        entry. A retry, of the step or of the whole run, finds its run by tags and goes on in it, unless its
-        params differ. At the end the run is FINISHED, FAILED after an exception, KILLED after an interrupt.
-        Runs of the same asset and partition that a dead process of this machine left RUNNING become KILLED.
+        `params` (nested mappings become dotted names) and `inputs` (data set name -> DVC's md5) are logged at the
+        start. A retry, of the step or of the whole run, finds its run by tags and continues it, unless its params
+        differ. At the end the run is FINISHED, FAILED after an exception, KILLED after an interrupt. Runs of killed
+        processes are settled first.
 
-        Raises ValueError for a digest longer than 36 characters, TrackerAway when the server does not answer; where it
-        stops answering when the work is done, its end is told later.
+        Raises ValueError for a digest longer than 36 characters, TrackerAway if the server does not answer. If it stops
+        answering after the work is done, the end of the run is reported later.
         """
         import mlflow
 
         for name, digest in inputs.items():
             if len(digest) > MAX_DIGEST:
-                raise ValueError(f"digest of {name} is {len(digest)} characters, MLflow takes {MAX_DIGEST}: {digest}")
-        with self._naming_who_is_away():
+                raise ValueError(
+                    f"the digest of {name} has {len(digest)} characters, but MLflow takes {MAX_DIGEST}: {digest}"
+                )
+        with self._reporting_server_away():
             experiment_id = self.connect()
-            deliver(self.resolve_uri())  # what an earlier process could not send
+            deliver(self.resolve_uri())  # messages that an earlier process could not send
             flat = flatten(params)
             identity = identify(context)
             tags = identity | {PROCESS_TAG: describe_process()}
             if self.profile:
                 tags[PROFILE_TAG] = self.profile
-            close_abandoned(experiment_id, identity)
-            disown_unfinished(experiment_id, identity, context.instance)
+            self.settle(context.instance)
             run_id = find_run(experiment_id, identity, flat)
             name = "/".join(filter(None, [identity[ASSET_TAG], identity.get(PARTITION_TAG)]))
             run = mlflow.start_run(run_id=run_id, experiment_id=experiment_id, run_name=name, tags=tags)
         status = "FAILED"
         try:
-            with self._naming_who_is_away():
+            with self._reporting_server_away():
                 if run_id is None:
                     items = list(flat.items())
-                    for start in range(0, len(items), PARAMS_A_CALL):
-                        mlflow.log_params(dict(items[start : start + PARAMS_A_CALL]))
+                    for start in range(0, len(items), PARAMS_PER_CALL):
+                        mlflow.log_params(dict(items[start : start + PARAMS_PER_CALL]))
                     log_inputs(inputs)
                 link = {f"mlflow/{name.replace('/', '.')}": run.info.run_id}
                 context.instance.add_run_tags(context.run.run_id, link)
@@ -129,7 +153,9 @@ class MlflowTracking(dg.ConfigurableResource):
             self._end(run.info.run_id, status)
 
     def _end(self, run_id: str, status: str) -> None:
-        """Ends the active run. Where the server does not answer, it is told later: the work is done, or has failed."""
+        """End the active run. If the server does not answer, its status is reported later: the work is already done, or
+        has failed.
+        """
         import mlflow
 
         uri = self.resolve_uri()
@@ -138,7 +164,7 @@ class MlflowTracking(dg.ConfigurableResource):
             mlflow.end_run(status)
             return
         leave_message(uri, run_id, status=status)
-        # mlflow forgets which run is active only by trying to end it
+        # mlflow forgets the active run only once it has tried to end it
         patience = {name: os.environ.get(name) for name in AT_ONCE}
         os.environ.update(AT_ONCE)
         with suppress(mlflow.MlflowException):
@@ -147,8 +173,10 @@ class MlflowTracking(dg.ConfigurableResource):
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
     @contextmanager
-    def _naming_who_is_away(self) -> Iterator[None]:
-        """An error of MLflow's while its server does not answer becomes TrackerAway, which says so in a line."""
+    def _reporting_server_away(self) -> Iterator[None]:
+        """If MLflow raises an error because its server does not answer, raise TrackerAway instead, which says so on one
+        line.
+        """
         try:
             yield
         except Exception as error:
@@ -159,10 +187,10 @@ class MlflowTracking(dg.ConfigurableResource):
             raise
 
     def child_environment(self, run: "mlflow.ActiveRun") -> dict[str, str]:
-        """Variables with which a child process logs to `run` (see `emu_dagster.resources.gpu`).
+        """Return the variables with which a child process logs to `run` (see `emu_dagster.resources.gpu`).
 
-        The child should write through `mlflow.MlflowClient` with the id in MLFLOW_RUN_ID: the fluent
-        functions end the run when the child exits.
+        The child should write through `mlflow.MlflowClient` with the id in MLFLOW_RUN_ID: the fluent functions end the
+        run when the child exits.
         """
         return {
             "MLFLOW_TRACKING_URI": self.resolve_uri(),
@@ -172,7 +200,7 @@ class MlflowTracking(dg.ConfigurableResource):
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one level of dotted names, values as text. Lists stay one value."""
+    """Return nested mappings as one level of dotted names, with the values as text. A list is one value."""
     flat: dict[str, str] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
@@ -183,7 +211,8 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def identify(context: dg.AssetExecutionContext) -> dict[str, str]:
-    """The tags that name the materialisation. A re-executed Dagster run counts as the run it repeats."""
+    """Return the tags that identify the materialisation. A re-executed Dagster run counts as the run that it
+    repeats."""
     run = context.run
     tags = {RUN_TAG: run.root_run_id or run.run_id, ASSET_TAG: context.asset_key.to_user_string()}
     if context.has_partition_key:
@@ -201,48 +230,41 @@ def _search(experiment_id: str, tags: Mapping[str, str], status: str = "") -> li
 
 
 def find_run(experiment_id: str, identity: Mapping[str, str], params: Mapping[str, str]) -> str | None:
-    """The id of the run to go on in, or None. MLflow's params cannot change: others mean another run."""
+    """Return the id of the run to continue, or None. MLflow's params cannot change, so other params mean another
+    run."""
     for run in _search(experiment_id, identity):
         if run.data.params == dict(params):
             return run.info.run_id
     return None
 
 
-def close_abandoned(experiment_id: str, identity: Mapping[str, str]) -> None:
-    """Mark as KILLED the runs of this asset and partition whose process (of this machine) is gone."""
+def _settle(run: dg.DagsterRun, experiment_id: str, instance: dg.DagsterInstance) -> bool:
+    """End MLflow's runs of a Dagster run that did not succeed; return False if a process still works on one of them."""
     import mlflow
 
-    same_output = {name: value for name, value in identity.items() if name != RUN_TAG}
-    for run in _search(experiment_id, same_output, status="RUNNING"):
-        partition = run.data.tags.get(PARTITION_TAG)
-        process = run.data.tags.get(PROCESS_TAG, "")
-        if partition == identity.get(PARTITION_TAG) and process and not is_alive(process):
-            mlflow.MlflowClient().set_terminated(run.info.run_id, status="KILLED")
+    root = run.root_run_id or run.run_id
+    found = _search(experiment_id, {RUN_TAG: root})
+    if any(one.info.status == "RUNNING" and is_alive(one.data.tags.get(PROCESS_TAG, "")) for one in found):
+        return False
+    for one in found:
+        status = "FINISHED" if _is_materialised(one.data.tags[ASSET_TAG], root, instance) else "KILLED"
+        if one.info.status == "RUNNING" or (one.info.status == "FINISHED" and status == "KILLED"):
+            mlflow.MlflowClient().set_terminated(one.info.run_id, status=status)
+    return True
 
 
-def disown_unfinished(experiment_id: str, identity: Mapping[str, str], instance: dg.DagsterInstance) -> None:
-    """Marks as KILLED the last FINISHED run of this asset and partition where Dagster knows no materialisation by it:
-    the process ended in between, and the asset is made again."""
-    import mlflow
-
-    same_output = {name: value for name, value in identity.items() if name != RUN_TAG}
-    for run in _search(experiment_id, same_output, status="FINISHED")[:1]:  # the newest; earlier ones were looked at
-        dagster_run = run.data.tags[RUN_TAG]
-        if dagster_run == identity[RUN_TAG] or not instance.has_run(dagster_run):
-            continue  # a retry of a step; or another instance's, of which nothing is known here
-        again = instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": dagster_run}))
-        keys = [
-            entry.dagster_event.asset_key
-            for run_id in (dagster_run, *(repeated.run_id for repeated in again))
-            for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
-            if entry.dagster_event
-        ]
-        if dg.AssetKey.from_user_string(identity[ASSET_TAG]) not in keys:
-            mlflow.MlflowClient().set_terminated(run.info.run_id, status="KILLED")
+def _is_materialised(asset: str, root: str, instance: dg.DagsterInstance) -> bool:
+    """Return whether a Dagster run, or one that repeats it, made `asset`. The catalogue of assets is read, not the
+    run's log: a process may be killed when its event is only in the log.
+    """
+    again = instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": root}))
+    made_by = {root, *(run.run_id for run in again)}
+    made = instance.fetch_materializations(dg.AssetKey.from_user_string(asset), limit=NUM_EXAMINED).records
+    return any(record.run_id in made_by for record in made)
 
 
 def log_inputs(inputs: Mapping[str, str]) -> None:
-    """Log data sets by name and digest only to the active run: the bytes are DVC's, found by the same md5."""
+    """Log data sets to the active run, by name and digest only: DVC has the bytes, under the same md5."""
     import mlflow
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset

@@ -1,13 +1,15 @@
-"""Where MLflow's records are: the project's own database, kept to the folder it lies in, or a server, maybe away."""
+"""Where MLflow's records are: the project's own database, whose paths follow the project's folder, or a server, which
+may be unreachable.
+"""
 
 import sqlite3
 from pathlib import Path
 
 from emu_dagster.machine.processes import one_at_a_time
 
-HEALTH_SECONDS = 3  # for a server to say anything at all; chosen here
+HEALTH_SECONDS = 3  # within which a server must give any answer; chosen here
 EXPERIMENT = "emu"
-# What of MLflow 3.17's database holds addresses below the project's folder.
+# The columns of MLflow 3.17's database that hold paths below the project's folder.
 ADDRESSES = {
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
@@ -17,37 +19,43 @@ ADDRESSES = {
 
 
 class TrackerAway(RuntimeError):
-    """MLflow's server does not answer; the message says which and what to do."""
+    """MLflow's server does not answer; the message says which server and what to do."""
 
 
 def local_uri(root: Path) -> str:
+    """Return MLflow's tracking URI of the database in the project `root`."""
     return f"sqlite:///{root / 'mlflow' / 'mlflow.db'}"
 
 
 def find_fault(uri: str) -> str:
-    """Why the tracking server at `uri` cannot be used, in one sentence with what to do; empty where it answers, or
-    where `uri` is no server's."""
+    """Return why the tracking server at `uri` cannot be used and what to do, in one sentence; empty if it answers, or
+    if `uri` is not the address of a server.
+    """
     if not uri.startswith(("http://", "https://")):
         return ""
     import requests
 
     try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_SECONDS)  # whatever it says, it answers
+        requests.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_SECONDS)  # any answer will do
     except requests.exceptions.SSLError:
-        return ""  # it does; MLflow has settings of its own for certificates
+        return ""  # it answers; MLflow has its own settings for certificates
     except requests.exceptions.RequestException as error:
-        why = f"not within {HEALTH_SECONDS} s" if isinstance(error, requests.exceptions.Timeout) else "nobody listens"
+        why = (
+            f"no answer within {HEALTH_SECONDS} s"
+            if isinstance(error, requests.exceptions.Timeout)
+            else "no connection"
+        )
         return (
             f"MLflow's server at {uri} does not answer ({why}): start it, set MLFLOW_TRACKING_URI to another, or unset "
-            "it to record in mlflow/ of this project; what has been made stays"
+            "it to record in mlflow/ of this project; finished work is kept"
         )
     return ""
 
 
 def settle_store(root: Path) -> None:
-    """Rewrites the addresses in the project's own MLflow database, in one transaction, where the project was moved or
-    copied since: MLflow keeps absolute ones, and would write on into the old folder. The first process to open a new
-    database makes it, the others wait.
+    """Rewrite the paths in the project's own MLflow database, in one transaction, if the project was moved or copied:
+    MLflow stores absolute paths and would continue to write into the old folder. The first process to open a new
+    database creates it; others wait.
     """
     from mlflow import MlflowClient
 
@@ -63,13 +71,15 @@ def settle_store(root: Path) -> None:
 
 
 def move_addresses(database: Path, root: Path) -> None:
-    """Makes `root` the start of every address that begins with the folder where the experiment's artifacts lay."""
+    """Replace the project's old folder with `root` in every path that begins with it. The old folder is the one in
+    which the experiment's artifacts were.
+    """
     connection = sqlite3.connect(database, timeout=60)
     try:
         with connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not tables >= set(ADDRESSES):
-                return  # not made to the end; MLflow does that
+                return  # only partly created; MLflow completes it
             row = connection.execute(
                 "SELECT artifact_location FROM experiments WHERE name = ?", (EXPERIMENT,)
             ).fetchone()

@@ -1,7 +1,9 @@
-"""What a training tells MLflow, by way of a folder: written there at once, sent by a thread, removed when it arrived.
+"""Messages from a training to MLflow: written to a folder at once, sent by a thread, and deleted once they have
+arrived.
 
-So a training never waits for its tracker and outlives it: what could not be sent is sent by the next process that finds
-the tracker answering, at the asset's end or the next start. (The numbers are also in the training's metrics.jsonl.)
+So a training never waits for MLflow's server and does not fail with it. What could not be sent is sent by the next
+process that reaches the server: at the end of the asset or at the next start. (The numbers are also in the training's
+metrics.jsonl.)
 """
 
 import atexit
@@ -26,34 +28,36 @@ if TYPE_CHECKING:
     from PIL import Image
 
 logger = logging.getLogger(__name__)
-GATHER_SECONDS = 1.0  # for which metrics are gathered into one message; chosen here: a step may take milliseconds
-BATCH = 1000  # metrics that MLflow takes in one call
-RETRY_SECONDS = 20.0  # after a failure, until the tracker is tried again; chosen here
-CLOSE_SECONDS = 5.0  # for the last messages when a training ends; what is left is sent by the asset
-# MLflow's codes for a message that it will never take, such as for a run that somebody has deleted.
+GATHER_SECONDS = 1.0  # whose metrics are sent as one message, because a step may take milliseconds; chosen here
+BATCH = 1000  # metrics that MLflow accepts per call
+RETRY_SECONDS = 20.0  # between a failure and the next attempt; chosen here
+CLOSE_SECONDS = 5.0  # for the last messages when a training ends; the asset sends the rest; chosen here
+# MLflow's error codes for a message that it will never accept, for example for a deleted run.
 HOPELESS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
 
 
 def outbox_folder() -> Path:
+    """Return the folder of messages to MLflow that have not been sent yet."""
     return Layout(project_root()).cache / "outbox"
 
 
 def leave_message(uri: str, run_id: str, **content: Any) -> None:
-    """Puts a message to a run into the outbox: metrics=[[key, value, ms, step], …], status=… or image=…, key=…, step=….
+    """Put a message for a run into the outbox: metrics=[[key, value, ms, step], …], status=… or image=…, key=…, step=….
 
-    Never raises: telling is not worth a training.
+    Never raises, because a training must not fail over its reporting.
     """
     where = "local" if uri == local_uri(project_root()) else uri
     try:
         with atomic_file(outbox_folder() / f"{time.time_ns()}-{os.getpid()}.json") as partial:
             partial.write_text(json.dumps({"uri": where, "run_id": run_id, **content}))
     except OSError as error:
-        logger.warning("not told to MLflow: %s", error)
+        logger.warning("a message to MLflow could not be kept and is lost: %s", error)
 
 
 def deliver(uri: str) -> bool:
-    """Sends the messages in the outbox that are for the tracker at `uri`, in their order; False where it does not take
-    them. Those of other trackers wait."""
+    """Send the messages in the outbox that are for the tracking server or database at `uri`, in order; return False if
+    it does not accept them. Messages for others stay.
+    """
     folder = outbox_folder()
     if not folder.is_dir() or not (waiting := sorted(folder.glob("[0-9]*.json"))):
         return True
@@ -65,7 +69,7 @@ def deliver(uri: str) -> bool:
             client = MlflowClient(uri)
             for path in waiting:
                 if not path.is_file():
-                    continue  # another process was here
+                    continue  # another process has sent it
                 message = json.loads(path.read_text())
                 if message["uri"] != where:
                     continue
@@ -74,11 +78,11 @@ def deliver(uri: str) -> bool:
                 except MlflowException as error:
                     if error.error_code not in HOPELESS:
                         raise
-                    logger.warning("MLflow takes no message to run %s: %s", message["run_id"], error.message)
+                    logger.warning("MLflow rejects a message for run %s: %s", message["run_id"], error.message)
                 path.unlink(missing_ok=True)
     except Timeout:
-        return True  # another process is at it
-    except Exception as error:  # whatever a tracker's client raises; the messages stay
+        return True  # another process is sending
+    except Exception as error:  # whatever MLflow's client raises; the messages stay
         logger.debug("messages to MLflow wait: %s", error)
         return False
     return True
@@ -101,20 +105,21 @@ def _send(client: "MlflowClient", message: dict[str, Any]) -> None:
 
 
 class Outbox:
-    """The messages of this process to one run, sent by a thread while it works on."""
+    """This process's messages to one run, sent by a thread in the background."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
         self._gathered: list[list[Any]] = []
-        self._left = float("-inf")  # when metrics left last; the first do at once
+        self._left = float("-inf")  # when metrics were last put into a message; the first are put at once
         self._news, self._ends = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._deliver, daemon=True)
         self._thread.start()
         atexit.register(self.close)
 
     def put_metrics(self, prefix: str, step: int, metrics: dict[str, float]) -> None:
-        """Metrics of a step as PREFIX/name. They leave together with those of the steps of the same second, so that a
-        kill costs a second of a curve."""
+        """Report metrics of a step as PREFIX/name. Metrics of about one second go into one message, so a kill loses at
+        most a second of a curve.
+        """
         now = int(time.time() * 1000)
         self._gathered += [[f"{prefix}/{name}", float(value), now, step] for name, value in metrics.items()]
         if time.monotonic() - self._left >= GATHER_SECONDS:
@@ -127,6 +132,7 @@ class Outbox:
         self._news.set()
 
     def put_picture(self, key: str, step: int, picture: "Image.Image") -> None:
+        """Leave a picture of a step for the run, under `key`, and wake the thread that sends it."""
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         image = base64.b64encode(buffer.getvalue()).decode()
@@ -134,7 +140,7 @@ class Outbox:
         self._news.set()
 
     def close(self) -> None:
-        """Gives the thread CLOSE_SECONDS to send what is left."""
+        """Give the thread CLOSE_SECONDS to send the remaining messages."""
         self._leave_metrics()
         self._ends.set()
         self._news.set()

@@ -1,7 +1,7 @@
-"""What every asset does besides its work: params, inputs, the MLflow run, the DVC commit, the metadata.
+"""What every asset does in addition to its work: params, inputs, the MLflow run, the DVC commit, the metadata.
 
 An asset opens a record, works, and returns `record.result(...)`. The md5 that DVC gives its output is its data version
-in Dagster and its digest in MLflow: the one key that all three hold.
+in Dagster and its digest in MLflow: the one key that all three share.
 """
 
 import json
@@ -16,14 +16,15 @@ import dagster as dg
 from PIL import Image
 
 from emu_dagster.declarations.given import give_params, values_of
+from emu_dagster.machine.addresses import report_address, studio_address
 from emu_dagster.machine.commit import running_commit
-from emu_dagster.resources.addresses import report_address
-from emu_dagster.resources.dvc import DvcRecord, Snapshot
+from emu_dagster.resources.dvc import DvcRepo, Snapshot
 from emu_dagster.resources.gpu import TrainingProcess
 from emu_dagster.resources.instance import INPUTS
 from emu_dagster.resources.metadata import shown
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_steps.layout import Layout, project_root
+from emu_steps.needs import refuse_shortage
 from emu_steps.params import Params, read_params
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 class Record:
     """One materialisation in progress: what it may read and write, its params, and what it reports.
 
-    layout and params are restricted to what the asset declared (emu_dagster.declarations.given). inputs: asset -> md5
-    of all that it reads, as far as DVC has recorded it.
+    layout and params are restricted to what the asset declared (emu_dagster.declarations.given). inputs: asset -> md5,
+    for everything that it reads and DVC has recorded.
     """
 
     context: dg.AssetExecutionContext
@@ -45,7 +46,7 @@ class Record:
     layout: Layout
     params: Params
     inputs: dict[str, str]
-    dvc: DvcRecord
+    dvc: DvcRepo
     before: Snapshot
     trainer: TrainingProcess
     mlflow_environment: dict[str, str]
@@ -58,8 +59,9 @@ class Record:
         return getattr(self.params, self.key)
 
     def trained(self, result: Mapping[str, Any]) -> dg.MaterializeResult:
-        """The result of an asset that trained one model: the metrics of the published step, the held-out loss of that
-        step and of the best one, and the preview."""
+        """Return the result of an asset that trained one model: the metrics of the published step, the held-out loss of
+        that step and of the best one, and the preview.
+        """
         from emu_reports.held_out import read_held_out
 
         folder = self.layout.model(self.key)
@@ -85,10 +87,10 @@ class Record:
         tables: "Mapping[str, str | pd.DataFrame] | None" = None,
         data_version: str | None = None,
     ) -> dg.MaterializeResult:
-        """Commits the output to DVC and tells Dagster and MLflow of it.
+        """Commit the output to DVC and report it to MLflow; return what Dagster records.
 
-        metrics: plain names; pictures: contact sheets, stored in MLflow and shown by Dagster from there; pages: reports
-        on disk; tables: Markdown, or DataFrames.
+        metrics: name -> number, NaN is not logged; pictures: contact sheets, which are stored in MLflow and shown by
+        Dagster from there; pages: reports on disk; tables: Markdown, or DataFrames. data_version: if not the md5.
         """
         import mlflow
 
@@ -114,12 +116,14 @@ class Record:
             INPUTS: dg.MetadataValue.json(self.before.describe()),
         }
         if changed := self.dvc.changed_since(self.before):
-            # what was read of a dep that changed meanwhile cannot be known to the byte; the asset is stale now
+            # if a dep changed meanwhile, it is unknown which of its bytes were read; the asset is now stale
             facts["changed_while_it_was_made"] = ", ".join(changed)
         return dg.MaterializeResult(metadata=entries | facts, data_version=dg.DataVersion(data_version or md5))
 
     def _copy_pages(self, pages: Iterable[Path], md5: str) -> None:
-        """Logs each page to MLflow as one file, which says when and by which commit it was made (the page must not)."""
+        """Log each page to MLflow as one file that says when and by which commit it was made. (The page on disk must
+        not say so: its bytes must depend only on the asset's inputs.)
+        """
         import mlflow
 
         from emu_reports.standalone import standalone
@@ -128,8 +132,8 @@ class Record:
         assert run is not None
         began = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
         facts = {
-            "MLflow's copy, of the run begun": f"{began:%Y-%m-%d %H:%M} UTC",
-            "code of commit": running_commit(),
+            "MLflow's copy, from the run begun": f"{began:%Y-%m-%d %H:%M} UTC",
+            "commit of the code": running_commit(),
             f"{self.key} has md5": md5,
         }
         for page in pages:
@@ -138,19 +142,19 @@ class Record:
 
 
 class Recorder(dg.ConfigurableResource):
-    """Opens records; the one resource that every asset takes."""
+    """Opens records; every asset takes this resource."""
 
     mlflow: MlflowTracking
-    dvc: DvcRecord
+    dvc: DvcRepo
 
     @contextmanager
     def open(
         self, context: dg.AssetExecutionContext, declaration: "Declaration", trainer: TrainingProcess
     ) -> Iterator[Record]:
-        """The record of a materialisation of a declared asset.
+        """Open the record of one materialisation of a declared asset.
 
-        Raises ValueError where params.yaml, code or files that were brought along are no longer those that the graph
-        was loaded with: what is recorded must be what was used.
+        Raises ValueError if params.yaml, the code or external files have changed since the graph was loaded: the record
+        must say what was used.
         """
         import mlflow
 
@@ -159,13 +163,14 @@ class Recorder(dg.ConfigurableResource):
         with self.dvc.hold(key):
             params = read_params(layout.root / "params.yaml")
             before = self.dvc.snapshot(key)
+            refuse_shortage(layout, params, key, studio_address(layout))
             loaded_with = context.assets_def.code_versions_by_key[context.asset_key]
-            # read again: what the snapshot took down must be what the asset is given
+            # read again: the snapshot must have the params that the asset is given
             now = read_params(layout.root / "params.yaml")
             if any(loaded_with != declaration.code_version(found, layout) for found in (params, now)):
                 raise ValueError(
                     f"{key}: params.yaml or the code changed after this graph was loaded; start the command again, or "
-                    "reload the definitions on Dagster's page. What is finished stays"
+                    "reload the definitions on Dagster's page. Finished work is kept"
                 )
             reads = declaration.inputs(params, layout)
             inputs = {asset: md5 for asset in sorted(reads) if (md5 := self.dvc.digest_of(asset))}

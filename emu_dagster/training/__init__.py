@@ -1,1 +1,1 @@
-"""Trainings: the asset's side, the child process, its progress, and how a Ray cluster runs it."""
+"""Trainings: the asset's part, the child process, its progress, and how a Ray cluster runs it."""

@@ -1,11 +1,11 @@
-"""Runs a command as a Ray job and lives as long as it does: a launcher (params.yaml, launch.command) for a Ray cluster.
+"""Runs a command as a Ray job and waits for its end: a launcher (params.yaml, launch.command) for a Ray cluster.
 
     python -m emu_dagster.training.ray_job [--address http://HEAD:8265] [--gpus N] COMMAND…
 
 For example `python -m emu_dagster.training.ray_job --gpus 8 torchrun --nproc-per-node 8`. The cluster must see the
-project's folder under the same path and have the same environment installed. `ray job submit` would do but for two
-things: the job needs the variables that the asset set for its training, and an interrupt must stop the job, not only
-the watching.
+project's folder under the same path and have the same environment installed. `ray job submit` is not used for two
+reasons: the job needs the variables that the asset set for its training, and an interrupt must stop the job itself, not
+only the command that watches it.
 """
 
 import argparse
@@ -19,16 +19,17 @@ from typing import Any
 
 from emu_dagster.machine.stopping import STOPPED, save_on_signal
 
-# What the training reads of its environment; the rest is the cluster's own.
+# Prefixes of the variables that the training needs; the others are the cluster's own.
 HANDED_ON = ("DAGSTER_PIPES_", "MLFLOW_", "EMU_", "HF_", "TRANSFORMERS_", "TORCH_", "NCCL_", "OMP_")
-POLL_SECONDS = 1.0  # chosen here
+POLL_SECONDS = 1.0  # between two checks of the job's status; chosen here
 STOP_SECONDS = 60  # how long a job may take to save before Ray kills it; the grace of `save_on_signal`
 
 
 def run_job(client: Any, command: list[str], num_gpus: float, stop_requested: Any) -> int:
-    """Submits `command` by a ray.job_submission.JobSubmissionClient, shows its output, returns an exit code.
+    """Submit `command` through a ray.job_submission.JobSubmissionClient, show its output, and return its exit code.
 
-    When `stop_requested()` turns true the job is stopped: Ray sends it SIGTERM, and it saves.
+    When `stop_requested()` becomes true, the job is stopped: Ray sends it SIGTERM, and it saves. num_gpus: how many Ray
+    reserves for the command.
     """
     variables = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
     job = client.submit_job(
@@ -54,10 +55,11 @@ def run_job(client: Any, command: list[str], num_gpus: float, stop_requested: An
 
 
 def main() -> int:
+    """Parse the command line, run the command as a Ray job, and return its exit code."""
     stop = save_on_signal(STOP_SECONDS + 10)
     parser = argparse.ArgumentParser(prog="python -m emu_dagster.training.ray_job")
-    parser.add_argument("--address", help="of the job server; else RAY_ADDRESS")
-    parser.add_argument("--gpus", type=float, default=0, help="that Ray is to set aside for the command")
+    parser.add_argument("--address", help="address of the job server; by default RAY_ADDRESS")
+    parser.add_argument("--gpus", type=float, default=0, help="number of GPUs that Ray reserves for the command")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     given = parser.parse_args()
     from ray.job_submission import JobSubmissionClient

@@ -1,4 +1,4 @@
-"""The asset's side of a training: its child process (child.py), and the publishing of what came of it."""
+"""The asset's part of a training: it starts the child process (child.py) and publishes the result."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 def train(record: "Record", jobs: Sequence["Job"]) -> list[Any]:
-    """Trains the jobs in a process of their own, publishes their results together as the asset's model, and returns
-    what each reported, in their order. A job that was trained before is not trained again."""
+    """Train the jobs in a child process, publish their results together as the asset's model, and return what each job
+    reported, in order. A job that was already trained is not trained again.
+    """
     from emu_models.training.jobs import to_json
 
     given = {"jobs": [to_json(replace(job, code=hash_module(type(job).__module__))) for job in jobs]}

@@ -1,8 +1,8 @@
-"""Shards on a Ray cluster that is running already: core actors, each with a guard.
+"""Runs shards on a Ray cluster that is already running, by actors that each have a guard.
 
-Assumed: every node has the same Python, Ray and packages as this machine, and sees the shards' folders under the
-same paths. The code of emu_data itself is sent along. What travels through Ray is a function, a factory, shard names
-and counts. Start the nodes with RAY_worker_niceness=0, or all work runs at niceness 15.
+Every node must have the same Python, Ray and packages as this machine, and see the shards' folders under the same
+paths. The code of emu_data is sent to the nodes. Only a function, a factory, shard names and counts pass through Ray.
+Start the nodes with RAY_worker_niceness=0, or all work runs at niceness 15.
 """
 
 import logging
@@ -17,23 +17,24 @@ from typing import Any
 
 from emu_data.engine.guard import START_TIMEOUT, Guard
 
-NUM_TRIES = 3  # of a shard whose workers die, and of starting a worker; chosen here
-CONNECT_TIMEOUT = 10.0  # seconds
-# Ray's workers have the environment of the node, not of the driver; these decide whether a model hub is asked.
+NUM_TRIES = 3  # for a shard whose workers die, and for starting a worker; chosen here
+CONNECT_TIMEOUT = 10.0  # seconds; chosen here
+# Ray's workers have the environment of their node, not of the driver; these variables keep them off model hubs.
 CARRIED_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 class ShardWorker:
-    """The actor: runs shards one after another with a guard of its own."""
+    """The actor: runs shards one after another with its own guard."""
 
     def __init__(self, function: Callable[[Any, Guard[Any]], Any], make_guard: Callable[[], Guard[Any]]):
         self.function = function
         self.guard = make_guard()
 
     def ready(self) -> None:
-        """Return when the actor has found its place on the cluster."""
+        """Return once the actor has its place on the cluster."""
 
     def run(self, shard: Any) -> Any:
+        """Return `function(shard, guard)`; raises whatever that raises."""
         return self.function(shard, self.guard)
 
 
@@ -47,14 +48,14 @@ def run_on_ray(
     num_gpus: float,
     report: Callable[[], object],
 ) -> list[Any]:
-    """See run_shards. Raises RuntimeError naming the shard whose workers died NUM_TRIES times."""
+    """See run_shards. Raises RuntimeError, which names the shard, if a shard's workers died NUM_TRIES times."""
     import ray
 
     _connect(address)
     try:
         num_workers = num_workers or _num_places(ray.cluster_resources(), num_cpus, num_gpus)
-        # No restarts by Ray: a restarted actor keeps its shard while it waits for a place on a smaller cluster, where
-        # a living one could take it.
+        # No restarts by Ray: if nodes were lost, a restarted actor waits for a place and keeps its shard, although a
+        # living actor could take it.
         actors = ray.remote(ShardWorker).options(
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="SPREAD"
         )
@@ -67,7 +68,7 @@ def run_on_ray(
 def _dispatch(
     start: Callable[[], Any], shards: Sequence[Any], num_workers: int, report: Callable[[], object]
 ) -> list[Any]:
-    """One shard at a time to each worker; a shard goes to a worker only when that one has started."""
+    """Send one shard at a time to each worker, and only to workers that have started."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -95,7 +96,10 @@ def _dispatch(
         while waiting or running:
             done, _ = ray.wait([*running, *starting], num_returns=1, timeout=START_TIMEOUT)
             if not done and not running and time.monotonic() - last_event > START_TIMEOUT:
-                raise RuntimeError(f"no worker found a place on the cluster in {START_TIMEOUT:.0f} s: {_describe()}")
+                raise RuntimeError(
+                    f"no worker got a place on the cluster within {START_TIMEOUT:.0f} s: {_describe()}; free some "
+                    "resources, or ask for fewer workers, threads or GPUs"
+                )
             for reference in done:
                 last_event = time.monotonic()
                 if reference in starting:
@@ -106,7 +110,7 @@ def _dispatch(
                         num_failed_starts += 1
                         if num_failed_starts >= NUM_TRIES:
                             raise RuntimeError(
-                                f"{NUM_TRIES} workers could not be started, the last: {error}"
+                                f"{NUM_TRIES} workers could not be started; the last error: {error}"
                             ) from error
                         start_worker()
                     else:
@@ -121,10 +125,11 @@ def _dispatch(
                     num_deaths[index] = num_deaths.get(index, 0) + 1
                     if num_deaths[index] >= NUM_TRIES:
                         raise RuntimeError(
-                            f"shard {shards[index]!r}: {NUM_TRIES} workers died of it or with it, the last: {error}"
+                            f"shard {shards[index]!r}: {NUM_TRIES} workers died while they ran it; the last error: "
+                            f"{error}"
                         ) from error
                     waiting.appendleft(index)
-                    ray.kill(worker)  # one that only cannot be reached might still write
+                    ray.kill(worker)  # if it is only unreachable, it might still write
                     start_worker()
                 else:
                     report()
@@ -142,14 +147,14 @@ def _connect(address: str) -> None:
 
     advice = (
         "start one with `ray start --head`, or run with engine local; "
-        "one that wants a token needs RAY_AUTH_MODE=token here too"
+        "if the cluster requires a token, set RAY_AUTH_MODE=token here too"
     )
     target = address.removeprefix("ray://")
     if target != "auto":
         host, _, port = target.rpartition(":")
         if not host or not port.isdigit():
             raise ValueError(f"Ray address {address!r} is none of auto, HOST:PORT and ray://HOST:PORT")
-        try:  # Ray itself tries for two minutes and then ends the process
+        try:  # Ray itself would try for two minutes and then end the process
             socket.create_connection((host, int(port)), CONNECT_TIMEOUT).close()
         except OSError as error:
             raise ValueError(f"no Ray cluster answers at {address} ({error}): {advice}") from error
@@ -168,7 +173,7 @@ def _connect(address: str) -> None:
 
 
 def _num_places(resources: Mapping[str, float], num_cpus: int, num_gpus: float) -> int:
-    """How many workers fit on the cluster, one at least."""
+    """Return how many workers fit on the cluster, at least one."""
     places = resources.get("CPU", 0) // num_cpus
     if num_gpus:
         places = min(places, resources.get("GPU", 0) // num_gpus)
@@ -178,4 +183,4 @@ def _num_places(resources: Mapping[str, float], num_cpus: int, num_gpus: float) 
 def _describe() -> str:
     import ray
 
-    return f"it has {ray.cluster_resources()}, free are {ray.available_resources()}"
+    return f"it has {ray.cluster_resources()}, of which are free {ray.available_resources()}"

@@ -1,9 +1,9 @@
-"""A child process that may die: what decoders and networks meet in a record costs that record, and nothing else.
+"""A child process that may die: an item that breaks a decoder or a network costs that item, and nothing else.
 
-A record can raise, crash the interpreter, hang, or eat all memory. So records go in batches to a child; when a
-batch fails it is cut in halves until the one record is found, that record gets a `Failure`, and the rest their
-values. The child is a fresh interpreter, not a fork (torch and fork do not agree), and not one of multiprocessing,
-whose children import the parent's __main__ again (Ray's or Dagster's) and cannot be given an environment.
+An item can raise, crash the interpreter, hang, or exhaust memory. So items go to a child in batches; a batch that fails
+is halved until the faulty item is found. That item gets a `Failure`, the others get their values. The child is a fresh
+interpreter: not a fork, since torch does not survive one, and not a child of multiprocessing, which would import the
+parent's __main__ again (Ray's or Dagster's) and cannot be given an environment.
 """
 
 import os
@@ -22,40 +22,42 @@ from typing import Any, Generic, TypeVar
 
 import psutil
 
+from emu_data.texts import describe_error
+
 Item = TypeVar("Item")
 Factory = Callable[[], Callable[[list[Any]], list[Any]]]
 
-# Seconds to bring models into memory: 5-10 when the machine is idle, several times that when it is shared.
+# Seconds to load models: 5-10 on an idle machine, several times that on a shared one; chosen here.
 START_TIMEOUT = 300.0
-# Seconds between two looks at the child: what it can take beyond max_memory is what it can touch in this time.
+# Seconds between two checks of the child, within which it may exceed max_memory; chosen here.
 POLL = 0.05
 # Bytes: several times what the heaviest signal's networks need (chosen here). It is a fixed number, not a share of
-# the machine, so that the same records fail everywhere.
+# the machine, so that the same items fail everywhere.
 MAX_MEMORY = 8 * 2**30
-# What OpenMP (torch), MKL and OpenBLAS (numpy) read when they are loaded.
+# Variables that OpenMP (torch), MKL and OpenBLAS (numpy) read when they are loaded.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a record has no value: `raised` (an exception), `crashed` (the child died), `timeout` or `memory`."""
+    """Why an item has no value: `raised` (an exception), `crashed` (the child died), `timeout` or `memory`."""
 
     reason: str
     detail: str
 
 
 class Guard(Generic[Item]):
-    """A child process that holds `function = factory()` and calls it on batches of records.
+    """A child process that holds `function = factory()` and calls it on batches of items.
 
     Args:
         factory: importable by name and picklable (a module's function, or functools.partial of one); called
-            once in each child. An exception in it is raised here as RuntimeError: it is the set-up that is
-            wrong, not a record.
-        base_timeout, record_timeout: seconds that a batch of n records may take: base + n * record.
-        max_memory: bytes that the child may hold (resident). It is watched, not set as a limit of the kernel:
-            RLIMIT_AS counts what CUDA merely reserves.
-        num_threads: of BLAS, OpenMP and torch in the child. Libraries with pools of their own (onnxruntime,
-            OpenVINO) have to be told: OMP_NUM_THREADS has the number.
+            once in each child. An exception in it is raised here as RuntimeError, since the set-up is wrong, not an
+            item.
+        base_timeout, item_timeout: a batch of n items may take base + n * item seconds.
+        max_memory: bytes that the child may hold (resident). The guard watches this itself instead of setting a kernel
+            limit, since RLIMIT_AS also counts what CUDA only reserves.
+        num_threads: of BLAS, OpenMP and torch in the child. Libraries with their own thread pools (onnxruntime,
+            OpenVINO) must be configured by the factory: OMP_NUM_THREADS has the number.
 
     The child starts at the first `map`, and again after each failure. Use as a context manager.
     """
@@ -64,14 +66,14 @@ class Guard(Generic[Item]):
         self,
         factory: Factory,
         base_timeout: float = 60.0,
-        record_timeout: float = 5.0,
+        item_timeout: float = 5.0,
         max_memory: int = MAX_MEMORY,
         num_threads: int = 1,
     ):
         check_importable(factory)
         self.factory = factory
         self.base_timeout = base_timeout
-        self.record_timeout = record_timeout
+        self.item_timeout = item_timeout
         self.max_memory = max_memory
         self.num_threads = num_threads
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,25 +88,25 @@ class Guard(Generic[Item]):
         self.close(patience=10.0 if kind is None else 0.0)
 
     def map(self, items: Sequence[Item], batch_size: int) -> list[Any]:
-        """Return one result, or one Failure, for each item, in order."""
+        """Return a result or a Failure for each item, in order."""
         results: list[Any] = []
         for start in range(0, len(items), batch_size):
             batch = list(items[start : start + batch_size])
-            is_worn = self._has_answered
+            is_used = self._has_answered
             outcome = self._call(batch)
-            if isinstance(outcome, Failure) and outcome.reason != "raised" and is_worn:
-                # A leak of earlier batches, or the kernel short of memory: the whole batch in a fresh child is what a
-                # run without that accident would have measured, and values depend on the batch.
+            if isinstance(outcome, Failure) and outcome.reason != "raised" and is_used:
+                # Earlier batches may have leaked memory, or the machine ran out of it. Values depend on the batch, so
+                # the whole batch runs again in a fresh child: that is what a run without the accident would measure.
                 outcome = self._call(batch)
             results += self._halve(batch, outcome) if isinstance(outcome, Failure) else outcome
         return results
 
     def cancel(self) -> None:
-        """From another thread: make the `map` under way, and each later one, raise InterruptedError."""
+        """Make the `map` in progress, and each later one, raise InterruptedError; called from another thread."""
         self._cancelled = True
 
     def close(self, patience: float = 10.0) -> None:
-        """End the child: it leaves by itself when the pipe closes; after `patience` seconds it is killed."""
+        """End the child: closing the pipe makes it exit by itself; after `patience` seconds it is killed."""
         if self._pipe is not None:
             self._pipe.close()
         if self._process is not None:
@@ -117,7 +119,7 @@ class Guard(Generic[Item]):
         self._has_answered = False
 
     def _halve(self, batch: list[Item], failure: Failure) -> list[Any]:
-        """Results of a batch that failed as a whole."""
+        """Return the results of a batch that failed as a whole."""
         if len(batch) == 1:
             return [failure]
         results: list[Any] = []
@@ -127,11 +129,12 @@ class Guard(Generic[Item]):
         return results
 
     def _call(self, batch: list[Item]) -> list[Any] | Failure:
-        """Details of failures name limits, not measurements: they end in files that must be the same each time."""
+        """Send a batch and return its results. A Failure's detail names limits, not measurements, since it ends up in
+        files whose bytes must be the same each time."""
         pipe = self._ensure_child()
         try:
             pipe.send(batch)
-            problem = self._wait(self.base_timeout + self.record_timeout * len(batch))
+            problem = self._wait(self.base_timeout + self.item_timeout * len(batch))
             if problem is not None:
                 self.close(patience=0)
                 return problem
@@ -145,7 +148,7 @@ class Guard(Generic[Item]):
         return answer
 
     def _wait(self, seconds: float) -> Failure | None:
-        """Wait until the child has said something, or is gone (None), or goes beyond a limit."""
+        """Wait until the child has answered or is gone (None), or exceeds a limit (Failure)."""
         assert self._pipe is not None
         deadline = time.monotonic() + seconds
         while not self._pipe.poll(POLL):
@@ -158,7 +161,7 @@ class Guard(Generic[Item]):
         return None
 
     def _memory(self) -> int:
-        """Resident bytes of the child, 0 when it is gone."""
+        """Return the child's resident bytes, 0 if it is gone."""
         assert self._process is not None
         try:
             return psutil.Process(self._process.pid).memory_info().rss
@@ -185,7 +188,7 @@ class Guard(Generic[Item]):
             env={**os.environ, **threads, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            process_group=0,  # Ctrl-C reaches a whole group; it is the parent that ends this child
+            process_group=0,  # Ctrl-C reaches a whole process group, but the parent ends this child
         )
         theirs.close()
         try:
@@ -201,25 +204,25 @@ class Guard(Generic[Item]):
 
 
 def check_importable(function: Callable[..., Any]) -> None:
-    """Raise ValueError unless another process can import the function (or that of a functools.partial)."""
+    """Raise ValueError unless another process can import the function (or the function of a functools.partial)."""
     while isinstance(function, partial):
         function = function.func
     name = getattr(function, "__qualname__", type(function).__qualname__)
     if function.__module__ == "__main__" or "<" in name:
         raise ValueError(
-            f"{function.__module__}.{name} cannot be imported by a worker: put it at the top level of a module that is "
-            "not the script itself"
+            f"{function.__module__}.{name} cannot be imported by a worker: define it at the top level of a module that "
+            "is not the script itself"
         )
 
 
 def serve(descriptor: int) -> None:
-    """The child: say that it is ready (None) or why not, then answer batches until the pipe closes."""
+    """Run the child: report that it is ready (None) or why not, then answer batches until the pipe closes."""
     pipe = Connection(descriptor)
     _end_with_parent()
     try:
         num_threads, pickled = pipe.recv()
         function = pickle.loads(pickled)()
-        if "torch" in sys.modules:  # one that is imported later reads OMP_NUM_THREADS
+        if "torch" in sys.modules:  # if torch is imported later, it reads OMP_NUM_THREADS
             sys.modules["torch"].set_num_threads(num_threads)
     except EOFError:
         return
@@ -237,14 +240,14 @@ def serve(descriptor: int) -> None:
             answer: list[Any] | Failure = function(batch)
         except Exception as error:
             if type(error).__name__ == "AcceleratorError":
-                os._exit(1)  # an error of CUDA stays with the process (torch.AcceleratorError): it counts as a crash
-            answer = Failure("raised", f"{type(error).__name__}: {error}")
+                os._exit(1)  # after a CUDA error (torch.AcceleratorError) the process is unusable: count it as a crash
+            answer = Failure("raised", describe_error(error))
         pipe.send(answer)
 
 
 def _end_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies (a hung child would not see the pipe close), and to take
-    this one first when the machine is out of memory.
+    """Ask Linux to kill this process when its parent dies (a hung child would not notice that the pipe closed), and to
+    kill it before others when the machine runs out of memory.
     """
     if sys.platform != "linux":
         return

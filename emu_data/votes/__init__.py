@@ -1,1 +1,3 @@
-"""Votes: the log that keeps them, what counts, how they agree, what they prefer and how sure that is."""
+"""Votes: the log that keeps them, which of them count, how much raters agree, what they prefer and how certain that
+is.
+"""

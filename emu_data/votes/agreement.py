@@ -1,8 +1,8 @@
-"""Do raters agree: Krippendorff's alpha with its interval, and Gwet's AC1, on votes.
+"""How much raters agree: Krippendorff's alpha with its interval, and Gwet's AC1, from votes.
 
-The paper reports no agreement. Kappa collapses when one decision is rare (1 to 10 % of keeps, as in the last
-stage of curation): alpha does too, in part, AC1 does not, so both are shown. One person agrees with the
-consensus on appeal 65 to 78 % of the time; a low alpha is to be expected there.
+The paper reports no agreement. Kappa collapses if one decision is rare (1 to 10 % kept, as in the last round of
+curation); alpha does so in part, AC1 does not, so both are shown. One person agrees with the consensus on appeal 65 to
+78 % of the time, so a low alpha is to be expected there.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from emu_data.votes.vote import Vote, check_counted
 
 NAN = float("nan")
 UNDEFINED = Interval(NAN, NAN, NAN)
-NUM_RESAMPLES = 2000  # of alpha's bootstrap: its limits then move by about 0.01 from seed to seed; chosen here
+NUM_RESAMPLES = 2000  # of alpha's bootstrap: its limits then vary by about 0.01 between seeds; chosen here
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of one round. Coefficients are at most 1 (full agreement), 0 at what chance gives.
+    """Agreement in one round. Coefficients are at most 1 (full agreement); 0 is what chance gives.
 
-    `raw_agreement` is the share (0..1) of pairs of votes on one item that are equal. `krippendorff_alpha` has a 95 %
-    interval. They are NaN where they are undefined: fewer than two items that two raters saw, or (alpha) one decision
-    only. The three numbers count the items that two raters saw, and the raters and votes on them.
+    raw_agreement: the share (0..1) of pairs of votes on one item that are equal. krippendorff_alpha: with its 95 %
+    interval. Values are NaN if undefined: with fewer than two items that two raters saw, or (alpha) a single decision.
+    num_items counts the items that at least two raters saw; num_raters and num_votes count those on them.
     """
 
     num_items: int
@@ -37,10 +37,10 @@ class Agreement:
 
 
 def measure_agreement(votes: Sequence[Vote]) -> Agreement:
-    """Agreement of the counted votes of one round (`votes.counted`).
+    """Return the agreement of one round's counted votes (`vote.counted`).
 
-    Decisions are nominal. Items that only one rater saw do not count, except that their votes too say how common a
-    decision is, which AC1 asks for. Raises ValueError for votes that are not counted ones.
+    Decisions are nominal. Items that only one rater saw do not count, except for how common each decision is, which AC1
+    needs. Raises ValueError for votes that `counted` did not return.
     """
     check_counted(votes)
     if not votes:
@@ -56,7 +56,7 @@ def measure_agreement(votes: Sequence[Vote]) -> Agreement:
         return Agreement(0, 0, 0, NAN, UNDEFINED, NAN)
     raw, ac1 = raw_agreement(counts), gwet_ac1(counts)
     has_contrast = len(np.unique(codes[np.isfinite(codes)])) > 1
-    if not has_contrast:  # every vote the same: full agreement, which alpha cannot tell from chance
+    if not has_contrast:  # all votes are equal: full agreement, which alpha cannot distinguish from chance
         return Agreement(num_items, num_raters, num_votes, raw, UNDEFINED, ac1)
     if num_items < 2:
         return Agreement(num_items, num_raters, num_votes, raw, UNDEFINED, NAN)
@@ -64,9 +64,11 @@ def measure_agreement(votes: Sequence[Vote]) -> Agreement:
 
 
 def krippendorff_alpha(codes: np.ndarray) -> Interval:
-    """Alpha of nominal decisions, with the 95 % interval of Krippendorff's bootstrap, which redraws pairs of votes.
+    """Return alpha for nominal decisions, with the 95 % interval of Krippendorff's bootstrap, which resamples pairs of
+    votes.
 
-    codes: (items, raters), a decision's number, NaN where the rater did not see the item. At least two different ones.
+    codes: (items, raters), the decision's number, NaN if the rater did not see the item; at least two different
+    numbers.
     """
     import evalica
 
@@ -75,9 +77,9 @@ def krippendorff_alpha(codes: np.ndarray) -> Interval:
 
 
 def raw_agreement(counts: np.ndarray) -> float:
-    """Share (0..1) of the pairs of votes on an item that are equal, averaged over the items with two votes or more.
+    """Return the share (0..1) of pairs of votes on an item that are equal, averaged over items with two or more votes.
 
-    counts: (items, decisions), how many raters decided so; at least one item with two votes.
+    counts: (items, decisions), the number of raters with that decision; at least one item with two votes.
     """
     counts = counts[counts.sum(1) >= 2]
     num = counts.sum(1)
@@ -85,13 +87,13 @@ def raw_agreement(counts: np.ndarray) -> float:
 
 
 def gwet_ac1(counts: np.ndarray) -> float:
-    """Gwet's AC1, (p_a - p_e) / (1 - p_e): any number of raters, nominal decisions, votes may be missing.
+    """Return Gwet's AC1, (p_a - p_e) / (1 - p_e), for any number of raters and nominal decisions; votes may be missing.
 
-    counts: (items, decisions), how many raters decided so; at least one item with two votes. p_a is `raw_agreement`;
-    p_e = sum of pi_k (1 - pi_k) over the q decisions / (q - 1), with pi_k the mean over items of the share of their
-    votes that is k, items with a single vote among them (Gwet 2008, British Journal of Mathematical and Statistical
-    Psychology 61:29, for missing votes Gwet 2014, Handbook of Inter-Rater Reliability, 4th ed.). One decision only:
-    1, since all agree.
+    counts: (items, decisions), the number of raters with that decision; at least one item with two votes. p_a is
+    `raw_agreement`; p_e = sum over the q decisions of pi_k (1 - pi_k) / (q - 1), where pi_k is the mean over items,
+    including those with a single vote, of the share of votes that are k (Gwet 2008, British Journal of Mathematical and
+    Statistical Psychology 61:29; for missing votes Gwet 2014, Handbook of Inter-Rater Reliability, 4th ed.). With a
+    single decision AC1 is 1, since all agree.
     """
     counts = counts[counts.sum(1) > 0]
     num_decisions = int((counts.sum(0) > 0).sum())

@@ -1,72 +1,90 @@
-"""Captions of the curated set, written out by rule from a picture's name ("red apple" -> "a red apple").
+"""captions.jsonl: the captions that people wrote, every version of each in the order in which it was written.
 
-The paper has a caption written by hand for each of its 2 000 pictures (sec. 3.3). Where no person is at hand
-this rule stands in: it adds the article that English asks for, and nothing that is not in the name; what is
-in the picture beyond its name only a person can say. Everything made by it is labelled CAPTION_LABEL.
+The last version counts. Lines are only ever added; the file is replaced as a whole, so that it never holds half a line.
 """
 
-import re
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-CAPTION_LABEL = "captions written by rule, not by people"
+import pandas as pd
+
+from emu_data.files import atomic_file
+
+CAPTIONS_NAME = "captions.jsonl"
+TABLE_NAME = "captions.parquet"
+# Column -> type of the table that captions_to_frame returns.
+COLUMNS = {
+    **dict.fromkeys(("key", "seen", "short", "long", "rater", "time", "plan", "draft", "unedited"), "string"),
+    "distance": "Int64",
+}
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
+@dataclass(frozen=True)
+class WrittenCaption:
+    """One version of the captions of one picture.
 
-
-# Nouns without an article though their form is not plural. Chosen here from the demo's names.
-_MASS = _words(
+    key, seen, plan: as in Vote. short, long: a phrase, and one to three sentences; one of them may be "". rater: a
+    pseudonym. time: UTC in ISO 8601. draft: what a model proposed, "" if nothing; distance: characters edited in it
+    (Levenshtein), None without a draft. unedited: which of "short,long" are the draft as it was; "" if neither is.
     """
-    bacon bread broccoli butter camping candy confetti cooking corn dango fire fog food garlic ginger
-    grass hair ice lightning luggage maize meat milk money music oden paper popcorn rain rice sand snow
-    soap spaghetti sushi tofu water weather wood wool yarn
-    """
-)
-# Singular nouns that end in s.
-_SINGULAR_S = _words(
-    """
-    bus cactus circus compass dress glass octopus hibiscus lotus iris lens abacus rhinoceros
-    """
-)
-_PREPOSITIONS = _words("of with in on and without behind at over under from")
-# Vowel letters that sound like consonants (a unicorn), and the reverse (an hour).
-_CONSONANT_SOUND = re.compile(r"(uni(?!mp|n[fjtv])|use|usu|eu|one\b|ukulele|utensil|utopia)")
-_VOWEL_SOUND = re.compile(r"(hour|honest|heir|honou?r|[fhlmnrsx]-)")
+
+    key: str
+    seen: str
+    short: str
+    long: str
+    rater: str
+    time: str
+    plan: str = ""
+    draft: str = ""
+    distance: int | None = None
+    unedited: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.key or not self.rater or not f"{self.short}{self.long}".strip():
+            raise ValueError(f"a caption needs a key, a rater and a text; got {self!r}")
 
 
-def write_caption(name: str) -> str:
-    """Return the caption of a picture called `name`: an article where there should be one, lower case, no
-    full stop.
-
-    "evergreen tree" -> "an evergreen tree", "french fries" -> "french fries", "slice of pizza" -> "a slice
-    of pizza". A name that already opens with an article or a possessive is kept. Raises ValueError for an
-    empty name.
-    """
-    words = name.lower().replace("_", " ").split()
-    if not words:
-        raise ValueError("a picture without a name cannot be captioned by rule: write its caption by hand")
-    text = " ".join(words)
-    if words[0] in ("a", "an", "the", "some", "one", "two", "three", "my", "your"):
-        return text
-    head = _head_noun(words)
-    if head in _MASS or _is_plural(head):
-        return text
-    return f"{_article(words[0])} {text}"
+def read_captions(folder: Path) -> list[WrittenCaption]:
+    """Return all versions in the order of the file; none if there is no file. Raises ValueError with the line that
+    cannot be read."""
+    path = folder / CAPTIONS_NAME
+    if not path.is_file():
+        return []
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            found.append(WrittenCaption(**json.loads(line)))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number}: no readable caption ({error})") from error
+    return found
 
 
-def _head_noun(words: list[str]) -> str:
-    """The noun that the others describe: the word before the first preposition or participle."""
-    for index, word in enumerate(words[1:], start=1):
-        if word in _PREPOSITIONS or word.endswith("ing"):
-            return words[index - 1]
-    return words[-1]
+def add_captions(folder: Path, captions: Iterable[WrittenCaption]) -> int:
+    """Add the captions that the file lacks and return how many those were. Whoever calls this holds the log of the
+    folder, since it reads and then writes."""
+    present = read_captions(folder)
+    known = set(present)
+    new = [caption for caption in captions if caption not in known]
+    if new:
+        with atomic_file(folder / CAPTIONS_NAME) as partial:
+            lines = [json.dumps(asdict(one), ensure_ascii=False, sort_keys=True) for one in [*present, *new]]
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return len(new)
 
 
-def _is_plural(noun: str) -> bool:
-    return noun.endswith("s") and not noun.endswith(("ss", "us", "is")) and noun not in _SINGULAR_S
+def counted_captions(captions: Iterable[WrittenCaption], items: Mapping[str, str]) -> dict[str, WrittenCaption]:
+    """Return key -> the last version that was written for what is shown now. items: as for votes.vote.counted."""
+    return {caption.key: caption for caption in captions if items.get(caption.key) == caption.seen}
 
 
-def _article(word: str) -> str:
-    if _VOWEL_SOUND.match(word):
-        return "an"
-    return "an" if word[0] in "aeiou" and not _CONSONANT_SOUND.match(word) else "a"
+def captions_to_frame(captions: Iterable[WrittenCaption]) -> pd.DataFrame:
+    """Return a row per caption, with the columns of WrittenCaption."""
+    return pd.DataFrame([asdict(one) for one in captions], columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def frame_to_captions(table: pd.DataFrame) -> list[WrittenCaption]:
+    """Return the captions of a table that captions_to_frame made."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [WrittenCaption(**{str(name): value for name, value in row.items()}) for row in rows]

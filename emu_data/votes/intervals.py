@@ -1,10 +1,10 @@
-"""An estimate with its interval: exact and score intervals for counts, which decide, and bootstraps (BCa: Efron 1987),
-which are shown. None of them becomes a point where there is little to go by.
+"""Estimates with intervals: exact and score intervals for counts, on which gates decide, and bootstraps (BCa: Efron
+1987), which are only shown. None of them shrinks to a point if there are few data.
 
-Each kind of number has one function, whoever asks: a count of yes and no `exact_rate`, a mean of rates `bootstrap_rate`
-(which gives a count's interval where every rate is 0 or 100, since that is a count), any other mean `bootstrap_mean`, a
-difference of paired counts `paired_difference`, an area under a curve `auc_interval`, what is a mean of nothing
-`spread_interval`. So 39 of 40 has one interval wherever it is shown.
+Each kind of number has one function, whoever uses it: `exact_rate` for a count of yes and no, `bootstrap_rate` for a
+mean of rates (if every rate is 0 or 100, that is a count and gets a count's interval), `bootstrap_mean` for any other
+mean, `paired_difference` for a difference of paired counts, `auc_interval` for an area under a curve,
+`spread_interval` for a number that is not a mean. So 39 of 40 has the same interval wherever it is shown.
 """
 
 import math
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import special  # quantiles come from here: importing scipy.stats takes half a second
 
 
 @dataclass(frozen=True)
@@ -24,64 +24,66 @@ class Interval:
     high: float
 
 
-MIN_BOOTSTRAP = 10  # values below which a bootstrap is not asked, since it can only repeat the few; chosen here
+MIN_BOOTSTRAP = 10  # values; with fewer there is no bootstrap, since it could only repeat those few; chosen here
 
 
 def is_above(interval: Interval, bound: float) -> bool:
-    """Whether the whole interval lies above `bound`. What is not known (NaN) is not above anything."""
+    """Whether the whole interval is above `bound`; False if it is unknown (NaN)."""
     return interval.low > bound
 
 
 def is_below(interval: Interval, bound: float) -> bool:
-    """Whether the whole interval lies below `bound`. What is not known (NaN) is not below anything."""
+    """Whether the whole interval is below `bound`; False if it is unknown (NaN)."""
     return interval.high < bound
 
 
 def exact_rate(num: float, total: float, confidence: float = 0.95) -> Interval:
-    """Per cent of `total` trials that `num` are, with the exact interval of Clopper and Pearson 1934.
+    """Return `num` of `total` trials in per cent, with the exact interval of Clopper and Pearson 1934.
 
-    By quantiles of the beta distribution, so that `num` may be a sum of shares (0..total). No trials: 0 to 100, the
-    estimate NaN. Raises ValueError for counts that are none.
+    It is computed by quantiles of the beta distribution, so `num` may be a sum of shares (0..total). Without trials the
+    interval is 0 to 100 and the estimate NaN. Raises ValueError unless 0 <= num <= total.
     """
     if not 0 <= num <= total:
-        raise ValueError(f"{num} of {total} is no share; give a number from 0 to the total")
+        raise ValueError(f"{num} of {total} is not a share; give a number from 0 to the total")
     if not total:
         return Interval(float("nan"), 0.0, 100.0)
     tail = (1 - confidence) / 2
-    low = float(stats.beta.ppf(tail, num, total - num + 1)) if num else 0.0
-    high = float(stats.beta.isf(tail, num + 1, total - num)) if num < total else 1.0
+    low = float(special.betaincinv(num, total - num + 1, tail)) if num else 0.0
+    high = float(special.betainccinv(num + 1, total - num, tail)) if num < total else 1.0
     return Interval(100 * num / total, 100 * low, 100 * high)
 
 
 def paired_difference(num_won: float, num_lost: float, num_pairs: float, confidence: float = 0.95) -> Interval:
-    """Win rate less lose rate in points (-100..100), with the score interval for paired proportions of Tango 1998
-    (Stat. Med. 17:891): all differences that a score test does not reject. Yang, Sun and Hardin 2013 (Stat. Med.
+    """Return win rate minus lose rate in points (-100..100), with the score interval for paired proportions of Tango
+    1998 (Stat. Med. 17:891): all differences that a score test does not reject. Yang, Sun and Hardin 2013 (Stat. Med.
     32:1336) give the same limits as roots of a polynomial.
 
-    Pairs that nothing decides count: they make the difference small. Nothing decided in n pairs is no certainty: the
-    interval is then plus and minus z^2 / (n + z^2). No pairs: -100 to 100, the estimate NaN. Raises ValueError for
-    counts that do not fit.
+    Ties count: they make the difference smaller. If all n pairs are ties, the interval is plus and minus
+    z^2 / (n + z^2), not a point. Without pairs it is -100 to 100 and the estimate NaN. Raises ValueError if the counts
+    do not fit together.
     """
-    if num_won < 0 or num_lost < 0 or num_won + num_lost > num_pairs * (1 + 1e-9):  # shares of a number add up so far
-        raise ValueError(f"{num_won} won and {num_lost} lost of {num_pairs} pairs: the counts do not fit")
+    from scipy import optimize
+
+    if num_won < 0 or num_lost < 0 or num_won + num_lost > num_pairs * (1 + 1e-9):  # sums of shares are inexact
+        raise ValueError(f"{num_won} won and {num_lost} lost of {num_pairs} pairs: the counts do not fit together")
     if not num_pairs:
         return Interval(float("nan"), -100.0, 100.0)
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = float(special.ndtri(0.5 + confidence / 2))
     estimate = (num_won - num_lost) / num_pairs
 
     def score(difference: float) -> float:
-        """Standard deviations by which the data lie above `difference`; falls as that rises."""
-        # the lost pairs' probability that fits best, given the difference (Tango 1998, eq. 14)
+        """Return by how many standard deviations the data exceed `difference`; decreasing in `difference`."""
+        # the maximum-likelihood probability of losing, given the difference (Tango 1998, eq. 14)
         linear = (2 * num_pairs - num_won + num_lost) * difference - num_won - num_lost
         square = linear**2 + 8 * num_pairs * num_lost * difference * (1 - difference)
         lost = (max(square, 0.0) ** 0.5 - linear) / (4 * num_pairs)
         variance = num_pairs * (2 * lost + difference * (1 - difference))
         above = num_pairs * (estimate - difference)
-        if variance <= 0:  # nothing but this difference fits, or all others
+        if variance <= 0:  # only this difference fits the data, or it does not fit at all
             return math.copysign(math.inf, above) if above else 0.0
         return above / variance**0.5
 
-    edge = 1e-12  # at -1 and 1 themselves the variance is 0
+    edge = 1e-12  # keeps away from -1 and 1, where the variance is 0
     low = high = estimate
     if estimate > -1:
         low = float(optimize.brentq(lambda d: min(score(d), 2 * z) - z, -1 + edge, estimate))  # type: ignore
@@ -91,11 +93,15 @@ def paired_difference(num_won: float, num_lost: float, num_pairs: float, confide
 
 
 def auc_interval(value: float, num_first: int, num_second: int, confidence: float = 0.95) -> Interval:
-    """The interval of an AUC (0..1) over so many rows of either kind: Newcombe's method 5 (2006, Stat. Med. 25:559).
+    """Return an AUC (0..1) with its interval, from the numbers of rows of both kinds: Newcombe's method 5 (2006, Stat.
+    Med. 25:559).
 
-    It takes Hanley and McNeil's variance at each end, so that an AUC of 1 in a few rows is no certainty.
+    It takes Hanley and McNeil's variance at each end of the interval, so that an AUC of 1 from a few rows does not look
+    certain.
     """
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    from scipy import optimize
+
+    z = float(special.ndtri(0.5 + confidence / 2))
     half = (num_first + num_second) / 2 - 1
 
     def variance(auc: float) -> float:
@@ -105,7 +111,7 @@ def auc_interval(value: float, num_first: int, num_second: int, confidence: floa
     def beyond(auc: float) -> float:
         return abs(auc - value) - z * math.sqrt(variance(auc))
 
-    near = 1e-9  # at 0 and 1 themselves the variance is 0, and the estimate its own limit
+    near = 1e-9  # at 0 and 1 the variance is 0, and the estimate its own limit
     low = 0.0 if value <= near else float(optimize.brentq(beyond, 0.0, min(value, 1 - near)))  # type: ignore
     high = 1.0 if value >= 1 - near else float(optimize.brentq(beyond, max(value, near), 1.0))  # type: ignore
     return Interval(value, low, high)
@@ -114,14 +120,17 @@ def auc_interval(value: float, num_first: int, num_second: int, confidence: floa
 def bootstrap_mean(
     values: np.ndarray, rng: np.random.Generator, confidence: float = 0.95, num_resamples: int = 9999
 ) -> Interval:
-    """Mean of (N,) independent values with a BCa bootstrap interval; of fewer than MIN_BOOTSTRAP, with Student's.
+    """Return the mean of (N,) independent values with a BCa bootstrap interval; with fewer than MIN_BOOTSTRAP values,
+    with Student's.
 
-    Values that are all equal do not tell how far their mean would stray, and neither does one value alone: low and
-    high are NaN. Raises ValueError for no values or values that are not finite.
+    If all values are equal, or there is only one, nothing is known about the mean's spread: low and high are NaN.
+    Raises ValueError if there are no values, or some are not finite.
     """
+    from scipy import stats
+
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values):
-        raise ValueError(f"a mean needs a list of at least one value; got shape {values.shape}")
+        raise ValueError(f"a mean needs at least one value in one dimension, but the shape is {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError(f"{(~np.isfinite(values)).sum()} of {len(values)} values are not finite")
     mean = float(values.mean())
@@ -146,10 +155,11 @@ def bootstrap_mean(
 def spread_interval(
     measure: Callable[[np.ndarray], float], num: int, rng: np.random.Generator, num_resamples: int = 100
 ) -> Interval:
-    """`measure` of all `num` rows (it is given their numbers), plus and minus 1.96 standard deviations of it over
-    resampled ones. For what a resample lifts, so that percentiles of it would not hold the estimate.
+    """Return `measure` (which receives row numbers) of all `num` rows, plus and minus 1.96 of its standard deviations
+    over resampled rows. It is for numbers that resampling increases, so that percentiles would not contain the
+    estimate.
 
-    Where no draw differs from another the spread says nothing: NaN.
+    If all resamples give the same number, the interval is NaN.
     """
     estimate = measure(np.arange(num))
     resampled = [measure(rng.integers(num, size=num)) for _ in range(num_resamples)]
@@ -162,11 +172,11 @@ def spread_interval(
 def bootstrap_rate(
     values: np.ndarray, rng: np.random.Generator, confidence: float = 0.95, num_resamples: int = 9999
 ) -> Interval:
-    """Mean of (N,) rates in per cent (0..100), as `bootstrap_mean`; never a point.
+    """Return the mean of (N,) rates in per cent (0..100) as `bootstrap_mean` does, but never with a point as interval.
 
-    Where every rate is 0 or 100 they are a count, which has the interval of `exact_rate` like any other. Where values
-    are few or all equal a bootstrap would claim too much, or certainty: then `exact_rate` is given, too, as if each
-    value were a single trial (no rate of this mean varies more than those do), so 16 of 16 reach down to 79.4 %.
+    If every rate is 0 or 100, they are a count and get the interval of `exact_rate`. If there are few values, or all
+    are equal, a bootstrap would claim too much; then `exact_rate` is used as well, as if each value were a single trial
+    (no rates with this mean vary more), so that 16 of 16 have the lower limit 79.4 %.
     """
     values = np.asarray(values, dtype=float)
     is_count = bool(np.isin(values, (0, 100)).all())

@@ -1,4 +1,4 @@
-"""What raters are shown, and the one face of the panels that stand in for them."""
+"""What raters are shown, and the interface of the panels that stand in for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from emu_data.votes.vote import Vote
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture to keep or drop. image: uint8 (H, W, 3). seen: what `Vote.seen` of a vote on it is."""
+    """One picture to keep or drop. image: uint8 (H, W, 3). seen: for `Vote.seen` of a vote on it."""
 
     key: str
     image: np.ndarray
@@ -20,7 +20,8 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Pictures of models A and B for the same prompt and seed, uint8 (H, W, 3). caption: "" where it is hidden."""
+    """Pictures of models A and B for the same prompt and seed, uint8 (H, W, 3). caption: "" if it is hidden. seen: for
+    `Vote.seen` of a vote on it."""
 
     key: str
     image_a: np.ndarray
@@ -36,21 +37,23 @@ class Panel(Protocol[Item]):
     """Automatic raters: each votes on each item, and equal panels vote equally on equal items."""
 
     def vote(self, items: Sequence[Item]) -> list[Vote]:
-        """The votes of all its raters, none for no items. ValueError where a key comes twice or pictures do not fit."""
+        """Return the votes of all its raters. Raises ValueError if a key repeats, or pictures differ in size
+        or type.
+        """
         ...
 
 
 def keys_of(items: Sequence[Picture] | Sequence[Pair]) -> list[str]:
-    """The items' keys in order. Raises ValueError where one comes twice."""
+    """Return the items' keys in order. Raises ValueError if one repeats."""
     keys = [item.key for item in items]
     if len(set(keys)) != len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} comes twice among {len(keys)} items: each needs a key of its own")
+        raise ValueError(f"the key {twice!r} repeats among {len(keys)} items: each needs its own key")
     return keys
 
 
 def stack_pictures(images: Sequence[np.ndarray]) -> np.ndarray:
-    """N >= 1 pictures as uint8 (N, H, W, 3). Raises ValueError unless they are uint8 (H, W, 3) of one size."""
+    """Return N >= 1 pictures as uint8 (N, H, W, 3). Raises ValueError unless all are uint8 (H, W, 3) of one size."""
     first = images[0]
     if wrong := [one for one in images if one.dtype != np.uint8 or one.ndim != 3 or one.shape != first.shape]:
         raise ValueError(

@@ -1,13 +1,12 @@
-"""An append-only, hash-chained JSONL log of votes (votes.py).
+"""An append-only, hash-chained JSONL log of votes (vote.py).
 
-Each line of the log is `{"index", "previous", "vote", "hash"}`: `hash` is the SHA-256 of the other three,
-`previous` the hash of the line before. An edited, removed or reordered line breaks the chain. Lines cut from
-the end would leave a shorter but sound chain, so `LOG.head.json` beside the log holds the count and hash of
-what was acknowledged. The chain has no key: somebody who rewrites the log *and* its head can forge both, so
-reports print the head hash and `verify(expected_head=...)` checks a log against one that was printed.
-Nothing is changed in place: who corrects a decision votes again, who takes it back appends a withdrawal, and
-`votes.counted` keeps the last word. Lines are hashed as they stand in the file, so that a log written before
-`Vote` had some field is still whole.
+Each line of the log is `{"index", "previous", "vote", "hash"}`: `hash` is the SHA-256 of the other three, `previous`
+the hash of the line before. An edited, removed or reordered line breaks the chain. If lines were cut from the end, the
+shorter chain would still be sound, so `LOG.head.json` beside the log holds the count and last hash of acknowledged
+votes. The chain has no secret key: somebody who rewrites the log *and* its head can forge both, so reports print the
+head hash, and `verify(expected_head=...)` checks a log against a printed one. Nothing is changed in place: to correct
+a decision, a rater votes again; to take it back, they append a withdrawal; `vote.counted` keeps the last one. Lines are
+hashed as they are in the file, so that a log from before `Vote` had some field is still sound.
 """
 
 import hashlib
@@ -29,21 +28,21 @@ from emu_data.files import atomic_file
 from emu_data.votes.vote import VOTE_COLUMNS, Vote
 
 GENESIS = "0" * 64  # `previous` of the first line
-LOCK_TIMEOUT_SECONDS = 60.0  # chosen here: an append takes milliseconds, a recording seconds; a minute is a hung holder
+LOCK_TIMEOUT_SECONDS = 60.0  # chosen here: an append takes milliseconds, a recording seconds; a minute means a hang
 _HEAD_NAME = b"vote_log_head"
 
 
 class VoteLogError(ValueError):
-    """The log is not what was written: the message says at which line and what to do."""
+    """The log is not as it was written; the message says at which line, and what to do."""
 
 
 class TruncatedVoteLog(VoteLogError):
-    """The last line is incomplete (a crash while appending). `VoteLog.recover` sets it aside."""
+    """The last line is incomplete (a crash during an append). `VoteLog.recover` moves it aside."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `VoteLog.verify` found. `problems` is empty for a sound log."""
+    """What `VoteLog.verify` found. head: hash of the last line. problems: empty for a sound log."""
 
     num_votes: int
     head: str
@@ -52,6 +51,7 @@ class Verification:
 
     @property
     def is_sound(self) -> bool:
+        """Whether no problem was found in the log."""
         return not self.problems
 
 
@@ -66,8 +66,15 @@ def _hash_line(index: int, previous: str, vote: dict[str, Any]) -> str:
     return hashlib.sha256(_canonical({"index": index, "previous": previous, "vote": vote})).hexdigest()
 
 
+def chain_vote(index: int, previous: str, vote: dict[str, Any]) -> tuple[bytes, str]:
+    """Return the line of a vote (fields of `Vote`) that follows the line whose hash is `previous`, without its end, and
+    the line's own hash."""
+    line_hash = _hash_line(index, previous, vote)
+    return _canonical({"index": index, "previous": previous, "vote": vote, "hash": line_hash}), line_hash
+
+
 def now_utc() -> str:
-    """The present time as ISO 8601 in UTC with milliseconds, as the log stores it."""
+    """Return the present time as the log stores it: ISO 8601 in UTC, with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -80,10 +87,11 @@ class VoteLog:
         self._lock = FileLock(str(self.path) + ".lock", timeout=LOCK_TIMEOUT_SECONDS)
 
     def append(self, votes: Iterable[Vote]) -> str:
-        """Write the votes at the end of the log, flushed to disk, and return the new head hash.
+        """Append the votes to the log, flush it to disk, and return the new head hash. No votes make an empty
+        log if there is none.
 
-        People's votes without a time get the present one. Raises TruncatedVoteLog if an earlier append was
-        interrupted (call `recover` first) and VoteLogError if acknowledged lines are missing from the end.
+        People's votes without a time get the present one. Raises TruncatedVoteLog if an earlier append was interrupted
+        (call `recover` first), and VoteLogError if acknowledged lines are missing from the end.
         """
         with self.held():
             index, previous = self._end_of_chain()
@@ -92,31 +100,32 @@ class VoteLog:
             for vote in votes:
                 record = dict(vars(vote))
                 record["time"] = record["time"] or (stamp if vote.rater_kind == "person" else "")
-                line_hash = _hash_line(index, previous, record)
-                lines.append(_canonical({"index": index, "previous": previous, "vote": record, "hash": line_hash}))
-                index, previous = index + 1, line_hash
-            if lines:
+                line, previous = chain_vote(index, previous, record)
+                lines.append(line)
+                index += 1
+            if lines or not self.path.exists():
                 self._detach()
                 with open(self.path, "ab") as stream:
-                    stream.write(b"\n".join(lines) + b"\n")
+                    stream.writelines(line + b"\n" for line in lines)
                     stream.flush()
                     os.fsync(stream.fileno())
-            if self._read_head() != (index, previous):  # also after a crash between the lines and their head
+            # it also repairs a crash between the lines and their head
+            if not self.head_path.exists() or self._read_head() != (index, previous):
                 self._write_head(index, previous)
             return previous
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else appends meanwhile; whoever holds the log may append. For a record of the log's bytes."""
+        """Hold the log, so that only the holder may append, while its bytes are recorded."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
             yield
 
     def read(self, until: str | None = None) -> list[Vote]:
-        """All votes in order, or those up to the line whose hash is `until` (GENESIS: none).
+        """Return all votes in order, or those up to the line whose hash is `until` (GENESIS: none).
 
-        Raises VoteLogError if the log is not sound, or has no such line. An incomplete last line matters only
-        where everything is read.
+        Raises VoteLogError if the log is not sound or has no such line. An incomplete last line matters only if
+        everything is read.
         """
         with self._reading():
             found, votes, hashes = self._check(until)
@@ -130,19 +139,19 @@ class VoteLog:
         return votes[: hashes.index(until) + 1] if until != GENESIS else []
 
     def head(self) -> str:
-        """The hash of the last line, GENESIS for an empty log; only that line is read, and nothing is checked."""
+        """Return the hash of the last line, GENESIS for an empty log. Only that line is read, and it is not checked."""
         return self._end_of_chain()[1]
 
     def verify(self, expected_head: str | None = None) -> Verification:
-        """Check every line, the chain, and the end; never raises for a damaged log.
+        """Check every line, the chain and the end; does not raise for a damaged log.
 
-        `expected_head` is a head hash printed in a report: it must be somewhere in the chain.
+        expected_head: a head hash from a report, which must be somewhere in the chain.
         """
         with self._reading():
             return self._check(expected_head)[0]
 
     def num_since(self, head: str) -> int | None:
-        """How many votes were appended after the line whose hash is `head`; None where the log has no such line."""
+        """Return how many votes were appended after the line whose hash is `head`; None if there is no such line."""
         with self._reading():
             hashes = self._check()[2]
         if head == GENESIS:
@@ -150,10 +159,10 @@ class VoteLog:
         return len(hashes) - 1 - hashes.index(head) if head in hashes else None
 
     def recover(self) -> Path | None:
-        """Set an incomplete last line aside, in a file beside the log, and cut it from the log.
+        """Move an incomplete last line from the log to a file beside it.
 
-        Returns that file, or None if there was nothing to do. Only the incomplete line goes: its append never
-        returned, so nobody was told that this vote had been taken. Whole lines before it stay.
+        Returns that file, or None if there was nothing to do. The append of this line never returned, so its vote was
+        never acknowledged. All complete lines stay.
         """
         if not self.path.exists():
             return None
@@ -169,13 +178,13 @@ class VoteLog:
             return aside
 
     def _detach(self) -> None:
-        """Make the log a file of its own where it is a link into a store (DVC's cache), which an append would alter."""
+        """Replace a link into a store (DVC's cache) by a copy, since an append would change the store."""
         if self.path.is_symlink() or (self.path.exists() and self.path.stat().st_nlink > 1):
             with atomic_file(self.path) as own:
                 shutil.copyfile(self.path, own)
 
     def _reading(self) -> AbstractContextManager[object]:
-        """The lock, so that no half-written line is read; a log in a read-only folder has no writers."""
+        """Return the lock, so that no half-written line is read; a log in a read-only folder has no writers."""
         can_lock = self.path.exists() and os.access(self.path.parent, os.W_OK)
         return self._lock if can_lock else nullcontext()
 
@@ -190,10 +199,12 @@ class VoteLog:
             record = json.loads(self.head_path.read_bytes())
             return int(record["num_votes"]), str(record["head"])
         except (ValueError, KeyError, TypeError) as error:
-            raise VoteLogError(f"{self.head_path} is not readable ({error}); restore it with its log") from error
+            raise VoteLogError(
+                f"{self.head_path} cannot be read ({error}); restore it together with its log from a copy"
+            ) from error
 
     def _end_of_chain(self) -> tuple[int, str]:
-        """Index of the next line and hash of the last one, from the end of the file alone."""
+        """Return the index of the next line and the hash of the last one; only the end of the file is read."""
         num_acknowledged, _ = self._read_head()
         last = b""
         if self.path.exists() and self.path.stat().st_size:
@@ -208,16 +219,16 @@ class VoteLog:
                 record = json.loads(last)
                 index, previous = int(record["index"]) + 1, str(record["hash"])
             except (ValueError, KeyError, TypeError) as error:
-                raise VoteLogError(f"{self.path}: the last line is no vote ({error}); call verify()") from error
+                raise VoteLogError(f"{self.path}: the last line is not a vote ({error}); call verify()") from error
         if index < num_acknowledged:
             raise VoteLogError(
-                f"{self.path} ends after {index} votes but {num_acknowledged} were acknowledged: lines were "
-                "removed from the end. Restore the log from a copy; nothing was appended."
+                f"{self.path} ends after {index} votes, but {num_acknowledged} were acknowledged: lines were "
+                "removed from the end. Nothing was appended; restore the log from a copy."
             )
         return index, previous
 
     def _check(self, expected_head: str | None = None) -> tuple[Verification, list[Vote], list[str]]:
-        """What is wrong, the votes, and the hash of each line."""
+        """Return what is wrong, the votes, and the hash of each line."""
         problems: list[str] = []
         votes: list[Vote] = []
         hashes: list[str] = []
@@ -231,7 +242,7 @@ class VoteLog:
                 votes.append(Vote(**vote))
                 is_intact = line_hash == _hash_line(record["index"], record["previous"], vote)
             except (ValueError, KeyError, TypeError) as error:
-                problems.append(f"{self.path}, line {index + 1}: no readable vote ({error})")
+                problems.append(f"{self.path}, line {index + 1}: not a readable vote ({error})")
                 break
             if not is_intact:
                 problems.append(f"{self.path}, line {index + 1}: the line was edited (its hash does not fit)")
@@ -253,7 +264,7 @@ class VoteLog:
         return Verification(len(hashes), previous, tuple(problems), len(data) - end), votes, hashes
 
     def _compare_head(self, hashes: Sequence[str]) -> list[str]:
-        """Problems between a sound chain and the head that was acknowledged."""
+        """Return the contradictions between a sound chain and the acknowledged head."""
         try:
             num_acknowledged, head = self._read_head()
         except VoteLogError as error:
@@ -265,19 +276,22 @@ class VoteLog:
                 "end; restore the log from a copy"
             ]
         if num_acknowledged and hashes[num_acknowledged - 1] != head:
-            return [f"{self.path}: does not fit {self.head_path.name}; one of the two was replaced"]
+            return [
+                f"{self.path}: does not match {self.head_path.name}, so one of the two was replaced; restore both from "
+                "a copy"
+            ]
         return []
 
 
 def _truncation_message(path: Path, num_bytes: int) -> str:
     return (
         f"{path}: the last line is incomplete ({num_bytes} bytes; an append was interrupted). All votes "
-        "before it are intact. VoteLog(path).recover() sets the piece aside, then the log can be used again."
+        "before it are intact. VoteLog(path).recover() moves it aside; then the log can be used again."
     )
 
 
 def _last_line(stream: Any, block: int = 4096) -> bytes:
-    """The last line of an open binary file with its newline, if it has one, without reading the rest."""
+    """Return the last line of an open binary file, with its newline if it has one, without reading the rest."""
     size = stream.seek(0, os.SEEK_END)
     tail = b""
     while len(tail) < size:
@@ -291,24 +305,28 @@ def _last_line(stream: Any, block: int = 4096) -> bytes:
 
 
 def export_parquet(log: VoteLog, path: Path) -> tuple[list[Vote], str]:
-    """Write the sound log's votes to a parquet file (all of them, in order); return them, and their head hash.
+    """Write all of a log's votes, in order, to a parquet file; return them and their head hash.
 
-    The head goes into the file's schema metadata: `exported_head` reads it. Raises VoteLogError for a
+    The head goes into the file's schema metadata, from which `exported_head` reads it. Raises VoteLogError for a
     damaged log.
     """
     with log.held():
         votes, head = log.read(), log.head()
-    text, number = pa.string(), pa.float64()
-    types = {"score": number, "seconds": number, "is_repeat": pa.bool_()}
-    schema = pa.schema([(name, types.get(name, text)) for name in VOTE_COLUMNS], metadata={_HEAD_NAME: head})
-    table = pa.table({name: [getattr(vote, name) for vote in votes] for name in VOTE_COLUMNS}, schema=schema)
     with atomic_file(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(votes_to_table(votes, head), temporary)
     return votes, head
 
 
+def votes_to_table(votes: Sequence[Vote], head: str) -> pa.Table:
+    """A row for every vote with the columns of `Vote`; `head` in the schema's metadata."""
+    text, number, flag = pa.string(), pa.float64(), pa.bool_()
+    types = {"score": number, "seconds": number, "is_repeat": flag, "is_adjudication": flag}
+    schema = pa.schema([(name, types.get(name, text)) for name in VOTE_COLUMNS], metadata={_HEAD_NAME: head})
+    return pa.table({name: [getattr(vote, name) for vote in votes] for name in VOTE_COLUMNS}, schema=schema)
+
+
 def exported_head(path: Path) -> str | None:
-    """The head hash of the log that `export_parquet` wrote to `path`; None where there is no such file."""
+    """Return the head hash of the log that `export_parquet` wrote to `path`; None if there is no such file."""
     if not path.is_file():
         return None
     return (pq.read_schema(path).metadata or {}).get(_HEAD_NAME, b"").decode() or None

@@ -1,15 +1,14 @@
 """Win, lose and tie rates of side-by-side votes, with the uncertainty that the paper leaves out (sec. 4).
 
-The paper reports win and lose rates in per cent, no intervals, no tests. Ours differ on purpose: the
-*prompt* is the unit. Votes on one prompt (several raters, several seeds) resemble each other, so a rate is
-the mean over prompts of the share of votes within the prompt, its interval a bootstrap over prompts, and the
-sign test counts prompts. Half-width to expect at a win rate of 68 %: 2.3 points at 1 600 prompts, 9 at 100,
-over 20 at 16.
+The paper reports win and lose rates in per cent, without intervals or tests. Ours differ on purpose: the *prompt* is
+the unit. Votes on one prompt (by several raters, for several seeds) resemble each other, so a rate is the mean over
+prompts of the share of votes on each prompt, its interval is a bootstrap over prompts, and the sign test counts
+prompts. Expect half-widths, at a win rate of 68 %, of 2.3 points with 1 600 prompts, 9 with 100, over 20 with 16.
 
-A votes table has a row for every vote: key (the pair), rater, decision ("A", "B", "tie", "both", "neither"),
+A table of votes has a row for every vote: key (the pair), rater, decision ("A", "B", "tie", "both", "neither"),
 side_order ("AB": A on the left, "BA"). "both" and "neither" count as ties, as in the paper.
-`emu_data.votes.vote.votes_to_frame` makes it of the votes that count (`emu_data.votes.vote.counted`): one of each rater
-on each pair, no second showings; which votes count is not decided here.
+`emu_data.votes.vote.votes_to_frame` makes it from the votes that `emu_data.votes.vote.counted` returns: one per rater
+and pair, without repeated showings.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from emu_data.votes.intervals import Interval, bootstrap_rate, exact_rate, paired_difference
 
@@ -27,13 +25,13 @@ DECISIONS = ("A", "B", "tie", "both", "neither")
 
 @dataclass(frozen=True)
 class Preference:
-    """Verdict of one side-by-side round, model A against model B. Rates in per cent of votes, prompts
-    weighted alike.
+    """The result of one side-by-side round, model A against model B. Rates are in per cent of votes, with equal weight
+    for each prompt.
 
-    `decisions` has the rate of each decision as it was given. `num_prompts_won` counts prompts where A got
-    more votes than B. Of the decided prompts, level ones left out, `decided_win` is the share that A won, and
-    `sign_test_p` the two-sided p of half (1.0 if none is decided). `win_less_lose`: prompts won less prompts lost,
-    in points of all prompts, level ones among them.
+    decisions: the rate of each decision. num_prompts_won: prompts on which A got more votes than B; a prompt with equal
+    votes is level. decided_win: the share of the prompts that are not level which A won, in per cent. sign_test_p: the
+    two-sided p of that share being half (1.0 if all are level). win_less_lose: prompts won minus prompts lost, in
+    points of all prompts.
     """
 
     num_prompts: int
@@ -54,9 +52,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How often the left picture was chosen among votes that chose one; p_value of "half the time",
-    two-sided.
-    """
+    """How often the left picture was chosen, of the votes that chose one. p_value: two-sided, of "half the time"."""
 
     num_choices: int
     left_share: float  # 0..1; NaN without choices
@@ -65,8 +61,8 @@ class PositionBias:
 
 @dataclass(frozen=True)
 class SelfConsistency:
-    """Pairs shown twice to one rater, sides swapped: the share with the same decision (NaN if there are
-    none).
+    """How consistent raters are: of the pairs shown to a rater again with swapped sides, the share with the same
+    decision (NaN if there are none).
     """
 
     num_repeats: int
@@ -80,11 +76,11 @@ def summarise_preference(
     confidence: float = 0.95,
     num_resamples: int = 9999,
 ) -> Preference:
-    """Rates, intervals and the sign test of a round's counted votes.
+    """Return rates, intervals and the sign test of a round's counted votes.
 
-    `prompt_of` gives the prompt of each pair where a prompt has several pairs (seeds); without it each pair
-    is its own prompt. Raises ValueError for an empty table, what `check_table` refuses, or pairs without a
-    prompt.
+    prompt_of: key of a pair -> its prompt, if a prompt has several pairs (seeds); without it each pair is its own
+    prompt. confidence: 0..1. Raises ValueError for an empty table, a table that `check_table` refuses, or a pair
+    without a prompt.
     """
     check_table(votes)
     if votes.empty:
@@ -113,7 +109,7 @@ def summarise_preference(
 
 
 def check_table(votes: pd.DataFrame) -> None:
-    """Raises ValueError for missing columns, unknown decisions, or a rater who has more than one vote on a pair."""
+    """Raise ValueError for missing columns, unknown decisions, or a rater with more than one vote on a pair."""
     missing = [name for name in VOTE_COLUMNS if name not in votes.columns]
     if missing:
         raise ValueError(f"the votes table lacks {', '.join(missing)}; it needs {', '.join(VOTE_COLUMNS)}")
@@ -123,11 +119,13 @@ def check_table(votes: pd.DataFrame) -> None:
     twice = votes[votes.duplicated(["rater", "key"])]
     if len(twice):
         rater, key = twice.iloc[0][["rater", "key"]]
-        raise ValueError(f"{rater} has more than one vote on {key}: hand in what counted() returns")
+        raise ValueError(f"{rater} has more than one vote on {key}: pass the votes that counted() returns")
 
 
 def share_by_prompt(votes: pd.DataFrame, prompt_of: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Share (0..1) of each decision among the votes on each prompt: index prompt, columns DECISIONS."""
+    """Return the share (0..1) of each decision among the votes on each prompt: index prompt, columns DECISIONS. Raises
+    ValueError if a pair has no prompt in `prompt_of`.
+    """
     keys = votes["key"].astype(str)
     if prompt_of is not None:
         unknown = sorted(set(keys) - set(prompt_of))
@@ -139,26 +137,32 @@ def share_by_prompt(votes: pd.DataFrame, prompt_of: Mapping[str, str] | None = N
 
 
 def decided_rate(num_won: int, num_lost: int, confidence: float = 0.95) -> Interval:
-    """Per cent of the decided prompts that A won, with the exact interval of Clopper and Pearson 1934.
+    """Return the share of the decided prompts that A won, in per cent, with Clopper and Pearson's exact interval
+    (1934).
 
-    It lies above 50 exactly when the sign test rejects in A's favour. Without decided prompts: NaN, from 0 to 100.
+    The interval is above 50 exactly if the sign test rejects in A's favour. Without decided prompts it is 0 to 100, and
+    the estimate NaN.
     """
     return exact_rate(num_won, num_won + num_lost, confidence)
 
 
 def sign_test(num_won: int, num_lost: int) -> float:
-    """Two-sided p of `num_won` against `num_lost` prompts under a fair coin; 1.0 if there are none."""
+    """Return the two-sided p of `num_won` against `num_lost` prompts under a fair coin; 1.0 without prompts."""
+    from scipy import stats
+
     num_decided = num_won + num_lost
     return float(stats.binomtest(num_won, num_decided, 0.5).pvalue) if num_decided else 1.0
 
 
 def position_bias(votes: pd.DataFrame) -> PositionBias:
-    """Test whether raters lean to one side.
+    """Test whether raters prefer one side.
 
-    Sides are drawn for each rater and pair by a fair coin of their own, so without a bias each choice falls
-    on the left with probability a half independently of the others, whichever model is better: an exact
-    binomial test on single votes is valid here, although votes on one prompt resemble each other.
+    Sides are drawn by a fair coin for each rater and pair. So without a bias each choice is on the left with
+    probability 1/2, independently of the others and of which model is better: an exact binomial test on single votes is
+    valid here, although votes on one prompt resemble each other.
     """
+    from scipy import stats
+
     check_table(votes)
     chosen = votes.loc[votes["decision"].isin(["A", "B"])]
     if chosen.empty:
@@ -168,7 +172,7 @@ def position_bias(votes: pd.DataFrame) -> PositionBias:
 
 
 def self_consistency(votes: pd.DataFrame, repeats: pd.DataFrame) -> SelfConsistency:
-    """Compare each second showing (`emu_data.votes.vote.counted_repeats`) with the rater's counted vote on the pair."""
+    """Compare each repeated vote (`emu_data.votes.vote.counted_repeats`) with the rater's counted vote on the pair."""
     check_table(votes)
     check_table(repeats)
     both = repeats.merge(votes, on=["rater", "key"], suffixes=("_repeat", "_first"))

@@ -1,8 +1,7 @@
 """From votes to a decision for each picture (paper sec. 3.3, items 5 and 6: generalists, then specialists).
 
-The paper gives no rule for how its annotators' votes were put together; these are ours. The same for people
-and for the rubric panel: what only a rubric has (a score) is used only to order pictures that the votes
-leave level.
+The paper does not say how its annotators' votes were combined; these rules are chosen here. They are the same for
+people and for the rubric panel: scores, which only a rubric has, only order pictures with equal votes.
 """
 
 from collections import Counter
@@ -17,13 +16,13 @@ Rule = Literal["any", "majority"]
 
 
 def tally(votes: Sequence[Vote], rule: Rule = "majority") -> pd.DataFrame:
-    """A row for each picture that the counted votes of one round are about (`votes.counted`), best first.
+    """Return a row for each picture with counted votes (`vote.counted`) of one round, the best first.
 
     Columns: key, num_votes, num_keep, keep_share (0..1), mean_score (0..1, NaN for people), by_people (whether a
-    person voted), goes_on, reason (the commonest reason among the drops, "" if none). `rule` "any": one keep is
-    enough (recall); "majority": more keeps than drops (precision). Order: goes_on, keep_share, by_people (of two
-    that all kept, the one that people kept comes first), mean_score, key; so it does not depend on the order of
-    votes of different raters. Raises ValueError for votes that are not counted ones, or of a side-by-side round.
+    person voted), goes_on, reason (the most frequent one among the drops, "" if none). `rule` "any": one keep is
+    enough (recall); "majority": more keeps than drops (precision). Rows are sorted by goes_on, keep_share, by_people
+    (people's choices come before the panel's), mean_score and key, so the result does not depend on the order of the
+    votes. Raises ValueError for votes that `counted` did not return, or votes of a side-by-side round.
     """
     check_counted(votes)
     if any(vote.decision not in CURATION_DECISIONS for vote in votes):
@@ -46,7 +45,7 @@ def tally(votes: Sequence[Vote], rule: Rule = "majority") -> pd.DataFrame:
                 "mean_score": sum(scores) / len(scores) if scores else float("nan"),
                 "by_people": any(vote.rater_kind == "person" for vote in own),
                 "goes_on": goes_on,
-                # Counter breaks ties by first appearance; by name, the order of the votes does not matter.
+                # Ties are broken by name, since Counter breaks them by the order of the votes.
                 "reason": min(reasons, key=lambda reason: (-reasons[reason], reason)) if reasons else "",
             }
         )
@@ -60,9 +59,8 @@ def tally(votes: Sequence[Vote], rule: Rule = "majority") -> pd.DataFrame:
 
 
 def choose(table: pd.DataFrame, at_most: int | None = None) -> list[str]:
-    """Keys of a `tally` that go on, best first, no more than `at_most` of them.
+    """Return the keys of a `tally` that go on, the best first, at most `at_most` of them.
 
-    Fewer than `at_most` come back if the votes let fewer through: a stage of precision is not filled up with
-    drops.
+    If fewer go on, fewer are returned: a round for precision is not filled up with dropped pictures.
     """
     return table.loc[table["goes_on"].astype(bool), "key"].tolist()[:at_most]

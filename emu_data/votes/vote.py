@@ -1,9 +1,8 @@
-"""People's decisions about pictures and pairs, and which of them count (paper sec. 3.3, 3.4 and 4: the human steps).
+"""Raters' decisions on pictures and pairs, and which of them count (paper sec. 3.3, 3.4 and 4: the human steps).
 
-One format for choosing pictures (keep / drop) and for comparing them side by side (A / B / tie / both /
-neither), and the same for people and for the rubric panel that stands in for them; `rater_kind` tells the
-two apart for ever. Votes lie in an append-only log (vote_log.py), which holds every word that was ever said;
-`counted` says which of them count now, and is the only place that does.
+There is one format for choosing pictures (keep / drop) and for comparing them side by side (A / B / tie / both /
+neither), for people and for the rubric panel that stands in for them; `rater_kind` always distinguishes the two. Votes
+are in an append-only log (log.py), which keeps every vote ever given; only `counted` decides which of them count now.
 """
 
 import hashlib
@@ -17,21 +16,26 @@ import pandas as pd
 CURATION_DECISIONS = ("keep", "drop")
 APPEAL_DECISIONS = ("A", "B", "tie")  # paper sec. 4: caption hidden
 FAITHFULNESS_DECISIONS = ("A", "B", "both", "neither")  # paper sec. 4: caption shown
-WITHDRAWN = "withdrawn"  # the rater takes back what they said of the item
-DECISIONS = frozenset((*CURATION_DECISIONS, *APPEAL_DECISIONS, *FAITHFULNESS_DECISIONS, WITHDRAWN))
+WITHDRAWN = "withdrawn"  # the rater takes back their vote on the item
+SKIPPED = "skipped"  # the rater cannot or will not decide, and says why
+UNSURE = "unsure"  # undecided for now; the item comes back to the same rater
+ABSTENTIONS = (WITHDRAWN, SKIPPED, UNSURE)  # words that are kept and do not count
+DECISIONS = frozenset((*CURATION_DECISIONS, *APPEAL_DECISIONS, *FAITHFULNESS_DECISIONS, *ABSTENTIONS))
 
 
 @dataclass(frozen=True)
 class Vote:
-    """One decision of one rater about one picture or one pair of pictures.
+    """One decision of one rater on one picture or one pair of pictures. Raises ValueError for values that do not fit.
 
-    `decision` names the models (A, B), never the sides; `side_order` says which of them stood on the left
-    ("AB": A on the left, "BA": B on the left, "" where there is only one picture). `key` is the picture's
-    key or the id of the pair. `score` is a rubric's own: 0..1 for a picture, A's less B's for a pair (None
-    for people). `reason` says why a picture was dropped. `seconds` is the time the rater took. `is_repeat`
-    marks a pair shown again with the sides swapped. `time` is UTC in ISO 8601; `VoteLog.append` fills it in
-    for people; a panel's votes have none, so that the same panel writes the same bytes whenever it sits.
-    `seen` is the digest of what was shown (`digest_picture`, `digest_pair`), "" where that is not known.
+    decision: names the models (A, B), never the sides. side_order: which model was on the left ("AB": A, "BA": B, ""
+    for a single picture). key: the picture's key or the pair's id. score: only of a rubric, 0..1 for a picture, A's
+    minus B's for a pair; None for people. reason: why a picture was dropped. seconds: the time that the rater took.
+    is_repeat: a pair shown again with swapped sides. time: UTC in ISO 8601, which `VoteLog.append` fills in for people;
+    a panel's votes have none, so that a panel always writes the same bytes. seen: the digest of what was shown
+    (`digest_picture`, `digest_pair`), "" if unknown.
+    plan: the digest of the round's plan, guideline included, by which the rater worked. sheet: the contact sheet on
+    which a picture was seen with others. source: where a vote that was not cast here comes from. "" if unknown.
+    is_adjudication: the word of a lead who saw all raters' votes on a picture and decides it; see `counted`.
     """
 
     round: str
@@ -46,6 +50,10 @@ class Vote:
     is_repeat: bool = False
     time: str = ""
     seen: str = ""
+    plan: str = ""
+    sheet: str = ""
+    source: str = ""
+    is_adjudication: bool = False
 
     def __post_init__(self) -> None:
         for name in ("round", "rater", "key"):
@@ -57,80 +65,93 @@ class Vote:
             raise ValueError(f"decision is {self.decision!r}; it must be one of {', '.join(sorted(DECISIONS))}")
         if self.side_order not in ("", "AB", "BA"):
             raise ValueError(f'side_order is {self.side_order!r}; it must be "", "AB" or "BA"')
-        if self.decision not in (*CURATION_DECISIONS, WITHDRAWN) and not self.side_order:
-            raise ValueError(f"a side-by-side vote ({self.decision}) must say which model stood on the left")
+        if self.decision not in (*CURATION_DECISIONS, *ABSTENTIONS) and not self.side_order:
+            raise ValueError(f"a side-by-side vote ({self.decision}) needs a side_order: which model was on the left")
+        if self.is_adjudication and (self.side_order or self.decision not in (*CURATION_DECISIONS, WITHDRAWN)):
+            raise ValueError("only pictures are adjudicated, as keep or drop; of pairs, preference is the result")
 
 
 VOTE_COLUMNS = [field.name for field in fields(Vote)]
 
 
 def round_score(score: float) -> float:
-    """A rubric's score as it is recorded: to six decimals, since finer ones may differ between machines."""
+    """Return a rubric's score with six decimals, for recording: further ones may differ between machines."""
     return float(np.round(np.float64(score), 6))
 
 
 def digest_picture(image: bytes) -> str:
-    """`Vote.seen` of a picture: the SHA-256 of its encoded bytes as they lie in their shard, 64 hex digits."""
+    """Return `Vote.seen` of a picture: the SHA-256 of its encoded bytes in the shard, 64 hexadecimal digits."""
     return hashlib.sha256(image).hexdigest()
 
 
 def digest_pair(image_a: bytes, image_b: bytes, caption: str = "") -> str:
-    """`Vote.seen` of a pair: SHA-256 over the encoded pictures of A and B, and the caption where it was shown."""
+    """Return `Vote.seen` of a pair: a SHA-256 of the encoded pictures of A and B and, if it was shown, the caption."""
     parts = [hashlib.sha256(part).digest() for part in (image_a, image_b, caption.encode())]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def counted(votes: Iterable[Vote], items: Mapping[str, str]) -> list[Vote]:
-    """The votes of one round that count: at most one of each rater on each item, in order of first appearance.
+    """Return the votes of one round that count: at most one per rater and item, in the order of first appearance.
 
-    items: key -> digest of what is shown under that key now. A vote on what is not shown is out: its key is
-    not among the items, or its `seen` is another digest. A vote without `seen` (an older log, an import)
-    counts by its key for a picture, and never for a pair, whose key is a mere number that the next
-    evaluation uses again. Of the rest the last word of each rater on each item counts, unless it takes the
-    vote back; second showings are left out (`counted_repeats`); and where any person voted on an item, the
-    panel's votes on it do not count.
+    items: key -> digest of what is shown under that key now. A vote does not count if its key is not among the items,
+    or its `seen` is another digest. A vote without `seen` (an older log, an import) counts by its key for a picture,
+    but never for a pair, since the next evaluation uses a pair's number again. Of the other votes, the last of each
+    rater on each item counts, unless it is one of ABSTENTIONS. Repeated showings are left out (`counted_repeats`). If a
+    person voted on an item, the panel's votes on it do not count. If an item was adjudicated, only the last
+    adjudication counts; the raters' votes stay in the log, and count again if it is withdrawn.
 
-    Handing in what came out changes nothing. Raises ValueError for votes of several rounds.
+    Applying it to its own result changes nothing. Raises ValueError for votes of several rounds.
     """
-    return [vote for vote in _standing(votes, items) if not vote.is_repeat]
+    standing = [vote for vote in _standing(votes, items) if not vote.is_repeat]
+    adjudicated = {vote.key for vote in standing if vote.is_adjudication}
+    return [vote for vote in standing if vote.is_adjudication or vote.key not in adjudicated]
+
+
+def counted_of_raters(votes: Iterable[Vote], items: Mapping[str, str]) -> list[Vote]:
+    """Return what `counted` would if nothing had been adjudicated, for measures of how well raters agree."""
+    return counted((vote for vote in votes if not vote.is_adjudication), items)
 
 
 def counted_repeats(votes: Iterable[Vote], items: Mapping[str, str]) -> list[Vote]:
-    """What raters said when they were shown an item again, by the same rules as `counted`."""
+    """Return the votes on repeated showings that count, by the same rules as `counted`."""
     return [vote for vote in _standing(votes, items) if vote.is_repeat]
 
 
 def _standing(votes: Iterable[Vote], items: Mapping[str, str]) -> list[Vote]:
-    last: dict[tuple[str, str, str, bool], Vote] = {}
+    last: dict[tuple[str, ...], Vote] = {}
     rounds: set[str] = set()
     for vote in votes:
         rounds.add(vote.round)
         if is_about(vote, items):
-            last[vote.rater_kind, vote.rater, vote.key, vote.is_repeat] = vote
+            # of a picture's adjudications the last counts, whichever lead's it is
+            who = ("lead", "") if vote.is_adjudication else (vote.rater_kind, vote.rater)
+            last[*who, vote.key, "repeat" if vote.is_repeat else ""] = vote
     _refuse_several(rounds)
-    standing = [vote for vote in last.values() if vote.decision != WITHDRAWN]
+    standing = [vote for vote in last.values() if vote.decision not in ABSTENTIONS]
     by_people = {vote.key for vote in standing if vote.rater_kind == "person" and not vote.is_repeat}
     return [vote for vote in standing if vote.rater_kind == "person" or vote.key not in by_people]
 
 
 def is_about(vote: Vote, items: Mapping[str, str]) -> bool:
-    """Whether the vote is on something that is shown now; see `counted`."""
+    """Whether a vote is on something that is shown now; see `counted`."""
     if not vote.seen:
         return vote.key in items and not vote.side_order
     return items.get(vote.key) == vote.seen
 
 
 def check_counted(votes: Sequence[Vote]) -> None:
-    """Raises ValueError unless these can be votes that `counted` returned: whoever sums them up would count twice."""
+    """Raise ValueError unless `counted` can have returned these votes; others would be counted twice."""
     _refuse_several({vote.round for vote in votes})
     said: set[tuple[str, str, str]] = set()
     kinds: dict[str, str] = {}
     for vote in votes:
         who = (vote.rater_kind, vote.rater, vote.key)
-        if vote.is_repeat or vote.decision == WITHDRAWN or who in said:
-            raise ValueError(f"{vote.rater} has more than one word on {vote.key}: hand in what counted() returns")
+        if vote.is_repeat or vote.decision in ABSTENTIONS or who in said:
+            raise ValueError(
+                f"{vote.rater} has more than one vote on {vote.key}: pass the votes that counted() returns"
+            )
         if kinds.setdefault(vote.key, vote.rater_kind) != vote.rater_kind:
-            raise ValueError(f"people and a panel voted on {vote.key}: hand in what counted() returns")
+            raise ValueError(f"people and a panel voted on {vote.key}: pass the votes that counted() returns")
         said.add(who)
 
 
@@ -141,9 +162,9 @@ def _refuse_several(rounds: Iterable[str]) -> None:
 
 
 def describe_voters(votes: Sequence[Vote]) -> str:
-    """Who voted, for labels: "412 votes of 5 people, 88 of the rubric panel".
+    """Say who voted, for labels: "412 votes of 5 people, 88 of the rubric panel".
 
-    Says "not people" wherever no person voted.
+    It says "not people" if no person voted.
     """
     people = [vote for vote in votes if vote.rater_kind == "person"]
     num_others = len(votes) - len(people)
@@ -152,8 +173,8 @@ def describe_voters(votes: Sequence[Vote]) -> str:
     if not people:
         return f"{_count(num_others, 'vote')} of the rubric panel, not people"
     num_raters = len({vote.rater for vote in people})
-    told = f"{_count(len(people), 'vote')} of {num_raters} {'person' if num_raters == 1 else 'people'}"
-    return f"{told}, {num_others} of the rubric panel" if num_others else told
+    text = f"{_count(len(people), 'vote')} of {num_raters} {'person' if num_raters == 1 else 'people'}"
+    return f"{text}, {num_others} of the rubric panel" if num_others else text
 
 
 def _count(num: int, noun: str) -> str:
@@ -161,5 +182,5 @@ def _count(num: int, noun: str) -> str:
 
 
 def votes_to_frame(votes: Sequence[Vote]) -> pd.DataFrame:
-    """A row for every vote with the columns of `Vote`, for `preference` and the reports."""
+    """Return a row for every vote, with the columns of `Vote`, for `preference` and the reports."""
     return pd.DataFrame([vars(vote) for vote in votes], columns=VOTE_COLUMNS)

@@ -1,1 +1,1 @@
-"""What a training takes before it is run: FLOPs, memory, days and dollars."""
+"""What a training will take: FLOPs, memory, days and dollars."""

@@ -1,7 +1,7 @@
-"""What networks take, measured on tensors without data: parameters, FLOPs, activations. Any machine, in seconds.
+"""Measures what networks take on tensors without data: parameters, FLOPs, activations. It takes seconds on any machine.
 
 FLOPs are counted by torch's FlopCounterMode on the meta device: a multiplication and an addition are two, element-wise
-work is not counted. Activations are the bytes that autograd keeps of a forward pass, under the training's own bf16
+operations are not counted. Activations are the bytes that autograd keeps from a forward pass, under the training's bf16
 autocast, on fake tensors of a CUDA device.
 """
 
@@ -17,29 +17,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModel, CLIPTextConfig, T5Config
+from transformers import AutoConfig, AutoModel
 
+from emu_models.cost.costs import PUBLISHED, Activations, Flops, TextCost
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.building import build_denoiser
 from emu_models.latent.denoiser import count_parameters, denoise
 from emu_models.latent.jobs import DenoiserConfig
 from emu_models.text import TEXT_HALVES, TextFeatures, list_text_encoders
 
-# sizes of the paper's encoders as their config.json on the hub give them, so that a plan needs no network
-PUBLISHED = {
-    "openai/clip-vit-large-patch14": CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-    ),
-    "google/t5-v1_1-xxl": T5Config(
-        d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
-    ),
-}
-
 
 @dataclass(frozen=True, eq=False)
 class Networks:
-    """All that a denoiser's training holds. autoencoder: arguments of Autoencoder; text: the encoders' configs, each
-    with its number of tokens (see describe_text). Equal only to itself, so that what was measured is kept by it."""
+    """All networks of a denoiser's training. autoencoder: arguments of Autoencoder; text: the text encoders' configs,
+    each with its number of tokens (see describe_text). Equal only to itself, so that lru_cache can use it as a key."""
 
     denoiser: DenoiserConfig
     autoencoder: dict[str, Any]
@@ -47,26 +38,32 @@ class Networks:
 
     @property
     def token_width(self) -> int:
+        """Channels of the token features, summed over the encoders."""
         return sum(config.hidden_size for config, _ in self.text)
 
     @property
     def pooled_width(self) -> int:
+        """Channels of the pooled text vector: those of the first encoder."""
         return self.text[0][0].hidden_size
 
     @property
     def num_tokens(self) -> int:
+        """Tokens per caption, summed over the encoders."""
         return sum(length for _, length in self.text)
 
     def build_denoiser(self) -> UNet2DConditionModel:
+        """Return the U-Net on the current default device (meta, to count without memory)."""
         channels = self.autoencoder["latent_channels"]
         return build_denoiser(self.denoiser, channels, self.token_width, self.pooled_width)
 
     def latents(self, batch: int, resolution: int) -> torch.Size:
-        """Shape of the latents of pictures of that side in pixels."""
+        """Return the shape of the latents of pictures of `resolution` px per side."""
         side = resolution // (self.autoencoder["fold"] * 2 ** (len(self.autoencoder["widths"]) - 1))
         return torch.Size((batch, self.autoencoder["latent_channels"], side, side))
 
     def inputs(self, batch: int, resolution: int, device: str) -> tuple[torch.Tensor, torch.Tensor, TextFeatures]:
+        """Return uninitialised inputs of a forward pass: latents (batch, C, h, w) of pictures of `resolution` px per
+        side, timesteps (batch,), and text features."""
         text = TextFeatures(
             torch.empty(batch, self.num_tokens, self.token_width, device=device),
             torch.empty(batch, self.num_tokens, dtype=torch.bool, device=device),
@@ -77,27 +74,19 @@ class Networks:
 
 
 def describe_text(names: str | Sequence[str] | None, num_tokens: int) -> tuple[tuple[Any, int], ...]:
-    """Config and number of tokens of each encoder of params' text_encoder; the paper's two need no file."""
+    """Return the config and number of tokens of each encoder in params' text_encoder; the paper's two need no file."""
     described = []
     for name in list_text_encoders(names):
-        config = PUBLISHED.get(name) or AutoConfig.from_pretrained(name)
+        known = PUBLISHED.get(name)
+        config = AutoConfig.for_model(**known) if known else AutoConfig.from_pretrained(name)
         config = getattr(config, "text_config", config)
         described.append((config, min(num_tokens, getattr(config, "max_position_embeddings", num_tokens))))
     return tuple(described)
 
 
-@dataclass(frozen=True)
-class Flops:
-    """Of one sample: the denoiser's forward pass and its whole step, and what caches spare: encoding it."""
-
-    forward: int
-    step: int
-    encode_picture: int
-    encode_caption: int
-
-
 @lru_cache(maxsize=32)
 def count_flops(networks: Networks, resolution: int) -> Flops:
+    """Return the FLOPs for one sample at `resolution` px; kept per networks and resolution."""
     with torch.device("meta"):
         denoiser = networks.build_denoiser()
         autoencoder = Autoencoder(**networks.autoencoder)
@@ -113,19 +102,9 @@ def count_flops(networks: Networks, resolution: int) -> Flops:
     return Flops(forward, step, encode_picture, encode_caption)
 
 
-@dataclass(frozen=True)
-class TextCost:
-    """An encoder's parameters, tokens a caption, and FLOPs of encoding one."""
-
-    kind: str
-    num_parameters: int
-    num_tokens: int
-    flops: int
-
-
 @lru_cache(maxsize=32)
 def measure_text(networks: Networks) -> tuple[TextCost, ...]:
-    """One a text encoder, in their order."""
+    """Return the cost of each text encoder, in their order."""
     found = []
     for config, num_tokens in networks.text:
         with torch.device("meta"):
@@ -134,20 +113,21 @@ def measure_text(networks: Networks) -> tuple[TextCost, ...]:
         ids = torch.empty(1, num_tokens, dtype=torch.long, device="meta")
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(input_ids=ids)
-        found.append(TextCost(config.model_type, model.num_parameters(), num_tokens, counter.get_total_flops()))
+        flops = counter.get_total_flops()
+        found.append(TextCost(config.model_type, model.num_parameters(), config.hidden_size, num_tokens, flops))
     return tuple(found)
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention as CUDA's memory-efficient kernel does it, which keeps no matrix of positions by positions.
+    """Makes attention use CUDA's memory-efficient kernel, which does not keep a matrix of positions by positions.
 
-    Fake tensors would take the plain one, since which kernel serves is asked of the GPU.
+    Fake tensors would use the plain kernel, since the choice depends on the GPU.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        query, key, value = (x.to(torch.bfloat16) for x in args[:3])  # autocast does so
+        query, key, value = (x.to(torch.bfloat16) for x in args[:3])  # as autocast does
         bias = (kwargs or {}).get("attn_mask")
         if bias is not None:
             bias = bias.to(query.dtype).expand(*query.shape[:3], key.shape[2])
@@ -156,7 +136,9 @@ class FusedAttention(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _autocast_without_cuda() -> Iterator[None]:
-    """torch.autocast("cuda", torch.bfloat16), which switches itself off where there is no GPU; fake ones need none."""
+    """Do what torch.autocast("cuda", torch.bfloat16) does, which turns itself off without a GPU; fake tensors need
+    none.
+    """
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
@@ -170,17 +152,10 @@ def _autocast_without_cuda() -> Iterator[None]:
         torch.set_autocast_dtype("cuda", before[1])
 
 
-@dataclass(frozen=True)
-class Activations:
-    """Bytes that autograd keeps until the backward pass: whatever the batch (half-precision weights), and a sample."""
-
-    fixed: int
-    per_sample: int
-
-
 @lru_cache(maxsize=32)
 def measure_activations(networks: Networks, resolution: int, checkpointing: bool) -> Activations:
-    """checkpointing: every block keeps only its input and is computed again in the backward pass."""
+    """Return the denoiser's activations at `resolution` px. checkpointing: every block keeps only its input and is
+    recomputed in the backward pass."""
     with FakeTensorMode():
         with torch.device("cuda"):
             denoiser = networks.build_denoiser().train()
@@ -191,7 +166,7 @@ def measure_activations(networks: Networks, resolution: int, checkpointing: bool
 
 
 def _kept_bytes(denoiser: UNet2DConditionModel, inputs: tuple[torch.Tensor, torch.Tensor, TextFeatures]) -> int:
-    kept: dict[int, torch.UntypedStorage] = {}  # the storages themselves, so that no address is used twice
+    kept: dict[int, torch.UntypedStorage] = {}  # holds the storages, so that no address is reused
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -208,7 +183,7 @@ def _kept_bytes(denoiser: UNet2DConditionModel, inputs: tuple[torch.Tensor, torc
 
 @lru_cache(maxsize=32)
 def count_denoiser(networks: Networks) -> tuple[int, int]:
-    """Parameters of the denoiser, and of its largest block (what one gathering brings)."""
+    """Return the numbers of parameters of the denoiser, and of its largest block (the unit that fsdp gathers)."""
     with torch.device("meta"):
         denoiser = networks.build_denoiser()
     blocks = [*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks]

@@ -1,19 +1,20 @@
-"""What a training costs, before it is run: memory a GPU, days and dollars on a named cluster.
+"""What a training will cost: memory per GPU, days and dollars on a given cluster.
 
-What networks take is measured (emu_models.cost.measuring). How weights lie over GPUs is what torch's fully_shard does,
-block by block and in fp32, as the training uses it. The rest is a field of Cluster and assumed by whoever fills it in.
+What networks take is measured (emu_models.cost.costs). The states are distributed over GPUs as torch's fully_shard does
+it in the training, block by block and in fp32. Everything else is a field of Cluster, which the user assumes.
 """
 
+import math
 from dataclasses import dataclass
 
-from emu_models.cost.measuring import Flops, Networks, count_denoiser, count_flops, measure_activations
+from emu_models.cost.costs import Costs, Flops
 
 FP32 = 4  # bytes
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """flops: dense bf16 operations a second at the peak; memory: bytes. Both from NVIDIA's data sheets."""
+    """A GPU. flops: peak dense bf16 operations per second; memory: bytes. Both from NVIDIA's data sheets."""
 
     name: str
     flops: float
@@ -28,8 +29,9 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
+    """Return the GPU called `name` in GPUS, in upper or lower case. Raises ValueError if it is unknown."""
     if name.upper() not in GPUS:
-        raise ValueError(f"no GPU {name!r} is known to the plan; there are: {', '.join(GPUS)}")
+        raise ValueError(f"unknown GPU {name!r}; known are {', '.join(GPUS)}")
     return GPUS[name.upper()]
 
 
@@ -38,10 +40,11 @@ STRATEGIES = ("ddp", "fsdp", "hsdp")
 
 @dataclass(frozen=True)
 class Cluster:
-    """strategy: ddp (every GPU holds all states), fsdp (shared by all), hsdp (shared within a node, copied across).
+    """A cluster, as the user assumes it.
 
-    utilisation: share of the peak that a step reaches, recomputation counted as work; in 0..1. reserve: share of the
-    memory left to the workspace, fragmentation and one recomputed block; in 0..1. dollars an hour of one GPU.
+    strategy: ddp (every GPU holds all states), fsdp (sharded over all), hsdp (sharded within a node, replicated across
+    nodes). utilisation: 0..1, the share of the peak that a step reaches, where recomputation counts as work. reserve:
+    0..1, the share of memory for workspace, fragmentation and one recomputed block.
     """
 
     gpu: Gpu
@@ -56,28 +59,33 @@ class Cluster:
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy is {self.strategy!r}; it must be one of {', '.join(STRATEGIES)}")
         if self.num_gpus < 1 or not 0 < self.utilisation <= 1:
-            raise ValueError(f"{self.num_gpus} GPUs at {self.utilisation} of their peak; give 1 or more, above 0 to 1")
+            raise ValueError(
+                f"{self.num_gpus} GPUs at a utilisation of {self.utilisation}: give at least 1 GPU, and a utilisation "
+                "above 0 and up to 1"
+            )
 
     def num_sharing(self, num_gpus: int) -> int:
-        """GPUs among which one copy of the states is divided, where num_gpus train."""
+        """Return among how many GPUs one copy of the states is divided if num_gpus train."""
         return {"ddp": 1, "fsdp": num_gpus, "hsdp": min(num_gpus, self.gpus_per_node)}[self.strategy]
 
     def divides(self, batch_size: int, num_gpus: int) -> bool:
-        """Whether each of num_gpus takes as many samples; hsdp over several nodes needs whole ones."""
+        """Whether num_gpus can share a batch equally; hsdp over several nodes also needs whole nodes."""
         whole_nodes = num_gpus <= self.gpus_per_node or num_gpus % self.gpus_per_node == 0
         return batch_size % num_gpus == 0 and (self.strategy != "hsdp" or whole_nodes)
 
     def days(self, flops: float, num_gpus: int) -> float:
+        """Return the days that `flops` FLOPs take on `num_gpus` GPUs at the assumed utilisation."""
         return flops / (num_gpus * self.gpu.flops * self.utilisation) / 86400
 
     def dollars(self, days: float, num_gpus: int) -> float:
+        """Return what `num_gpus` GPUs cost for `days` days, in dollars."""
         return days * 24 * num_gpus * self.dollars_per_gpu_hour
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a GPU. gathered: whole weights of the block at work and of the next, and the gradient of one, where states
-    are shared. fixed, activations: see Activations."""
+    """Bytes per GPU. gathered: if states are sharded, the whole weights of the current block and the next, and the
+    gradient of one. fixed, activations: see Activations."""
 
     weights: float
     gradients: float
@@ -89,23 +97,25 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """Bytes per GPU, all parts together."""
         return sum(vars(self).values())
 
 
 def memory_per_gpu(
-    networks: Networks,
+    costs: Costs,
     resolution: int,
     micro_batch: int,
     checkpointing: bool,
     num_sharing: int,
     accumulates: bool = False,
 ) -> Memory:
-    """fp32 weights, gradients, AdamW's two moments and the average, divided among num_sharing; activations are not.
+    """Return the memory for fp32 weights, gradients, AdamW's two moments and the average, divided among num_sharing
+    GPUs, and for activations, which are not divided.
 
-    accumulates: gradients of several micro-batches are added up before they are exchanged, so each GPU has them whole.
+    accumulates: gradients of several micro-batches are summed before they are exchanged, so each GPU holds all of them.
     """
-    num_parameters, largest_block = count_denoiser(networks)
-    kept = measure_activations(networks, resolution, checkpointing)
+    num_parameters, largest_block = costs.denoiser()
+    kept = costs.activations(resolution, checkpointing)
     share = FP32 * num_parameters / num_sharing
     gathered = 3 * FP32 * largest_block if num_sharing > 1 else 0
     gradients = FP32 * num_parameters if accumulates else share
@@ -113,10 +123,9 @@ def memory_per_gpu(
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """num_gpus: as many as divide the batch; num_gpus x micro_batch x accumulation is the batch.
-
-    flops: of a step of the whole batch, recomputation included.
+class TrainingPlan:
+    """A training on a cluster. num_gpus: the largest number that divides the batch; batch_size = num_gpus x micro_batch
+    x accumulation. flops: per step of the whole batch, including recomputation.
     """
 
     name: str
@@ -135,30 +144,33 @@ class StagePlan:
 
     @property
     def total_flops(self) -> float:
+        """FLOPs of the whole training."""
         return self.num_steps * self.flops
 
     @property
     def step_seconds(self) -> float:
+        """Seconds per optimiser step."""
         return self.days * 86400 / self.num_steps
 
 
-def plan_stage(
-    networks: Networks, cluster: Cluster, name: str, resolution: int, num_steps: int, batch_size: int
-) -> StagePlan:
-    """The largest micro-batch that fits, without checkpointing where one sample fits. ValueError where none does."""
+def plan_training(
+    costs: Costs, cluster: Cluster, name: str, resolution: int, num_steps: int, batch_size: int
+) -> TrainingPlan:
+    """Plan a training with the largest micro-batch that fits, without checkpointing if one sample fits. Raises
+    ValueError if none fits even with checkpointing."""
     num_gpus = max(n for n in range(1, min(cluster.num_gpus, batch_size) + 1) if cluster.divides(batch_size, n))
     per_gpu, sharing = batch_size // num_gpus, cluster.num_sharing(num_gpus)
-    sample = count_flops(networks, resolution)
+    sample = costs.flops(resolution)
     usable = cluster.gpu.memory * (1 - cluster.reserve)
     for checkpointing in (False, True):
         for micro_batch in (m for m in range(per_gpu, 0, -1) if per_gpu % m == 0):
             accumulates = micro_batch < per_gpu
-            memory = memory_per_gpu(networks, resolution, micro_batch, checkpointing, sharing, accumulates)
+            memory = memory_per_gpu(costs, resolution, micro_batch, checkpointing, sharing, accumulates)
             if memory.total > usable:
                 continue
             flops = batch_size * (sample.step + checkpointing * sample.forward)
             days = cluster.days(num_steps * flops, num_gpus)
-            return StagePlan(
+            return TrainingPlan(
                 name=name,
                 resolution=resolution,
                 num_steps=num_steps,
@@ -175,13 +187,13 @@ def plan_stage(
             )
     raise ValueError(
         f"{name}: one sample needs {memory.total / 1e9:.0f} GB with {cluster.strategy} and gradient checkpointing, but "
-        f"{usable / 1e9:.0f} GB of a {cluster.gpu.name} are usable; choose --strategy fsdp, or more GPUs to share with"
+        f"only {usable / 1e9:.0f} GB of a {cluster.gpu.name} are usable; choose --strategy fsdp, or more GPUs"
     )
 
 
 @dataclass(frozen=True)
 class DataPlan:
-    """What a stage reads: rows, passes over them, and what encoding each row once takes in bytes and FLOPs."""
+    """What a training reads: rows, passes over them, and the bytes and FLOPs of encoding each row once."""
 
     num_rows: int
     num_passes: float
@@ -191,17 +203,21 @@ class DataPlan:
     encode_flops: float
 
 
-def plan_data(networks: Networks, stage: StagePlan, num_rows: int) -> DataPlan:
-    """Caches keep fp32 (training/cache.py): two moments a latent; tokens, mask and pooled vector a caption."""
-    num_seen = stage.num_steps * stage.batch_size
+def plan_data(costs: Costs, training: TrainingPlan, num_rows: int) -> DataPlan:
+    """Plan a training's data. Caches keep fp32 (training/cache.py): two moments per value of the latents; tokens, mask
+    and pooled vector per caption."""
+    num_seen = training.num_steps * training.batch_size
     num_encoded = min(num_rows, num_seen)
-    moments = 2 * FP32 * networks.latents(1, stage.resolution).numel()
-    caption = networks.num_tokens * (FP32 * networks.token_width + 1) + FP32 * networks.pooled_width
+    moments = 2 * FP32 * math.prod(costs.latents(training.resolution))
+    text = costs.text()
+    token_width = sum(encoder.width for encoder in text)  # each encoder has its own channels
+    num_tokens = sum(encoder.num_tokens for encoder in text)
+    caption = num_tokens * (FP32 * token_width + 1) + FP32 * text[0].width  # the pooled vector is the first one's
     return DataPlan(
         num_rows=num_rows,
         num_passes=num_seen / num_rows,
         num_encoded=num_encoded,
         moments_bytes=num_encoded * moments,
         captions_bytes=num_encoded * caption,
-        encode_flops=num_encoded * (stage.sample.encode_picture + stage.sample.encode_caption),
+        encode_flops=num_encoded * (training.sample.encode_picture + training.sample.encode_caption),
     )

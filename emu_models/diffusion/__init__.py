@@ -1,1 +1,1 @@
-"""Noise schedule and training objective. The sampler is diffusers' own scheduler (see schedule.py)."""
+"""Noise schedule and training objective. The sampler is a scheduler of diffusers (see schedule.py)."""

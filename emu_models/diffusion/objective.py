@@ -8,25 +8,26 @@ SNR = (alpha / sigma)^2.
 from torch import Tensor
 
 MIN_SNR_GAMMA = 5.0  # Hang et al., arXiv 2303.09556
-WEIGHT_FLOOR = 0.05  # least weight of a timestep; chosen here, 2026-11-23
+WEIGHT_FLOOR = 0.05  # smallest weight of a timestep; chosen here, 2026-11-23
 
 
 def offset_noise(noise: Tensor, shift_BC: Tensor, noise_offset: float) -> Tensor:
-    """noise + noise_offset * shift: standard normal noise (B, C, h, w), and one draw a channel, shared by all of its
-    positions."""
+    """Return noise + noise_offset * shift. noise: standard normal (B, C, h, w); shift_BC: one standard normal draw per
+    channel, shared by all its positions."""
     return noise + noise_offset * shift_BC[:, :, None, None]
 
 
 def denoising_loss(
     predicted: Tensor, z0: Tensor, noise: Tensor, alphas_cumprod_B: Tensor, prediction_type: str = "v_prediction"
 ) -> Tensor:
-    """The loss of each sample, (B,): mean squared error in what the network predicts, with min-SNR weights.
+    """Return the loss of each sample, (B,): the mean squared error of the network's prediction, with min-SNR weights.
 
-    prediction_type, as diffusers' schedulers name it: "epsilon" (eps), "v_prediction" (v) or "sample" (z0).
-    Min-SNR weighs an error in z0 by min(SNR, gamma). Turned into errors in v and eps that is min(SNR, gamma) over
-    SNR + 1 and over SNR, since ||v - v'||^2 = (SNR + 1) ||z0 - z0'||^2 and ||eps - eps'||^2 = SNR ||z0 - z0'||^2.
-    alphas_cumprod_B = alpha_t^2, in [0, 1]: with zero terminal SNR the weights for z0 and v are 0 at the last timestep
-    by that formula, so they keep WEIGHT_FLOOR, else pure noise would never be learned. ValueError on another type.
+    predicted, z0, noise: (B, C, h, w). prediction_type, as in diffusers' schedulers: "epsilon" (eps), "v_prediction"
+    (v) or "sample" (z0). Min-SNR weighs an error in z0 by min(SNR, gamma). For errors in v and eps, that weight is
+    divided by SNR + 1 and by SNR, since ||v - v'||^2 = (SNR + 1) ||z0 - z0'||^2 and ||eps - eps'||^2 = SNR ||z0 -
+    z0'||^2. alphas_cumprod_B = alpha_t^2, in [0, 1]: with zero terminal SNR, the weights for z0 and v would be 0 at the
+    last timestep, and pure noise would never be learned; so they are at least WEIGHT_FLOOR. Raises ValueError for
+    another prediction_type.
     """
     a2 = alphas_cumprod_B[:, None, None, None]
     snr_B = alphas_cumprod_B / (1 - alphas_cumprod_B).clamp(min=1e-8)
@@ -38,5 +39,5 @@ def denoising_loss(
     elif prediction_type == "sample":
         target, weight_B = z0, capped_B.clamp(min=WEIGHT_FLOOR)
     else:
-        raise ValueError(f"prediction_type {prediction_type!r} is not one of epsilon, v_prediction, sample")
+        raise ValueError(f"prediction_type is {prediction_type!r}; it must be epsilon, v_prediction or sample")
     return (predicted - target).square().flatten(1).mean(1) * weight_B

@@ -1,3 +1,1 @@
-"""How good the models are: reconstruction, faithfulness, preference, memorisation, and the prompts they are
-asked.
-"""
+"""How good the models are: reconstruction, faithfulness, memorisation, and the prompts that they are evaluated on."""

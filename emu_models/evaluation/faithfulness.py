@@ -1,10 +1,9 @@
-"""Does the picture show what the caption says (paper sec. 4: 3 annotators, A / B / both / neither, appeal
-ignored).
+"""Whether the picture shows what the caption says (paper sec. 4: 3 annotators, A / B / both / neither, appeal ignored).
 
-Two measures by one judge model (judge.py). The naming rate: how often a picture's own caption is the best
-(top 1) or among the five best (top 5) of all subject captions. And side-by-side votes by three automatic
-raters, who stand in for the paper's three people: each looks at another view of the pictures and is strict
-to another degree. They are labelled as automatic wherever they appear. Rules and constants are ours.
+There are two measures by one judge model (judge.py). The naming rate says how often a picture's own caption is the best
+(top 1) or among the five best (top 5) of all subject captions. Side-by-side votes come from three automatic raters that
+stand in for the paper's three people; each sees a different view of the pictures and is differently strict. They are
+labelled as automatic wherever they appear. Rules and constants are chosen here.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -26,9 +25,7 @@ SHIFT_SHARE = 1 / 16  # shift of the mirrored view, as a share of the picture's 
 
 @dataclass(frozen=True)
 class Naming:
-    """Naming rates in per cent of pictures with 95 % intervals over prompts; chance_top_5 is what guessing
-    gives.
-    """
+    """Naming rates in per cent of pictures, with 95 % intervals over prompts; chance_top_5 is what guessing gives."""
 
     num_images: int
     num_captions: int
@@ -39,9 +36,9 @@ class Naming:
 
 @dataclass(frozen=True)
 class FaithfulnessRater:
-    """A view, and two margins: a picture shows its caption if no more than `top_share` of all captions fit
-    it better; and two pictures whose fits differ by less than `margin` standard deviations are not told
-    apart.
+    """An automatic rater. view: uint8 (N, H, W, 3) -> the same shape. top_share: 0..1; a picture shows its caption if
+    at most this share of all captions fits it better. margin: standard deviations; two pictures whose fits differ by
+    less count as equal.
     """
 
     name: str
@@ -51,12 +48,12 @@ class FaithfulnessRater:
 
 
 def view_whole(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 3) as it is."""
+    """Return uint8 (N, H, W, 3) pictures unchanged."""
     return images
 
 
 def view_crop(images: np.ndarray) -> np.ndarray:
-    """The central part of uint8 (N, H, W, 3), enlarged to the old size."""
+    """Return the central part of uint8 (N, H, W, 3) pictures, enlarged to the original size."""
     height, width = images.shape[1:3]
     rim_y, rim_x = (round(side * (1 - CROP_SHARE) / 2) for side in (height, width))
     box = (rim_x, rim_y, width - rim_x, height - rim_y)
@@ -65,7 +62,7 @@ def view_crop(images: np.ndarray) -> np.ndarray:
 
 
 def view_mirror(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 3) mirrored and shifted to the right and down, the border repeated."""
+    """Return uint8 (N, H, W, 3) pictures mirrored and shifted right and down, with the border repeated."""
     height, width = images.shape[1:3]
     down, right = round(height * SHIFT_SHARE), round(width * SHIFT_SHARE)
     mirrored = np.pad(images[:, :, ::-1], ((0, 0), (down, 0), (right, 0), (0, 0)), mode="edge")
@@ -81,8 +78,9 @@ RATERS = (
 
 
 def score_fit(image_embeddings: np.ndarray, caption_embeddings: np.ndarray) -> np.ndarray:
-    """How well each of M captions fits each of N pictures: cosine, in standard deviations around the
-    picture's mean over all captions: (N, M). A picture that is near everything fits nothing well.
+    """Return how well each of M captions fits each of N pictures, (N, M): the cosine, in standard deviations around the
+    picture's mean over all captions. A picture that is near every caption fits none well. image_embeddings: (N, D),
+    caption_embeddings: (M, D), rows of length 1.
     """
     cosine = image_embeddings @ caption_embeddings.T
     return (cosine - cosine.mean(1, keepdims=True)) / np.maximum(cosine.std(1, keepdims=True), 1e-9)
@@ -95,9 +93,9 @@ def measure_naming(
     all_captions: Sequence[str],
     seed: int = 0,
 ) -> Naming:
-    """Naming rates of uint8 (N, H, W, 3) pictures with N captions among all (distinct) subject captions.
+    """Return the naming rates of uint8 (N, H, W, 3) pictures with N captions among all (distinct) subject captions.
 
-    Pictures of one caption count as one unit. Raises ValueError if a caption is not among `all_captions`.
+    Pictures with one caption count as one unit. Raises ValueError if a caption is not among `all_captions`.
     """
     subjects = sorted(set(all_captions))
     own = _own_columns(captions, subjects, len(images))
@@ -117,8 +115,9 @@ def measure_naming(
 
 @dataclass(frozen=True)
 class FaithfulnessPanel:
-    """The first `num_raters` of RATERS, with one judge. subjects: captions that a pair's own is compared with, which is
-    among them. seed: of which model stands left. Raises ValueError for more raters than there are.
+    """The first `num_raters` of RATERS, with one judge. subjects: captions that a pair's own caption is compared with,
+    which must be among them. seed: decides which model is on the left. Raises ValueError for more raters than there
+    are.
     """
 
     judge: Judge
@@ -128,14 +127,15 @@ class FaithfulnessPanel:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_raters <= len(RATERS):
-            raise ValueError(f"num_raters is {self.num_raters}; the panel for faithfulness has 1 to {len(RATERS)}")
+            raise ValueError(f"num_raters is {self.num_raters}; the faithfulness panel can have 1 to {len(RATERS)}")
 
     def vote(self, items: Sequence[Pair]) -> list[Vote]:
-        """Every rater's vote on every pair; see `votes.items.Panel`. ValueError also for a caption that is no subject.
+        """Return every rater's vote on every pair; see `votes.items.Panel`. Also raises ValueError if a caption is not
+        among the subjects.
 
-        A picture shows its caption as the rater's strictness says: both do -> both, none does -> neither, one does ->
-        that one, unless their fits differ by less than the rater's margin, then both or neither by the mean of the two.
-        `Vote.score` is A's fit (`score_fit`) less B's.
+        The rater's `top_share` decides whether a picture shows its caption. If both do, the vote is both; if none does,
+        neither; if one does, that one, unless their fits differ by less than the rater's margin: then both or neither,
+        according to the mean of the two. `Vote.score` is A's fit (`score_fit`) minus B's.
         """
         if not items:
             return []
@@ -177,7 +177,10 @@ def decide(
     threshold: np.ndarray,
     margin: float,
 ) -> np.ndarray:
-    """Decisions (N,) from fits and from whether each picture shows its caption; see `FaithfulnessPanel.vote`."""
+    """Return N decisions from fits (N,) and whether each picture shows its caption (N,); see `FaithfulnessPanel.vote`.
+
+    threshold: (N,), the fit from which on a caption counts as shown. margin: as in FaithfulnessRater.
+    """
     is_close = np.abs(fit_a - fit_b) < margin
     mean_shows = 0.5 * (fit_a + fit_b) >= threshold
     return np.select(
@@ -189,12 +192,12 @@ def decide(
 
 def _own_columns(captions: Sequence[str], subjects: Sequence[str], num_images: int) -> np.ndarray:
     if len(captions) != num_images:
-        raise ValueError(f"{num_images} pictures and {len(captions)} captions: they must be as many")
+        raise ValueError(f"{num_images} pictures and {len(captions)} captions: the numbers must be equal")
     column = {caption: index for index, caption in enumerate(subjects)}
     unknown = sorted(set(captions) - set(column))
     if unknown:
         raise ValueError(
-            f"{len(unknown)} captions are not among the {len(subjects)} subjects that the judge knows, "
-            f"the first is {unknown[0]!r}; ask for naming only where the subject is known"
+            f"{len(unknown)} captions are not among the {len(subjects)} subjects to compare with, the first is "
+            f"{unknown[0]!r}; use only captions that are among them"
         )
     return np.array([column[caption] for caption in captions], dtype=int)

@@ -1,8 +1,8 @@
-"""Features that Fréchet distances are taken on, each with the name that is printed beside the number.
+"""Features for Fréchet distances, each with the name that is printed beside the number.
 
-"FID" is the distance on one network alone: Inception v3 as TensorFlow published it on 2015-12-05. It is read from a
-file (the TorchScript export that NVIDIA's StyleGAN and clean-fid use, inception-2015-12-05.pt) and never fetched. Every
-other extractor is called what it is: its distances compare the models of one table, and are no FID.
+"FID" is the distance on one network only: Inception v3 as TensorFlow published it on 2015-12-05. It is read from a file
+(the TorchScript export that NVIDIA's StyleGAN and clean-fid use, inception-2015-12-05.pt) and never downloaded. Any
+other extractor is named as what it is: its distances compare the models of one table, but are not FIDs.
 """
 
 from pathlib import Path
@@ -13,15 +13,15 @@ import numpy as np
 from emu_models.evaluation.judge import load_judge
 from emu_models.evaluation.reconstruction import Features
 
-BATCH_SIZE = 32
+BATCH_SIZE = 32  # pictures per forward pass; chosen here
 
 
 def inception_features(weights: Path) -> Features:
-    """The 2 048 pooled features of the FID. ValueError if the file is none or no such network."""
+    """Return the 2 048 pooled features of the FID. Raises ValueError if there is no such file."""
     import torch
 
     if not weights.is_file():
-        raise ValueError(f"inception {weights} is no file; give inception-2015-12-05.pt, or null for other features")
+        raise ValueError(f"inception {weights} is not a file; give inception-2015-12-05.pt, or null for other features")
     network: Any = torch.jit.load(str(weights), map_location="cpu").eval()
 
     def extract(images: np.ndarray) -> np.ndarray:
@@ -36,5 +36,5 @@ def inception_features(weights: Path) -> Features:
 
 
 def encoder_features(folder: Path) -> Features:
-    """The image embedding of an open_clip folder: one that no loss of what is measured looks at."""
+    """Return the image embedding of an open_clip folder, which no loss of the measured models uses."""
     return Features("the image embedding of a model trained on the corpus (not FID)", load_judge(folder).embed_images)

@@ -1,8 +1,8 @@
-"""How often the judge errs where the right answer is known: real pictures that it has not seen, with captions.
+"""How often the judge errs if the right answer is known: on real pictures that it has not seen, with captions.
 
-A judge that tells nothing apart finds no model worse than another, so what it says of faithfulness is worth what it
-scores here ("assay sensitivity", ICH E10, sec. 1.5). The pairs are plain ones of real pictures: on generated pictures
-it may err more often, so its error here is the least to be reckoned with.
+A judge that cannot tell pictures apart finds no model worse than another, so its verdicts on faithfulness are only as
+good as its answers here ("assay sensitivity", ICH E10, sec. 1.5). The pairs are simple ones of real pictures: on
+generated pictures it may err more often, so its error here is a lower limit.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from emu_data.votes.vote import Vote, votes_to_frame
 from emu_models.evaluation.faithfulness import FaithfulnessPanel
 from emu_models.evaluation.judge import Judge
 
-RIGHT = ("A", "neither", "B", "both")  # right answers, in the order in which pairs are drawn
-UNDECIDED = "undecided"  # no decision has most of the raters' votes
+RIGHT = ("A", "neither", "B", "both")  # right answers, taken in turn by the pairs
+UNDECIDED = "undecided"  # no decision has more of the raters' votes than every other
 
 
 @dataclass(frozen=True)
 class JudgeError:
-    """A judge's error on known pairs. error: per cent, with the exact 95 % interval, each pair one trial.
+    """A judge's error on known pairs. error: per cent, with the exact 95 % interval; each pair is one trial.
 
-    by_right: right answer -> (pairs decided rightly, pairs).
+    by_right: right answer -> (pairs decided rightly, all pairs).
     """
 
     num_pairs: int
@@ -35,12 +35,12 @@ class JudgeError:
 
 
 def draw_known_pairs(captions: Sequence[str], seed: int) -> pd.DataFrame:
-    """Pairs of N pictures whose captions are given: columns a, b (places among the pictures), caption, right.
+    """Draw pairs of N pictures with these captions: columns a, b (indices of pictures), caption, right.
 
-    Each picture is the first of one pair, so that pairs are nearly independent, and gets its right answer in turn: it
-    is A, or B, beside a picture of another caption; or both pictures show its caption; or neither shows the one that
-    is asked, a third picture's. A pair that cannot be made, since no other picture has this caption or all have it, is
-    left out or made one of another kind.
+    Each picture is the first of one pair, so that pairs are nearly independent. The right answers take turns: the
+    picture is A, or B, beside a picture with another caption; or both pictures show its caption; or neither shows the
+    pair's caption, which is a third picture's. If a pair cannot be made because no other picture has this caption, or
+    all have it, it becomes another kind of pair or is left out.
     """
     order = np.random.default_rng(seed).permutation(len(captions))
     rows = []
@@ -65,7 +65,7 @@ def draw_known_pairs(captions: Sequence[str], seed: int) -> pd.DataFrame:
 
 
 def decide_together(votes: Sequence[Vote]) -> pd.Series:
-    """The decision that most raters gave on each pair (index key), UNDECIDED where two are level."""
+    """Return the most frequent decision on each pair (index key), UNDECIDED if two are equally frequent."""
     decisions = votes_to_frame(votes)
     counts = pd.crosstab(decisions["key"], decisions["decision"])
     is_level = counts.eq(counts.max(axis=1), axis=0).sum(axis=1) > 1
@@ -79,8 +79,8 @@ def measure_judge(
     all_captions: Sequence[str],
     seed: int = 0,
 ) -> tuple[JudgeError, pd.DataFrame]:
-    """Error on pairs of uint8 (N, H, W, 3) real pictures that the judge did not learn from, and the pairs with
-    `decision`. all_captions: those that a picture's own is compared with (captions are among them).
+    """Return the judge's error on pairs of uint8 (N, H, W, 3) real pictures that it did not learn from, and the pairs
+    with a column `decision`. all_captions: those to compare with a picture's own, including `captions`.
     """
     pairs = draw_known_pairs(captions, seed)
     if not len(pairs):

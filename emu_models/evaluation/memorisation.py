@@ -1,9 +1,8 @@
-"""Has the model copied: the nearest training picture of each generated one (the paper does not ask).
+"""Whether the model copies: the nearest training picture of each generated one (the paper does not examine this).
 
-480 passes over 2 000 pictures can end in copies. Two measures are given, since each is blind to something:
-cosine of embeddings (any model; blind to what the embedding does not see) and the distance of pixels (blind
-to a shift). What counts as near is read against the distances among the training pictures themselves
-(`nearest_among`).
+480 passes over 2 000 pictures can end in copies. There are two measures, since each misses something: the cosine of
+embeddings (of any model; it misses what the embedding does not represent) and the distance of pixels (it misses shifted
+copies). What counts as near is judged by the distances among the training pictures themselves (`nearest_among`).
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-PIXEL_SIZE = 32  # px at which pixels are compared: small shifts and outlines weigh less (chosen here)
+PIXEL_SIZE = 32  # px at which pixels are compared, so that small shifts and outlines weigh less; chosen here
+NEAR_QUANTILE = 0.05  # of the distances among training pictures, below which a picture is suspected; chosen here
 
 
 def find_nearest(
@@ -21,21 +21,23 @@ def find_nearest(
     generated_images: np.ndarray,
     training_images: np.ndarray,
 ) -> pd.DataFrame:
-    """The nearest training picture of each generated one, by embedding and by pixels.
+    """Find the nearest training picture of each generated one, by embedding and by pixels.
 
     generated: (M, D), training: (N, D) embeddings. training_keys: N. The images: uint8 (M or N, H, W, 3).
     Returns M rows: nearest_key, similarity (cosine, -1..1), nearest_pixel_key, pixel_distance (root mean
-    square over 32 x 32 pixels and channels, 0..1). Raises ValueError for no training pictures or counts that
-    do not fit.
+    square over 32 x 32 pixels and channels, 0..1). Raises ValueError if there are no training pictures, or counts
+    differ.
     """
     num_training = len(training)
     if not num_training or not num_training == len(training_keys) == len(training_images):
         raise ValueError(
-            f"{num_training} embeddings, {len(training_keys)} keys and {len(training_images)} training "
-            "pictures: there must be as many of each, and at least one"
+            f"{num_training} embeddings, {len(training_keys)} keys and {len(training_images)} training pictures: the "
+            "numbers must be equal, and at least 1"
         )
     if len(generated) != len(generated_images):
-        raise ValueError(f"{len(generated)} embeddings for {len(generated_images)} generated pictures")
+        raise ValueError(
+            f"{len(generated)} embeddings and {len(generated_images)} generated pictures: the numbers must be equal"
+        )
     keys = np.asarray(training_keys, dtype=object)
     similarity = _unit(generated) @ _unit(training).T
     distance = _pixel_distances(_shrink(generated_images), _shrink(training_images))
@@ -52,8 +54,8 @@ def find_nearest(
 
 
 def nearest_among(training: np.ndarray, training_images: np.ndarray) -> pd.DataFrame:
-    """For each of N >= 2 training pictures, similarity and pixel_distance to the nearest *other* one: the
-    yardstick.
+    """Return, for each of N >= 2 training pictures, similarity and pixel_distance to the nearest *other* one, as the
+    scale for `find_nearest`. Raises ValueError for fewer pictures, or unequal counts.
     """
     if len(training) < 2 or len(training) != len(training_images):
         raise ValueError(f"{len(training)} embeddings for {len(training_images)} pictures; give at least 2 of each")
@@ -66,10 +68,10 @@ def nearest_among(training: np.ndarray, training_images: np.ndarray) -> pd.DataF
 
 
 def is_near_copy(found: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
-    """Which generated pictures lie nearer to a training picture in pixels than 95 % of the training pictures lie
-    to each other: suspected copies, to be looked at.
+    """Return which generated pictures are suspected copies, for people to check: nearer to a training picture in pixels
+    than 95 % of the training pictures are to each other. found: from `find_nearest`; among: from `nearest_among`.
     """
-    return found["pixel_distance"] < among["pixel_distance"].quantile(0.05)
+    return found["pixel_distance"] < among["pixel_distance"].quantile(NEAR_QUANTILE)
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:
@@ -78,7 +80,7 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
 
 
 def _shrink(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 3) to float64 (N, 32 * 32 * 3) in 0..1."""
+    """Convert uint8 (N, H, W, 3) to float64 (N, 32 * 32 * 3) in 0..1."""
     from PIL import Image
 
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
@@ -89,6 +91,6 @@ def _shrink(images: np.ndarray) -> np.ndarray:
 
 
 def _pixel_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Root mean square difference of each of (M, P) and each of (N, P): (M, N)."""
+    """Return the root mean square differences (M, N) of each row of (M, P) and each row of (N, P)."""
     squared = (first**2).sum(1)[:, None] + (second**2).sum(1)[None] - 2 * first @ second.T
     return np.sqrt(np.maximum(squared, 0) / first.shape[1])

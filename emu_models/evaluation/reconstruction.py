@@ -1,8 +1,8 @@
-"""How well an autoencoder gives pictures back: SSIM, PSNR and a Fréchet distance (paper sec. 3.1, table 1).
+"""How well an autoencoder reconstructs pictures: SSIM, PSNR and a Fréchet distance (paper sec. 3.1, table 1).
 
-The paper reports one number a model. Ours have bootstrap intervals over images. PSNR is the mean over images
-of the PSNR of each (the paper does not say which of the two means it took). The Fréchet distance is taken on
-whatever features are given and is named after them: "FID" is only the one on Inception weights.
+The paper reports one number per model; here they have bootstrap intervals over images. PSNR is the mean of the images'
+PSNRs (the paper does not say whether it averages PSNRs or errors). The Fréchet distance uses the given features and is
+named after them: "FID" is only the one on Inception weights.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,15 @@ import numpy as np
 
 from emu_data.votes.intervals import Interval, bootstrap_mean, spread_interval
 
-# A perfect picture has infinite PSNR, which no mean survives. The smallest error told apart from 8-bit
-# rounding is that of rounding itself: variance 1/12 of a step, 58.9 dB.
+# A perfect picture has an infinite PSNR, and so would the mean. Errors below that of 8-bit rounding itself are not
+# measurable: its variance is 1/12 of a squared step, 58.9 dB.
 MIN_SQUARED_ERROR = (1 / 255) ** 2 / 12
-BATCH_SIZE = 64
+BATCH_SIZE = 64  # pictures per call; chosen here
 
 
 @dataclass(frozen=True)
 class Features:
-    """A stated feature extractor: `name` is printed beside the distance; `extract` takes uint8 (N, H, W, 3)
-    to (N, D).
-    """
+    """A feature extractor. name: printed beside the distance. extract: uint8 (N, H, W, 3) -> (N, D)."""
 
     name: str
     extract: Callable[[np.ndarray], np.ndarray]
@@ -30,7 +28,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Quality of `num_images` reconstructions. ssim: -1..1. psnr: dB. frechet: squared units of
+    """Quality of `num_images` reconstructions. ssim: -1..1. psnr: dB. frechet: squared units of the features called
     `frechet_features`.
     """
 
@@ -44,13 +42,13 @@ class Reconstruction:
 def measure_reconstruction(
     images: np.ndarray, rebuilt: np.ndarray, features: Features, seed: int = 0
 ) -> Reconstruction:
-    """Compare uint8 (N, H, W, 3) pictures with their reconstructions, N at least 2. Raises ValueError
-    otherwise.
+    """Compare uint8 (N, H, W, 3) pictures with their reconstructions, N at least 2. Raises ValueError for other
+    arrays.
     """
     if images.shape != rebuilt.shape or images.dtype != np.uint8 or rebuilt.dtype != np.uint8:
         raise ValueError(
             f"pictures {images.dtype} {images.shape} and reconstructions {rebuilt.dtype} {rebuilt.shape} "
-            "must both be uint8 of one shape"
+            "must both be uint8 and of one shape"
         )
     if len(images) < 2:
         raise ValueError(f"{len(images)} pictures have no interval; give at least 2")
@@ -67,8 +65,8 @@ def measure_reconstruction(
 
 @dataclass(frozen=True)
 class Difference:
-    """Second model less the first, on the same pictures: 95 % intervals of the paired differences (ssim; psnr in dB;
-    frechet in squared units of the features)."""
+    """The second model minus the first, on the same pictures: 95 % intervals of the paired differences (ssim; psnr in
+    dB; frechet in squared units of the features)."""
 
     ssim: Interval
     psnr: Interval
@@ -78,10 +76,10 @@ class Difference:
 def compare_reconstructions(
     images: np.ndarray, first: np.ndarray, second: np.ndarray, features: Features, seed: int = 0
 ) -> Difference:
-    """How much better the reconstructions `second` of uint8 (N, H, W, 3) `images` are than `first`.
+    """Return how much better the reconstructions `second` of uint8 (N, H, W, 3) `images` are than `first`.
 
-    Pictures differ far more in how hard they are than models do in how good: the differences of pairs have much
-    narrower intervals than the two means apart would suggest.
+    Pictures differ far more in difficulty than models do in quality, so paired differences have much narrower intervals
+    than the difference of the two means would.
     """
     rng = np.random.default_rng(seed)
     measured = [measure_each(images, rebuilt) for rebuilt in (first, second)]
@@ -98,8 +96,8 @@ def compare_reconstructions(
 
 
 def measure_each(images: np.ndarray, rebuilt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """SSIM (Wang et al. 2004, window 11, sigma 1.5) and PSNR in dB of each of N uint8 pictures: two (N,)
-    arrays.
+    """Return the SSIM (Wang et al. 2004, window 11, sigma 1.5) and PSNR in dB of each uint8 (N, H, W, 3) picture: two
+    (N,) arrays.
     """
     import torch
     from torchmetrics.functional.image import structural_similarity_index_measure
@@ -119,10 +117,11 @@ def measure_each(images: np.ndarray, rebuilt: np.ndarray) -> tuple[np.ndarray, n
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Squared Fréchet distance of Gaussians fitted to (N, D) and (M, D) features (Heusel et al. 2017, eq. 6).
+    """Return the squared Fréchet distance of Gaussians fitted to (N, D) and (M, D) features (Heusel et al. 2017, eq.
+    6).
 
-    tr sqrt(A B) is the nuclear norm of sqrt(A) sqrt(B); with A = Xᵀ X and B = Yᵀ Y for centred, scaled X and
-    Y it is that of X Yᵀ, which needs no matrix root and holds for fewer samples than dimensions.
+    tr sqrt(A B) is the nuclear norm of sqrt(A) sqrt(B). With A = Xᵀ X and B = Yᵀ Y for centred, scaled X and Y, that is
+    the nuclear norm of X Yᵀ, which needs no matrix root and also holds for fewer samples than dimensions.
     """
     first, second = first.astype(np.float64), second.astype(np.float64)
     means = first.mean(0), second.mean(0)
@@ -136,10 +135,10 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 def frechet_interval(
     first: np.ndarray, second: np.ndarray, rng: np.random.Generator, num_resamples: int = 100
 ) -> Interval:
-    """Fréchet distance of paired (N, D) features with a 95 % interval over images.
+    """Return the Fréchet distance of paired (N, D) features with a 95 % interval over images.
 
-    Resampled sets have fewer distinct images, which lifts the distance, so their percentiles would not hold
-    the estimate; their spread is used instead, not below 0.
+    Resampled sets have fewer distinct images, which increases the distance, so their percentiles would not contain the
+    estimate; their spread is used instead, and the lower end is at least 0.
     """
     interval = spread_interval(
         lambda chosen: frechet_distance(first[chosen], second[chosen]), len(first), rng, num_resamples

@@ -1,4 +1,5 @@
-"""How the autoencoder learns (Emu paper, sec. 3.1): L1 and perceptual distance, KL, a late and gentle adversary."""
+"""How the autoencoder learns (Emu paper, sec. 3.1): L1 and perceptual distance, KL, and an adversary that starts late
+and slowly."""
 
 import numpy as np
 import torch
@@ -19,16 +20,17 @@ from emu_models.training.ema import copy_for_averaging
 from emu_models.training.order import batch_indices, generator_for
 from emu_models.training.rows import Rows
 
-BETAS = (0.9, 0.99)  # chosen here: runs of hundreds of steps want a shorter memory than Adam's 0.999
+BETAS = (0.9, 0.99)  # chosen here: runs of hundreds of steps need a shorter memory than Adam's 0.999
+WEIGHT_DECAY = 1e-4  # of the network; chosen here
 MAX_GRAD_NORM = 1.0  # chosen here
 
 
 class AutoencoderLearner:
     """An autoencoder that learns to reconstruct pictures; a `loop.Learner`.
 
-    It learns at full size and, every fourth step, at half or three quarters of it: the low-resolution stages of
-    pretraining read latents of such pictures. Loss, in fp32: L1 and perceptual distance on values in [-1, 1], the KL in
-    nats a value, and an adversary from `adversarial_start` on.
+    It learns at full size and, every fourth step, at half or three quarters of it, since the low-resolution
+    pretrainings need latents of such pictures. The loss, in fp32, is L1 and perceptual distance on values in [-1, 1],
+    the KL in nats per value, and an adversary from `adversarial_start` on.
     """
 
     def __init__(self, network: Autoencoder, rows: Rows, config: AutoencoderTrainingConfig) -> None:
@@ -42,19 +44,22 @@ class AutoencoderLearner:
         self.trained, self.held = rows.trained, rows.held
         self.modules = {"network": self.network, "adversary": self.adversary}
         self.optimizers = {
-            "network": torch.optim.AdamW(self.network.parameters(), config.learning_rate, BETAS, weight_decay=1e-4),
+            "network": torch.optim.AdamW(
+                self.network.parameters(), config.learning_rate, BETAS, weight_decay=WEIGHT_DECAY
+            ),
             "adversary": torch.optim.AdamW(self.adversary.parameters(), config.learning_rate, BETAS),
         }
 
     def batch_keys(self, step: int) -> list[str]:
-        """Keys of the pictures of a step."""
+        """Return the keys of the pictures of a step."""
         return [self.trained.keys[i] for i in self._indices(step)]
 
     def _indices(self, step: int) -> np.ndarray:
         return batch_indices(step, self.config.batch_size, len(self.trained.keys), self.config.seed)
 
     def prepare(self, step: int) -> torch.Tensor:
-        """The pictures of a step, float (B, 3, H, W) in [-1, 1] on the CPU, half of them mirrored."""
+        """Return the pictures of a step, float (B, 3, H, W) in [-1, 1] on the CPU, each mirrored with probability
+        1/2."""
         x = to_tensor(self.trained.images[self._indices(step)])
         mirrored = torch.rand(len(x), generator=generator_for(self.config.seed, step, 1)) < 0.5
         x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
@@ -65,7 +70,8 @@ class AutoencoderLearner:
         return x
 
     def learn(self, step: int, batch: torch.Tensor) -> dict[str, float]:
-        """One step of the network, and of the adversary where it plays. loss: the L1 alone; kl: nats a picture."""
+        """Do one step of the network, and of the adversary once it has started. Return loss (only the L1), kl (nats per
+        picture), and the parts of the loss that are on."""
         config, generator = self.config.losses, generator_for(self.config.seed, step)
         x = batch.to(self.device, memory_format=torch.channels_last)
         with autocast(self.device):
@@ -106,7 +112,8 @@ class AutoencoderLearner:
 
     @torch.no_grad()
     def validate(self, network: torch.nn.Module) -> dict[str, float]:
-        """val_loss: L1 on held-out pictures at full size, through the mean of the latent; val_psnr in dB."""
+        """Return val_loss, the L1 on held-out pictures at full size, decoded from the mean latent, and val_psnr in
+        dB."""
         assert isinstance(network, Autoencoder)
         l1, psnr, num = 0.0, 0.0, len(self.held.images)
         for part in np.split(self.held.images, range(self.config.batch_size, num, self.config.batch_size)):

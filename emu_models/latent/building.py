@@ -1,11 +1,12 @@
 """The text-conditioned latent U-Net (Emu paper, sec. 3.1): diffusers' UNet2DConditionModel, sized by a config.
 
-The paper: 2.8 B parameters by wider channels and more residual blocks in each stage, CLIP ViT-L and T5-XXL together,
-16-channel latents, one stage at 1024 px; it gives no widths and no fusion. Ours: token features by cross attention,
-the pooled text vector added to the timestep embedding (as SDXL does). The 2.8 B are in profiles/paper.yaml; `emu plan`
-says what they cost.
-The demo's network is the same code, narrow, with the attention at its smallest grid only: on two cores a cheap step
-that is repeated often learns more than a wide one (docs/log.md, 2026-11-23).
+The paper has 2.8 B parameters by wider channels and more residual blocks per level, CLIP ViT-L and T5-XXL together, and
+16-channel latents at 1024 px; it gives neither widths nor how the text encoders are combined. Here token features enter
+by cross attention, and the pooled text vector is added to the timestep embedding (as in SDXL). profiles/paper.yaml has
+the 2.8 B parameters; `emu plan` says what they cost.
+
+The demo's network is the same code, but narrow, with attention only at the smallest grid: on two cores, many cheap
+steps learn more than a few of a wide network (docs/log.md, 2026-11-23).
 """
 
 from diffusers import UNet2DConditionModel
@@ -19,9 +20,10 @@ MIDDLE_BLOCKS = {"full": "UNetMidBlock2DCrossAttn", "joint": "UNetMidBlock2DSimp
 def build_denoiser(
     config: DenoiserConfig, latent_channels: int, token_width: int, pooled_width: int | None = None
 ) -> UNet2DConditionModel:
-    """A U-Net for latents (B, latent_channels, h, w); h and w must be multiples of 2 ** (levels - 1).
+    """Return a U-Net for latents (B, latent_channels, h, w); h and w must be multiples of 2 ** (levels - 1).
 
-    token_width, pooled_width: channels of TextFeatures' tokens_BLD and pooled_BD; the second is the first's by default.
+    token_width, pooled_width: channels of TextFeatures' tokens_BLD and pooled_BD; pooled_width is token_width by
+    default.
     """
     projected = config.cross_attention_width
     down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention)
@@ -36,7 +38,7 @@ def build_denoiser(
         cross_attention_dim=projected or token_width,
         encoder_hid_dim=token_width if projected else None,
         encoder_hid_dim_type="text_proj" if projected else None,
-        # diffusers' name; in its joint block it is the width of a head, in the others the number of heads
+        # as diffusers uses this name: in its joint block the width of a head, in the others the number of heads
         attention_head_dim=config.head_width
         if config.middle == "joint"
         else tuple(max(1, width // config.head_width) for width in config.widths),  # type: ignore[arg-type]

@@ -1,9 +1,10 @@
-"""Text-to-image checkpoints in diffusers' layout, ours and others', as what tuning needs of them.
+"""One interface for what tuning needs from text-to-image checkpoints in diffusers' layout, ours and others'.
 
-Tuned are EmuPipeline and the U-Net layouts of Stable Diffusion 1.x, 2.x and XL, told by model_index.json. Tuning asks
-a checkpoint for five things: moments of latents (`latents_of`), text features (`captions_of`), the network's prediction
-(`emu_models.latent.denoiser.denoise`), the scheduler's alphas_cumprod and prediction_type, and pictures
-(`emu_models.latent.pipeline.draw`). Full weights are tuned, or low-rank adapters (Hu et al., arXiv 2106.09685) by peft.
+EmuPipeline and the U-Net layouts of Stable Diffusion 1.x, 2.x and XL can be tuned; model_index.json says which one it
+is. Tuning needs five things from a checkpoint: moments of latents (`latents_of`), text features (`captions_of`), the
+network's prediction (`emu_models.latent.denoiser.denoise`), the scheduler's alphas_cumprod and prediction_type, and
+pictures (`emu_models.latent.pipeline.draw`). It tunes all weights, or low-rank adapters (Hu et al., arXiv 2106.09685)
+by peft.
 """
 
 import json
@@ -28,28 +29,24 @@ from transformers.utils import logging as transformers_logging
 from emu_models.device import choose_device
 from emu_models.latent.autoencoder.network import Autoencoder, Moments
 from emu_models.latent.denoiser import choose_attention
+from emu_models.latent.folders import inspect_checkpoint, no_signal_left
 from emu_models.latent.jobs import Adapters
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextEncoders, TextFeatures
 
-LAYOUTS = {
-    "EmuPipeline": EmuPipeline,
-    "StableDiffusionPipeline": StableDiffusionPipeline,
-    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
-}
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+CLASSES = {found.__name__: found for found in (EmuPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline)}
 
 
 class ScaledAutoencoder(nn.Module):
     """A checkpoint's AutoencoderKL with the methods of our Autoencoder that tuning calls.
 
-    `normalise` undoes what the checkpoint's pipeline does before it decodes: z / scaling_factor in Stable Diffusion, in
-    SDXL with a mean and deviation a channel where the config has them.
+    `normalise` is the inverse of what the checkpoint's pipeline does before it decodes: z / scaling_factor in Stable
+    Diffusion, in SDXL also with a mean and deviation per channel if the config has them.
     """
 
     def __init__(self, vae: AutoencoderKL, has_channel_statistics: bool) -> None:
         super().__init__()
-        config: Any = vae.config  # a dict that diffusers lets be read by attribute
+        config: Any = vae.config  # a dict whose entries diffusers makes readable as attributes
         self.vae: Any = vae
         shift, scale = torch.zeros(1), torch.ones(1)
         if has_channel_statistics and config.latents_mean is not None and config.latents_std is not None:
@@ -61,49 +58,57 @@ class ScaledAutoencoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return self.vae.device
 
     @property
     def factor(self) -> int:
-        """Pixels a side of a latent position."""
+        """Pixels per side of a latent position."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def encode(self, x_BCHW: Tensor) -> Moments:
+        """Return the moments (B, C, h, w) of the latents of pictures (B, 3, H, W) in [-1, 1]."""
         found = self.vae.encode(x_BCHW).latent_dist
         return Moments(found.mean, found.logvar)
 
     def normalise(self, z_BChw: Tensor) -> Tensor:
+        """Return the input of the checkpoint's denoiser, (z - latent_mean) / latent_std, for latents (B, C, h, w) from
+        `encode`."""
         mean, std = (x.to(z_BChw)[:, None, None] for x in (self.latent_mean, self.latent_std))
         return (z_BChw - mean) / std
 
 
 @dataclass(frozen=True)
 class PipelineCaptions:
-    """A checkpoint's own way from prompts to text features, with the methods of TextEncoders that tuning calls.
+    """A checkpoint's own text encoding, with the methods of TextEncoders that tuning calls.
 
-    The empty prompt is what its pipeline takes for guidance where no negative prompt is given: zeros in SDXL (unless
-    its config says otherwise), the encoded empty string in the others. All tokens are looked at, as in those pipelines.
+    The empty prompt gives what its pipeline uses for guidance without a negative prompt: zeros in SDXL (unless its
+    config says otherwise), the encoded empty string in the others. The network attends to all tokens, as in those
+    pipelines.
     """
 
     pipeline: Any
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
+        """The pipeline's text encoders, in order."""
         return tuple(
             m for n in ("text_encoder", "text_encoder_2") if (m := getattr(self.pipeline, n, None)) is not None
         )
 
     @property
     def tokenizers(self) -> tuple[Any, ...]:
+        """The pipeline's tokenizers, in the order of `models`."""
         names = ("tokenizer", "tokenizer_2")
         return tuple(found for name in names if (found := getattr(self.pipeline, name, None)) is not None)
 
     @property
     def settings(self) -> str:
+        """What the features depend on besides weights and prompts; it is part of the cache's key."""
         return repr((type(self.pipeline).__name__, self.pipeline.config.get("force_zeros_for_empty_prompt")))
 
     def encode(self, prompts: list[str], num_tokens: int) -> TextFeatures:
-        """num_tokens is the checkpoint's own affair."""
+        """Return the text features of B prompts. num_tokens is ignored: the checkpoint decides it."""
         is_empty = torch.tensor([not prompt.strip() for prompt in prompts])
         if isinstance(self.pipeline, StableDiffusionXLPipeline):
             tokens, null, pooled, null_pooled = self.pipeline.encode_prompt(prompts)  # type: ignore[arg-type]
@@ -118,60 +123,56 @@ class PipelineCaptions:
         return TextFeatures(tokens.detach(), mask, pooled.detach())
 
 
-Latents = Autoencoder | ScaledAutoencoder
-Captions = TextEncoders | PipelineCaptions
+AnyAutoencoder = Autoencoder | ScaledAutoencoder
+AnyTextEncoder = TextEncoders | PipelineCaptions
 
 
 def hide_bars() -> None:
-    """Silences diffusers' and transformers' bars for loading and saving, which would break up those of a training."""
+    """Turn off diffusers' and transformers' bars for loading and saving, which would interrupt those of a training."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
 
 
 def load_pipeline(folder: Path) -> Any:
-    """The pipeline saved in `folder`, in fp32 on the device there is; no code of the folder is run.
+    """Load the pipeline saved in `folder`, in fp32, onto the device; code in the folder is not run.
 
-    ValueError where there is none, or one that cannot be tuned.
+    Raises ValueError if there is none, or one that cannot be tuned (folders.inspect_checkpoint). If some part has only
+    a variant ("fp16"), that variant is read for every part that has it. Nothing is unpickled.
     """
-    index = Path(folder) / "model_index.json"
-    if not index.is_file():
-        raise ValueError(f"{folder} holds no pipeline (no model_index.json); materialise the asset that writes it")
-    named = json.loads(index.read_text())["_class_name"]
-    layout = LAYOUTS.get(named[1] if isinstance(named, list) else named)
-    if layout is None:
-        raise ValueError(f"{folder} holds a {named}; what can be tuned and drawn with is {', '.join(LAYOUTS)}")
+    found = inspect_checkpoint(Path(folder))
     hide_bars()
-    pipeline: Any = layout.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    _refuse_what_does_not_fit(pipeline, Path(folder))
+    pipeline: Any = CLASSES[found.layout].from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, variant=found.variant
+    )
+    _refuse_schedule(pipeline.scheduler, Path(folder))
     choose_attention(pipeline.unet)
     return pipeline.to(choose_device())
 
 
-def _refuse_what_does_not_fit(pipeline: Any, folder: Path) -> None:
-    unet, scheduler = pipeline.unet.config, pipeline.scheduler
+def _refuse_schedule(scheduler: Any, folder: Path) -> None:
+    """Check what the scheduler's settings do not show. Raises ValueError if it cannot be used."""
     if getattr(scheduler, "alphas_cumprod", None) is None:
-        raise ValueError(f"{folder}: a {type(scheduler).__name__} has no alphas_cumprod; give a diffusion checkpoint")
-    predicts = scheduler.config.prediction_type
-    if predicts not in PREDICTION_TYPES:
-        raise ValueError(f"{folder}: prediction_type {predicts!r} is not one of {', '.join(PREDICTION_TYPES)}")
-    if unet.in_channels != pipeline.vae.config.latent_channels or unet.get("time_cond_proj_dim") is not None:
-        raise ValueError(f"{folder}: the U-Net wants more than noisy latents and text (inpainting, distilled guidance)")
-    if pipeline.vae.config.get("shift_factor"):
-        raise ValueError(f"{folder}: the autoencoder has a shift_factor, which its pipeline would not undo")
+        raise ValueError(
+            f"{folder}: its scheduler {type(scheduler).__name__} has no alphas_cumprod; give a diffusion checkpoint"
+        )
+    if scheduler.config.prediction_type == "epsilon" and not scheduler.alphas_cumprod[-1]:
+        raise ValueError(no_signal_left(folder))
 
 
-def latents_of(pipeline: Any) -> Latents:
+def latents_of(pipeline: Any) -> AnyAutoencoder:
+    """Return the autoencoder of any pipeline, with the methods that tuning calls."""
     if isinstance(pipeline, EmuPipeline):
         return pipeline.vae
     return ScaledAutoencoder(pipeline.vae, isinstance(pipeline, StableDiffusionXLPipeline))
 
 
-def captions_of(pipeline: Any) -> Captions:
+def captions_of(pipeline: Any) -> AnyTextEncoder:
+    """Return the text encoders of any pipeline, with the methods that tuning calls."""
     return pipeline.text_encoders if isinstance(pipeline, EmuPipeline) else PipelineCaptions(pipeline)
 
 
 def set_resolution(pipeline: Any, resolution: int) -> None:
-    """Makes `resolution` the side of the pictures that the pipeline draws when none is asked for."""
+    """Make `resolution` (px) the default side of the pictures that the pipeline draws."""
     if isinstance(pipeline, EmuPipeline):
         pipeline.register_to_config(resolution=resolution)
     else:
@@ -181,10 +182,10 @@ def set_resolution(pipeline: Any, resolution: int) -> None:
 
 
 def add_adapters(unet: UNet2DConditionModel, adapters: Adapters) -> None:
-    """Freezes the network and puts adapters, which start as the identity, beside its layers. ValueError where no layer
-    has such a name.
+    """Freeze the network and add adapters, which start as the identity, to its layers. Raises ValueError if no layer
+    has one of the names.
     """
-    from peft import LoraConfig  # a quarter of a second, for this alone
+    from peft import LoraConfig  # importing it takes a quarter of a second, and only this function needs it
 
     unet.requires_grad_(False)
     unet.add_adapter(
@@ -198,8 +199,8 @@ def add_adapters(unet: UNet2DConditionModel, adapters: Adapters) -> None:
 
 
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Saves in the pipeline's own layout. Adapters are merged into the weights, and are saved by themselves as well,
-    as pytorch_lora_weights.safetensors for `load_lora_weights` on the checkpoint that was tuned.
+    """Save a pipeline in its own layout. Adapters are merged into the weights and also saved separately, as
+    pytorch_lora_weights.safetensors, for `load_lora_weights` on the checkpoint that was tuned.
     """
     any_pipeline: Any = pipeline
     unet = any_pipeline.unet
@@ -209,7 +210,7 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
         any_pipeline.save_lora_weights(
             folder,
             unet_lora_layers=get_peft_model_state_dict(unet),
-            # (peft holds the names as a set, which has another order in each process)
+            # peft holds the names as a set, whose order differs between processes
             unet_lora_adapter_metadata=configs["default"].to_dict()
             | {"target_modules": sorted(configs["default"].target_modules)},
         )
@@ -218,7 +219,7 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
         unet.unload_lora()
     for part in pipeline.components.values():
         if isinstance(part, PreTrainedTokenizerFast):
-            # the lengths of its last call, if there was one and no cache; else the same pipeline has other bytes
+            # a tokenizer keeps the lengths of its last call, and the same pipeline would have different bytes
             part.backend_tokenizer.no_truncation()
             part.backend_tokenizer.no_padding()
     hide_bars()
@@ -227,7 +228,7 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
 
 
 def _sort_metadata(file: Path) -> None:
-    """Brings the entries of a safetensors file's metadata, which the library writes in any order, into one."""
+    """Sort the entries of a safetensors file's metadata, which the library writes in any order."""
     with file.open("rb+") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
@@ -239,8 +240,9 @@ def _sort_metadata(file: Path) -> None:
 
 
 def forget_paths(folder: Path) -> None:
-    """Takes out of a saved folder's configs where its parts were loaded from, which diffusers and transformers write
-    there (`_name_or_path` and the like) and nobody reads: else the same model has other bytes in every clone.
+    """Remove from a saved folder's configs the paths from which its parts were loaded. diffusers and transformers write
+    them (`_name_or_path` and the like) but nothing reads them, and they would give the same model different bytes in
+    every clone.
     """
     for path in sorted([*folder.rglob("*config.json"), *folder.rglob("model_index.json")]):
         text = path.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""How the text-conditioned latent U-Net is run (Emu paper, sec. 3.1); saved beside every model, for its pipeline.
+"""Runs the text-conditioned latent U-Net (Emu paper, sec. 3.1); this file is saved with every model, for its pipeline.
 
-It imports nothing that a saved pipeline would not need: a new network is made in building.py.
+It imports only what a saved pipeline needs: building.py makes new networks.
 """
 
 from typing import Any
@@ -19,18 +19,18 @@ from emu_models.text import TextFeatures
 
 
 def choose_attention(denoiser: UNet2DConditionModel) -> None:
-    """Plain matrix products on CPU, where they beat the fused kernel; the default on CUDA."""
+    """Make the network use plain matrix products on the CPU, where they are faster than the fused kernel."""
     if denoiser.device.type == "cpu":
         plain = {AttnProcessor2_0: AttnProcessor, AttnAddedKVProcessor2_0: AttnAddedKVProcessor}
         denoiser.set_attn_processor({n: plain.get(type(p), type(p))() for n, p in denoiser.attn_processors.items()})
 
 
 def denoise(denoiser: UNet2DConditionModel, z_BChw: Tensor, t_B: Tensor, text: TextFeatures, factor: int = 8) -> Tensor:
-    """The network's prediction, (B, C, h, w), for noisy latents at integer timesteps t_B (B,).
+    """Return the network's prediction, (B, C, h, w), for noisy latents (B, C, h, w) at integer timesteps t_B (B,).
 
-    How the text enters is the network's own: ours, or the layouts of Stable Diffusion (tokens alone) and SDXL, which
-    look at padding too. SDXL is also told sizes in pixels (arXiv 2307.01952, sec. 2.2: original, crop corner, target),
-    here those of a whole picture; factor: pixels a side of a latent position.
+    The network decides how text enters: as in ours, or as in Stable Diffusion (only tokens) and SDXL, which also attend
+    to padding. SDXL also gets sizes in pixels (arXiv 2307.01952, sec. 2.2: original, crop corner, target), here those
+    of an uncropped picture. factor: pixels per side of a latent position.
     """
     config: Any = denoiser.config
     if config.class_embed_type == "projection":
@@ -45,5 +45,5 @@ def denoise(denoiser: UNet2DConditionModel, z_BChw: Tensor, t_B: Tensor, text: T
 
 
 def count_parameters(module: torch.nn.Module) -> int:
-    """Trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -12,7 +12,7 @@ from emu_models.device import autocast, choose_device
 from emu_models.diffusion.objective import denoising_loss, offset_noise
 from emu_models.diffusion.schedule import NUM_TIMESTEPS
 from emu_models.latent.autoencoder.network import Moments
-from emu_models.latent.checkpoints import Latents
+from emu_models.latent.checkpoints import AnyAutoencoder
 from emu_models.latent.denoiser import denoise
 from emu_models.latent.jobs import DenoiserTrainingConfig
 from emu_models.text import TextFeatures
@@ -25,21 +25,23 @@ T = TypeVar("T", covariant=True)
 BETAS = (0.9, 0.99)  # chosen here, as for the autoencoder
 WEIGHT_DECAY = 0.01  # torch's AdamW default
 MAX_GRAD_NORM = 1.0  # chosen here
-VALIDATION_TIMESTEPS = tuple(range(62, NUM_TIMESTEPS, 125))  # 8 fixed ones (MLPerf's Flux benchmark), evenly spread
-VALIDATION_SEED = 1_000_003  # noise of the validation, the same at every one
-MAX_VALIDATED = 1024  # held-out rows that a validation looks at, evenly spread over all; chosen here
+VALIDATION_TIMESTEPS = tuple(range(62, NUM_TIMESTEPS, 125))  # 8, evenly spread, as in MLPerf's Flux benchmark
+VALIDATION_SEED = 1_000_003  # of the noise, which is the same at every validation; any number
+MAX_VALIDATED = 1024  # held-out rows used by a validation, evenly spread over all; chosen here
 
 
 class Selects(Protocol[T]):
-    """Rows of T that can be picked: T itself, or rows in a cache on disk."""
+    """Something from which rows of T can be selected: T itself, or a cache on disk."""
 
-    def select(self, index_B: Tensor, /) -> T: ...
+    def select(self, index_B: Tensor, /) -> T:
+        """Return the rows at `index_B`, int64 (B,), in that order."""
+        ...
 
 
 @dataclass(frozen=True)
 class LatentRows:
-    """Rows of one resolution: keys, moments (C, h, w), text features of the captions; bucket_N: h and w are the same
-    for all rows of a bucket, None for one bucket."""
+    """Rows of one resolution: keys, moments (C, h, w), and text features of the captions. bucket_N: rows in a bucket
+    have the same h and w; None if there is one bucket."""
 
     keys: list[str]
     moments: Selects[Moments]
@@ -48,12 +50,14 @@ class LatentRows:
 
     @property
     def buckets(self) -> np.ndarray:
+        """The bucket of each row, int64 (N,); zeros if there is only one."""
         return np.zeros(len(self.keys), int) if self.bucket_N is None else self.bucket_N
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Our part of a batch: latents z0 and noise (n, C, h, w), timesteps t_B, text, weights_B (0 for a repeated row)."""
+    """This process's part of a batch: latents z0 and noise (n, C, h, w), timesteps t_B (n,), text, and weights_B (n,),
+    0 for a repeated row."""
 
     z0: Tensor
     noise: Tensor
@@ -62,7 +66,7 @@ class Batch:
     weights_B: Tensor
 
     def split(self, size: int) -> "list[Batch]":
-        """The batch in parts of `size` rows, the last perhaps smaller."""
+        """Return the batch in parts of `size` rows; the last may be smaller."""
         parts = torch.arange(len(self.z0)).split(size)
         return [Batch(self.z0[i], self.noise[i], self.t_B[i], self.text.select(i), self.weights_B[i]) for i in parts]
 
@@ -70,22 +74,22 @@ class Batch:
 class DenoiserLearner:
     """A U-Net that learns to denoise latents of captioned pictures; a `loop.Learner`.
 
-    Loss of a row: objective.denoising_loss, by the scheduler's kind of prediction, in fp32; the network itself may run
-    in half precision. A step is AdamW on the gradients of the whole batch, clipped to norm MAX_GRAD_NORM.
+    The loss of a row is objective.denoising_loss, for the scheduler's prediction type, in fp32; the network itself may
+    run in half precision. A step is AdamW with the gradients of the whole batch, clipped to norm MAX_GRAD_NORM.
 
     Args:
         network: predicts (B, C, h, w) from noisy latents, timesteps and text (denoiser.denoise); moved to the device.
-        autoencoder: whose `normalise` makes what the network learns on from the cached moments.
-        scheduler: diffusers', of any kind that adds Gaussian noise by `alphas_cumprod` (T,).
-        trained, held: rows that are learnt from, and those of `validate`.
-        null: the features of the empty caption, one row, which take a caption's place with `caption_dropout`.
-        world: the processes that share each batch; weights are spread over them as its mesh says.
+        autoencoder: its `normalise` turns latents from the cached moments into the network's input.
+        scheduler: any of diffusers' that adds Gaussian noise by `alphas_cumprod` (T,).
+        trained, held: rows to learn from, and rows for `validate`.
+        null: the features of the empty caption, one row, which replace a caption's with probability `caption_dropout`.
+        world: the processes that share each batch; weights are distributed over them as its mesh says.
     """
 
     def __init__(
         self,
         network: UNet2DConditionModel,
-        autoencoder: Latents,
+        autoencoder: AnyAutoencoder,
         scheduler: Any,
         trained: LatentRows,
         held: LatentRows,
@@ -110,16 +114,17 @@ class DenoiserLearner:
                 config.learning_rate,
                 BETAS,
                 weight_decay=WEIGHT_DECAY,
-                fused=True,  # 9 ms a step instead of 26 for the demo's 5 M weights, docs/log.md
+                fused=True,  # 9 ms per step instead of 26 for the demo's 5 M weights, docs/log.md
             )
         }
 
     def batch_keys(self, step: int) -> list[str]:
-        """Keys of the rows of the whole batch of a step."""
+        """Return the keys of the rows of a step's whole batch."""
         return [self.trained.keys[i] for i in self.order.indices(step)]
 
     def prepare(self, step: int) -> Batch:
-        """Our share of a step's batch, on the CPU. A row's randomness depends on its position in the whole batch."""
+        """Return this process's share of a step's batch, on the CPU. A row's random numbers depend on its position in
+        the whole batch."""
         config = self.config
         positions, weights_B = self.world.share(config.batch_size)
         index = torch.from_numpy(self.order.indices(step)[positions])
@@ -134,7 +139,7 @@ class DenoiserLearner:
         return Batch(z0, noise, t_B, text, weights_B)
 
     def learn(self, step: int, batch: Batch) -> dict[str, float]:
-        """One optimiser step. loss: mean over the rows; grad_norm: before it is clipped."""
+        """Do one optimiser step. Return loss, the mean over the rows, and grad_norm, before clipping."""
         config, optimizer = self.config, self.optimizers["network"]
         parts = batch.split(config.micro_batch_size or len(batch.z0))
         scale = self.world.size / config.batch_size  # gradients are averaged over the processes
@@ -150,7 +155,7 @@ class DenoiserLearner:
         return {"loss": total.item(), "grad_norm": norm.item()}
 
     def _weighted_loss(self, network: torch.nn.Module, batch: Batch) -> Tensor:
-        """The sum over the rows of weight times loss."""
+        """Return the sum over the rows of weight times loss."""
         z0, noise, t_B = (x.to(self.device, non_blocking=True) for x in (batch.z0, batch.noise, batch.t_B))
         a2_B = self.alphas_cumprod[batch.t_B].to(self.device)
         a2 = a2_B[:, None, None, None]
@@ -163,7 +168,7 @@ class DenoiserLearner:
 
     @torch.no_grad()
     def validate(self, network: torch.nn.Module) -> dict[str, float]:
-        """val_loss: the training loss on held-out rows, averaged over 8 fixed timesteps with fixed noise."""
+        """Return val_loss, the training loss on held-out rows, averaged over 8 fixed timesteps with fixed noise."""
         num = min(len(self.held.keys), MAX_VALIDATED)
         rows = np.linspace(0, len(self.held.keys) - 1, num).round().astype(int)
         buckets, total = self.held.buckets[rows], 0.0
@@ -173,7 +178,7 @@ class DenoiserLearner:
         return {"val_loss": mean}
 
     def _validate_rows(self, network: torch.nn.Module, rows: np.ndarray) -> float:
-        """Our share of the sum of the losses of held-out rows of one bucket over the timesteps."""
+        """Return this process's share of the sum of losses of one bucket's held-out rows over the timesteps."""
         positions, weights_B = self.world.share(len(rows))
         index = rows[positions]
         z0 = self.autoencoder.normalise(self.held.moments.select(torch.from_numpy(index)).mean)

@@ -1,10 +1,10 @@
-"""The trainings of the latent family as jobs (emu_models/training/jobs.py), with every knob that its learners have."""
+"""The trainings of the latent family as jobs (emu_models/training/jobs.py), with all settings of its learners."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from emu_models.training.jobs import ENCODERS, HOW, WEIGHTS, LoopJob
+from emu_models.training.jobs import CONTENTS, HOW, WEIGHTS, LoopJob
 
 if TYPE_CHECKING:
     from emu_models.training.loop import TrainingResult
@@ -15,9 +15,9 @@ Middle = Literal["full", "joint"]
 
 @dataclass(frozen=True)
 class PerceptualConfig:
-    """kind: "none", "encoder" (path: a folder in open_clip's layout) or "lpips" (path: torchvision's VGG-16 weights).
-
-    weight: of the perceptual distance against the L1 on values in [-1, 1]. ValueError where a path is missing.
+    """The perceptual loss. kind: "none", "encoder" (path: a folder in open_clip's layout) or "lpips" (path:
+    torchvision's VGG-16 weights). weight: of the perceptual distance relative to the L1 on values in [-1, 1]. Raises
+    ValueError if the path is missing or the weight negative.
     """
 
     kind: Literal["none", "encoder", "lpips"] = "none"
@@ -26,20 +26,21 @@ class PerceptualConfig:
 
     def __post_init__(self) -> None:
         if self.kind != "none" and not self.path:
-            raise ValueError(f"perceptual.path is missing; kind {self.kind!r} reads its weights from there")
+            raise ValueError(f"perceptual.path is missing: kind {self.kind!r} needs the path of its weights")
         if self.weight < 0:
             raise ValueError(f"perceptual.weight is {self.weight}; it must be 0 or more")
 
     @property
     def is_on(self) -> bool:
+        """Whether the distance is part of the loss."""
         return self.kind != "none" and self.weight > 0
 
 
 @dataclass(frozen=True)
 class AutoencoderLossConfig:
-    """kl_weight: of the KL in nats a picture against the L1 summed over its values (CompVis: 1e-6).
-
-    adversarial_weight is the top of the ramp that runs from adversarial_start to the last step; both shares in 0..1.
+    """Weights of the autoencoder's losses. kl_weight: of the KL in nats per picture relative to the L1 summed over its
+    values (CompVis: 1e-6). adversarial_weight: at the end of a linear ramp. adversarial_start: where the ramp begins,
+    0..1 of all steps.
     """
 
     kl_weight: float
@@ -50,7 +51,8 @@ class AutoencoderLossConfig:
 
 @dataclass(frozen=True)
 class AutoencoderTrainingConfig:
-    """num_steps: optimiser steps, of batch_size pictures each; learning_rate: of the peak; seed: of the draws."""
+    """How the autoencoder is trained. num_steps: optimiser steps, of batch_size pictures each; learning_rate: at its
+    peak; seed: of the random draws."""
 
     num_steps: int
     batch_size: int
@@ -61,11 +63,13 @@ class AutoencoderTrainingConfig:
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """widths: channels a level, finest first; attention: whether that level attends to itself and to the text.
+    """The denoiser's network. widths: channels per level, the finest first; attention: whether a level attends to
+    itself and to the text.
 
     middle: "full" for a transformer block at the smallest grid, "joint" for one attention over positions and text
-    together, which costs a small network a third less a step (docs/log.md, 2026-11-23).
-    cross_attention_width: what token features are projected to before any attention; None leaves them as they are.
+    together, with which a small network's step takes a third less time (docs/log.md, 2026-11-23).
+    cross_attention_width: channels to which token features are projected before attention; None to leave them.
+    head_width: channels per attention head. Raises ValueError for values that do not fit together.
     """
 
     widths: tuple[int, ...]
@@ -76,13 +80,14 @@ class DenoiserConfig:
     head_width: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("widths", "attention"):  # lists where they come from JSON
+        for name in ("widths", "attention"):  # JSON gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.widths) != len(self.attention):
             raise ValueError(f"denoiser has {len(self.widths)} widths but {len(self.attention)} attention flags")
         if self.widths[-1] % self.head_width:
             raise ValueError(
-                f"denoiser's last width {self.widths[-1]} must be a multiple of {self.head_width}: its middle attends"
+                f"denoiser's last width {self.widths[-1]} must be a multiple of head_width {self.head_width}, as its "
+                "middle block has attention"
             )
         if self.middle not in get_args(Middle):
             raise ValueError(f"denoiser middle is {self.middle!r}; it must be one of {', '.join(get_args(Middle))}")
@@ -90,12 +95,13 @@ class DenoiserConfig:
 
 @dataclass(frozen=True)
 class DenoiserTrainingConfig:
-    """noise_offset: 0.02 in the last pretraining stage, 0.1 in tuning, else 0 (paper). caption_dropout in 0..1.
+    """How the denoiser is trained. noise_offset: 0.02 in the last pretraining, 0.1 in tuning, otherwise 0 (paper).
+    caption_dropout: 0..1, the probability that a caption is replaced by the empty one.
 
-    batch_size: rows of an optimiser step, over all processes. micro_batch_size: rows that a process takes at a time
-    and whose gradients it adds up, where its share does not fit in memory; None takes the share at once.
-    gradient_checkpointing: blocks keep only their inputs and are computed again in the backward pass: less memory, more
-    time, the same numbers.
+    batch_size: rows per optimiser step, over all processes. micro_batch_size: rows that a process computes at a time,
+    adding up their gradients, if its share does not fit in memory; None for the whole share at once.
+    gradient_checkpointing: blocks keep only their inputs and are recomputed in the backward pass, which takes less
+    memory and more time for the same numbers.
     """
 
     num_steps: int
@@ -110,8 +116,8 @@ class DenoiserTrainingConfig:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Low-rank adapters: the U-Net's layers whose names end in one of target_modules learn a product of two matrices of
-    `rank`, scaled by alpha / rank, and nothing else learns."""
+    """Low-rank adapters: for the U-Net's layers whose names end in one of target_modules, a product of two matrices of
+    rank `rank` is learnt, scaled by alpha / rank; all other weights are frozen."""
 
     rank: int
     alpha: float
@@ -120,13 +126,15 @@ class Adapters:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderJob(LoopJob):
-    """start_from: a trained autoencoder's folder to go on from, else `network` (arguments of Autoencoder) is built."""
+    """An autoencoder's training. start_from: a trained autoencoder's folder to continue from; without it, `network`
+    (arguments of Autoencoder) is built."""
 
     network: dict[str, Any] | None = None
     start_from: Annotated[Path | None, WEIGHTS] = None
     training: AutoencoderTrainingConfig
 
     def run(self, running: "Running") -> dict[str, Any]:
+        """Train; see `latent.trainings.train_autoencoder`."""
         from emu_models.latent.trainings import train_autoencoder
 
         return _report(self, train_autoencoder(self, running))
@@ -134,17 +142,18 @@ class AutoencoderJob(LoopJob):
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserJob(LoopJob):
-    """start_from: a folder of a trained pipeline to go on from, ours or another's (emu_models.latent.checkpoints); else
-    `denoiser` is built over `autoencoder` and `text_encoder`. adapters: what is trained in place of all weights.
+    """A denoiser's training. start_from: a folder of a trained pipeline to continue from, ours or another's
+    (emu_models.latent.checkpoints); without it, `denoiser` is built for `autoencoder` and `text_encoder`. adapters:
+    trained instead of all weights.
 
-    prompts: of the preview, none for no preview. aspect_buckets: picture shapes from tall to wide (buckets.py); 1 crops
-    all to squares.
+    prompts: of the preview; without prompts there is none. aspect_buckets: number of picture shapes from tall to wide
+    (buckets.py); 1 crops all pictures to squares.
     """
 
     autoencoder: Annotated[Path | None, WEIGHTS] = None
     start_from: Annotated[Path | None, WEIGHTS] = None
     denoiser: DenoiserConfig | None = None
-    text_encoder: Annotated[str | list[str] | None, ENCODERS] = None
+    text_encoder: Annotated[str | list[str] | None, CONTENTS] = None
     num_text_tokens: int
     training: DenoiserTrainingConfig
     prompts: Annotated[tuple[str, ...], HOW]
@@ -153,17 +162,22 @@ class DenoiserJob(LoopJob):
     adapters: Adapters | None = None
 
     def run(self, running: "Running") -> dict[str, Any]:
+        """Train; see `latent.trainings.train_denoiser`."""
         from emu_models.latent.trainings import train_denoiser
 
         return _report(self, train_denoiser(self, running))
 
-    def text_encoders(self) -> list[str]:
+    def contents(self) -> dict[str, str]:
+        """Return digests of the text encoders that params name, or of the packaged one; none if the training starts
+        from a checkpoint, which has its own."""
         from emu_models.text import list_text_encoders
+        from emu_models.training.cache import hash_text_encoder
 
-        return list_text_encoders(self.text_encoder) if self.start_from is None else []
+        names = list_text_encoders(self.text_encoder) if self.start_from is None else []
+        return {f"text_encoder.{i}": hash_text_encoder(name) for i, name in enumerate(names)}
 
 
 def _report(job: LoopJob, result: "TrainingResult") -> dict[str, Any]:
-    """`timings` are there where it trained now."""
+    """Return the job's report; it has `timings` only if the training ran now."""
     numbers = {name: value for name, value in asdict(result).items() if name not in ("folder", "timings")}
     return job.reported(result.folder, **numbers, **({"timings": result.timings} if result.timings else {}))

@@ -1,7 +1,7 @@
 """EmuPipeline: text to pictures, called, saved and loaded like any diffusers pipeline.
 
-A saved folder carries the code of its own classes (`save_config`), so that
-`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads it where emu is not installed; where it is,
+A saved folder contains the code of its classes (`save_config`), so that
+`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` can load it if emu is not installed. If it is,
 `EmuPipeline.from_pretrained(folder)` runs the installed code and none from the folder.
 """
 
@@ -34,12 +34,15 @@ Generators = torch.Generator | list[torch.Generator]
 
 @dataclass
 class EmuOutput(BaseOutput):
+    """The drawn pictures. images: PIL pictures, an array (B, H, W, 3) in [0, 1], or a tensor (B, 3, H, W), according to
+    `output_type`."""
+
     images: list[Image.Image] | np.ndarray | Tensor
 
 
 class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
-    """Components: vae (Autoencoder), unet, scheduler, text_encoder, tokenizer and, where there are two encoders,
-    text_encoder_2, tokenizer_2. `resolution` in pixels a side."""
+    """Draws pictures from prompts. Components: vae (Autoencoder), unet, scheduler, text_encoder, tokenizer and, if
+    there are two encoders, text_encoder_2 and tokenizer_2. resolution: pixels per side."""
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
     _optional_components = ["text_encoder_2", "tokenizer_2"]
@@ -65,6 +68,7 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     @property
     def text_encoders(self) -> TextEncoders:
+        """The one or two text encoders with their tokenizers, as in training."""
         if self.text_encoder_2 is None:
             return TextEncoders((self.tokenizer,), (self.text_encoder,))
         return TextEncoders((self.tokenizer, self.tokenizer_2), (self.text_encoder, self.text_encoder_2))
@@ -86,19 +90,21 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> EmuOutput | tuple:
-        """num_images_per_prompt pictures of each prompt, those of a prompt together.
+        """Draw num_images_per_prompt pictures of each prompt; those of a prompt follow each other.
 
-        The noise comes from `generator` (one, or one a picture), from `seeds` (one a picture; a single one stands for
-        itself and those that follow it), from `latents` (pictures, C, h, w), or it is not fixed. With one generator or
-        seed a picture, a picture depends on its own prompt and seed only, up to rounding. guidance_scale 1 or less is
-        no guidance, at half the time. output_type: "pil", "np" (pictures, height, width, 3), "pt" (pictures, 3, height,
-        width), both in 0..1, or "latent". height and width in pixels are the training resolution unless given.
-        ValueError on numbers that do not match or a side that does not fit.
+        The noise comes from `generator` (one, or one per picture), from `seeds` (one per picture; a single seed stands
+        for itself and its successors), from `latents` (pictures, C, h, w), or is random. With one generator or seed per
+        picture, a picture depends only on its prompt and seed, up to rounding. A guidance_scale of 1 or less means no
+        guidance, in half the time. output_type: "pil", "np" (pictures, height, width, 3), "pt" (pictures, 3, height,
+        width), both in 0..1, or "latent". height and width in pixels default to the training resolution. Raises
+        ValueError if numbers do not match or a side is not a multiple of the autoencoder's factor.
         """
-        config: Any = self.config  # a dict that diffusers lets be read by attribute
+        config: Any = self.config  # a dict whose entries diffusers makes readable as attributes
         prompts, negative = _as_list(prompt), _as_list(negative_prompt)
         if len(negative) not in (1, len(prompts)):
-            raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} prompts; give one, or one a prompt")
+            raise ValueError(
+                f"{len(negative)} negative prompts for {len(prompts)} prompts; give one, or one per prompt"
+            )
         index = torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)
         height, width = height or config.resolution, width or config.resolution
         if height % self.vae.factor or width % self.vae.factor:
@@ -133,8 +139,8 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return EmuOutput(images=images) if return_dict else (images,)
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """model_index.json, named so that diffusers finds the classes' code, which is written beside: pipeline.py and
-        what it imports at the top, the autoencoder's in vae/. (diffusers calls this last in `save_pretrained`.)
+        """Write model_index.json, in which diffusers finds where the classes' code is, and that code: pipeline.py with
+        the modules that it imports, and the autoencoder's in vae/. (diffusers calls this last in `save_pretrained`.)
         """
         super().save_config(save_directory, push_to_hub, **kwargs)
         folder = Path(save_directory)
@@ -147,7 +153,7 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """The config of a folder, with the classes of this process in place of the copies that the folder carries."""
+        """Return the config of a folder, with this process's classes instead of the copies in the folder."""
         config = super().load_config(*args, **kwargs)
         found = config[0] if isinstance(config, tuple) else config
         if isinstance(found.get("_class_name"), list):
@@ -167,8 +173,9 @@ def draw(
     guidance_scale: float = 3.0,
     resolution: int | None = None,
 ) -> list[Image.Image]:
-    """A picture a prompt and seed by any text-to-image pipeline of diffusers, EmuPipeline among them. ValueError on
-    unequal lengths. The same (prompt, seed) gives the same picture whatever else is in the batch, up to rounding.
+    """Draw a picture per prompt and seed with any text-to-image pipeline of diffusers, including EmuPipeline. The same
+    (prompt, seed) gives the same picture whatever else is in the batch, up to rounding. resolution: px; None for the
+    pipeline's. Raises ValueError if there are not as many seeds as prompts.
     """
     call: Any = pipeline
     return call(
@@ -188,25 +195,25 @@ def _as_list(prompt: str | list[str]) -> list[str]:
 def _generators(seeds: int | list[int] | None, generator: Generators | None, num: int) -> Generators | None:
     if seeds is None:
         if isinstance(generator, list) and len(generator) != num:
-            raise ValueError(f"{num} pictures but {len(generator)} generators; give one, or one a picture")
+            raise ValueError(f"{num} pictures but {len(generator)} generators; give one, or one per picture")
         return generator
     if generator is not None:
         raise ValueError("both seeds and generator are given; give one of them")
     numbers = [seeds + i for i in range(num)] if isinstance(seeds, int) else list(seeds)
     if len(numbers) != num:
-        raise ValueError(f"{num} pictures but {len(numbers)} seeds; give one seed a picture")
+        raise ValueError(f"{num} pictures but {len(numbers)} seeds; give one seed per picture")
     return [torch.Generator().manual_seed(number) for number in numbers]  # on the CPU: the same on every device
 
 
-# Imports of our own modules, in the package ("from emu_models.text import ...") and in a saved copy of one
+# Imports of our own modules, in the package ("from emu_models.text import …") and in a saved copy of a module
 OWN_IMPORT = re.compile(r"^from (?:emu_models[\w.]*\.|\.emu_)(\w+) import \(?\s*(\w+)", re.MULTILINE)
 
 
 def _save_code(module: ModuleType, folder: Path, name: str | None = None) -> str:
-    """Writes the source of a module of ours, and of those it imports, flat into `folder`; returns the module's name.
+    """Write the source of one of our modules, and of those that it imports, into `folder`; return the module's name.
 
-    diffusers copies all models' code into one flat package, hence the prefix emu_; and only the files that the first
-    one imports itself, which is why a module that is saved may not reach further ones through another.
+    diffusers copies the code of all models into one flat package, hence the prefix emu_. It copies only files that the
+    first one imports directly, so a saved module must not depend on others indirectly.
     """
     source = inspect.getsource(module)
     name = name or "emu_" + module.__name__.rsplit(".", 1)[-1].removeprefix("emu_")

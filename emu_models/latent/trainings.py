@@ -1,11 +1,11 @@
-"""The trainings of the graph as functions: rows and a start in, a finished model in a folder of its own (identity.py).
+"""The latent family's trainings as functions, from rows and a start to a finished model in its own folder
+(identity.py).
 
-They run in a child process of their own (emu_dagster.training.child) and know nothing of what launched them. A model
-folder is in diffusers' layout (config.json and safetensors) with meta.json, metrics.jsonl and preview.png beside.
+They run in a child process (emu_dagster.training.child) and know nothing of what launched them. A model folder is in
+diffusers' layout (config.json and safetensors), with meta.json, metrics.jsonl and preview.png.
 """
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -46,17 +46,17 @@ from emu_models.training.loop import TrainingResult, read_log, run_training
 from emu_models.training.rows import PictureRows, Rows, find_rows, list_rows, load_rows
 from emu_models.training.running import UNHEARD, Running
 
-NUM_MEASURED = 256  # pictures that an autoencoder's start and its latents' statistics are taken from; chosen here
+NUM_MEASURED = 256  # pictures that determine an autoencoder's start and its latents' statistics; chosen here
 
 
 def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> TrainingResult:
-    """Trains an autoencoder, or finds it trained, and returns what came of it: its model is in `folder`/result.
+    """Train an autoencoder, unless that was done before, and return the result; the model is in `folder`/result.
 
-    It goes on from the state of the same training (identity.py). Of several processes each learns all of the same
-    batches: no faster than one, and no different.
+    The training continues from its own state (identity.py). Several processes all learn from the same batches, with the
+    same result as one and no faster.
     """
     table = find_rows(job.shards, pd.read_parquet(job.rows))
-    identity = identify(job, zip(table["key"], table["digest"], strict=True))  # captions are not looked at
+    identity = identify(job, zip(table["key"], table["digest"], strict=True))  # captions do not matter
     folder = open_folder(job.states, identity, running.world.leads)
     found = _read_finished(running, folder)
     if found is not None:
@@ -86,9 +86,10 @@ def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> Traini
 
 
 def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResult:
-    """Trains a denoiser (pretraining or tuning), or finds it trained; `folder`/result is then the whole pipeline.
+    """Train a denoiser (pretraining or tuning), unless that was done before, and return the result; the complete
+    pipeline is in `folder`/result.
 
-    Of a training that is finished only the preview is drawn again, where other prompts or another guidance are asked.
+    If the training is finished, only its preview is drawn again, if its prompts or guidance have changed.
     """
     table = find_rows(job.shards, pd.read_parquet(job.rows))
     identity = identify(job, zip(table["key"], table["digest"], table["caption"], strict=True))
@@ -127,7 +128,7 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
 
     def draw_samples(step: int) -> None:
         pipeline.unet = learner.averaged
-        sheet = _draw_sheet(pipeline, job)  # by all processes: the weights may lie on several
+        sheet = _draw_sheet(pipeline, job)  # by all processes, since the weights may be sharded
         if running.world.leads:
             running.picture_sink(step, sheet)
 
@@ -159,12 +160,12 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
 
 def _read_finished(running: Running, folder: Path) -> TrainingResult | None:
     found = read_result(folder)
-    running.world.wait()  # so that none looks after another has finished it
+    running.world.wait()  # all processes look before one of them can finish it
     return found
 
 
 def _draw_sheet(pipeline: Any, job: DenoiserJob) -> Image.Image:
-    """A sheet of the fixed prompts, each always with the same seed, so that sheets compare."""
+    """Draw a sheet of the fixed prompts, each always with the same seed, so that sheets can be compared."""
     prompts = list(job.prompts)
     pictures = draw(pipeline, prompts, list(range(len(prompts))), guidance_scale=job.guidance_scale)
     return join_grid([np.asarray(p) for p in pictures], 8)
@@ -177,7 +178,7 @@ def _describe_preview(job: AutoencoderJob | DenoiserJob) -> dict[str, Any] | Non
 
 
 def _renew_preview(result: Path, job: DenoiserJob) -> None:
-    """Draws the preview of a finished model again where it is not the one that is asked for; the weights stay."""
+    """Draw the preview of a finished model again if prompts or guidance have changed; the weights stay."""
     meta = json.loads((result / "meta.json").read_text())
     if meta["preview"] == _describe_preview(job):
         return
@@ -192,7 +193,7 @@ def _renew_preview(result: Path, job: DenoiserJob) -> None:
 
 
 def _new_pipeline(job: DenoiserJob) -> EmuPipeline:
-    """A pipeline around a new denoiser, over the autoencoder and the text encoders there are."""
+    """Return a pipeline with a new denoiser and the job's autoencoder and text encoders."""
     assert job.autoencoder is not None and job.denoiser is not None
     hide_bars()
     autoencoder, encoders = Autoencoder.from_pretrained(job.autoencoder), load_text_encoders(job.text_encoder)
@@ -215,13 +216,13 @@ def _write_beside(
     rows: Rows | PictureRows,
     num_parameters: int,
 ) -> None:
-    """metrics.jsonl and meta.json, with nothing in them that depends on the clock, on where the project lies or on how
-    it was trained: a training that was interrupted, or made elsewhere, leaves the same bytes, and what was made from it
-    stays valid."""
+    """Write metrics.jsonl and meta.json. They do not depend on the clock, on the project's location or on how the model
+    was trained, so that an interrupted training, or one done elsewhere, leaves the same bytes, and assets made from it
+    stay valid."""
     log = read_log(result.folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     settings = settings_of(job)
-    weights = {name: os.path.relpath(path, job.out) for name, path in weights_of(job).items()}
+    weights = {name: [path.name, identity.contents[name]] for name, path in weights_of(job).items()}
     meta = {
         "name": job.name,
         "identity": identity.name,
@@ -243,7 +244,7 @@ def _write_beside(
 
 @torch.no_grad()
 def _save_pairs(rows: Rows, autoencoder: Autoencoder, path: Path) -> None:
-    """Held-out pictures above, their reconstructions below, at 1:1."""
+    """Save held-out pictures above their reconstructions, at 1:1."""
     images = rows.images[:16]
     x = to_tensor(images)
     y = to_images(autoencoder.decode(autoencoder.encode(x).mean))
@@ -251,7 +252,7 @@ def _save_pairs(rows: Rows, autoencoder: Autoencoder, path: Path) -> None:
 
 
 def join_grid(images: list[np.ndarray], num_columns: int) -> Image.Image:
-    """One picture of pictures (H, W, 3) of one size, line by line, blank where the last line ends early."""
+    """Join pictures (H, W, 3) of one size into one, row by row; the rest of the last row is white."""
     blanks = [np.full_like(images[0], 255)] * (-len(images) % num_columns)
     tiles = np.stack([*images, *blanks])
     lines = [np.concatenate(list(line), axis=1) for line in tiles.reshape(-1, num_columns, *images[0].shape)]

@@ -1,1 +1,1 @@
-"""How the networks learn: one loop that resumes exactly, and what it is made of."""
+"""How the networks learn: one loop that resumes exactly, and its parts."""

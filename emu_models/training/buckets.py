@@ -1,8 +1,8 @@
-"""Aspect-ratio buckets: pictures are trained on in about their own shape, one shape a batch (SDXL, arXiv 2307.01952,
+"""Aspect-ratio buckets: training uses pictures in about their own shape, one shape per batch (SDXL, arXiv 2307.01952,
 sec. 2.3 and appendix I). The Emu paper does not say how it treats shapes.
 
-Every picture is in exactly one bucket, that of the nearest ratio; a bucket with too few rows for a batch goes to its
-nearest neighbour, so nothing is dropped.
+Every picture is in exactly one bucket, that of the nearest ratio. A bucket with too few rows for a batch is merged with
+its nearest neighbour, so nothing is dropped.
 """
 
 import numpy as np
@@ -13,10 +13,11 @@ Size = tuple[int, int]  # width, height in pixels
 
 
 def bucket_sizes(resolution: int, multiple: int, num_buckets: int) -> list[Size]:
-    """Sizes of about resolution^2 pixels, sides multiples of `multiple`, from tall to wide; 1 bucket is the square.
+    """Return sizes of about resolution^2 pixels, with sides that are multiples of `multiple`, from tall to wide; a
+    single bucket is square.
 
-    The ratios are evenly spaced in their logarithm; those that come out as the same size are one, so fewer may come.
-    ValueError where a side would be 0.
+    The ratios are evenly spaced in their logarithm. Ratios that give the same size are merged, so there may be fewer
+    sizes. Raises ValueError if a side would be 0.
     """
     if num_buckets == 1:
         return [(resolution, resolution)]
@@ -26,14 +27,18 @@ def bucket_sizes(resolution: int, multiple: int, num_buckets: int) -> list[Size]
         for r in ratios.tolist()
     }
     if any(0 in size for size in found):
-        raise ValueError(f"resolution {resolution} is too low for aspect buckets of multiples of {multiple} px")
+        raise ValueError(
+            f"resolution {resolution} is too low for aspect buckets with sides that are multiples of {multiple} px: "
+            "raise it, or set aspect_buckets to 1"
+        )
     return sorted(found, key=lambda size: size[0] / size[1])
 
 
 def assign_buckets(sizes_N2: np.ndarray, buckets: list[Size], counts_N: np.ndarray, min_rows: int) -> np.ndarray:
-    """The bucket of each picture of size (width, height), int64 (N,), every one with `min_rows` rows or alone.
+    """Return the bucket of each picture, int64 (N,), such that every bucket has `min_rows` rows or is the only one.
 
-    counts_N: whether a row counts towards min_rows (those held out do not). The smallest bucket moves first.
+    sizes_N2: width and height. counts_N: bool, whether a row counts towards min_rows (held-out rows do not). The
+    smallest bucket is merged first.
     """
     aspects = np.log([width / height for width, height in buckets])
     own = np.log(sizes_N2[:, 0] / sizes_N2[:, 1])

@@ -1,12 +1,12 @@
-"""What is encoded once and read at every step: moments of the autoencoder and text features.
+"""Caches of what is encoded once and read at every step: the autoencoder's moments and text features.
 
-A cache is a folder named after a hash of the encoder: its weights and its code. In it lie shards of a thousand rows,
-safetensors, with the digests of the rows (of the picture's bytes and its size, of the caption) in their headers. Only
-rows whose digest is in no shard are encoded, so another encoder or another row can never be served a stale value, and
-a build that was interrupted goes on at the shard. Shards are read as memory maps: what is not looked at stays on disk.
+A cache is a folder named after a hash of the encoder: its weights and its code. It holds shards of a thousand rows,
+safetensors with the rows' digests (of the picture's bytes and size, of the caption) in their headers. Only rows whose
+digest is in no shard are encoded, so no row can get a stale value, and an interrupted build continues at the next
+shard. Shards are read as memory maps: unused rows stay on disk.
 
-Moments (mean, log variance) are kept, not samples: a sampled latent bakes its noise in. Both they and text tokens are
-kept in half precision, whose rounding (1 / 2048) is far below the latents' own noise.
+Moments (mean, log variance) are kept, not samples, since a sampled latent would fix its noise. Moments and text tokens
+are kept in half precision, whose rounding (1 / 2048) is far below the latents' own noise.
 """
 
 import hashlib
@@ -25,34 +25,44 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emu_data.files import atomic_file
+from emu_data.samples import DECODING
 from emu_models.latent.autoencoder.network import Moments
-from emu_models.latent.checkpoints import Captions, Latents
-from emu_models.text import TextFeatures
+from emu_models.latent.checkpoints import AnyAutoencoder, AnyTextEncoder
+from emu_models.text import TextFeatures, load_text_encoders
 from emu_models.training.distributed import ALONE, World
+from emu_models.training.identity import hash_weights_at
 from emu_models.training.rows import PictureRows
 
-ENCODE_BATCH = 64  # pictures or captions at a time; fixed, since bytes change with the batch
-ROWS_PER_SHARD = 1024  # a multiple of ENCODE_BATCH; 1 GB of 16-channel moments at 1024 px. Chosen here
-OPEN_SHARDS = 256  # memory maps held open; chosen here
+ENCODE_BATCH = 64  # pictures or captions at a time; fixed, since bytes change with the batch; chosen here
+ROWS_PER_SHARD = 1024  # a multiple of ENCODE_BATCH; 1 GB of 16-channel moments at 1024 px; chosen here
+OPEN_SHARDS = 256  # memory maps kept open; chosen here
 HALVED = ("mean", "logvar", "tokens")  # tensors kept in half precision
 
 
 def hash_weights(module: nn.Module) -> str:
-    """SHA-256 over names and values of a module's state, 64 hexadecimal digits."""
+    """Return a SHA-256 of the names and values of a module's state, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy knows no bf16
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bf16
     return digest.hexdigest()
 
 
 def hash_all(*parts: str | bytes) -> str:
-    """128 bits of SHA-256 over the parts, as 32 hexadecimal digits."""
+    """Return 128 bits of a SHA-256 of the parts, as 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()[:32]
+
+
+def hash_text_encoder(name: str) -> str:
+    """Return a digest of a text encoder and its vocabulary. name: a folder, or a name on a hub."""
+    if Path(name).is_dir():
+        return hash_weights_at(Path(name))
+    encoders = load_text_encoders(name)
+    return hash_all(hash_weights(encoders.models[0]), json.dumps(sorted(encoders.tokenizers[0].get_vocab().items())))
 
 
 @dataclass(frozen=True)
@@ -67,17 +77,20 @@ class CachedRows:
         return len(self.row_N)
 
     def subset(self, index: np.ndarray) -> Self:
+        """Return the rows at `index`, int64 (n,), in that order; nothing is read."""
         return type(self)(self.shards, self.shard_N[index], self.row_N[index])
 
     def read(self, index_B: Tensor) -> dict[str, Tensor]:
-        """The tensors of some rows, which must be of one shape, as they are kept."""
+        """Return the tensors of the rows at `index_B`, int64 (B,), in their stored precision; they must have one
+        shape.
+        """
         shard_B, row_B = self.shard_N[index_B.numpy()], torch.from_numpy(self.row_N[index_B.numpy()])
         found: dict[str, Tensor] = {}
         for shard in np.unique(shard_B):
             places = torch.from_numpy(np.flatnonzero(shard_B == shard))
             for name, stored in _open_shard(self.shards[shard]).items():
                 values = stored[row_B[places]]
-                if len(places) == len(index_B):  # all of one shard, as in a small set: no second copy
+                if len(places) == len(index_B):  # all from one shard, as in a small set: no second copy
                     found[name] = values
                     continue
                 if name not in found:
@@ -88,22 +101,30 @@ class CachedRows:
 
 @dataclass(frozen=True)
 class CachedMoments(CachedRows):
+    """Moments of latents in a cache on disk."""
+
     def select(self, index_B: Tensor) -> Moments:
+        """Return the moments of the rows at `index_B`, int64 (B,): (B, C, h, w) in fp32; the rows must have one
+        shape."""
         found = self.read(index_B)
         return Moments(found["mean"].float(), found["logvar"].float())
 
 
 @dataclass(frozen=True)
 class CachedText(CachedRows):
+    """Text features in a cache on disk."""
+
     def select(self, index_B: Tensor) -> TextFeatures:
-        """In half precision: the larger part of a batch is copied, and sent to the device, at half its size."""
+        """Return the features of the rows at `index_B`, int64 (B,), in half precision, so that the larger part of a
+        batch has half its size when it is copied and sent to the device."""
         found = self.read(index_B)
         return TextFeatures(found["tokens"], found["mask"], found["pooled"])
 
 
 @torch.no_grad()
-def encode_moments(autoencoder: Latents, rows: PictureRows, folder: Path, world: World = ALONE) -> CachedMoments:
-    """Moments (C, h, w) of each row's picture at the size of its bucket, from `folder` where encoded before."""
+def encode_moments(autoencoder: AnyAutoencoder, rows: PictureRows, folder: Path, world: World = ALONE) -> CachedMoments:
+    """Return the moments (C, h, w) of each row's picture at the size of its bucket; those in `folder` are not encoded
+    again."""
     sizes = [rows.bucket_sizes[bucket] for bucket in rows.bucket_N]
     digests = [hash_all(d, f"{width}x{height}") for d, (width, height) in zip(rows.digests, sizes, strict=True)]
 
@@ -112,14 +133,15 @@ def encode_moments(autoencoder: Latents, rows: PictureRows, folder: Path, world:
         parts = [autoencoder.encode(to_tensor(batch).to(autoencoder.device)) for batch in pictures]
         return {"mean": torch.cat([p.mean for p in parts]), "logvar": torch.cat([p.logvar for p in parts])}
 
-    cache = folder / hash_all(hash_weights(autoencoder), _code_of(autoencoder), inspect.getsource(PictureRows))
+    code = (_code_of(autoencoder), inspect.getsource(PictureRows), str(DECODING))
+    cache = folder / hash_all(hash_weights(autoencoder), *code)
     return CachedMoments(*_fill(cache, digests, rows.bucket_N, encode, world))
 
 
 def encode_captions(
-    captions: list[str], encoders: Captions, num_tokens: int, folder: Path, world: World = ALONE
+    captions: list[str], encoders: AnyTextEncoder, num_tokens: int, folder: Path, world: World = ALONE
 ) -> tuple[CachedText, TextFeatures]:
-    """Features of the captions (N rows) and of the empty prompt (1 row), from `folder` where encoded before."""
+    """Return the features of N captions and of the empty prompt (1 row); those in `folder` are not encoded again."""
     texts = [*captions, ""]
 
     def encode(index: np.ndarray) -> dict[str, Tensor]:
@@ -139,7 +161,7 @@ def encode_captions(
     return CachedText(shards, shard_N[:-1], row_N[:-1]), every.select(torch.tensor([len(captions)]))
 
 
-def _code_of(encoder: Latents | Captions) -> str:
+def _code_of(encoder: AnyAutoencoder | AnyTextEncoder) -> str:
     return inspect.getsource(inspect.getmodule(type(encoder)) or type(encoder))
 
 
@@ -150,9 +172,9 @@ def _fill(
     encode: Callable[[np.ndarray], dict[str, Tensor]],
     world: World,
 ) -> tuple[tuple[Path, ...], np.ndarray, np.ndarray]:
-    """Encodes the rows whose digests no shard holds, equal ones once, and tells where each row is.
+    """Encode the rows whose digests are in no shard, equal ones once, and return the arguments of CachedRows.
 
-    Rows of different groups (shapes) are not put in one shard. Each process encodes every world.size-th shard.
+    A shard holds rows of one group (shape). Each process encodes every world.size-th shard.
     """
     known = _index(folder)
     missing: dict[int, dict[str, int]] = {}
@@ -164,7 +186,7 @@ def _fill(
         for _, rows in sorted(missing.items())
         for start in range(0, len(rows), ROWS_PER_SHARD)
     ]
-    world.wait()  # so that none looks for what is missing after another has begun to write
+    world.wait()  # all processes look for missing rows before one of them writes
     for chunk in chunks[world.rank :: world.size]:
         names = [digest for digest, _ in chunk]
         tensors = encode(np.array([position for _, position in chunk]))
@@ -180,7 +202,7 @@ def _fill(
 
 
 def _index(folder: Path) -> dict[str, tuple[Path, int]]:
-    """Digest -> shard and row, from the shards' headers."""
+    """Return digest -> (shard, row), from the shards' headers."""
     known = {}
     for path in sorted(folder.glob("[!.]*.safetensors")):
         with safe_open(path, "pt") as shard:
@@ -190,16 +212,16 @@ def _index(folder: Path) -> dict[str, tuple[Path, int]]:
 
 @lru_cache(maxsize=OPEN_SHARDS)
 def _open_shard(path: Path) -> dict[str, Tensor]:
-    """The tensors of a shard as views of its memory map."""
+    """Return the tensors of a shard as views of its memory map."""
     with safe_open(path, "pt") as shard:
         return {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
 
 
 def to_tensor(images_NHWC: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, 3) to float (N, 3, H, W) in [-1, 1]."""
+    """Convert uint8 (N, H, W, 3) to float (N, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_images(x_NCHW: Tensor) -> np.ndarray:
-    """float (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3), clipped."""
+    """Convert float (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3), clipped."""
     return ((x_NCHW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""The exponential moving average of weights that samples are drawn with."""
+"""The exponential moving average of weights, with which samples are drawn."""
 
 import copy
 
@@ -7,15 +7,15 @@ from torch import nn
 
 
 def copy_for_averaging(module: nn.Module) -> nn.Module:
-    """A copy of `module` that is not trained, to be averaged into."""
+    """Return a copy of `module` for `WeightAverage`, in evaluation mode and without gradients."""
     return copy.deepcopy(module).eval().requires_grad_(False)
 
 
 class WeightAverage:
-    """Moves the weights of `averaged`, which must start as those of the module that is trained, towards them.
+    """Averages the trained module's weights into those of `averaged`, which must start equal to them.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)), n updates so far (the rule of TensorFlow's
-    ExponentialMovingAverage), so that short runs are not held at the start.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage, so that
+    short runs do not stay near their start. Raises ValueError for a decay outside 0..1.
     """
 
     def __init__(self, averaged: nn.Module, decay: float) -> None:
@@ -26,7 +26,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module, num_updates: int) -> None:
+        """Move the average towards `module` after update `num_updates` (from 0); buffers are copied."""
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
-        torch._foreach_lerp_(list(self.averaged.parameters()), list(module.parameters()), 1 - decay)
+        pairs = zip(self.averaged.parameters(), module.parameters(), strict=True)
+        learnt = [(mine, theirs) for mine, theirs in pairs if theirs.requires_grad]  # frozen weights stay equal
+        torch._foreach_lerp_([mine for mine, _ in learnt], [theirs for _, theirs in learnt], 1 - decay)
         for mine, theirs in zip(self.averaged.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)

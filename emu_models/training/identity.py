@@ -1,12 +1,12 @@
-"""Which training is which: what decides its result names it, and how it is done does not.
+"""The identity of a training: a hash of what determines its result, but not of how it is run.
 
-A training that is asked for again under another *how* (sheets, micro-batches, another cadence of saving) goes on from
-its state; one of another *what* has a folder of its own beside, so that nothing takes the place of something else:
+If a training is requested again with another *how* (sheets, micro-batches, another interval of saving), it continues
+from its state. With another *what* it gets its own folder, so that nothing is replaced:
 
-    STATES/IDENTITY/identity.json     the settings and the contents that the name is the hash of; written at every start
-    STATES/IDENTITY/state/            what it goes on from (state.py)
+    STATES/IDENTITY/identity.json     the settings and contents whose hash is the name; written at every start
+    STATES/IDENTITY/state/            what the training continues from (state.py); for several networks a folder each
     STATES/IDENTITY/metrics.jsonl     a line per point of its curves
-    STATES/IDENTITY/result/           the finished model; there only when whole
+    STATES/IDENTITY/result/           the finished model; exists only when it is complete
 """
 
 import dataclasses
@@ -19,41 +19,42 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from emu_data.files import file_sha256, fingerprint, restore_dir, write_json
-from emu_models.text import load_text_encoders
 from emu_models.training.jobs import COUNTS, STOPPING, WEIGHTS, WHAT, LoopJob
 from emu_models.training.loop import TrainingResult
 
-# Of a folder of weights, what says nothing of the network: notes, logs, and code that is never run from there.
+# Files in a folder of weights that do not affect the network: notes and logs. Code there is never run either.
 NOT_WEIGHTS = {"README.md", "preview.png", "metrics.jsonl", "meta.json"}
-NOT_SETTINGS = {"_name_or_path"}  # of a config.json: where it was loaded from
+NOT_SETTINGS = {"_name_or_path"}  # in a config.json: where it was loaded from
 
 
 @dataclass(frozen=True)
 class Identity:
-    """settings: the values that decide, as they are in params. contents: dotted name -> digest of what lies there."""
+    """What determines a training's result. settings: the values from params that do. contents: dotted name -> digest of
+    the weights, rows or code that it stands for."""
 
     settings: Mapping[str, Any]
     contents: Mapping[str, str]
 
     @cached_property
     def name(self) -> str:
+        """16 hexadecimal digits: the name of the training's folder."""
         return fingerprint([dict(self.settings), dict(self.contents)])
 
 
 def identify(job: LoopJob, rows: Iterable[Iterable[str]]) -> Identity:
-    """The identity of a training. rows: of each row what decides, its key, its picture's digest, perhaps its caption.
+    """Return the identity of a training. rows: for each row what matters: its key, its picture's digest, perhaps its
+    caption.
 
-    ValueError where weights that it starts from are not there.
+    Raises ValueError if weights that it starts from do not exist.
     """
     contents = {name: hash_weights_at(path) for name, path in weights_of(job).items()}
-    contents |= {f"text_encoder.{i}": _hash_text_encoder(name) for i, name in enumerate(job.text_encoders())}
-    contents |= {"rows": hash_rows(rows), "code": job.code}
+    contents |= {**job.contents(), "rows": hash_rows(rows), "code": job.code}
     return Identity(settings_of(job), contents)
 
 
 def settings_of(job: LoopJob) -> dict[str, Any]:
-    """The values that decide, as JSON has them: what can be said without looking at rows and weights. `spec`: those
-    that only this kind of training has."""
+    """Return the values of a job that determine its result, as JSON values; rows and weights are not read. `spec` holds
+    those that only this kind of training has."""
     plain = _deciding(job, stops_early=job.loop.max_rise > 0)
     of_all = {name: value for name, value in plain.items() if name in counts_of(LoopJob)}
     spec = {name: value for name, value in plain.items() if name not in of_all}
@@ -62,7 +63,7 @@ def settings_of(job: LoopJob) -> dict[str, Any]:
 
 @cache
 def counts_of(owner: type) -> dict[str, str]:
-    """How each field of a job or of a config within it counts: what stands beside it, else WHAT (jobs.py)."""
+    """Return field -> how it counts, for a job or a config in it: its mark, or WHAT if it has none (jobs.py)."""
     found = {}
     for name, hint in get_type_hints(owner, include_extras=True).items():
         beside = [note for note in getattr(hint, "__metadata__", ()) if note in COUNTS]
@@ -79,7 +80,7 @@ def _deciding(value: Any, stops_early: bool) -> Any:
 
 
 def weights_of(value: Any, prefix: str = "") -> dict[str, Path]:
-    """Dotted field -> path of the weights that a job and the configs within it name."""
+    """Return dotted field -> path, for the weights that a job and its configs name."""
     found: dict[str, Path] = {}
     for field, counts in counts_of(type(value)).items() if dataclasses.is_dataclass(value) else ():
         part, name = getattr(value, field), f"{prefix}{field}"
@@ -92,13 +93,16 @@ def weights_of(value: Any, prefix: str = "") -> dict[str, Path]:
 
 
 def hash_weights_at(path: Path) -> str:
-    """SHA-256, 32 digits, of a file, or of a folder's weights and settings, wherever it lies and was loaded from."""
+    """Return 32 digits of a SHA-256 of a file, or of a folder's weights and settings, which does not depend on where
+    they are or were loaded from. Raises ValueError if there are none."""
     if path.is_file():
         return file_sha256(path)[:32]
     files = {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
     kept = {n: f for n, f in files.items() if f.name not in NOT_WEIGHTS and f.suffix != ".py" and "/." not in f"/{n}"}
     if not kept:
-        raise ValueError(f"{path} holds no weights to start from; materialise the asset that writes them, or name them")
+        raise ValueError(
+            f"{path} holds no weights to start from; materialise the asset that writes them, or name another folder"
+        )
     digest = hashlib.sha256()
     for name, file in kept.items():
         digest.update(f"{name}:{_hash_settings(file) if file.suffix == '.json' else file_sha256(file)}\n".encode())
@@ -119,17 +123,8 @@ def _without_origin(value: Any) -> Any:
     return [_without_origin(part) for part in value] if isinstance(value, list) else value
 
 
-def _hash_text_encoder(name: str) -> str:
-    if Path(name).is_dir():
-        return hash_weights_at(Path(name))
-    from emu_models.training.cache import hash_all, hash_weights
-
-    encoders = load_text_encoders(name)
-    return hash_all(hash_weights(encoders.models[0]), json.dumps(sorted(encoders.tokenizers[0].get_vocab().items())))
-
-
 def hash_rows(rows: Iterable[Iterable[str]]) -> str:
-    """SHA-256, 32 digits, over rows of texts, in their order."""
+    """Return 32 digits of a SHA-256 of rows of texts, in their order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(list(row)).encode() + b"\n")
@@ -137,7 +132,7 @@ def hash_rows(rows: Iterable[Iterable[str]]) -> str:
 
 
 def open_folder(states: Path, identity: Identity, leads: bool = True) -> Path:
-    """The folder of a training, made where there is none; what a kill left half renamed in it is put back."""
+    """Return the folder of a training, which is created if needed; renames that a kill interrupted are undone."""
     folder = states / identity.name
     if leads:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +143,7 @@ def open_folder(states: Path, identity: Identity, leads: bool = True) -> Path:
 
 
 def read_result(folder: Path) -> TrainingResult | None:
-    """What came of a finished training; None where it is not finished. It took no time now, so it has no timings."""
+    """Return the result of a finished training, without timings, since it took no time now; None if unfinished."""
     meta = folder / "result" / "meta.json"
     if not meta.is_file():
         return None

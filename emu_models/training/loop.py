@@ -1,8 +1,8 @@
-"""The training loop that every network here learns by: schedule, average, validate, checkpoint, stop, resume.
+"""The training loop of every network here: schedule, average, validate, save, stop, resume.
 
-Decisions: a step's rows and noise depend on (seed, step) alone (order.py), so that a killed run resumes bitwise on CPU;
-a checkpoint replaces the last one atomically; a NaN stops the run and names the batch; SIGINT saves and leaves. With
-several processes (distributed.py) all take every decision together and at the same step; the one that leads writes.
+A step's rows and noise depend only on (seed, step) (order.py), so that a killed run resumes bitwise on CPU. A saved
+state replaces the previous one atomically. A NaN stops the run, and the error names the batch. SIGINT saves and exits.
+Several processes (distributed.py) take every decision together and at the same step; rank 0 writes.
 """
 
 import json
@@ -29,8 +29,8 @@ from emu_models.training.prefetch import Prefetcher
 from emu_models.training.running import UNHEARD, Running
 from emu_models.training.state import load_state, save_state
 
-FINAL_LEARNING_RATE = 0.03  # share of the peak that the cosine ends at; chosen here, 2026-11-23
-NUM_POINTS = 1000  # of a curve of what is measured at every step, at the most; chosen here
+FINAL_LEARNING_RATE = 0.03  # share of the peak at which the cosine ends; chosen here, 2026-11-23
+NUM_POINTS = 1000  # at most, of a curve of values that are measured at every step; chosen here
 
 
 class Interrupted(Exception):
@@ -42,46 +42,57 @@ class NotFinite(ValueError):
 
 
 class Learner(Protocol):
-    """What the loop trains. `network` is averaged into `averaged`, which is validated; `modules` and `optimizers`, of
-    the same names, are checkpointed."""
+    """What the loop trains. `network` is averaged into `averaged`, which is validated; `modules` and `optimizers`, with
+    the same names, are saved in the state."""
 
     @property
-    def network(self) -> nn.Module: ...
+    def network(self) -> nn.Module:
+        """The network that is trained."""
+        ...
 
     @property
-    def averaged(self) -> nn.Module: ...
+    def averaged(self) -> nn.Module:
+        """The moving average of `network`, which is validated and published."""
+        ...
 
     @property
-    def modules(self) -> Mapping[str, nn.Module]: ...
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Name -> module; a saved state holds these and the average."""
+        ...
 
     @property
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]: ...
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Name -> optimiser, one for each of `modules`; the loop sets their learning rates."""
+        ...
 
     def prepare(self, step: int) -> Any:
-        """The batch of a step, on the CPU. Called in threads, ahead of time: it may depend on nothing but the step."""
+        """Return the batch of a step, on the CPU. Threads call this ahead of time, so it may depend only on the
+        step."""
         ...
 
     def learn(self, step: int, batch: Any) -> dict[str, float]:
-        """One optimiser step; returns its metrics, `loss` among them: ours, such that the mean over all processes is
-        that of the whole batch."""
+        """Do one optimiser step and return its metrics, including `loss`, scaled so that their mean over the processes
+        is the value for the whole batch."""
         ...
 
     def batch_keys(self, step: int) -> list[str]:
-        """Keys of the rows of a step, for the message where it goes wrong."""
+        """Return the keys of the rows of a step, for error messages."""
         ...
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Metrics of `network` on held-out rows, `val_loss` among them; no randomness of its own."""
+        """Return the metrics of `network` on held-out rows, including `val_loss`; they must not be random. Empty if no
+        row is held out: then the training does not stop early."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """All but `timings` is the same for every run of the same configuration, however often it was interrupted.
+    """The result of a training. Everything but `timings` is the same for every run of the same configuration, however
+    often it was interrupted.
 
-    folder: where state, metrics.jsonl and result of the training lie. timings: seconds in all, resumed_from (the step
-    at which this process began), steps_per_second and loader_wait_share (0..1, of the time, how much was spent waiting
-    for a batch) since then.
+    folder: with the training's state, metrics.jsonl and result. timings: seconds in total, resumed_from (the step at
+    which this process began) and, since then, steps_per_second and loader_wait_share (0..1, the share of the time spent
+    waiting for batches).
     """
 
     num_steps: int
@@ -93,7 +104,8 @@ class TrainingResult:
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:
-    """Linear warm-up, then a cosine to FINAL_LEARNING_RATE of the peak (Loshchilov and Hutter, arXiv 1608.03983)."""
+    """Return the learning rate of a step: a linear warm-up, then a cosine to FINAL_LEARNING_RATE of the peak
+    (Loshchilov and Hutter, arXiv 1608.03983)."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     cosine = 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
     return config.learning_rate * warm * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
@@ -108,12 +120,13 @@ def run_training(
     running: Running = UNHEARD,
     draw_samples: Callable[[int], None] = lambda step: None,
 ) -> TrainingResult:
-    """Trains to the end, or to an early stop; the averaged weights are then in `learner.averaged`.
+    """Train to the end, or to an early stop; the averaged weights are then in `learner.averaged`.
 
-    `folder` holds the state while training: state/ and metrics.jsonl. Raises Interrupted after saving when
-    `running.stop_requested`, NotFinite on a NaN loss or gradient; the last saved state is then from before it;
-    ValueError where the state there is another training's. What depends on the clock goes to the sink and the result's
-    timings, not to metrics.jsonl.
+    folder: holds state/ and metrics.jsonl. fingerprint: of the training, to recognise its state. description: for the
+    bar and messages. draw_samples: called every `sample_every` steps. Raises Interrupted, after saving, if
+    `running.stop_requested` returns True; NotFinite for a NaN loss or gradient (the last saved state is from before
+    it); ValueError if the state in `folder` is another training's. Values that depend on the clock go to the sink and
+    the result's timings, not to metrics.jsonl.
     """
     world = running.world
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +142,7 @@ def run_training(
         start, seconds_before, metrics = meta["step"], meta["seconds"], meta["metrics"]
         stopping = EarlyStopping(**meta["stopping"])
     if world.mean({"start": start})["start"] != start:
-        raise ValueError(f"{description}: the processes see different states in {folder}; let them share that folder")
+        raise ValueError(f"{description}: the processes see different states in {folder}; they must share that folder")
     keep_log = _open_log(folder / "metrics.jsonl", start) if world.leads else nullcontext()
     began = last_saved = time.monotonic()
 
@@ -148,7 +161,7 @@ def run_training(
         }
 
     step = start
-    # Given only where it must be, so that TQDM_DISABLE counts.
+    # Passed only if needed, so that TQDM_DISABLE has an effect.
     silent: dict[str, Any] = {} if world.leads else {"disable": True}
     progress = tqdm(total=config.num_steps, initial=start, desc=description, unit="step", mininterval=1, **silent)
     with (
@@ -179,12 +192,14 @@ def run_training(
                 point |= held_out
                 metrics.update(held_out)
                 put_back(learner.averaged)
-                stopping.observe(step, metrics["val_loss"])
+                if held_out:
+                    stopping.observe(step, held_out["val_loss"])
             if log is not None and (validates or step % point_every(config.num_steps) == 0):
                 _write_log(log, step, point)
                 running.sink(step, point | timings(step))
             if validates:
-                bar.set_postfix(loss=f"{agreed['loss']:.4f}", val=f"{metrics['val_loss']:.4f}", refresh=False)
+                shown = {name: f"{point[name]:.4f}" for name in ("loss", "val_loss") if name in point}
+                bar.set_postfix(shown, refresh=False)
             if config.sample_every and step % config.sample_every == 0 and step < config.num_steps:
                 draw_samples(step)
                 put_back(learner.averaged)
@@ -194,31 +209,31 @@ def run_training(
             if save_now:
                 save(step)
                 last_saved = time.monotonic()
-        save(step)  # so that a crash while the result is being exported costs no training
+        save(step)  # so that no training is lost if exporting the result crashes
     seconds = seconds_before + time.monotonic() - began
     taken = {"seconds": seconds, "resumed_from": start, **(timings(step) if step > start else {})}
     return TrainingResult(step, stopping.best_step, step < config.num_steps, metrics, taken, folder)
 
 
 def point_every(num_steps: int) -> int:
-    """Steps between two points of a training's curves: few enough points to draw, and each step of a short one."""
+    """Return the number of steps between two points of a training's curves, which gives at most NUM_POINTS points."""
     return math.ceil(num_steps / NUM_POINTS)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a training folder, one dict per point of its curves: `step`, what was measured at that step, and
-    the held-out metrics where it was validated."""
+    """Return the metrics in a training's folder, one dict per point of its curves: `step`, the metrics of that step
+    and, if it was validated, the held-out metrics."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def _open_log(path: Path, start: int):
-    """The log with the lines up to step `start` kept: what came after the last saved state is trained again."""
+    """Open the log, keeping the lines up to step `start`: later steps are trained again."""
     kept = []
     for line in path.read_text().splitlines() if start and path.is_file() else ():
         try:
             if json.loads(line)["step"] > start:
                 break
-        except ValueError:  # a kill cut it short, so it came after the state
+        except ValueError:  # a kill cut this line short, so it is later than the state
             break
         kept.append(line)
     with atomic_file(path) as partial:

@@ -1,4 +1,4 @@
-"""Batches made ahead of the step that needs them, so that training does not wait for rows."""
+"""Prepares batches before the step that needs them, so that training does not wait for rows."""
 
 import time
 from collections.abc import Callable
@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-DEPTH = 4  # batches made ahead; chosen here
-NUM_WORKERS = 2  # threads that make them beside a GPU; chosen here
+DEPTH = 4  # batches prepared ahead; chosen here
+NUM_WORKERS = 2  # threads that prepare them if a GPU trains; chosen here
 
 
 class Prefetcher:
-    """`prepare(step)`, which must depend on the step alone, for the steps from `start` to `end` in threads.
+    """Calls `prepare(step)`, which must depend only on the step, in threads, for the steps from `start` to `end` - 1.
 
-    An exception in a thread is raised by `get` of its step. `seconds_waited` tells how long `get` had to wait.
+    An exception in a thread is raised by `get` of its step. `seconds_waited` is the time that `get` has waited.
 
-    Where the CPU itself trains, `get` makes the batch: threads beside it would only take its cores away.
+    If the CPU itself trains, `get` prepares the batch: threads would only take cores away.
     """
 
     def __init__(self, prepare: Callable[[int], Any], start: int, end: int, device: torch.device) -> None:
@@ -27,7 +27,7 @@ class Prefetcher:
         self.seconds_waited = 0.0
 
     def get(self, step: int) -> Any:
-        """The batch of `step`; steps are to be asked for in order, each once."""
+        """Return the batch of `step`; call this for each step once, in order."""
         began = time.monotonic()
         if self._pool is None:
             batch = self._prepare(step)

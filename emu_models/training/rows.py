@@ -1,11 +1,10 @@
-"""The rows a training reads, split into trained and held out.
+"""The rows that a training reads, split into trained and held-out ones.
 
-`Rows` have their pictures in memory, squares of one size (the autoencoder). `PictureRows` leave them in the shards, to
-be cropped to the shape of their bucket and encoded once (the denoiser).
+`Rows` have their pictures in memory, as squares of one size (the autoencoder). `PictureRows` leave them in the shards,
+from which they are cropped to the shape of their bucket and encoded once (the denoiser).
 """
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,18 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from emu_data.records import decode_rgb
-from emu_data.shards import list_shards, read_images, read_many, read_samples
+from emu_data.samples import decode_rgb, read_size
+from emu_data.shards import iter_samples, read_images, read_many
 from emu_models.training.buckets import Size, assign_buckets
 from emu_models.training.order import held_out
 
-HELD_OUT_SHARE = 0.08  # of the rows, at least HELD_OUT_MINIMUM; chosen here
-HELD_OUT_MINIMUM = 4
-ORIENTATION = 0x0112  # EXIF's tag; its values 5 to 8 swap width and height
+HELD_OUT_SHARE = 0.08  # of the rows; chosen here
+HELD_OUT_MINIMUM = 4  # rows; chosen here
 
 
 @dataclass(frozen=True)
 class Rows:
-    """keys and captions (N), images (N, H, W, 3) uint8, is_held_out (N,) bool."""
+    """N rows: keys, captions, images (N, H, W, 3) uint8, is_held_out (N,) bool."""
 
     keys: list[str]
     captions: list[str]
@@ -34,21 +32,24 @@ class Rows:
     is_held_out: np.ndarray
 
     def subset(self, mask: np.ndarray) -> "Rows":
+        """Return the rows where `mask`, bool (N,), is true."""
         keys = [k for k, m in zip(self.keys, mask, strict=True) if m]
         captions = [c for c, m in zip(self.captions, mask, strict=True) if m]
         return Rows(keys, captions, self.images[mask], self.is_held_out[mask])
 
     @property
     def trained(self) -> "Rows":
+        """The rows to train on."""
         return self.subset(~self.is_held_out)
 
     @property
     def held(self) -> "Rows":
+        """The rows that are only for validation."""
         return self.subset(self.is_held_out)
 
 
 def load_rows(shards: Path, table: pd.DataFrame, resolution: int) -> Rows:
-    """Reads the pictures of `table` (columns key, caption) at `resolution` pixels a side, in key order."""
+    """Read the pictures of `table` (columns key, caption) at `resolution` px per side, in key order."""
     table = table.sort_values("key")
     keys, captions = table["key"].tolist(), table["caption"].tolist()
     images = read_images(shards, keys, resolution)
@@ -57,7 +58,8 @@ def load_rows(shards: Path, table: pd.DataFrame, resolution: int) -> Rows:
 
 @dataclass(frozen=True)
 class PictureRows:
-    """keys, captions and digests of the pictures' bytes (N), is_held_out (N,) bool, and the bucket of each, (N,)."""
+    """N rows: keys, captions, digests of the pictures' bytes, is_held_out (N,) bool, and bucket_N (N,), the index of
+    each row's bucket in bucket_sizes."""
 
     shards: Path
     keys: list[str]
@@ -68,7 +70,7 @@ class PictureRows:
     bucket_sizes: list[Size]
 
     def read(self, index: np.ndarray, num_at_once: int) -> Iterator[np.ndarray]:
-        """Pictures of rows of one bucket as uint8 (n, height, width, 3), n at most `num_at_once`."""
+        """Yield the pictures of rows of one bucket as uint8 (n, height, width, 3), n at most `num_at_once`."""
         (bucket,) = np.unique(self.bucket_N[index])
         samples = read_many(self.shards, [self.keys[i] for i in index])
         for start in range(0, len(index), num_at_once):
@@ -76,6 +78,7 @@ class PictureRows:
             yield np.stack([crop(decode_rgb(samples[key].image), self.bucket_sizes[bucket]) for key in keys])
 
     def rows_per_bucket(self) -> dict[str, int]:
+        """Return WIDTHxHEIGHT -> number of rows, for buckets with rows."""
         return {
             f"{width}x{height}": int((self.bucket_N == i).sum())
             for i, (width, height) in enumerate(self.bucket_sizes)
@@ -84,27 +87,27 @@ class PictureRows:
 
 
 def find_rows(shards: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `table` (columns key, caption), in key order, with digest (SHA-256 of the picture's bytes), width and
-    height (px, as shown). Pictures are hashed but not decoded.
+    """Return the rows of `table` (columns key, caption), in key order, with digest (SHA-256 of the picture's bytes),
+    width and height (px, as shown). Pictures are hashed but not decoded.
 
-    Hashing reads every shard once: the price of never serving what was made from another picture. ValueError names
-    keys that have no readable sample.
+    Hashing needs one pass over the pictures, so that nothing made from another picture is ever used. Shards and members
+    without such a row are skipped. Raises ValueError, which names the first keys, if some have no readable sample.
     """
     table = table[["key", "caption"]].sort_values("key", ignore_index=True)
-    wanted, found = set(table["key"]), {}
-    for tar in list_shards(shards):
-        for sample in read_samples(tar, on_error=lambda error: None):  # what is missing is reported below
-            if sample.key in wanted:
-                found[sample.key] = (hashlib.sha256(sample.image).hexdigest(), *_size(sample.image))
-    missing = sorted(wanted - found.keys())
+    found = {
+        sample.key: (hashlib.sha256(sample.image).hexdigest(), *read_size(sample.image))
+        for sample in iter_samples(shards, table["key"].tolist())
+    }
+    missing = sorted(set(table["key"]) - found.keys())
     if missing:
-        raise ValueError(f"{shards}: {len(missing)} keys have no readable sample, first {missing[:3]}")
+        raise ValueError(f"{shards}: {len(missing)} keys have no readable sample, the first are {missing[:3]}")
     columns = pd.DataFrame([found[key] for key in table["key"]], columns=["digest", "width", "height"])
     return table.join(columns)
 
 
 def list_rows(shards: Path, table: pd.DataFrame, buckets: list[Size], batch_size: int) -> PictureRows:
-    """The rows of `table` (columns key and caption, or what `find_rows` made of it), in key order, in their buckets."""
+    """Return the rows of `table` (columns key and caption, or the result of `find_rows`) with their buckets, in key
+    order."""
     table = table if "digest" in table else find_rows(shards, table)
     keys, captions = table["key"].tolist(), table["caption"].tolist()
     is_held_out = held_out(keys, HELD_OUT_SHARE, HELD_OUT_MINIMUM)
@@ -113,16 +116,8 @@ def list_rows(shards: Path, table: pd.DataFrame, buckets: list[Size], batch_size
     return PictureRows(shards, keys, captions, table["digest"].tolist(), is_held_out, bucket_N, buckets)
 
 
-def _size(data: bytes) -> Size:
-    """Width and height as shown (a camera held upright notes a rotation), from the header alone."""
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        rotated = image.getexif().get(ORIENTATION, 1) >= 5
-    return (height, width) if rotated else (width, height)
-
-
 def crop(image: Image.Image, size: Size) -> np.ndarray:
-    """The largest central part of an RGB picture of the shape of `size`, as uint8 (height, width, 3)."""
+    """Return the largest central part of an RGB picture that has the shape of `size`, as uint8 (height, width, 3)."""
     scale = min(image.width / size[0], image.height / size[1])
     width, height = size[0] * scale, size[1] * scale
     left, top = (image.width - width) // 2, (image.height - height) // 2

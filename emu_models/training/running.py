@@ -1,4 +1,5 @@
-"""What a training runs among, none of which decides its result: who listens, who may stop it, with whom it trains."""
+"""The surroundings of a training, which do not affect its result: who listens, who may stop it, which processes share
+it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ MetricsSink = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Running:
-    """sink: hears the metrics of a step; picture_sink: a step's sheet of samples. stop_requested: asked once a step."""
+    """The surroundings of a training. sink: receives the metrics of a step; picture_sink: receives a step's sheet of
+    samples. stop_requested: called once per step; True stops the training. world: the processes that share it."""
 
     sink: MetricsSink = lambda step, metrics: None
     picture_sink: Callable[[int, Image.Image], None] = lambda step, sheet: None

@@ -2,10 +2,11 @@
 
 state/
   meta.json                   step, early-stopping state, fingerprint of the configuration
-  NAME.safetensors            weights of each module (the averaged ones too)
+  NAME.safetensors            weights of each module (including the averaged ones)
   NAME.optimizer.safetensors  optimiser state, PARAMETER/exp_avg and so on
 
-Tensors are whole, however they were spread: a state goes on with another number of processes, or another strategy.
+Tensors are stored whole, however they were distributed: a training can continue with another number of processes, or
+another strategy.
 """
 
 import json
@@ -28,9 +29,10 @@ def save_state(
     optimizers: Mapping[str, torch.optim.Optimizer],
     world: World,
 ) -> None:
-    """Writes the state beside `folder` and puts it in its place; an interrupted write leaves the old one.
+    """Write the state beside `folder` and put it in its place; an interrupted write leaves the old state.
 
-    An optimiser trains the module of its name. To be called by all processes; the one that leads writes.
+    meta: JSON values, including `fingerprint`. optimizers: named like the module that each trains. All processes must
+    call this; rank 0 writes.
     """
     files = {f"{name}.safetensors": gather_weights(module) for name, module in modules.items()}
     for name, optimizer in optimizers.items():
@@ -49,17 +51,19 @@ def load_state(
     modules: Mapping[str, nn.Module],
     optimizers: Mapping[str, torch.optim.Optimizer],
 ) -> dict[str, Any] | None:
-    """Restores modules and optimisers in place and returns the meta; None where there is no state to go on from.
+    """Restore modules and optimisers in place and return the meta; None if there is no state.
 
-    ValueError where it is the state of another configuration or other data (another fingerprint): it is neither gone on
-    from nor written over.
+    Raises ValueError if it is the state of another configuration or of other data (another fingerprint); it is then
+    neither used nor overwritten.
     """
     meta_path = folder / "meta.json"
     if not meta_path.is_file():
         return None
     meta = json.loads(meta_path.read_text())
     if meta["fingerprint"] != fingerprint:
-        raise ValueError(f"{folder} is the state of another training; move it away, and this one starts anew")
+        raise ValueError(
+            f"{folder} is the state of another training; move it away to start this one from the beginning"
+        )
     for name, module in modules.items():
         saved, now = load_file(folder / f"{name}.safetensors"), module.state_dict()
         module.load_state_dict({key: laid_out_as(value, now[key]) for key, value in saved.items()})
@@ -77,7 +81,8 @@ def _gather_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _load_optimizer(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Learning rates and the like are not restored: they come from the configuration and the step."""
+    """Restore an optimiser, except for learning rates and other settings: those come from the configuration and the
+    step."""
     parameters = dict(module.named_parameters())
     places = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, Tensor]] = {}

@@ -1,15 +1,16 @@
-"""params.yaml, checked: one section per asset, named as the asset, its DVC stage and its MLflow data set.
+"""The types of params.yaml: one section per asset, with the name of the asset, its DVC stage and its MLflow data set.
 
-A file per group of sections. Each number has a range that is right for what it means, each name that refers to
-something is looked up (in its section, or in `references`), and the units stand in the sections' docstrings.
+There is a file per group of sections, whose last class lists them. Each number has a range that fits its meaning, each
+name that refers to something is checked (in its section, or in `references`), and the sections' docstrings give the
+units.
 """
 
 from typing import Any, Self
 
 from pydantic import model_validator
 
-from emu_steps.params.corpus import Damage, RawCorpus
-from emu_steps.params.curation import CurationVotes, Selection
+from emu_steps.params.corpus import CorpusSections, Damage, RawCorpus
+from emu_steps.params.curation import CurationSections, CurationVotes, Selection
 from emu_steps.params.evaluation import (
     REGISTERED,
     REGISTERED_VERSION,
@@ -17,12 +18,23 @@ from emu_steps.params.evaluation import (
     AppealVotes,
     AutomaticReport,
     EvaluationImages,
+    EvaluationSections,
     FaithfulnessJudge,
     FaithfulnessVotes,
     PreferenceReport,
     RegisteredModel,
 )
-from emu_steps.params.filters import AlignmentModel, EngineSection, FilteredCorpus, FilterLedger, Policy, Signals
+from emu_steps.params.filters import (
+    AlignmentModel,
+    AlignmentTraining,
+    CorpusReport,
+    EngineSection,
+    FilteredCorpus,
+    FilterLedger,
+    FilterSections,
+    Policy,
+    Signals,
+)
 from emu_steps.params.kinds import Section, Text, refuse
 from emu_steps.params.reading import check_params, read_params
 from emu_steps.params.references import broken_references
@@ -43,6 +55,7 @@ from emu_steps.params.training import (
     QualityTuning,
     Training,
     TrainingLaunch,
+    TrainingSections,
     Variant,
     tunes_ours,
 )
@@ -52,11 +65,13 @@ __all__ = [
     "REGISTERED",
     "REGISTERED_VERSION",
     "AlignmentModel",
+    "AlignmentTraining",
     "AppealVotes",
     "AutoencoderSection",
     "AutoencoderStudy",
     "AutoencoderTraining",
     "AutomaticReport",
+    "CorpusReport",
     "CurationVotes",
     "Damage",
     "Denoiser",
@@ -92,38 +107,13 @@ __all__ = [
 ]
 
 
-class Params(Section):
-    """All of params.yaml. profile: what the set is called, on pages and in the registry. toy: whether its results are
-    of a toy scale, which pages then say. comparison: two of evaluation_images.contestants, the candidate first; all
-    votes and reports are about them."""
+# Pydantic orders fields from the last base to the first.
+class Params(EvaluationSections, TrainingSections, CurationSections, FilterSections, CorpusSections):
+    """All of params.yaml. profile: the name of this set, for pages and the registry. toy: whether its results are at
+    toy scale, which pages then say."""
 
     profile: Text
     toy: bool
-    engine: EngineSection = EngineSection()
-    launch: Launch = Launch()
-    raw_corpus: RawCorpus
-    alignment_model: AlignmentModel
-    filter_ledger: FilterLedger
-    filtered_corpus: FilteredCorpus
-    faithfulness_judge: FaithfulnessJudge
-    generalist_votes: CurationVotes
-    generalist_selection: Selection
-    specialist_votes: CurationVotes
-    curated_set: Selection
-    autoencoder_study: AutoencoderStudy
-    autoencoder: AutoencoderSection
-    pretrained_low: FirstPretraining
-    pretrained_mid: Pretraining
-    pretrained_full: Pretraining
-    quality_tuned: QualityTuning
-    evaluation_images: EvaluationImages
-    comparison: tuple[Text, Text] = ("tuned", "pretrained")
-    automatic_report: AutomaticReport
-    appeal_votes: AppealVotes
-    appeal_report: PreferenceReport
-    faithfulness_votes: FaithfulnessVotes
-    faithfulness_report: PreferenceReport
-    registered_model: RegisteredModel
 
     @model_validator(mode="before")
     @classmethod

@@ -6,14 +6,15 @@ from pydantic import Field, model_validator
 
 from emu_steps.params.kinds import Count, Few, Pixels, Section, Seed, Share, Text, refuse, unknown_names
 
-SUBJECT = ("name", "caption")  # what a subject has, the second if it is needed
+SUBJECT = ("name", "caption")  # entries of a subject; the second is optional
 
 
 class Damage(Section):
-    """Shares of the rows of the demo corpus that arrive damaged, at most 0.9 in all (emu_data.sources.damage).
+    """Shares (0..1) of the demo corpus's rows that are damaged on purpose, at most 0.9 in total
+    (emu_data.sources.damage).
 
-    text: words over the picture. caption: another picture's caption. sliver: cut to a strip. shrink: made tiny.
-    duplicate: rows added that copy another. unsafe: labelled so. failed: not downloaded.
+    text: words drawn over the picture. caption: another picture's caption. sliver: cropped to a narrow strip. shrink:
+    made tiny. duplicate: added rows that copy another row. unsafe: labelled unsafe. failed: not downloaded.
     """
 
     text: Share
@@ -26,23 +27,26 @@ class Damage(Section):
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
-        from emu_data.sources.damage import DamageShares
+        from emu_data.sources.damage_shares import DamageShares
 
         DamageShares(**self.model_dump())  # raises ValueError
         return self
 
 
 class RawCorpus(Section):
-    """source `packages` makes the demo corpus; `img2dataset`, `folder` and `table` read from `path`, any fsspec address
-    (docs/data.md; `emu ingest` writes these entries). `path` may be null until then.
+    """Where the raw corpus comes from. source: `packages` makes the demo corpus; `img2dataset`, `folder` and `table`
+    read from `path`, any fsspec address (docs/data.md). `emu ingest` writes these entries; until then `path` may be
+    null.
 
-    copy: bring the pictures here instead of referring to them. storage_options: protocol -> fsspec's options, no
-    secrets; their values are fsspec's affair. image_column, caption_column, base: of a table; null finds the usual
-    names, and the table's folder. samples_per_shard: rows of a shard that is written here.
+    copy: copy the pictures into data/raw instead of referring to them. storage_options: protocol -> fsspec's options,
+    without secrets; their values are not checked here. image_column, caption_column: of a table; null tries the usual
+    names. caption_column also applies to a folder's metadata. base: what a table's paths are relative to; null for the
+    table's folder. samples_per_shard: rows per shard that is written here.
 
-    The rest is the demo's alone: subjects: concept -> what is drawn, each with its `name` in emoji.json and a `caption`
-    where emoji.json's own is not what people say. num_subjects_per_concept: the first few of each, null takes all.
-    styles: whose drawings. image_size: px per side of an undamaged picture. damage: see Damage. seed: of the damage.
+    The other entries are only for the demo corpus. subjects: concept -> what is drawn, each with its `name` in
+    emoji.json and, if people would say something else, a `caption`. num_subjects_per_concept: use only the first few of
+    each concept; null uses all. styles: which sets of drawings. image_size: px per side of an undamaged picture.
+    damage: see Damage. seed: of the damage.
     """
 
     source: Literal["packages", "img2dataset", "folder", "table"]
@@ -66,7 +70,7 @@ class RawCorpus(Section):
         for concept, subjects in self.subjects.items():
             for i, subject in enumerate(subjects):
                 if "name" not in subject:
-                    wrong["subjects", concept, i] = "a subject needs a name, that of emoji.json"
+                    wrong["subjects", concept, i] = "a subject needs a name, as in emoji.json"
                 wrong |= unknown_names(("subjects", concept, i), subject, SUBJECT)
         if self.styles:
             from emu_data.sources.packages import STYLES
@@ -85,3 +89,9 @@ class RawCorpus(Section):
                 wrong["storage_options",] = str(error)
         refuse(self, wrong)
         return self
+
+
+class CorpusSections(Section):
+    """Where the raw pictures come from."""
+
+    raw_corpus: RawCorpus

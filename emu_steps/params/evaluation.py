@@ -1,59 +1,59 @@
-"""How models are judged: faithfulness_judge, evaluation_images, the rounds of side-by-side votes, the reports, and what
-registered_model must show."""
+"""How models are judged: faithfulness_judge, evaluation_images, the rounds of side-by-side votes, the reports, and the
+bounds of registered_model."""
 
 import re
+from collections import Counter
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from emu_steps.params.filters import EncoderPixels
+from emu_steps.params.filters import AlignmentTraining
 from emu_steps.params.kinds import (
-    Batch,
     Count,
     Few,
-    LearningRate,
     Number,
     Section,
     Seed,
     Share,
-    Steps,
     Text,
+    Voters,
     Whole,
     refuse,
 )
 
-REGISTERED = "models:/"  # how the address of a registered version begins
-REGISTERED_VERSION = re.compile(r"models:/([^/@]+)(?:@(.+)|/(\d+))")  # name, and alias or version
+REGISTERED = "models:/"  # the beginning of a registered version's address
+REGISTERED_VERSION = re.compile(r"models:/([^/@]+)(?:@(.+)|/(\d+))")  # groups: name, and alias or version
 TUNED = "data/models/quality_tuned"
-NUM_TIMESTEPS = 1000  # of emu_models.diffusion.schedule (not imported: it brings torch), the most denoising steps
-# Resamples of a bootstrap, whose 2.5th and 97.5th percentiles are read: fewer than 100 have none to read.
+# Highest number of denoising steps, as in emu_models.diffusion.schedule (not imported, since it needs torch).
+NUM_TIMESTEPS = 1000
+# Resamples of a bootstrap. Its 2.5th and 97.5th percentiles are used, which need at least 100 resamples.
 Resamples = Annotated[Whole, Field(ge=100, le=1_000_000)]
 
 
-class FaithfulnessJudge(Section):
-    """Who votes on faithfulness. weights: a folder or name of open_clip weights to take instead of training on what
-    passed the gates; held_share: of these pictures, kept from training, on which its error is measured. image_size,
-    num_steps, batch_size, learning_rate, seed: as in AlignmentModel."""
+class FaithfulnessJudge(AlignmentTraining):
+    """The judge of faithfulness. weights: open_clip weights (as in filter_ledger.signals.alignment_weights) to use
+    instead of training on the pictures that passed the gates. held_share: share of these pictures that is held out of
+    training to measure the judge's error. The other entries: as in alignment_model.
+    """
 
     weights: Text | None = None
     held_share: Annotated[Number, Field(gt=0, lt=1)]
-    image_size: EncoderPixels
-    num_steps: Steps
-    batch_size: Batch
-    learning_rate: LearningRate
-    seed: Seed
 
 
 class EvaluationImages(Section):
-    """contestants: name -> where its pictures come from, see emu_steps.contestants; a path is from the project's root.
-    Left out, they are what quality_tuned.start_from names, "pretrained", and quality_tuned, "tuned". fixed_prompts:
-    drawn at every evaluation and during trainings, so that pictures compare. num_prompts: in all; those beyond the
-    fixed ones are captions of the corpus, drawn by `seed`, which is also the first picture's seed.
-    num_inference_steps: denoising steps. guidance_scale: of classifier-free guidance; 1 or less is none."""
+    """The pictures to compare. contestants: name -> where its pictures come from (emu_steps.contestants), paths
+    relative to the project; by default "pretrained", the model that quality_tuned.start_from names, and "tuned",
+    quality_tuned. fixed_prompts: drawn in every evaluation and during trainings, so that pictures can be compared.
+    prompts_file: a file of your own prompts, relative to the project, in a form that
+    emu_models.evaluation.prompts.read_prompt_file reads; null to use captions of the corpus. num_prompts: the number of
+    all prompts, at most; null for all of prompts_file. Prompts beyond the fixed ones are chosen at random by `seed`,
+    which is also the first picture's seed. num_inference_steps: denoising steps. guidance_scale: of classifier-free
+    guidance; none at 1 or less."""
 
     contestants: Annotated[dict[str, Text], Field(min_length=2)]
     fixed_prompts: list[Text]
-    num_prompts: Annotated[Count, Field(le=10**6)]
+    prompts_file: Text | None = None
+    num_prompts: Annotated[Count, Field(le=10**6)] | None
     num_inference_steps: Annotated[Whole, Field(gt=0, le=NUM_TIMESTEPS)]
     guidance_scale: Annotated[Number, Field(ge=0, le=100)]
     seed: Seed
@@ -64,61 +64,79 @@ class EvaluationImages(Section):
         for name, address in contestants.items():
             if name == "real" or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
                 raise ValueError(
-                    f"{name!r} is no name for a contestant: use lower-case letters, digits, _ and -, and not `real`, "
-                    "which the corpus's own pictures are called"
+                    f"{name!r} cannot be the name of a contestant: use lower-case letters, digits, _ and -, and not "
+                    "`real`, which names the corpus's own pictures"
                 )
             if address.startswith(REGISTERED) and not REGISTERED_VERSION.fullmatch(address):
                 raise ValueError(f"{name}: {address} is neither models:/NAME/VERSION nor models:/NAME@ALIAS")
         return contestants
 
+    @field_validator("fixed_prompts", mode="before")
+    @classmethod
+    def _is_no_file(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            raise ValueError(f"must be a list of prompts; set prompts_file if {given} is a file of prompts")
+        return given
+
     @model_validator(mode="after")
     def _fixed_prompts_fit(self) -> Self:
         wrong: dict[Any, str] = {}
-        if twice := sorted({prompt for prompt in self.fixed_prompts if self.fixed_prompts.count(prompt) > 1}):
-            wrong["fixed_prompts",] = f"{twice[0]!r} stands there twice"
-        if self.num_prompts < len(self.fixed_prompts):
+        if twice := [prompt for prompt, num in Counter(self.fixed_prompts).items() if num > 1]:
+            wrong["fixed_prompts",] = (
+                f"{twice[0]!r} is listed twice; remove one, or put the prompts into a file (prompts_file), where "
+                "repeated ones count once"
+            )
+        if self.num_prompts is None and self.prompts_file is None:
+            wrong["num_prompts",] = "must be a number, since null means all of prompts_file, and there is none"
+        elif self.num_prompts is not None and self.num_prompts < len(self.fixed_prompts):
             wrong["num_prompts",] = f"must be at least {len(self.fixed_prompts)}, the number of fixed_prompts"
         refuse(self, wrong)
         return self
 
 
 class AutomaticReport(Section):
-    """seed: of the resamples of the naming rates' intervals."""
+    """The report that needs no votes. seed: of the bootstrap of the naming rates' intervals."""
 
     seed: Seed
 
 
 class AppealVotes(Section):
-    """The rubric panel. num_raters: how many sit on it. repeat_share: of the pairs, shown again with sides swapped.
-    seed: of which model stands left, and of the repeats."""
+    """Who decides on appeal. voters: as for pictures (curation.CurationVotes). Of the rubric panel: num_raters;
+    repeat_share, the share of the pairs that is shown again with sides swapped; seed, which decides which model is on
+    the left, and the repeats.
+    """
 
+    voters: Voters = "people, then panel"
     num_raters: Few
     repeat_share: Share
     seed: Seed
 
 
 class FaithfulnessVotes(Section):
-    """The rubric panel. num_raters: how many sit on it. seed: of which model stands left. It has no repeats: its raters
-    cannot waver."""
+    """Who decides on faithfulness. voters: as for pictures (curation.CurationVotes). Of the rubric panel: num_raters,
+    and seed, which decides which model is on the left. It has no repeats, because its raters always give the same
+    answer.
+    """
 
+    voters: Voters = "people, then panel"
     num_raters: Few
     seed: Seed
 
 
 class PreferenceReport(Section):
-    """num_bootstrap: resamples, by prompt, of an interval. seed: of these."""
+    """A report on side-by-side votes. num_bootstrap: resamples over prompts per interval. seed: of the resamples."""
 
     num_bootstrap: Resamples
     seed: Seed
 
 
 class RegisteredModel(Section):
-    """What the reports of a champion must show (emu_steps.verdicts). A bound that nothing can miss is refused.
+    """What the reports on a champion must show (emu_steps.verdicts). Bounds that every model would meet are refused.
 
-    name: in MLflow's registry, without / : or @. min_appeal_win: share of the decided prompts. faithfulness_margin:
-    points of win less lose that it may lose; 20 is a prompt in five. max_judge_error: share of known pairs; a guess
-    among the four answers is wrong in 0.75, so half is the most that a judge may err who is to find harm.
-    max_near_copies: share of the tuned pictures.
+    name: in MLflow's registry, without / : or @. min_appeal_win: share of the decided prompts that the candidate must
+    win. faithfulness_margin: points of wins minus losses that it may lose; 20 is one prompt in five. max_judge_error:
+    share of known pairs on which the judge may be wrong; guessing among the four answers is wrong on 0.75, and a judge
+    must be clearly better, so at most 0.5. max_near_copies: share of the candidate's pictures.
     """
 
     name: Annotated[str, Field(pattern=r"^[^/:@\s]+$", max_length=200)]
@@ -126,3 +144,18 @@ class RegisteredModel(Section):
     faithfulness_margin: Annotated[Number, Field(gt=0, le=20)] = 5.0
     max_judge_error: Annotated[Number, Field(gt=0, le=0.5)] = 0.5
     max_near_copies: Annotated[Number, Field(gt=0, lt=1)]
+
+
+class EvaluationSections(Section):
+    """How models are compared. comparison: two of evaluation_images.contestants, the candidate first, to which all
+    votes and reports refer."""
+
+    faithfulness_judge: FaithfulnessJudge
+    evaluation_images: EvaluationImages
+    comparison: tuple[Text, Text] = ("tuned", "pretrained")
+    automatic_report: AutomaticReport
+    appeal_votes: AppealVotes
+    appeal_report: PreferenceReport
+    faithfulness_votes: FaithfulnessVotes
+    faithfulness_report: PreferenceReport
+    registered_model: RegisteredModel

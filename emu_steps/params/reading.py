@@ -1,4 +1,4 @@
-"""Reading params.yaml: every wrong entry by its dotted name, in one go."""
+"""Reads params.yaml; a single error lists every wrong entry by its dotted name."""
 
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_params(path: Path) -> "Params":
-    """Reads and checks params.yaml. ValueError names each wrong entry by its dotted name."""
+    """Read and check params.yaml. Raises ValueError, naming each wrong entry by its dotted name."""
     if not path.is_file():
         raise ValueError(f"{path.name} is missing in {path.parent}; `emu profile emoji` writes one")
     return _read(path, path.stat().st_mtime_ns)
@@ -25,12 +25,15 @@ def _read(path: Path, _modified: int) -> "Params":
     try:
         given = yaml.load(path.read_bytes(), yaml.CSafeLoader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is not YAML: {' '.join(str(error).split())}; mend it there") from None
+        raise ValueError(f"{path.name} is not YAML: {' '.join(str(error).split())}; correct it there") from None
     return check_params(given, path.name)
 
 
 def check_params(given: Any, name: str = "params.yaml") -> "Params":
-    """What a YAML file of that name holds, as Params. ValueError names each wrong entry by its dotted name."""
+    """Check the contents of a YAML file and return them as Params. name: of the file, for messages.
+
+    Raises ValueError, naming each wrong entry by its dotted name.
+    """
     from emu_steps.params import Params
 
     try:
@@ -40,5 +43,6 @@ def check_params(given: Any, name: str = "params.yaml") -> "Params":
         wrong = {".".join(map(str, e["loc"])): e["msg"].removeprefix("Value error, ") for e in found}
         lines = [f"  {entry}: {message}{moved_to(entry)}" for entry, message in wrong.items()]
         if MOVED.keys() & wrong.keys():
-            lines.append(f"{name} is of an older version: move these entries, or write it anew with `emu profile`")
-        raise ValueError("\n".join([f"{name} does not fit:", *lines])) from None
+            command = "`emu profile NAME --overwrite`"
+            lines.append(f"{name} is of an older version: move these entries, or write a new file with {command}")
+        raise ValueError("\n".join([f"{name} has wrong entries:", *lines])) from None

@@ -1,4 +1,4 @@
-"""What one section of params.yaml says of another: names that must be there, sizes that must divide."""
+"""Checks across sections of params.yaml: names that must exist, and sizes that must be multiples of each other."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,14 @@ if TYPE_CHECKING:
 
 
 def broken_references(params: "Params") -> dict[Any, str]:
-    """Path of each entry that does not fit another section -> why, and what would."""
-    return {**_variant(params), **_resolutions(params), **_selection(params), **_contestants(params)}
+    """Return the path of each entry that does not fit another section -> why, and what would fit."""
+    return {
+        **_variant(params),
+        **_resolutions(params),
+        **_alignment(params),
+        **_selection(params),
+        **_contestants(params),
+    }
 
 
 def _variant(params: "Params") -> dict[Any, str]:
@@ -23,8 +29,8 @@ def _variant(params: "Params") -> dict[Any, str]:
 
 
 def _resolutions(params: "Params") -> dict[Any, str]:
-    """An autoencoder also learns at half its resolution (emu_models.latent.autoencoder_learner), and a U-Net halves
-    latents once between two levels."""
+    """Check resolutions: an autoencoder also learns at half its resolution (emu_models.latent.autoencoder_learner), and
+    a U-Net halves latents between two levels."""
     factor = params.autoencoder_study.factor
     multiple = factor * 2 ** (len(params.pretrained_low.denoiser.widths) - 1)
     wrong: dict[Any, str] = {}
@@ -44,34 +50,60 @@ def _resolutions(params: "Params") -> dict[Any, str]:
     return wrong
 
 
+def has_alignment(params: "Params") -> bool:
+    """Whether anything scores how well captions fit: the alignment models, or weights that the user names."""
+    return bool(params.alignment_model.num_folds or params.filter_ledger.signals.alignment_weights)
+
+
+def _alignment(params: "Params") -> dict[Any, str]:
+    if has_alignment(params):
+        return {}
+    section = params.filter_ledger
+    advice = (
+        "nothing measures it: set filter_ledger.signals.alignment_weights, or alignment_model.num_folds to 2 or more"
+    )
+    wrong: dict[Any, str] = {
+        ("filter_ledger", "policy", name): f"{advice}, or null here"
+        for name in ("min_alignment_rank", "min_alignment")
+        if getattr(section.policy, name) is not None
+    }
+    if section.signals.aesthetics_head:
+        wrong["filter_ledger", "signals", "aesthetics_head"] = (
+            "it needs an embedding: set filter_ledger.signals.alignment_weights, or null here"
+        )
+    return wrong
+
+
 def _selection(params: "Params") -> dict[Any, str]:
     section, num_concepts = params.filtered_corpus, len(params.filter_ledger.signals.concepts)
-    columns = ledger_columns(has_popularity=params.filter_ledger.signals.popularity_column is not None)
+    popularity = params.filter_ledger.signals.popularity_column
+    columns = ledger_columns(has_popularity=popularity is not None, has_alignment=has_alignment(params))
     wrong = unknown_names(("filtered_corpus", "keep_best_by"), section.keep_best_by, columns)
     if section.order_by is not None and section.order_by not in columns:
         wrong["filtered_corpus", "order_by"] = f"there is no {section.order_by!r}; there are: {', '.join(columns)}"
     if section.max_concept_share * num_concepts < 1:
         wrong["filtered_corpus", "max_concept_share"] = (
-            f"{num_concepts} concepts (filter_ledger.signals.concepts) of that share each are less than the whole; "
+            f"{num_concepts} concepts (filter_ledger.signals.concepts) with that share each are less than the whole; "
             f"give at least {format_significant(1 / num_concepts)}"
         )
     if section.min_concept_share * num_concepts > 1:
         wrong["filtered_corpus", "min_concept_share"] = (
-            f"{num_concepts} concepts (filter_ledger.signals.concepts) of that share each are more than the whole; "
+            f"{num_concepts} concepts (filter_ledger.signals.concepts) with that share each are more than the whole; "
             f"give at most {format_significant(1 / num_concepts)}"
         )
     return wrong
 
 
-def ledger_columns(has_popularity: bool) -> list[str]:
-    """The measured numbers of a ledger, by which pictures can be ordered: those of the signals that
-    emu_steps.filtering.build_signals makes."""
+def ledger_columns(has_popularity: bool, has_alignment: bool = True) -> list[str]:
+    """Return the numeric columns of a ledger, by which pictures can be ordered: those of the signals that
+    emu_steps.filtering.build_signals makes.
+    """
     from emu_data.signals.aesthetics import AestheticsSignal
     from emu_data.signals.alignment import AlignmentSignal
     from emu_data.signals.caption import CaptionSignal
     from emu_data.signals.concept import ConceptSignal
     from emu_data.signals.geometry import GeometrySignal
-    from emu_data.signals.phash import PhashSignal
+    from emu_data.signals.looks import LooksSignal
     from emu_data.signals.popularity import PopularitySignal
     from emu_data.signals.safety import SafetySignal
     from emu_data.signals.text_area import TextAreaSignal
@@ -80,10 +112,10 @@ def ledger_columns(has_popularity: bool) -> list[str]:
         GeometrySignal,
         CaptionSignal,
         SafetySignal,
-        PhashSignal,
+        LooksSignal,
         AestheticsSignal,
         ConceptSignal,
-        AlignmentSignal,
+        *((AlignmentSignal,) if has_alignment else ()),
         TextAreaSignal,
         *((PopularitySignal,) if has_popularity else ()),
     )
@@ -100,7 +132,7 @@ def _contestants(params: "Params") -> dict[Any, str]:
     for contestant, address in known.items():
         if address.startswith(f"models:/{name}@"):
             wrong["evaluation_images", "contestants", contestant] = (
-                f"{address} is an alias that moves by what this very comparison shows; name a version, such as "
+                f"{address} is an alias that the result of this comparison moves; name a version, such as "
                 f"models:/{name}/1"
             )
     return wrong

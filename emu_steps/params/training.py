@@ -31,12 +31,14 @@ DenoiserAsset = Literal["pretrained_low", "pretrained_mid", "pretrained_full", "
 PRETRAINED = PurePosixPath("data/models/pretrained_full")
 
 Widths = Annotated[list[Annotated[Channels, Field(multiple_of=16)]], Field(min_length=1, max_length=8)]
-TextEncoders = Annotated[list[Text], Field(min_length=1, max_length=2)]  # as many as a pipeline has
+TextEncoders = Annotated[list[Text], Field(min_length=1, max_length=2)]  # a pipeline has at most two
 
 
 class Perceptual(Section):
-    """kind `lpips`: `path` is a file of torchvision's VGG-16 weights. `encoder`: an open_clip folder; null takes the
-    alignment model's own, which was trained on the corpus. weight: against the L1 on values in [-1, 1]."""
+    """The perceptual loss. kind: with `lpips`, `path` is a file of torchvision's VGG-16 weights; with `encoder`, it is
+    an open_clip folder, and null uses the alignment model, which was trained on the corpus. weight: relative to the L1
+    loss on values in [-1, 1].
+    """
 
     kind: Literal["none", "encoder", "lpips"] = "none"
     path: Text | None = None
@@ -44,9 +46,10 @@ class Perceptual(Section):
 
 
 class Losses(Section):
-    """Weights against the L1 on values in [-1, 1]. kl_weight: of the KL in nats per pixel value. adversarial_weight: of
-    the adversary's gradient, relative to the reconstruction's. adversarial_start: share of num_steps after which the
-    adversary joins in."""
+    """The autoencoder's losses; weights are relative to the L1 loss on values in [-1, 1]. kl_weight: of the KL
+    divergence in nats per pixel value. adversarial_weight: of the adversarial gradient, relative to the
+    reconstruction's. adversarial_start: share of num_steps after which the adversarial loss is used.
+    """
 
     kl_weight: Weight
     adversarial_weight: Weight
@@ -55,19 +58,21 @@ class Losses(Section):
 
 
 class Variant(Section):
-    """latent_channels: of z. fourier_bands: sines and cosines of 2^k pi x, k below it, that join each colour channel in
-    front of the encoder; 0 is none, and beyond 8 a band is finer than a step of 8-bit colour."""
+    """One autoencoder of the study. latent_channels: channels of z. fourier_bands: for each k below it, the sine and
+    cosine of 2^k pi x are added to each colour channel before the encoder; 0 is none, and above 8 a band is finer than
+    one step of 8-bit colour.
+    """
 
     latent_channels: Annotated[Channels, Field(le=1024)]
     fourier_bands: Annotated[Whole, Field(ge=0, le=8)]
 
 
 class Training(Section):
-    """resolution: px per side of the pictures learned from. num_steps: optimiser steps. batch_size: rows of a step,
-    over all processes. learning_rate: AdamW's peak, reached after warmup_steps (steps; linearly), then a cosine down.
-    ema_decay: share of the averaged weights that stays at a step. validate_every: steps between two validations on
-    held-out rows. max_rise: stop once the held-out loss lies that share above its best; 0 never stops. seed: of first
-    weights, order and noise.
+    """How a network is trained. resolution: px per side of the training pictures. num_steps: optimiser steps.
+    batch_size: rows per step, over all processes. learning_rate: AdamW's peak, reached linearly after warmup_steps
+    steps and followed by a cosine decay. ema_decay: share of the averaged weights that is kept at each step.
+    validate_every: steps between two validations on held-out rows. max_rise: stop once the held-out loss is above its
+    best by this share of the best; 0 never stops. seed: of initial weights, order and noise.
     """
 
     resolution: Annotated[Pixels, Field(ge=8)]
@@ -82,8 +87,10 @@ class Training(Section):
 
 
 class AutoencoderTraining(Training):
-    """max_images: pictures that it learns from and is judged on, held in memory (3 x resolution^2 bytes each): a sample
-    of the usable ones, the same whatever the order of the shards. The default, 4 GB at 256 px, is chosen here."""
+    """How an autoencoder is trained. max_images: number of pictures for training and validation, kept in memory (3 x
+    resolution^2 bytes each). They are a sample of the usable pictures that does not depend on the order of the shards.
+    The default, 4 GB at 256 px, is chosen here.
+    """
 
     max_images: Count = 20_000
 
@@ -91,11 +98,11 @@ class AutoencoderTraining(Training):
 class AutoencoderStudy(AutoencoderTraining):
     """Several autoencoders, briefly trained and compared. variants: name -> what differs between them.
 
-    inception: path of inception-2015-12-05.pt, for a FID; null takes the judge's features, which are none. fold: px per
-    side that become channels before the first convolution (space to depth). widths: channels per level, finest first,
-    multiples of 16; between two levels height and width are halved, so a latent position is
+    inception: path of inception-2015-12-05.pt, for FID; null uses the features of the alignment model, whose distance
+    is not FID. fold: px per side that become channels before the first convolution (space to depth). widths: channels
+    per level, finest first, multiples of 16; between two levels height and width are halved, so a latent position is
     fold x 2^(levels - 1) px wide. encoder_blocks, decoder_blocks: residual blocks per level. linear_shortcut: a linear
-    code beside the convolutions, which starts as principal components.
+    code in parallel to the convolutions, initialised with principal components.
     """
 
     inception: Text | None = None
@@ -114,17 +121,20 @@ class AutoencoderStudy(AutoencoderTraining):
 
 
 class AutoencoderSection(AutoencoderTraining):
-    """Trains the study's `variant` on from where the study left it."""
+    """The autoencoder, which continues the study's training of one variant. variant: a name in
+    autoencoder_study.variants.
+    """
 
     variant: str
     losses: Losses
 
 
 class Denoiser(Section):
-    """The U-Net. widths: channels per level, finest first, multiples of 16, the last of 64. attention: whether that
-    level attends to itself and to the text, one entry per width. layers_per_level: residual blocks. middle: full is a
-    transformer block at the smallest grid, joint one attention over positions and text together, which is cheaper.
-    cross_attention_width: channels that token features are projected to; null leaves them as they are."""
+    """The U-Net. widths: channels per level, finest first, multiples of 16, the last of 64. attention: per width,
+    whether that level attends to itself and to the text. layers_per_level: residual blocks per level. middle: `full` is
+    a transformer block at the smallest grid; `joint` is a single attention over positions and text together, which is
+    cheaper. cross_attention_width: channels that token features are projected to; null does not project them.
+    """
 
     widths: Widths
     attention: list[bool]
@@ -138,15 +148,17 @@ class Denoiser(Section):
         if len(self.attention) != len(self.widths):
             wrong["attention",] = f"has {len(self.attention)} entries for {len(self.widths)} widths; give one per width"
         if self.widths[-1] % 64:  # emu_models.latent.denoiser: the width of a head
-            wrong["widths", len(self.widths) - 1] = "the last width must be a multiple of 64: its level attends"
+            wrong["widths", len(self.widths) - 1] = "the last width must be a multiple of 64: its level has attention"
         refuse(self, wrong)
         return self
 
 
 class DenoiserTraining(Training):
-    """noise_offset: standard deviation of the noise that all positions of a channel share, against 1 of the noise
-    itself (paper: 0.02 in the last pretraining, 0.1 in tuning). caption_dropout: share of rows whose caption is left
-    out, for guidance. aspect_buckets: shapes of about the same area, from 1 : 2 to 2 : 1; 1 crops all to squares."""
+    """How a denoiser is trained. noise_offset: standard deviation of the noise that all positions of a channel share;
+    that of the noise itself is 1 (paper: 0.02 in the last pretraining, 0.1 in tuning). caption_dropout: share of rows
+    whose caption is left out, for classifier-free guidance. aspect_buckets: number of picture shapes of about the same
+    area, from 1 : 2 to 2 : 1; with 1 all pictures are cropped to squares.
+    """
 
     noise_offset: Share
     caption_dropout: Share
@@ -154,7 +166,7 @@ class DenoiserTraining(Training):
 
 
 class Pretraining(DenoiserTraining):
-    """gates: those that its rows have passed, by name (emu_data.ledger.GATES)."""
+    """A pretraining. gates: names of the gates that its rows must have passed (emu_data.ledger.GATES)."""
 
     gates: list[str]
 
@@ -167,9 +179,10 @@ class Pretraining(DenoiserTraining):
 
 
 class FirstPretraining(Pretraining):
-    """text_encoder: a folder or a hub name, or a list of two; null takes the packaged MiniLM. num_text_tokens: word
-    pieces of a caption, its begin and its end among them, at which longer ones are cut; no encoder takes more than it
-    was made for (CLIP 77)."""
+    """The first pretraining, which sets the network. text_encoder: a folder or a hub name, or a list of two; null uses
+    the packaged MiniLM. num_text_tokens: longer captions are cut to this number of tokens, including the begin and end
+    tokens; an encoder never gets more tokens than it supports (CLIP: 77).
+    """
 
     denoiser: Denoiser
     text_encoder: Text | TextEncoders | None = None
@@ -177,8 +190,9 @@ class FirstPretraining(Pretraining):
 
 
 class Lora(Section):
-    """Low-rank adapters of the U-Net's layers whose names end in one of target_modules; see peft's LoraConfig.
-    rank: of the two matrices. alpha: what they add is scaled by alpha / rank."""
+    """Low-rank adapters of the U-Net's layers whose names end in one of target_modules; see peft's LoraConfig. rank: of
+    the two matrices. alpha: their product is scaled by alpha / rank.
+    """
 
     rank: Annotated[Whole, Field(gt=0, le=4096)]
     alpha: Annotated[Number, Field(gt=0, le=10_000)]
@@ -187,28 +201,31 @@ class Lora(Section):
 
 
 class QualityTuning(DenoiserTraining):
-    """start_from: the folder of the checkpoint that is tuned, from the project's root: pretrained_full's, or that of
-    any Stable Diffusion 1.x, 2.x or XL checkpoint in diffusers' layout. Its bytes are an input that DVC records, so it
-    is a folder and not a name on a hub: `hf download NAME --local-dir FOLDER` makes one of a name.
+    """Quality-tuning. start_from: the folder of the checkpoint to tune, relative to the project: that of
+    pretrained_full, or of any Stable Diffusion 1.x, 2.x or XL checkpoint in diffusers' layout. DVC records its bytes as
+    an input, so it must be a folder and not a name on a hub: `hf download NAME --local-dir FOLDER` downloads one.
 
-    lora: null tunes all weights. max_rise stops early on the held-out loss: a rule of ours, the paper gives none.
-    num_steps: at most 15 000, the paper's limit (sec. 3.4).
+    captions: which of the curated set's captions it learns; see emu_steps.captioning.pick_captions. lora: null tunes
+    all weights. max_rise: stops early on the held-out loss; this rule is chosen here, the paper gives none. num_steps:
+    at most 15 000, the paper's limit (sec. 3.4).
     """
 
     num_steps: Annotated[Whole, Field(gt=0, le=15_000)]
     start_from: Text
+    captions: Literal["short", "long", "mixed", "corpus"] = "short"
     lora: Lora | None = None
 
 
 def tunes_ours(start_from: str) -> bool:
-    """Whether quality_tuned.start_from is what pretrained_full made, and no checkpoint that was brought along."""
+    """Whether quality_tuned.start_from is the model of pretrained_full and not an external checkpoint."""
     return PurePosixPath(start_from) == PRETRAINED
 
 
 class TrainingLaunch(Section):
-    """micro_batch_size: rows that a process takes at a time, where its share of a batch does not fit in memory.
-    gradient_checkpointing: activations are computed again in the backward pass; `emu plan` says where that is needed.
-    sample_every: steps between two sheets of the fixed prompts in MLflow; 0 draws one at the end only.
+    """How one training is run; it changes results at most by rounding. micro_batch_size: rows that a process computes
+    at a time, if its share of a batch does not fit in memory. gradient_checkpointing: recompute activations in the
+    backward pass; `emu plan` says if that is needed. sample_every: steps between two sheets of the fixed prompts in
+    MLflow; 0 draws one only at the end.
     """
 
     micro_batch_size: Batch | None = None
@@ -217,11 +234,12 @@ class TrainingLaunch(Section):
 
 
 class Launch(Section):
-    """How trainings are started; changes no result beyond rounding, so no asset's section. See resources/gpu.py.
+    """How trainings are started. It changes results at most by rounding, so it does not belong to an asset. See
+    resources/gpu.py.
 
-    command: one line that "-m MODULE" is put behind, for example `torchrun --nproc-per-node 8`; empty is one process.
-    strategy: how processes hold a denoiser's state: each all of it (ddp), shared by all (fsdp), or shared within a node
-    and copied across nodes (hsdp). trainings: of a denoiser's training, by its asset.
+    command: the command line before "-m MODULE", for example `torchrun --nproc-per-node 8`; empty starts one process.
+    strategy: how processes hold a denoiser's state: each holds all of it (ddp), it is sharded over all (fsdp), or it is
+    sharded within a node and replicated across nodes (hsdp). trainings: asset of a denoiser's training -> its settings.
     """
 
     command: str = ""
@@ -235,6 +253,18 @@ class Launch(Section):
         return command
 
     def of(self, asset: str) -> TrainingLaunch:
-        """How the training of an asset is done."""
+        """Return the settings for the training of an asset, or the defaults if none are given."""
         named: dict[str, TrainingLaunch] = {**self.trainings}
         return named.get(asset, TrainingLaunch())
+
+
+class TrainingSections(Section):
+    """The trainings in the order of their chain. launch: how they run, which does not affect results."""
+
+    launch: Launch = Launch()
+    autoencoder_study: AutoencoderStudy
+    autoencoder: AutoencoderSection
+    pretrained_low: FirstPretraining
+    pretrained_mid: Pretraining
+    pretrained_full: Pretraining
+    quality_tuned: QualityTuning

@@ -1,4 +1,4 @@
-"""A project root of its own on which the smoke profile has been run once, for all end-to-end tests."""
+"""A project root of its own in which the smoke profile was run once, for all end-to-end tests."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ class Project:
 
 
 def make_project(root: Path) -> Project:
-    """An empty project: the files of the repository that a project has, git and DVC as in a clone."""
+    """Return an empty project: the repository's files that a project has, with git and DVC as in a clone."""
     (root / "dagster_home").mkdir(parents=True)
     for name in ("dvc.yaml", "workspace.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(TOP / name, root)
@@ -51,7 +51,7 @@ def make_project(root: Path) -> Project:
     shutil.copytree(TOP / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
     shutil.copy(TOP / "dagster_home" / "dagster.yaml", root / "dagster_home")
     packages = TOP / "data" / "cache" / "packages"
-    if packages.is_dir():  # what `make demo` has fetched already; fetched again where it has not
+    if packages.is_dir():  # what `make demo` has already fetched; fetched again if it has not
         shutil.copytree(packages, root / "data" / "cache" / "packages")
     project = Project(root)
     project.must("git", "init", "-q")

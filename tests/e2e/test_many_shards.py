@@ -1,4 +1,4 @@
-"""The corpus' job is one run, whatever the number of shards, through the real engine and signals."""
+"""The corpus's job is one run, whatever the number of shards, with the real engine and signals."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from emu_data.records import Sample, make_key
+from emu_data.samples import Sample, make_key
 from emu_data.shards import write_shard
 from tests.e2e.conftest import make_project
 from tests.profiles import text_of
@@ -32,13 +32,13 @@ import dagster as dg
 from emu_dagster.definitions import defs
 instance = dg.DagsterInstance.get()
 done = defs.resolve_job_def("filter_shards").execute_in_process(instance=instance, raise_on_error=False)
-told = [entry.user_message for entry in instance.all_logs(done.run_id) if entry.user_message]
-print(json.dumps({"success": done.success, "num_runs": len(instance.get_runs()), "told": told}))
+reported = [entry.user_message for entry in instance.all_logs(done.run_id) if entry.user_message]
+print(json.dumps({"success": done.success, "num_runs": len(instance.get_runs()), "reported": reported}))
 """
 
 
 def write_corpus(folder: Path, num_shards: int, num_rows: int) -> None:
-    """Shards of noise in 64 px, no two alike."""
+    """Write shards of noise in 64 px, all different."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for shard in range(num_shards):
@@ -52,7 +52,8 @@ def write_corpus(folder: Path, num_shards: int, num_rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_shards", "num_rows"), [(1, 20), (2, 10), pytest.param(500, 1, marks=pytest.mark.campaign)]
+    ("num_shards", "num_rows"),
+    [pytest.param(1, 20, marks=pytest.mark.campaign), (2, 10), pytest.param(500, 1, marks=pytest.mark.campaign)],
 )
 def test_the_corpus_job_is_one_run(tmp_path: Path, num_shards: int, num_rows: int):
     project = make_project(tmp_path / "project")
@@ -66,9 +67,9 @@ def test_the_corpus_job_is_one_run(tmp_path: Path, num_shards: int, num_rows: in
     params["filtered_corpus"] |= {"num_images": 8, "max_concept_share": 1.0}
     (project.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     done = json.loads(project.must("python", "-c", JOB, timeout=600).splitlines()[-1])
-    assert done["success"] and done["num_runs"] == 1, done["told"][-5:]
+    assert done["success"] and done["num_runs"] == 1, done["reported"][-5:]
     for folder in ("data/ledger", "data/filtered/ledger"):
         assert len(list((project.root / folder).glob("*.parquet"))) == num_shards
-    if num_shards > 100:  # a handful is measured by the pilot, which finds the order of the signals
-        assert any("filter_ledger: shard " in line and f" of {num_shards}" in line for line in done["told"])
+    if num_shards > 100:  # the pilot, which finds the order of the signals, measures a few
+        assert any("filter_ledger: shard " in line and f" of {num_shards}" in line for line in done["reported"])
     assert len(pd.read_parquet(project.root / "data/filtered/manifest.parquet")) == 8

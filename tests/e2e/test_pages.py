@@ -1,4 +1,5 @@
-"""The pages: `emu up` serves Dagster's, MLflow's and the reports and stops all; the reports look right in a browser."""
+"""The pages: `emu up` serves Dagster's, MLflow's and the reports, and stops all of them; the reports look right in a
+browser."""
 
 import base64
 import json
@@ -40,15 +41,15 @@ def test_all_pages_answer(pages):
             assert answer.status == 200
 
 
-def test_the_commands_runs_are_those_of_the_code_location(pages):
-    """Dagster's timeline shows no run without this origin."""
+def test_runs_of_commands_belong_to_the_code_location(pages):
+    """Without this origin, Dagster's timeline does not show a run."""
     runs = pages.runs()
     assert len(runs) >= 17 and {run["status"] for run in runs} == {"SUCCESS"}
     assert {run["repositoryOrigin"]["repositoryLocationName"] for run in runs} == {"emu"}
 
 
 def test_every_link_and_picture_of_every_report_exists(pages):
-    """From the first page on, as a browser follows them; and what the pages say is written for people."""
+    """Followed from the first page, as a browser does; and the text of the pages is written for people."""
     from tests.emu_reports.test_reports import Links, faults_of_prose
 
     waiting, seen = deque([f"{pages.reports}/index.html"]), set[str]()
@@ -74,7 +75,7 @@ def artifacts(client: Any, run_id: str, path: str | None = None) -> Iterator[str
 
 @pytest.fixture(scope="module")
 def tracked(pages):
-    """MLflow's client, and its latest run of each asset."""
+    """Return MLflow's client, and its latest run of each asset."""
     import mlflow
 
     client = mlflow.MlflowClient(pages.mlflow)
@@ -84,7 +85,7 @@ def tracked(pages):
     return client, found
 
 
-def test_every_report_in_mlflow_has_its_pictures_and_says_when_and_by_which_commit(demo, pages, tracked):
+def test_every_report_in_mlflow_has_its_pictures_and_says_when_and_from_which_commit(demo, pages, tracked):
     from tests.emu_reports.test_reports import Links, faults_of_prose
 
     client, runs = tracked
@@ -116,7 +117,7 @@ def test_a_curve_in_mlflow_is_that_of_the_trainings_log(demo, tracked):
     for asset in ("autoencoder", "pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned"):
         lines = (demo[0].root / "data" / "models" / asset / "metrics.jsonl").read_text().splitlines()
         log = {line["step"]: line for line in map(json.loads, lines)}
-        assert len(log) == max(log)  # a point per step
+        assert len(log) == max(log)  # one point per step
         for name in ("loss", "val_loss"):
             sent = client.get_metric_history(runs[asset].info.run_id, f"{asset}/{name}")
             assert {one.step: one.value for one in sent} == {step: v[name] for step, v in log.items() if name in v}
@@ -124,7 +125,7 @@ def test_a_curve_in_mlflow_is_that_of_the_trainings_log(demo, tracked):
 
 @pytest.mark.browser
 def test_mlflow_shows_a_report_with_its_pictures(pages, tracked, browser):
-    """In its own viewer, which shows the file from a blob."""
+    """In MLflow's own viewer, which shows the file as a blob."""
     client, runs = tracked
     run = runs["automatic_report"].info
     page = browser.new_page(viewport={"width": 1500, "height": 1000})
@@ -141,7 +142,7 @@ def test_mlflow_shows_a_report_with_its_pictures(pages, tracked, browser):
 def test_dagster_shows_the_graph(pages, browser):
     page = browser.new_page()
     groups = ",".join(f"global@global:{group}" for group in ("corpus", "quality_tuning", "registry"))
-    page.goto(f"{pages.dagster}/asset-groups?expanded={groups}", timeout=60_000)  # groups are closed at first
+    page.goto(f"{pages.dagster}/asset-groups?expanded={groups}", timeout=60_000)  # groups are collapsed at first
     for name in ("raw_corpus", "quality_tuned", "registered_model"):
         page.get_by_text(name, exact=True).first.wait_for(timeout=60_000, state="attached")
 
@@ -167,7 +168,7 @@ def test_an_assets_page_shows_its_pictures_and_leads_to_its_run_and_report(demo,
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 420])
-def test_the_index_is_whole(demo, browser, width):
+def test_the_index_is_complete(demo, browser, width):
     """Every picture loads, no console error, nothing wider than the window."""
     project, _ = demo
     index = project.root / "data" / "reports" / "index.html"
@@ -176,7 +177,9 @@ def test_the_index_is_whole(demo, browser, width):
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.goto(index.as_uri())
     assert not errors
-    page.evaluate("[...document.images].forEach(i => i.loading = 'eager')")  # those further down wait to be seen
+    page.evaluate(
+        "[...document.images].forEach(i => i.loading = 'eager')"
+    )  # pictures further down load only when they come into view
     page.wait_for_function("[...document.images].every(i => i.complete)")
     broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
     assert not broken

@@ -1,11 +1,10 @@
-"""The whole graph on the smoke profile, seen from outside: files, Dagster, MLflow, DVC, the commands."""
+"""The whole graph with the smoke profile, seen from outside: files, Dagster, MLflow, DVC, the commands."""
 
 import json
 import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
 
 import pandas as pd
 import psutil
@@ -14,6 +13,7 @@ import yaml
 from PIL import Image
 
 from tests.e2e.conftest import Project, make_project
+from tests.processes import find_child
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 
@@ -40,8 +40,8 @@ def test_no_unfinished_file_is_left(demo):
     assert not [p for p in (project.root / "data").rglob("*") if ".tmp-" in p.name]
 
 
-def test_the_md5_goes_round(demo):
-    """dvc.lock, Dagster's data version and MLflow's digest are one number."""
+def test_dagster_mlflow_and_dvc_have_the_same_md5(demo):
+    """dvc.lock, Dagster's data version and MLflow's digest are the same number."""
     project, _ = demo
     lock = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]
     md5 = lock["autoencoder"]["outs"][0]["md5"]
@@ -78,7 +78,7 @@ def test_dvc_is_clean_and_a_clone_needs_nothing(demo, tmp_path):
     assert "Running stage" not in printed
 
 
-def test_a_second_demo_does_nothing(demo):
+def test_a_second_demo_makes_nothing(demo):
     project, _ = demo
     before = {p: p.stat().st_mtime_ns for p in (project.root / "data/models").rglob("*.safetensors")}
     printed = project.must("emu", "demo", "--profile", "smoke")
@@ -106,6 +106,27 @@ def test_generate_writes_pictures(demo, tmp_path):
     assert {Image.open(path).size for path in paths} == {(64, 64)}
 
 
+def test_a_registered_version_draws_what_its_source_model_draws(demo, tmp_path):
+    """The same weights under two names: once by their folder, once by their address in the registry."""
+    finished, _ = demo
+    project = Project(tmp_path / "project")
+    shutil.copytree(finished.root, project.root, symlinks=True)
+    name = json.loads((project.root / "data/registered_model.json").read_text())["name"]
+    params = yaml.safe_load((project.root / "params.yaml").read_text())
+    params["evaluation_images"] |= {
+        "num_prompts": 8,
+        "fixed_prompts": params["evaluation_images"]["fixed_prompts"][:4],
+        "contestants": {"folder": "data/models/quality_tuned", "registered": f"models:/{name}/1"},
+    }
+    params["comparison"] = ["registered", "folder"]
+    (project.root / "params.yaml").write_text(yaml.safe_dump(params))
+    project.must("emu", "materialize", "evaluation_images")
+    pictures = project.root / "data/evaluation_images"
+    drawn = {path.name: path.read_bytes() for path in (pictures / "registered").iterdir()}
+    assert len(drawn) == 8
+    assert drawn == {path.name: path.read_bytes() for path in (pictures / "folder").iterdir()}
+
+
 def test_an_unknown_model_is_one_line(demo):
     project, _ = demo
     done = project.run("emu", "generate", "a cat", "--model", "models:/nobody@champion")
@@ -130,7 +151,7 @@ def test_votes_are_labelled_and_chained(demo):
 
 
 def test_no_curated_picture_was_voted_down(demo):
-    """Of twelve wanted, as many as most specialists kept."""
+    """Twelve are wanted; the set has as many as most specialists kept."""
     project, _ = demo
     votes = pd.read_parquet(project.root / "data/votes/specialist/votes.parquet")
     keeps = votes["decision"].eq("keep").groupby(votes["key"]).mean()
@@ -140,7 +161,7 @@ def test_no_curated_picture_was_voted_down(demo):
 
 
 def test_votes_of_people_survive_the_graph_and_decide(demo, tmp_path):
-    """Twenty, appended by the documented call while nothing runs."""
+    """Twenty votes, appended with the documented call while nothing runs."""
     finished, _ = demo
     project = Project(tmp_path / "project")
     shutil.copytree(finished.root, project.root, symlinks=True)
@@ -166,7 +187,7 @@ print(*[f"{stale.key}: {stale.reason}" for stale in stale_now(dg.DagsterInstance
     keys, stale = project.must("python", "-c", script).splitlines()[-2:]
     assert stale == "specialist_votes: 20 new votes"
     before = pd.read_parquet(project.root / "data/votes/specialist/votes.parquet")
-    project.must("emu", "materialize", "curated_set")  # of what was recorded: the new votes wait
+    project.must("emu", "materialize", "curated_set")  # of what was recorded: the new votes wait to be recorded
     project.must("emu", "materialize", "generalist_votes", "generalist_selection", "specialist_votes", "curated_set")
     votes = pd.read_parquet(project.root / "data/votes/specialist/votes.parquet")
     pd.testing.assert_frame_equal(votes.head(len(before)), before)
@@ -184,7 +205,7 @@ print(*[f"{stale.key}: {stale.reason}" for stale in stale_now(dg.DagsterInstance
     assert project.run("emu", "votes", "verify", "appeal").returncode == 0
 
 
-def test_votes_become_a_head(demo, tmp_path):
+def test_a_head_is_fitted_to_the_votes(demo, tmp_path):
     project, _ = demo
     printed = project.must("emu", "aesthetics-head", "--out", str(tmp_path / "head.safetensors"))
     assert "votes of the rubric panel, not people" in printed and (tmp_path / "head.safetensors").is_file()
@@ -206,7 +227,7 @@ def test_an_unknown_profile_is_one_line(empty_project):
 
 
 def test_an_unreachable_registry_is_one_line(tmp_path):
-    """npm is pointed at a port on this machine where nobody listens."""
+    """npm is given a port of this machine at which nothing listens."""
     project = make_project(tmp_path / "project")
     shutil.rmtree(project.root / "data", ignore_errors=True)
     done = project.run(
@@ -218,16 +239,7 @@ def test_an_unreachable_registry_is_one_line(tmp_path):
     assert not (project.root / "data/raw").exists()
 
 
-def trainer_of(process: subprocess.Popen) -> psutil.Process | None:
-    with suppress(psutil.Error):  # one that ends, or has ended and is not yet collected, has no command line
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with suppress(psutil.Error):
-                if "emu_dagster.training.child" in " ".join(child.cmdline()):
-                    return child
-    return None
-
-
-def test_a_demo_killed_three_times_goes_on(demo, tmp_path):
+def test_a_demo_killed_three_times_continues(demo, tmp_path):
     """kill -9 of the training child, kill -9 of the command, Ctrl-C: nothing that was finished is made again."""
     finished, _ = demo
     project = Project(tmp_path / "project")
@@ -244,7 +256,7 @@ def test_a_demo_killed_three_times_goes_on(demo, tmp_path):
 
 
 def kill_in_training(project: Project, victim: str) -> str:
-    """Starts the demo, ends `victim` once a training has started, and returns what the command told as it ended."""
+    """Start the demo, end `victim` once a training has started, and return what the command printed when it ended."""
     process = subprocess.Popen(
         ["emu", "demo", "--profile", "smoke"],
         cwd=project.root,
@@ -253,7 +265,7 @@ def kill_in_training(project: Project, victim: str) -> str:
         text=True,
     )
     deadline = time.monotonic() + 90
-    while (trainer := trainer_of(process)) is None:
+    while (trainer := find_child(process)) is None:
         assert process.poll() is None and time.monotonic() < deadline, "no training started"
         time.sleep(0.05)
     if victim == "trainer":
@@ -267,8 +279,8 @@ def kill_in_training(project: Project, victim: str) -> str:
     return errors
 
 
-def test_a_folder_that_cannot_be_written_is_a_clear_error(demo, tmp_path):
-    """A file stands where a folder must be: also root cannot write there."""
+def test_a_folder_that_is_not_writable_is_a_clear_error(demo, tmp_path):
+    """A file is where a folder must be: root cannot write there, either."""
     finished, _ = demo
     project = Project(tmp_path / "project")
     shutil.copytree(finished.root, project.root, symlinks=True)

@@ -9,7 +9,7 @@ from emu_dagster.machine.processes import describe_process
 STATUS = dg.DagsterRunStatus
 GONE = describe_process().rsplit(":", 2)[0] + ":999999999:0"
 FINISHED = ("SUCCESS", "FAILURE", "CANCELED")
-NO_PROCESS = ("QUEUED", "MANAGED", "SUSPENDED")  # has not got one yet, or has none on this machine
+NO_PROCESS = ("QUEUED", "MANAGED", "SUSPENDED")  # a run without a process so far, or with none on this machine
 UNFINISHED = [status for status in STATUS if status.value not in (*FINISHED, *NO_PROCESS)]
 
 
@@ -28,7 +28,7 @@ def test_a_run_of_a_dead_process_ends_as_failed(status: dg.DagsterRunStatus) -> 
 
 
 @pytest.mark.parametrize("status", UNFINISHED)
-def test_runs_of_others_and_of_the_living_stay(status: dg.DagsterRunStatus) -> None:
+def test_runs_of_others_and_of_living_processes_stay(status: dg.DagsterRunStatus) -> None:
     import psutil
 
     alive = describe_process(psutil.Process().parent())

@@ -1,4 +1,4 @@
-"""The schedule and the sensors do, once switched on, what they say."""
+"""Once switched on, the schedule and the sensors do what their descriptions say."""
 
 import shutil
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def put_shards(project: Path, *names: str) -> None:
 
 
 def filter_all(project: Path) -> None:
-    """What filtered_corpus leaves for each shard."""
+    """Write what filtered_corpus leaves for each shard."""
     ledger = project / "data" / "filtered" / "ledger"
     ledger.mkdir(parents=True, exist_ok=True)
     for shard in (project / "data" / "raw").glob("*.tar"):
@@ -57,7 +57,7 @@ def filter_all(project: Path) -> None:
 
 
 class Ticks:
-    """The ticks of a sensor, one after the other, as the daemon makes them; its runs end as the test says."""
+    """The ticks of a sensor, one after the other, as the daemon makes them; its runs end as the test decides."""
 
     def __init__(self, sensor: dg.SensorDefinition, instance: dg.DagsterInstance) -> None:
         self.sensor, self.instance = sensor, instance
@@ -67,7 +67,7 @@ class Ticks:
         context = dg.build_sensor_context(self.instance, self.cursor, sensor_name=self.sensor.name)
         result = self.sensor(context)
         assert isinstance(result, dg.SensorResult)
-        self.cursor, self.told = result.cursor, result.skip_reason and result.skip_reason.skip_message
+        self.cursor, self.skip_reason = result.cursor, result.skip_reason and result.skip_reason.skip_message
         return list(result.run_requests or ())
 
     def start(self, request: Any) -> dg.DagsterRun:
@@ -88,12 +88,12 @@ def ticks(automation, instance) -> Ticks:
     return Ticks(automation.new_raw_shards, instance)
 
 
-def test_switched_on_first_it_starts_nothing(ticks, project):
+def test_right_after_it_is_switched_on_it_starts_nothing(ticks, project):
     assert not ticks() and not ticks()  # a fresh clone
     put_shards(project, "00000", "00001")
     filter_all(project)
     ticks.cursor = None
-    assert not ticks() and not ticks() and ticks.told == "nothing new"
+    assert not ticks() and not ticks() and ticks.skip_reason == "nothing new"
 
 
 def test_new_shards_are_one_run_once_they_stopped_growing(ticks, project):
@@ -106,23 +106,23 @@ def test_new_shards_are_one_run_once_they_stopped_growing(ticks, project):
     assert not ticks()
     (request,) = ticks()
     run = ticks.start(request)
-    assert not ticks() and "at work" in ticks.told
+    assert not ticks() and "in progress" in ticks.skip_reason
     put_shards(project, "00003")
-    assert not ticks() and not ticks() and "at work" in ticks.told  # one run at a time
+    assert not ticks() and not ticks() and "in progress" in ticks.skip_reason  # one run at a time
     filter_all(project)
-    ticks.instance.report_run_failed(run)  # whatever it says of itself: the shards are in
+    ticks.instance.report_run_failed(run)  # whatever the run reports: the shards are in the corpus
     assert not ticks() and not ticks()
-    assert ticks.told == "nothing new"
+    assert ticks.skip_reason == "nothing new"
 
 
-def test_a_failed_run_is_asked_for_again_and_not_for_ever(ticks, project, monkeypatch):
+def test_a_failed_run_is_requested_again_but_not_for_ever(ticks, project, monkeypatch):
     now = [1_000_000_000.0]
     monkeypatch.setattr(requests.time, "time", lambda: now[0])
     put_shards(project, "00000")
     ticks()
     for num_runs, pause in enumerate(PAUSES):
         if num_runs:
-            assert not ticks() and "again in" in ticks.told
+            assert not ticks() and "next try in" in ticks.skip_reason
         now[0] += pause + 1
         (request,) = ticks()
         assert request.run_key is None
@@ -130,7 +130,7 @@ def test_a_failed_run_is_asked_for_again_and_not_for_ever(ticks, project, monkey
         ticks.instance.report_run_failed(run)
         now[0] = ticks.instance.get_run_record_by_id(run.run_id).end_time
     now[0] += 10 * max(PAUSES)
-    assert not ticks() and "by hand" in ticks.told and run.run_id[:8] in ticks.told
+    assert not ticks() and "by hand" in ticks.skip_reason and run.run_id[:8] in ticks.skip_reason
     put_shards(project, "00001")  # other news, other runs
     assert not ticks()
     assert len(ticks()) == 1
@@ -143,7 +143,7 @@ def test_the_schedule_starts_the_evaluation(automation):
     assert automation.weekly_evaluation.job_name == "evaluation"
 
 
-def test_all_say_what_they_do_and_are_off(automation):
+def test_all_have_descriptions_and_are_off(automation):
     from emu_dagster.definitions import defs
 
     repository = defs.get_repository_def()
@@ -155,14 +155,14 @@ def test_all_say_what_they_do_and_are_off(automation):
     assert {schedule.default_status for schedule in repository.schedule_defs} == {dg.DefaultScheduleStatus.STOPPED}
 
 
-def test_no_job_asks_for_partitions(automation):
+def test_no_job_needs_partitions(automation):
     from emu_dagster.definitions import defs
 
     repository = defs.get_repository_def()
     assert not [job.name for job in repository.get_all_jobs() if job.partitions_def is not None]
 
 
-def test_new_pictures_in_the_source_are_one_run_until_they_are_taken_in(ticks, project, instance):
+def test_new_pictures_in_the_source_are_one_run_until_they_are_registered(ticks, project, instance):
     source = project / "pictures"
     source.mkdir()
 
@@ -181,15 +181,15 @@ def test_new_pictures_in_the_source_are_one_run_until_they_are_taken_in(ticks, p
         (layout.filtered / "ledger" / f"{ref.stem}.parquet").touch()
     assert ticks() == [] == ticks()
     put("two")
-    assert ticks() == []  # until it has stopped growing
+    assert ticks() == []  # only after it has stopped growing
     (request,) = ticks()
     ticks.start(request)
-    assert ticks() == []  # while that is at work
+    assert ticks() == []  # while that run is in progress
     read_corpus(section, layout)
-    assert ticks() == [] and ticks.told == "nothing new"
+    assert ticks() == [] and ticks.skip_reason == "nothing new"
 
 
-def test_new_votes_of_people_are_one_run_of_what_needs_no_training(automation, project, instance):
+def test_new_votes_of_people_start_one_run_of_what_needs_no_training(automation, project, instance):
     ticks = Ticks(automation.new_votes, instance)
     log = open_log(Layout(project).votes("specialist"))
     log.append([Vote("specialist", "ada", "person", "000000001", "keep")])

@@ -1,4 +1,4 @@
-"""What an asset records holds no clock: two runs of the same project on the same machine give the same bytes."""
+"""What an asset records contains no clock: two runs of the same project on the same machine give the same bytes."""
 
 import ast
 import json
@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from emu_dagster.declarations.closures import PACKAGES
-from emu_data import plan
+from emu_data import cascade_order
 from emu_data.ledger import read_ledger
-from emu_data.signals import Columns, Measure, Record, Signal
+from emu_data.signals import Columns, LazySample, Measure, Signal
 from emu_data.signals.aesthetics import AestheticsSignal
 from emu_data.signals.caption import CaptionSignal
 from emu_data.signals.geometry import GeometrySignal
-from emu_data.signals.phash import PhashSignal
+from emu_data.signals.looks import LooksSignal
 from emu_data.signals.safety import SafetySignal
 from emu_steps import filtering
 from emu_steps.layout import Layout
@@ -28,8 +28,8 @@ from tests.shards import write_toy_shards
 
 ROOT = Path(__file__).parents[2]
 
-# Put before everything else on the path of the measuring children, which import it when they start: a clock of which
-# each look is so many seconds after the one before.
+# Put first on the path of the measuring children, which import it at their start: a clock whose readings are
+# so many seconds apart.
 FAKE_CLOCK = """
 import time
 looks = 0
@@ -42,7 +42,7 @@ time.perf_counter = clock
 
 
 class ColourSignal(Signal):
-    """Concepts of toy shards, from the caption, and a rank, of which a third is 0."""
+    """Concepts of toy shards, from the caption, and a rank, a third of which are 0."""
 
     name: ClassVar = "alignment"
     columns: ClassVar = {"concept": "string", "concept_score": "Float64", "alignment_rank": "Float64"}
@@ -58,7 +58,7 @@ class ColourSignal(Signal):
     def load(self) -> Measure:
         return self._measure
 
-    def _measure(self, batch: Sequence[Record]) -> Columns:
+    def _measure(self, batch: Sequence[LazySample]) -> Columns:
         ranks = [int(record.key) % 3 / 2 for record in batch]
         colours = [record.caption.split()[0] for record in batch]
         return {"concept": colours, "concept_score": [1.0] * len(batch), "alignment_rank": ranks}
@@ -68,14 +68,15 @@ SIGNALS = (
     GeometrySignal(),
     CaptionSignal(),
     SafetySignal(detector="none"),
-    PhashSignal(),
+    LooksSignal(),
     AestheticsSignal(),
     ColourSignal(),
 )
 
 
 def run_filters(folder: Path, monkeypatch: pytest.MonkeyPatch, later: str) -> dict[str, float]:
-    """The assets filter_ledger and filtered_corpus of a project of toy pictures, by a clock; what the pilot took."""
+    """Run the assets filter_ledger and filtered_corpus of a project of toy pictures with a clock; return what the pilot
+    took."""
     fakes = folder / "fakes"
     fakes.mkdir(parents=True)
     (fakes / "sitecustomize.py").write_text(FAKE_CLOCK.format(later=later))
@@ -84,7 +85,7 @@ def run_filters(folder: Path, monkeypatch: pytest.MonkeyPatch, later: str) -> di
     shards.rename(folder / "data" / "raw")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "path", [str(fakes), *sys.path])
-        patch.setattr(plan, "NUM_PILOT", 12)
+        patch.setattr(cascade_order, "NUM_PILOT", 12)
         patch.setattr(filtering, "build_signals", lambda layout, params: list(SIGNALS))
         params, layout = toy_params(folder), Layout(folder)
         filtering.measure_corpus(layout, params)
@@ -93,7 +94,7 @@ def run_filters(folder: Path, monkeypatch: pytest.MonkeyPatch, later: str) -> di
 
 
 def toy_params(folder: Path) -> Params:
-    """Gates that turn some away by caption and by rank, so that what is measured depends on the order."""
+    """Gates that reject some pictures by caption and by rank, so that what is measured depends on the order."""
     given = yaml.safe_load(text_of("smoke"))
     section = given["filter_ledger"]
     section["policy"] |= {
@@ -104,7 +105,11 @@ def toy_params(folder: Path) -> Params:
         "min_alignment_rank": 0.4,
     }
     section["control_share"] = 0.0
-    for name in ("pretrained_low", "pretrained_mid", "pretrained_full"):  # a picture goes on while one may want it
+    for name in (
+        "pretrained_low",
+        "pretrained_mid",
+        "pretrained_full",
+    ):  # a picture is measured further as long as one policy may keep it
         given[name]["gates"] = ["caption", "alignment"]
     given["filtered_corpus"] |= {"num_images": 4, "max_concept_share": 1.0}
     (folder / "params.yaml").write_text(yaml.safe_dump(given))
@@ -122,16 +127,16 @@ def test_the_filters_record_the_same_bytes_whatever_the_clock_says(
     first = run_filters(tmp_path / "one", monkeypatch, "looks**3")
     second = run_filters(tmp_path / "two", monkeypatch, "1e9 - 1e9 / looks")
     ranked = [sorted(taken, key=lambda name: taken[name]) for taken in (first, second)]
-    assert ranked[0] != ranked[1] and set(first) == set(second)  # the clocks would give different orders
+    assert ranked[0] != ranked[1] and set(first) == set(second)  # these clocks would give different orders
     assert (read_ledger(tmp_path / "one" / "data" / "ledger")["unmeasured"] != "").any()  # so the order matters
     one, two = recorded(tmp_path / "one"), recorded(tmp_path / "two")
-    outs = ("data/signals/plan.json", "data/ledger/", "data/filtered/", "data/reports/filtered_corpus/")
+    outs = ("data/signals/order.json", "data/ledger/", "data/filtered/", "data/reports/filtered_corpus/")
     assert all(any(name.startswith(out) for name in one) for out in outs)
     assert sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name)) == []
 
 
-# Files of the packages that look at a clock, or at something else that no two runs have in common, and where it ends.
-# What ends in an output of an asset must not be here.
+# Files of the packages that read a clock, or something else that differs between any two runs, and where it ends up.
+# What ends up in an output of an asset must not be here.
 ALLOWED = {
     "emu_data/cascade.py": "seconds by signal, which end in data/cache/pilot_ms.json",
     "emu_data/signals/__init__.py": "seconds of decoding, likewise",
@@ -142,8 +147,8 @@ ALLOWED = {
     "emu_data/votes/log.py": "when a person voted: a log of votes is an input; the rubric panel's votes carry no time",
     "emu_models/training/loop.py": "when to save, and rates for MLflow and Dagster",
     "emu_models/training/prefetch.py": "the loader's share of the time, for MLflow and Dagster",
-    "emu_dagster/cli/graph.py": "told on the terminal",
-    "emu_dagster/commands/driver.py": "told on the terminal",
+    "emu_dagster/cli/graph.py": "shown on the terminal",
+    "emu_dagster/commands/driver.py": "shown on the terminal",
     "emu_dagster/commands/pages.py": "how long to wait for servers",
     "emu_steps/params/reading.py": "says when params.yaml is read anew",
     "emu_dagster/machine/processes.py": "a lock's file says since when",
@@ -182,7 +187,7 @@ def looks_at_a_clock(tree: ast.AST) -> set[str]:
 FILE_TIMES = {f"st_{kind}time{unit}" for kind in "mca" for unit in ("", "_ns")}
 
 
-def test_no_other_module_looks_at_a_clock() -> None:
+def test_no_other_module_reads_a_clock() -> None:
     files = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
     looking = {
         path.relative_to(ROOT).as_posix(): found
@@ -197,6 +202,6 @@ def test_no_other_module_looks_at_a_clock() -> None:
     ["time.time()", "from time import monotonic", "x.stat().st_mtime_ns", "datetime.datetime.now(UTC)", "uuid.uuid4()"]
     + ["np.random.default_rng()", "random.random()", "os.path.getmtime(x)", "from uuid import uuid4", "date.today()"],
 )
-def test_the_sweep_sees(text: str) -> None:
+def test_the_search_finds_clocks(text: str) -> None:
     assert looks_at_a_clock(ast.parse(text))
     assert not looks_at_a_clock(ast.parse("time.sleep(1); np.random.default_rng(0); x.st_size; runtime.time_limit"))

@@ -1,4 +1,4 @@
-"""What an asset reads makes it stale, and nothing else does; what it has not declared it cannot read."""
+"""What an asset reads makes it stale, and nothing else does; it cannot read what it has not declared."""
 
 import ast
 import random
@@ -40,7 +40,7 @@ def params() -> Params:
 
 
 def leaves(value: Any, path: str = "") -> list[str]:
-    """Dotted names of all entries of params.yaml, those left to their defaults too; a list or a mapping is one."""
+    """Return the dotted names of all entries of params.yaml, including defaults; a list or a mapping is one entry."""
     if not isinstance(value, BaseModel):
         return [path]
     return [leaf for name in type(value).model_fields for leaf in leaves(getattr(value, name), f"{path}.{name}")]
@@ -62,13 +62,13 @@ def other(value: Any) -> Any:
 
 
 def changed(section: BaseModel, parts: list[str]) -> Any:
-    """A copy in which one entry has another value, valid or not."""
+    """Return a copy in which one entry has another value, valid or not."""
     value = getattr(section, parts[0])
     return section.model_copy(update={parts[0]: changed(value, parts[1:]) if parts[1:] else other(value)})
 
 
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of values that no file could hold
-def test_every_leaf_of_params_makes_stale_who_declares_it_and_nobody_else(declarations, params):
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # for values that no file could hold
+def test_every_leaf_of_params_makes_stale_exactly_what_declares_it(declarations, params):
     layout = Layout(TOP)
     before = {key: d.code_version(params, layout) for key, d in declarations.items()}
     names = [leaf.removeprefix(".") for leaf in leaves(params)]
@@ -94,7 +94,7 @@ def test_every_leaf_of_params_makes_stale_who_declares_it_and_nobody_else(declar
         ("toy", "appeal_report"),
     ],
 )
-def test_who_reads_a_part_of_anothers_section_says_so(declarations, params, name, reader):
+def test_an_asset_that_reads_a_part_of_another_section_declares_it(declarations, params, name, reader):
     layout = Layout(TOP)
     before, new = (declarations[reader].code_version(p, layout) for p in (params, changed(params, name.split("."))))
     assert before != new
@@ -124,8 +124,8 @@ def test_undeclared_data_cannot_be_found():
             read()
 
 
-def test_what_the_layout_gives_belongs_to_who_writes_it(declarations):
-    """Every path that a Layout gives lies in an output of the asset whose declaration opens it."""
+def test_every_path_of_the_layout_belongs_to_the_asset_that_writes_it(declarations):
+    """Every path that a Layout gives is in an output of the asset whose declaration allows it."""
     for key, declaration in declarations.items():
         layout = Layout(TOP, frozenset([key]))
         for name in [n for n, member in vars(Layout).items() if isinstance(member, property)]:
@@ -137,7 +137,7 @@ def test_what_the_layout_gives_belongs_to_who_writes_it(declarations):
                 assert path.relative_to(TOP).as_posix() in declaration.outs, (key, name)
 
 
-def test_a_file_that_was_brought_along_is_read_by_its_bytes(declarations, params, tmp_path):
+def test_a_provided_file_counts_by_its_bytes(declarations, params, tmp_path):
     head = tmp_path / "head.safetensors"
     head.write_bytes(b"one")
     signals = params.filter_ledger.signals.model_copy(update={"aesthetics_head": "head.safetensors"})
@@ -152,7 +152,29 @@ def test_a_file_that_was_brought_along_is_read_by_its_bytes(declarations, params
     assert Measured(layout.root).see(head)[1]["md5"] == "b32d73e56ec99bc5ec8f83871cde708a"  # md5 of "another"
 
 
-def test_a_checkpoint_of_the_graph_is_an_asset_that_is_read(declarations, params):
+@pytest.mark.parametrize(
+    ("asset", "path"), [("filter_ledger", ("signals", "alignment_weights")), ("faithfulness_judge", ("weights",))]
+)
+def test_a_file_of_a_named_model_counts_by_its_bytes(declarations, params, tmp_path, asset, path):
+    """NAME@FILE and NAME@TAG@FILE: the same name with other bytes is another input."""
+    file = tmp_path / "weights" / "b.pt"
+    file.parent.mkdir()
+    for source in ("ViT-B-32-quickgelu@weights/b.pt", "ViT-B-32@openai@weights/b.pt"):
+        section = value = getattr(params, asset)
+        for part in path[:-1]:
+            value = getattr(value, part)
+        value = value.model_copy(update={path[-1]: source})
+        section = value if len(path) == 1 else section.model_copy(update={path[0]: value})
+        given, layout = params.model_copy(update={asset: section}), Layout(tmp_path)
+        versions = set()
+        for content in (b"one", b"two"):
+            file.write_bytes(content)
+            assert declarations[asset].brought(given, layout) == [file]
+            versions.add(declarations[asset].code_version(given, layout))
+        assert len(versions) == 2
+
+
+def test_a_checkpoint_of_the_graph_is_an_input_asset(declarations, params):
     assert declarations["quality_tuned"].inputs(params, Layout(TOP))[0] == "pretrained_full"
 
 
@@ -166,8 +188,8 @@ def modules() -> list[str]:
 
 
 def constants(source: str) -> list[tuple[ast.Constant, str]]:
-    """Plain numbers and strings on one line, no docstrings and no parts of f-strings, and the top-level name that each
-    belongs to ("" for what belongs to none)."""
+    """Return the plain numbers and strings on one line, without docstrings and parts of f-strings, each with the
+    top-level name that it belongs to ("" if none)."""
     tree, found = ast.parse(source), []
     for statement in tree.body:
         owner = getattr(statement, "name", "")
@@ -193,7 +215,7 @@ def with_constant_changed(source: str, node: ast.Constant) -> str:
 
 
 class Copy:
-    """A copy of our packages, of which the closures are then computed; a module that was edited is forgotten."""
+    """A copy of our packages, for which closures are computed; modules that were edited are read again."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for package in closures.PACKAGES:
@@ -209,7 +231,7 @@ class Copy:
         return self.known[function, arguments]
 
     def write(self, path: Path, text: str) -> None:
-        """Edits a file; what was known of the modules of its folder is forgotten."""
+        """Edit a file, and forget what was known of the modules of its folder."""
         path.write_text(text)
         folder = path.parent.parent if path.parent.name == "templates" else path.parent
         module = folder.relative_to(self.root).as_posix().replace("/", ".")
@@ -226,8 +248,8 @@ def versions(declarations: dict[str, Declaration]) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_changed_constant_makes_stale_who_reaches_it_and_nobody_else(declarations, copy):
-    """A constant of every module of ours, drawn by chance."""
+def test_a_changed_constant_makes_stale_exactly_what_reaches_it(declarations, copy):
+    """A constant of every module of ours, drawn at random."""
     rng = random.Random(0)
     reached = {key: reached_parts(declaration.function) for key, declaration in declarations.items()}
     before, num_reached = versions(declarations), 0
@@ -262,7 +284,7 @@ def test_comments_and_docstrings_make_nothing_stale(declarations, copy):
 @pytest.mark.parametrize(
     ("file", "old", "new", "readers"),
     [
-        ("emu_data/records.py", "MAX_PIXELS", "MAX_PIXELS_OF_A_PICTURE", ["raw_corpus", "filter_ledger", *TRAININGS]),
+        ("emu_data/samples.py", "MAX_PIXELS", "MAX_PIXELS_OF_A_PICTURE", ["raw_corpus", "filter_ledger", *TRAININGS]),
         ("emu_steps/corpora.py", '"key": pd', '"keys": pd', ["raw_corpus"]),
         ("emu_dagster/training/child.py", "return STOPPED", "return 1 + STOPPED", TRAININGS),
         ("emu_dagster/served_model.py", '"PNG"', '"JPEG"', ["registered_model"]),
@@ -279,10 +301,10 @@ def test_code_that_is_reached_without_an_import_or_far_away_counts(declarations,
     assert {key for key in readers if now[key] == before[key]} == set()
 
 
-def test_what_runs_was_reached(declarations):
+def test_modules_that_run_are_among_those_found(declarations):
     """The modules that a training's child and the filters really import are among those that were found by reading."""
     script = "import sys, {}; print(*(m for m in sys.modules if m.startswith('emu_')))"
-    for key, module in (("pretrained_low", "emu_models.latent.trainings"), ("filter_ledger", "emu_data.plan")):
+    for key, module in (("pretrained_low", "emu_models.latent.trainings"), ("filter_ledger", "emu_data.cascade_order")):
         command = [sys.executable, "-c", script.format(module)]
         loaded = subprocess.run(command, capture_output=True, text=True, check=True, cwd=TOP).stdout.split()
         reached = {module for module, _ in reached_parts(declarations[key].function)}

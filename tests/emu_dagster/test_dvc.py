@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from emu_dagster.resources import dvc_files
-from emu_dagster.resources.dvc import DvcError, DvcRecord, Snapshot, combine, hash_path
+from emu_dagster.resources.dvc import DvcError, DvcRepo, Snapshot, combine, hash_path
+from emu_data.addresses import Store
+from emu_data.refs import Reference
 
 STAGES = {
     "raw": {"cmd": "python make.py raw", "params": ["raw"], "outs": [{"data/raw": {"persist": True}}]},
@@ -22,14 +24,14 @@ STAGES = {
         "outs": [{"data/model": {"persist": True}}, {"data/card.json": {"persist": True, "cache": False}}],
     },
 }
-# What an asset does, in small: write, or under `dvc repro` write and print the digest.
+# What an asset does, simplified: write, or under `dvc repro` write and print the digest.
 MAKE = """
 import os
 import sys
 from pathlib import Path
-from emu_dagster.resources.dvc import DvcRecord
+from emu_dagster.resources.dvc import DvcRepo
 stage = sys.argv[1]
-record = DvcRecord(root=".")
+record = DvcRepo(root=".")
 before = record.snapshot(stage)
 for path in {"raw": ["data/raw/00000.tar"], "model": ["data/model/weights", "data/card.json"]}[stage]:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -41,9 +43,9 @@ Path("digest-" + stage).write_text(record.record(stage, before))
 
 
 @pytest.fixture
-def record(project: Path) -> DvcRecord:
-    """A project with two stages, of which the first has written its output."""
-    record = DvcRecord(root=str(project))
+def record(project: Path) -> DvcRepo:
+    """A project with two stages, the first of which has written its output."""
+    record = DvcRepo(root=str(project))
     record.run("init", "--no-scm")
     (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
     (project / "params.yaml").write_text("raw: {seed: 1}\nmodel: {width: 64, depth: {down: 2}}\nother: 1\n")
@@ -60,11 +62,11 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def read_stage(record: DvcRecord, stage: str) -> dict:
+def read_stage(record: DvcRepo, stage: str) -> dict:
     return yaml.safe_load((record.folder / "dvc.lock").read_text())["stages"][stage]
 
 
-def make_both(record: DvcRecord) -> None:
+def make_both(record: DvcRepo) -> None:
     record.record("raw", record.snapshot("raw"))
     before = record.snapshot("model")
     write(record.folder / "data" / "model" / "weights", "w")
@@ -72,7 +74,7 @@ def make_both(record: DvcRecord) -> None:
     record.record("model", before)
 
 
-def test_digest_is_dvcs_own_and_status_is_clean(record: DvcRecord) -> None:
+def test_the_digest_is_dvcs_own_and_the_status_is_clean(record: DvcRepo) -> None:
     write(record.folder / "data" / "raw" / "__pycache__" / "x.pyc", "not hashed")
     digest = record.record("raw", record.snapshot("raw"))
     lock = yaml.safe_load((record.folder / "dvc.lock").read_text())
@@ -82,8 +84,9 @@ def test_digest_is_dvcs_own_and_status_is_clean(record: DvcRecord) -> None:
     assert "raw" not in record.status()
 
 
-def test_a_commit_leaves_the_files_where_they_are(record: DvcRecord) -> None:
-    """By itself DVC removes a single file and copies it back from its cache: a kill in between would lose it."""
+def test_a_commit_leaves_the_files_in_place(record: DvcRepo) -> None:
+    """By default DVC removes an out that is a file and copies it back from its cache: a kill in between would lose
+    it."""
     make_both(record)
     write(record.folder / "data" / "model" / "weights", "other")
     stages = {**STAGES, "model": {**STAGES["model"], "outs": ["data/model/weights", "data/raw2", "data/card.json"]}}
@@ -96,7 +99,7 @@ def test_a_commit_leaves_the_files_where_they_are(record: DvcRecord) -> None:
     }
 
 
-def test_several_outs_have_one_digest(record: DvcRecord) -> None:
+def test_several_outs_have_one_digest(record: DvcRepo) -> None:
     make_both(record)
     lock = yaml.safe_load((record.folder / "dvc.lock").read_text())["stages"]["model"]
     outs = {out["path"]: out["md5"] for out in lock["outs"]}
@@ -114,8 +117,8 @@ def test_several_outs_have_one_digest(record: DvcRecord) -> None:
         ("data/raw/00001.tar", "one more"),
     ],
 )
-def test_change_during_the_work_is_recorded_as_what_it_was(record: DvcRecord, path: str, text: str) -> None:
-    """The work is not lost, the record is true, and the stage is out of date for as long as the change stands."""
+def test_a_change_during_the_work_does_not_alter_the_record(record: DvcRepo, path: str, text: str) -> None:
+    """The work is not lost, the record is true, and the stage stays out of date as long as the change does."""
     make_both(record)
     changed = record.folder / path
     was = changed.read_text() if changed.exists() else None
@@ -133,7 +136,7 @@ def test_change_during_the_work_is_recorded_as_what_it_was(record: DvcRecord, pa
     assert record.status() == {}
 
 
-def test_a_dep_that_another_stage_makes_anew_during_the_work(record: DvcRecord) -> None:
+def test_a_dep_that_another_stage_remakes_during_the_work(record: DvcRepo) -> None:
     make_both(record)
     before = record.snapshot("model")
     entry = read_stage(record, "model")
@@ -145,16 +148,42 @@ def test_a_dep_that_another_stage_makes_anew_during_the_work(record: DvcRecord) 
     assert list(record.status()) == ["model"]
 
 
-def test_input_changed_by_hand_is_refused_before_the_work(record: DvcRecord) -> None:
+def test_input_changed_by_hand_is_refused_before_the_work(record: DvcRepo) -> None:
     make_both(record)
     lock = (record.folder / "dvc.lock").read_bytes()
     write(record.folder / "data" / "raw" / "00000.tar", "SOME bytes")  # of the same size
-    with pytest.raises(DvcError, match="data/raw is not what dvc.lock says raw wrote.*emu materialize raw"):
+    with pytest.raises(DvcError, match="data/raw is not what raw wrote according to dvc.lock.*emu materialize raw"):
         record.snapshot("model")
     assert (record.folder / "dvc.lock").read_bytes() == lock
 
 
-def test_a_dep_is_hashed_only_when_it_looks_different(record: DvcRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_a_dep_refers_to_are_inputs_too_and_are_not_copied(record: DvcRepo) -> None:
+    """Even if the file has the same size and time as before, and while the work is in progress."""
+    tar = record.folder / "elsewhere" / "00000.tar"
+    write(tar, "some bytes")
+    (record.folder / "data" / "raw" / "00000.tar").unlink()
+    with record.digesting() as digest:
+        Reference(record.folder / "data" / "raw" / "00000.ref", "tar", Store(str(tar))).write(digest)
+    stat = tar.stat()
+    make_both(record)
+    cached = [path.read_bytes() for path in (record.folder / ".dvc" / "cache").rglob("*") if path.is_file()]
+    assert b"some bytes" not in cached and b"other bytes" in cached
+    assert (tar.stat().st_nlink, tar.stat().st_mode) == (1, stat.st_mode)
+    before = record.snapshot("model")
+    write(tar, "SOME bytes")
+    assert record.changed_since(before) == ["data/raw"]
+    os.utime(tar, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    reported = "00000.tar, which data/raw refers to, has changed since raw registered it.*emu materialize raw"
+    with pytest.raises(DvcError, match=reported):
+        record.snapshot("model")
+    write(tar, "some bytes")
+    record.snapshot("model")
+    tar.unlink()
+    with pytest.raises(DvcError, match=reported):
+        record.snapshot("model")
+
+
+def test_a_dep_is_hashed_only_when_it_looks_different(record: DvcRepo, monkeypatch: pytest.MonkeyPatch) -> None:
     make_both(record)
     hashed = []
 
@@ -164,7 +193,7 @@ def test_a_dep_is_hashed_only_when_it_looks_different(record: DvcRecord, monkeyp
 
     monkeypatch.setattr("emu_dagster.resources.measured.measure", measure)
     first = record.snapshot("model")
-    assert hashed == []  # nor what no stage makes: both were measured when they were made
+    assert hashed == []  # nor what no stage makes: both were hashed when they were made
     os.utime(record.folder / "data" / "raw" / "00000.tar")
     assert record.snapshot("model").entries == first.entries
     assert hashed == ["raw"]
@@ -176,8 +205,8 @@ def test_a_dep_is_hashed_only_when_it_looks_different(record: DvcRecord, monkeyp
 
 
 @pytest.mark.parametrize("lost", ["removed", "truncated"])
-def test_what_is_on_disk_is_recorded_again_without_being_made(record: DvcRecord, lost: str) -> None:
-    """dvc.lock gone, as after `git clean` or a kill in the version before: the same bytes come again."""
+def test_an_output_on_disk_is_recorded_again_without_being_made(record: DvcRepo, lost: str) -> None:
+    """If dvc.lock is gone, as after `git clean` or a kill in an earlier version, the same bytes are recorded again."""
     made = {}
     for stage, files in (("raw", ["data/raw/00000.tar"]), ("model", ["data/model/weights", "data/card.json"])):
         before = record.snapshot(stage)
@@ -186,7 +215,7 @@ def test_what_is_on_disk_is_recorded_again_without_being_made(record: DvcRecord,
         made[stage] = (record.record(stage, before), json.loads(json.dumps(before.describe())))
     lock = (record.folder / "dvc.lock").read_bytes()
     times = {path: path.stat().st_mtime_ns for path in (record.folder / "data").rglob("*")}
-    # params that changed since are not those that it was made with
+    # params that have changed since are not those with which it was made
     write(record.folder / "params.yaml", "raw: {seed: 1}\nmodel: {width: 65, depth: {down: 2}}\nother: 1\n")
     if lost == "removed":
         (record.folder / "dvc.lock").unlink()
@@ -197,10 +226,10 @@ def test_what_is_on_disk_is_recorded_again_without_being_made(record: DvcRecord,
     assert (record.folder / "dvc.lock").read_bytes() == lock
     assert {path: path.stat().st_mtime_ns for path in (record.folder / "data").rglob("*")} == times
     for digest, described in made.values():
-        assert not record.record_again(Snapshot.from_description(described), digest)  # it is there
+        assert not record.record_again(Snapshot.from_description(described), digest)  # it exists
 
 
-def test_other_bytes_are_not_recorded_as_what_was_made(record: DvcRecord) -> None:
+def test_other_bytes_are_not_recorded_as_the_output(record: DvcRepo) -> None:
     before = record.snapshot("raw")
     digest = record.record("raw", before)
     (record.folder / "dvc.lock").unlink()
@@ -211,14 +240,14 @@ def test_other_bytes_are_not_recorded_as_what_was_made(record: DvcRecord) -> Non
     assert not (record.folder / "dvc.lock").exists()
 
 
-def test_change_of_other_params_is_nothing(record: DvcRecord) -> None:
+def test_a_change_of_other_params_makes_nothing_stale(record: DvcRepo) -> None:
     make_both(record)
     before = record.snapshot("model")
     write(record.folder / "params.yaml", "raw: {seed: 1}\nmodel: {width: 64, depth: {down: 2}}\nother: 2\n")
     assert record.record("model", before) == record.digest_of("model")
 
 
-def test_under_repro_the_commit_is_dvcs_and_the_digest_the_same(record: DvcRecord) -> None:
+def test_under_repro_dvc_commits_and_the_digest_is_the_same(record: DvcRepo) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     command = [record.find_program(), "repro"]
@@ -239,17 +268,17 @@ def test_under_repro_the_commit_is_dvcs_and_the_digest_the_same(record: DvcRecor
     assert list(record.status()) == ["model"]
 
 
-def test_push_to_a_local_remote(record: DvcRecord) -> None:
+def test_push_to_a_local_remote(record: DvcRepo) -> None:
     make_both(record)
     record.run("remote", "add", "--default", "local", str(record.folder / "remote"))
     assert "pushed" in record.push()
     assert "up to date" in record.push("local")
 
 
-def test_missing_program_and_stage_are_said_clearly(record: DvcRecord) -> None:
+def test_a_missing_program_and_a_missing_stage_are_clear_errors(record: DvcRepo) -> None:
     with pytest.raises(DvcError, match="make env"):
-        DvcRecord(root=record.root, program="/nowhere/dvc").status()
-    with pytest.raises(DvcError, match="no stage tuned .* there are: model, raw"):
+        DvcRepo(root=record.root, program="/nowhere/dvc").status()
+    with pytest.raises(DvcError, match="no stage tuned .* known: model, raw"):
         record.snapshot("tuned")
     assert record.digest_of("raw") is None
     with pytest.raises(DvcError, match=r"dvc commit -f raw failed \(\d+\): "):

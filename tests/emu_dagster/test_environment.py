@@ -1,4 +1,4 @@
-"""Imports as if packages were not installed: libraries see none, and afterwards all is as before."""
+"""Imports as if packages were not installed: libraries do not find them, and afterwards all is as before."""
 
 import importlib
 import importlib.util
@@ -12,7 +12,7 @@ from emu_dagster.machine.environment import imports_without
 def test_a_hidden_package_cannot_be_found_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     with imports_without("colorsys"):
-        assert importlib.util.find_spec("colorsys") is None  # how transformers and diffusers ask
+        assert importlib.util.find_spec("colorsys") is None  # how transformers and diffusers check
         with pytest.raises(ImportError):
             importlib.import_module("colorsys")
     assert importlib.import_module("colorsys").rgb_to_hsv(0, 0, 1) == (2 / 3, 1, 1)

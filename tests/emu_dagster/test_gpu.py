@@ -1,4 +1,4 @@
-"""Training children: what they report, how they end, and that nothing stays behind. Real processes all."""
+"""Training children: what they report, how they end, and that nothing is left behind. All processes are real."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import dagster as dg
-import psutil
 import pytest
 
 from emu_dagster.resources.gpu import TrainingProcess, find_devices
+from tests.processes import runs
 
-# A child that "trains" until told to stop; what happened is left in files beside it.
+# A child that "trains" until it is stopped; what happened is left in files beside it.
 TRAINER = """
 import json, os, sys, time
 from pathlib import Path
@@ -39,7 +39,7 @@ with read_extras() as (extras, report):
         times.write(f"{time.time()} end\\n")
     report({"loss": 0.5, "steps": steps, "run": os.environ.get("MLFLOW_RUN_ID"), "rank": rank})
 """
-# Dagster in a process of its own, as `emu` runs it.
+# Dagster in its own process, as `emu` runs it.
 PARENT = """
 import os, sys
 import dagster as dg
@@ -60,7 +60,7 @@ TWO_PROCESSES = f"{sys.executable} -m torch.distributed.run --standalone --nproc
 
 @pytest.fixture
 def folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project root whose modules `trainer` and `parent` can be run, with locks of its own."""
+    """A project root in which the modules `trainer` and `parent` can be run, with its own locks."""
     (project / "trainer.py").write_text(TRAINER)
     (project / "parent.py").write_text(PARENT)
     monkeypatch.setenv("PYTHONPATH", f"{project}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
@@ -70,7 +70,7 @@ def folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def materialize(module: str, config: dict, environment: dict[str, str] | None = None, launcher: str = "") -> list:
-    """Run `module` as the child of an asset in this process; returns its messages or raises."""
+    """Run `module` as the child of an asset in this process; return its messages, or raise its error."""
     messages: list = []
 
     @dg.asset
@@ -92,7 +92,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 
 @contextmanager
 def parent_process(folder: Path, steps: int, ranks: int = 1) -> Iterator[tuple[subprocess.Popen, list[int]]]:
-    """A Dagster process whose children train already, and their pids."""
+    """Yield a Dagster process whose children are training, and their pids."""
     environment = os.environ | {"LAUNCHER": TWO_PROCESSES if ranks == 2 else ""}
     with subprocess.Popen(
         [sys.executable, "parent.py", str(folder), str(steps)], cwd=folder, env=environment
@@ -129,6 +129,33 @@ def test_failing_child_fails_the_asset(folder: Path) -> None:
         materialize("failing", {})
 
 
+FAILING = """
+from emu_dagster.machine.stopping import leave_cause
+with leave_cause():
+    import os, time
+    time.sleep(5 * int(os.environ.get("RANK", "0")))
+    raise {error}
+"""
+
+
+@pytest.mark.parametrize("launcher", ["", TWO_PROCESSES])
+def test_the_cause_is_what_the_asset_fails_with(folder: Path, launcher: str) -> None:
+    (folder / "failing.py").write_text(FAILING.format(error='ValueError("the picture\\n is missing; bring it")'))
+    with pytest.raises(dg.Failure, match=r"^the picture is missing; bring it\. \(The training stopped there\."):
+        materialize("failing", {}, launcher=launcher)
+
+
+def test_an_unexpected_error_is_reported_with_its_type(folder: Path) -> None:
+    (folder / "failing.py").write_text(FAILING.format(error='KeyError("loss")'))
+    with pytest.raises(dg.Failure, match=r"^KeyError: 'loss'\. "):
+        materialize("failing", {})
+
+
+def test_a_launcher_that_does_not_exist_is_named(folder: Path) -> None:
+    with pytest.raises(dg.Failure, match=r"No such file or directory"):
+        materialize("trainer", {}, launcher="no-such-launcher --all")
+
+
 def test_workers_of_the_child_do_not_outlive_it(folder: Path) -> None:
     (folder / "leaky.py").write_text(
         "import subprocess, sys\n"
@@ -137,7 +164,7 @@ def test_workers_of_the_child_do_not_outlive_it(folder: Path) -> None:
     )
     materialize("leaky", {})
     worker = int((folder / "worker").read_text())
-    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
+    assert not runs(worker)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -149,7 +176,7 @@ def test_interrupt_lets_the_children_save_and_cancels_the_run(folder: Path, rank
         assert parent.wait(timeout=120) != 0
     for rank, child in enumerate(children):
         assert int((folder / f"saved_{rank}").read_text()) > 0
-        assert not psutil.pid_exists(child)
+        assert not runs(child)
     with dg.DagsterInstance.get() as instance:
         assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.CANCELED]
 
@@ -160,7 +187,7 @@ def test_children_save_and_end_when_the_parent_is_killed(folder: Path, ranks: in
     with parent_process(folder, 10_000, ranks) as (parent, children):
         parent.kill()
         parent.wait()
-        wait_for(lambda: not any(psutil.pid_exists(child) for child in children))
+        wait_for(lambda: not any(runs(child) for child in children))
     for rank in range(ranks):
         assert int((folder / f"saved_{rank}").read_text()) >= 0
 
@@ -183,7 +210,7 @@ def test_two_trainings_never_share_a_device(folder: Path) -> None:
     assert sum("Waiting for cpu: network of process" in log for log in logs) == 1
 
 
-def test_stop_request_bears_being_made_twice_and_has_a_deadline() -> None:
+def test_a_second_stop_request_changes_nothing_and_there_is_a_deadline() -> None:
     code = (
         "import os, signal, sys, time\n"
         "from emu_dagster.machine.stopping import save_on_signal\n"
@@ -209,7 +236,7 @@ def test_stop_request_bears_being_made_twice_and_has_a_deadline() -> None:
         ("2", "cuda:0", ["cuda-2"]),
     ],
 )
-def test_devices_have_one_name_whoever_asks(
+def test_devices_have_one_name_however_they_are_given(
     visible: str, device: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

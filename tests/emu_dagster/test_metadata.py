@@ -1,4 +1,4 @@
-"""What Dagster's pages get to show: open pictures, links that a browser can follow, short numbers."""
+"""What Dagster's pages show: open pictures, links that a browser can follow, short numbers."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from emu_dagster.resources.addresses import Ports, known_ports, mlflow_address, remember_ports
+from emu_dagster.machine.addresses import Ports, known_ports, mlflow_address, remember_ports
 from emu_dagster.resources.metadata import OPEN_CHARACTERS, shown
 from emu_steps.layout import Layout
 
@@ -16,7 +16,7 @@ RUN = "f614353bec344846ba5b0a6616847129"
 
 def address_in(entry: dg.MetadataValue) -> str:
     assert isinstance(entry, dg.MarkdownMetadataValue) and entry.md_str is not None
-    assert len(entry.md_str) < OPEN_CHARACTERS  # else it is behind a button
+    assert len(entry.md_str) < OPEN_CHARACTERS  # otherwise it is behind a button
     return re.findall(r"\((http[^)]*)\)", entry.md_str)[-1]
 
 
@@ -29,7 +29,7 @@ def test_pictures_reports_and_the_run_are_links_that_are_shown_openly(tmp_path: 
     picture = address_in(found["a sheet"])
     assert picture.startswith("http://127.0.0.1:5000/get-artifact?") and RUN in picture and " " not in picture
     assert found["win"] == 12.35
-    assert [*found] == ["a sheet", "report", "mlflow_run", "win"]  # what is looked at first comes first
+    assert [*found] == ["a sheet", "report", "mlflow_run", "win"]  # what people look at first comes first
 
 
 def test_links_lead_to_where_the_pages_were_served_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -42,7 +42,7 @@ def test_links_lead_to_where_the_pages_were_served_last(tmp_path: Path, monkeypa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example/")
     assert mlflow_address(layout) == "https://mlflow.example"
     (layout.cache / "ports.json").write_text("{}[")
-    assert known_ports(layout) == Ports()  # a broken note of ports breaks no asset
+    assert known_ports(layout) == Ports()  # a broken note of ports does not break an asset
 
 
 def test_a_table_is_shown_row_by_row(tmp_path: Path):

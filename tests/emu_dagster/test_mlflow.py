@@ -1,15 +1,17 @@
-"""One MLflow run for each (Dagster run, asset, partition): found again, linked both ways, ended right."""
+"""One MLflow run per (Dagster run, asset, partition): found again, linked in both directions, ended correctly."""
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from emu_dagster.resources.mlflow import PROCESS_TAG, MlflowTracking, flatten
+from emu_dagster.resources.mlflow import PROCESS_TAG, SETTLED_TAG, MlflowTracking, flatten
 
 PARAMS = {"steps": 10, "optimiser": {"name": "adam", "betas": [0.9, 0.99]}}
 INPUTS = {"raw_corpus": "0123456789abcdef0123456789abcdef.dir"}
@@ -17,7 +19,7 @@ INPUTS = {"raw_corpus": "0123456789abcdef0123456789abcdef.dir"}
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> MlflowTracking:
-    """One database for the module: making it takes MLflow seconds."""
+    """One database for the module, because MLflow takes seconds to make it."""
     return MlflowTracking(root=str(tmp_path_factory.mktemp("root")), profile="smoke")
 
 
@@ -83,7 +85,7 @@ def test_run_holds_params_inputs_tags_and_status(tracking: MlflowTracking, insta
     assert Path(run.info.artifact_uri).is_relative_to(Path(tracking.root) / "mlflow")
 
 
-def test_retry_goes_on_in_the_same_run(tracking: MlflowTracking, instance: dg.DagsterInstance) -> None:
+def test_a_retry_continues_the_same_run(tracking: MlflowTracking, instance: dg.DagsterInstance) -> None:
     import mlflow
 
     attempts = []
@@ -116,7 +118,7 @@ def test_other_materialisations_and_other_params_are_other_runs(
     [(ValueError("wrong"), "FAILED"), (KeyboardInterrupt(), "KILLED")],
     ids=["exception", "interrupt"],
 )
-def test_run_ends_as_the_work_ended(
+def test_a_run_ends_as_the_work_ended(
     tracking: MlflowTracking, instance: dg.DagsterInstance, error: BaseException, status: str
 ) -> None:
     def failing(run: Any) -> None:
@@ -145,27 +147,98 @@ def test_child_process_logs_to_the_same_run(tracking: MlflowTracking, instance: 
     assert run.info.status == "FINISHED"
 
 
-def test_runs_of_dead_processes_are_closed(tracking: MlflowTracking, instance: dg.DagsterInstance) -> None:
+# What a kill leaves: the MLflow run's status, whether its process is alive, whether Dagster has the materialisation.
+LEFT = [
+    ("RUNNING", False, False, "KILLED"),
+    ("RUNNING", False, True, "FINISHED"),  # MLflow's server did not answer when the run ended
+    ("RUNNING", True, False, "RUNNING"),
+    ("FINISHED", False, False, "KILLED"),
+    ("FINISHED", False, True, "FINISHED"),
+    ("FAILED", False, False, "FAILED"),
+]
+
+
+@pytest.mark.parametrize(("left", "alive", "made", "settled"), LEFT)
+def test_after_a_kill_mlflow_agrees_with_dagster_even_if_nothing_is_made_again(
+    tracking: MlflowTracking, instance: dg.DagsterInstance, left: str, alive: bool, made: bool, settled: str
+) -> None:
     import mlflow
 
-    def crashed(run: Any) -> None:
-        pass
+    key = f"left_{left}_{alive}_{made}".lower()
 
-    materialize(tracking, instance, crashed)
-    (run,) = runs_of(tracking, "crashed")
+    @dg.asset(name=key)
+    def network(context: dg.AssetExecutionContext) -> None:
+        with tracking.run_for(context, PARAMS, INPUTS):
+            pass
+        if made:
+            context.log_event(dg.AssetMaterialization(key))
+        raise OSError("the machine goes down")
+
+    dg.materialize([network], instance=instance, raise_on_error=False)
+    (run,) = runs_of(tracking, key)
     client = mlflow.MlflowClient()
-    # As kill -9 leaves it: RUNNING, and its process gone.
-    host = run.data.tags[PROCESS_TAG].rsplit(":", 2)[0]
-    client.set_tag(run.info.run_id, PROCESS_TAG, f"{host}:999999999:0")
-    client.update_run(run.info.run_id, status="RUNNING")
-    materialize(tracking, instance, crashed)
-    assert sorted(run.info.status for run in runs_of(tracking, "crashed")) == ["FINISHED", "KILLED"]
+    client.update_run(run.info.run_id, status=left)
+    if not alive:
+        client.set_tag(run.info.run_id, PROCESS_TAG, run.data.tags[PROCESS_TAG].rsplit(":", 2)[0] + ":999999999:0")
+    tracking.settle(instance)
+    (run,) = runs_of(tracking, key)
+    assert run.info.status == settled
+    (dagster_run,) = instance.get_runs()
+    assert (SETTLED_TAG in dagster_run.tags) == (not alive)  # a settled run is not examined again
+
+
+def test_what_mlflow_refuses_now_is_settled_at_the_next_call(
+    tracking: MlflowTracking, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    @dg.asset
+    def refused(context: dg.AssetExecutionContext) -> None:
+        with tracking.run_for(context, PARAMS, INPUTS):
+            pass
+        raise OSError("the machine goes down")
+
+    def locked(*_: Any, **__: Any) -> None:
+        raise mlflow.MlflowException("database is locked")
+
+    dg.materialize([refused], instance=instance, raise_on_error=False)
+    (run,) = runs_of(tracking, "refused")
+    mlflow.MlflowClient().update_run(run.info.run_id, status="FINISHED")
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_terminated", locked)
+        tracking.settle(instance)
+    assert [found.info.status for found in runs_of(tracking, "refused")] == ["FINISHED"]
+    tracking.settle(instance)
+    assert [found.info.status for found in runs_of(tracking, "refused")] == ["KILLED"]
+
+
+def test_an_event_in_the_log_but_not_in_the_catalogue_is_no_materialisation(
+    tracking: MlflowTracking, tmp_path: Path
+) -> None:
+    """As kill -9 leaves it between the two files into which Dagster writes one event."""
+
+    @dg.asset
+    def half_recorded(context: dg.AssetExecutionContext) -> None:
+        with tracking.run_for(context, PARAMS, INPUTS):
+            pass
+        context.log_event(dg.AssetMaterialization("half_recorded"))
+        raise OSError("the machine goes down")
+
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        failed = dg.materialize([half_recorded], instance=instance, raise_on_error=False)
+        (catalogue,) = tmp_path.rglob("index.db")
+        with closing(sqlite3.connect(catalogue)) as database, database:
+            database.execute("DELETE FROM event_logs WHERE dagster_event_type = 'ASSET_MATERIALIZATION'")
+        made = instance.all_logs(failed.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        assert made and not instance.fetch_materializations(dg.AssetKey("half_recorded"), limit=1).records
+        tracking.settle(instance)
+    assert [run.info.status for run in runs_of(tracking, "half_recorded")] == ["KILLED"]
 
 
 def test_a_run_that_ended_before_dagster_knew_is_not_counted(
     tracking: MlflowTracking, instance: dg.DagsterInstance
 ) -> None:
-    """As kill -9 leaves it between MLflow's end of the run and Dagster's materialisation."""
+    """As kill -9 leaves it between the end of MLflow's run and Dagster's materialisation."""
 
     @dg.asset
     def unlucky(context: dg.AssetExecutionContext) -> None:
@@ -180,13 +253,13 @@ def test_a_run_that_ended_before_dagster_knew_is_not_counted(
     assert statuses == ["FINISHED", "KILLED", "FINISHED", "FINISHED"]
 
 
-def test_too_long_digest_is_refused(tracking: MlflowTracking, instance: dg.DagsterInstance) -> None:
+def test_a_digest_that_is_too_long_is_refused(tracking: MlflowTracking, instance: dg.DagsterInstance) -> None:
     @dg.asset
     def network(context: dg.AssetExecutionContext) -> None:
         with tracking.run_for(context, {}, {"raw_corpus": "a" * 64}):
             pass
 
-    with pytest.raises(ValueError, match="raw_corpus is 64 characters"):
+    with pytest.raises(ValueError, match="raw_corpus has 64 characters"):
         dg.materialize([network], instance=instance)
 
 
@@ -199,5 +272,5 @@ def test_environment_overrides_the_default_and_the_field_overrides_both(
     assert MlflowTracking(tracking_uri="sqlite:///x.db").resolve_uri() == "sqlite:///x.db"
 
 
-def test_flatten_dots_the_names() -> None:
+def test_flatten_makes_dotted_names() -> None:
     assert flatten({"a": {"b": {"c": 1}}, "d": None}) == {"a.b.c": "1", "d": "None"}

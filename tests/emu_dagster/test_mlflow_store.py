@@ -1,4 +1,4 @@
-"""MLflow's records when the project moves, when two commands open it at once, and when its server is away."""
+"""MLflow's records if the project moves, if two commands open them at once, and if its server does not answer."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from emu_dagster.resources.mlflow_store import TrackerAway
 from emu_dagster.resources.outbox import Outbox, deliver, leave_message
 
 TOP = Path(__file__).parents[2]
-FAIL_SECONDS = 15  # issue 11: until an asset says that its tracker is away
+FAIL_SECONDS = 15  # issue 11: the time within which an asset reports that its server does not answer
 MODEL = """
 import mlflow
 class Echo(mlflow.pyfunc.PythonModel):
@@ -65,7 +65,7 @@ def run_in(root: Path, code: str, **variables: str) -> str:
 
 
 def list_texts(database: Path) -> set[str]:
-    """Every text in the database."""
+    """Return every text in the database."""
     texts = set()
     with contextlib.closing(sqlite3.connect(database)) as connection:
         for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
@@ -88,7 +88,7 @@ def test_a_copied_and_a_moved_project_have_their_own_records(tmp_path: Path) -> 
     assert notes == ["words", "words"]
     assert Path(weights).is_relative_to(copy) and Path(artifacts).is_relative_to(copy)
     assert {p: p.read_bytes() for p in first.rglob("*") if p.is_file()} == before
-    # nothing that MLflow follows leads back (where a picture came from, it may say)
+    # nothing that MLflow follows leads back (it may say where a picture came from)
     assert not [t for t in list_texts(copy / "mlflow/mlflow.db") if t.startswith(f"{first}/mlflow")]
     first.rename(moved)  # the old folder is gone
     *notes, weights, artifacts = run_in(moved, LOAD).split()
@@ -120,7 +120,7 @@ for root in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_the_first_commands_of_a_project_at_once(tmp_path: Path) -> None:
-    """MLflow's database and Dagster's are made once; the others wait. Three processes, in three new projects."""
+    """MLflow's database and Dagster's are created once; the others wait. Three processes, in three new projects."""
     roots = [tmp_path / name for name in ("a", "b", "c")]
     for root in roots:
         (root / "dagster_home").mkdir(parents=True)
@@ -140,7 +140,7 @@ def test_the_first_commands_of_a_project_at_once(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def mute_server() -> Iterator[str]:
-    """Takes connections and never answers."""
+    """A server that accepts connections and never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(50)
@@ -153,8 +153,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("kind", ["nobody listens", "not within"])
-def test_an_asset_without_its_tracker_fails_soon_with_one_line(
+@pytest.mark.parametrize("kind", ["no connection", "no answer within"])
+def test_an_asset_without_its_tracking_server_fails_soon_with_one_line(
     project: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in PATIENCE.items():
@@ -165,7 +165,7 @@ def test_an_asset_without_its_tracker_fails_soon_with_one_line(
         with tracking.run_for(context, {}, {}):
             raise AssertionError("not begun")
 
-    server = mute_server() if kind == "not within" else contextlib.nullcontext(f"http://127.0.0.1:{free_port()}")
+    server = mute_server() if kind == "no answer within" else contextlib.nullcontext(f"http://127.0.0.1:{free_port()}")
     with server as uri:
         tracking = MlflowTracking(tracking_uri=uri)
         began = time.monotonic()
@@ -176,7 +176,7 @@ def test_an_asset_without_its_tracker_fails_soon_with_one_line(
 
 
 class Server:
-    """An MLflow server over a database, that can be killed and started again."""
+    """An MLflow server with a database, which can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -219,7 +219,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["kill", "pause"])
-def test_a_tracker_that_dies_is_told_later(
+def test_what_a_dead_server_missed_is_reported_later(
     project: Path, server: Server, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The training's numbers and pictures, and that its asset failed; the training itself notices nothing."""
@@ -236,23 +236,23 @@ def test_a_tracker_that_dies_is_told_later(
     def network(context: dg.AssetExecutionContext) -> None:
         with tracking.run_for(context, {"a": 1}, {}) as run:
             runs.append(run.info.run_id)
-            told = Outbox(server.uri, run.info.run_id)
-            told.put_metrics("net", 1, {"loss": 3.0})
+            box = Outbox(server.uri, run.info.run_id)
+            box.put_metrics("net", 1, {"loss": 3.0})
             time.sleep(2)
             getattr(server, end)()
             began = time.monotonic()
             for step in range(2, 50):
-                told.put_metrics("net", step, {"loss": 1.0 / step})
-            told.put_picture("samples", 2, Image.new("RGB", (4, 4)))
-            told.close()
+                box.put_metrics("net", step, {"loss": 1.0 / step})
+            box.put_picture("samples", 2, Image.new("RGB", (4, 4)))
+            box.close()
             seconds["training"] = time.monotonic() - began
-            mlflow.log_metric("last", 1.0)  # what the asset itself tells is what makes it fail
+            mlflow.log_metric("last", 1.0)  # only what the asset itself reports makes it fail
 
     began = time.monotonic()
     with pytest.raises(TrackerAway, match="does not answer"):
         dg.materialize([network], instance=dg.DagsterInstance.ephemeral())
     assert seconds["training"] < 2
-    assert time.monotonic() - began - seconds["training"] < FAIL_SECONDS + 6  # and the start before, with its server
+    assert time.monotonic() - began - seconds["training"] < FAIL_SECONDS + 6  # and the earlier start, with its server
     assert mlflow.active_run() is None
     server.kill()
     assert not deliver(server.uri)
@@ -268,8 +268,8 @@ def test_a_tracker_that_dies_is_told_later(
     assert not list(outbox.outbox_folder().glob("[0-9]*"))
 
 
-def test_messages_that_cannot_be_sent_stop_nobody(project: Path) -> None:
-    """To a run that was deleted, to another tracker, and where the outbox cannot be written."""
+def test_messages_that_cannot_be_sent_stop_nothing(project: Path) -> None:
+    """For a run that was deleted, for another server, and if the outbox is not writable."""
     tracking = MlflowTracking()
     tracking.connect()
     uri = tracking.resolve_uri()

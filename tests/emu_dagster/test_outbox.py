@@ -1,4 +1,4 @@
-"""What a training tells MLflow step by step: every point arrives, in few messages, whatever the pace."""
+"""What a training reports to MLflow step by step: every point arrives, in few messages, whatever the pace."""
 
 import json
 from pathlib import Path
@@ -16,17 +16,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_steps_that_take_no_time_are_few_messages_and_all_arrive(project: Path, monkeypatch: pytest.MonkeyPatch):
+def test_fast_steps_are_few_messages_and_all_arrive(project: Path, monkeypatch: pytest.MonkeyPatch):
     tracking = MlflowTracking()
     tracking.connect()
     with mlflow.start_run() as run:
         pass
     with monkeypatch.context() as held:
         held.setattr(outbox, "deliver", lambda uri: True)
-        told = outbox.Outbox(tracking.resolve_uri(), run.info.run_id)
-        for step in range(1, 1201):  # with two metrics more than MLflow takes in one call
-            told.put_metrics("net", step, {"loss": 1.0 / step, "learning_rate": 0.1})
-        told.close()
+        box = outbox.Outbox(tracking.resolve_uri(), run.info.run_id)
+        for step in range(1, 1201):  # with two metrics more than MLflow takes per call
+            box.put_metrics("net", step, {"loss": 1.0 / step, "learning_rate": 0.1})
+        box.close()
     messages = [json.loads(path.read_text()) for path in outbox.outbox_folder().glob("[0-9]*.json")]
     assert sum(len(message["metrics"]) for message in messages) == 2400 and len(messages) < 20
     assert outbox.deliver(tracking.resolve_uri())

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from emu_dagster.commands.plan import STAGES, plan_networks, print_plan
+from emu_dagster.commands.plan import TRAININGS, plan_networks, print_plan
+from emu_models.cost.costs import Costs
 from emu_models.cost.measuring import count_denoiser, count_flops
 from emu_models.cost.planning import Cluster, find_gpu
 from tests.profiles import params_of
@@ -17,13 +18,14 @@ PROFILES = Path(__file__).parents[2] / "profiles"
 def printed(profile: str, **changes) -> str:
     console = Console(file=io.StringIO(), width=200)
     cluster = Cluster(find_gpu("H100"), **{"num_gpus": 16, "utilisation": 0.4, "dollars_per_gpu_hour": 2.5, **changes})
-    print_plan(params_of(profile), cluster, 1000, console)
+    params = params_of(profile)
+    print_plan(params, Costs(lambda: plan_networks(params)), cluster, 1000, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def test_the_papers_denoiser_has_its_parameters_and_latents():
-    """2.8 B, 16 channels, 1024 px in one stage; CLIP ViT-L and T5-XXL."""
+    """2.8 B, 16 channels, 1024 px in one training; CLIP ViT-L and T5-XXL."""
     networks = plan_networks(params_of("paper"))
     num_parameters, _ = count_denoiser(networks)
     assert num_parameters == pytest.approx(2.8e9, rel=0.02)
@@ -40,12 +42,12 @@ def test_the_papers_step_is_counted_at_full_resolution():
     assert 2.9 < full.step / full.forward < 3
 
 
-def test_every_stage_is_printed_and_every_assumption_labelled():
+def test_every_training_is_printed_and_every_assumption_labelled():
     text = printed("smoke")
-    for name in STAGES:
-        assert text.count(name) == 2, name  # as a stage and as data
+    for name in TRAININGS:
+        assert text.count(name) == 2, name  # once as a training and once as data
     assumed = [line for line in text.splitlines() if line.startswith("assumed:")]
-    for words in ("40% of the peak", "2.5 dollars an hour", "8 GPUs a node", "bits a pixel"):
+    for words in ("40% of the peak", "2.5 dollars per GPU-hour", "8 GPUs per node", "bits per pixel"):
         assert any(words in line for line in assumed), words
     assert "given: 1,000 pictures" in text
 
@@ -60,6 +62,6 @@ def test_assumptions_follow_the_options():
 @pytest.mark.slow
 def test_the_papers_whole_plan_fits_the_named_gpus():
     text = printed("paper", num_gpus=256)
-    assert "all stages: " in text
+    assert "all trainings: " in text
     assert text.count(" yes ") >= 6  # every strategy fits, with and without recomputation
     assert "2,790,877,392" in text

@@ -1,4 +1,4 @@
-"""Processes by name, and the lock that waits for a live one and not for a dead one."""
+"""Processes by name, and the lock that waits for a live process but not for a dead one."""
 
 import os
 import signal
@@ -30,10 +30,10 @@ def hold(path: Path, seconds: float) -> subprocess.Popen[str]:
     return process
 
 
-def test_the_later_one_says_who_is_at_work_and_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_later_one_says_which_is_at_work_and_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = hold(tmp_path / "lock", 1.0)
     with one_at_a_time(tmp_path / "lock", "making it too"):
-        assert other.wait() == 0  # it had let go
+        assert other.wait() == 0  # the other had let go
     said = capsys.readouterr().err
     assert f"process {other.pid} (" in said and "making raw_corpus since" in said
     with one_at_a_time(tmp_path / "lock", "making it again"):
@@ -54,8 +54,8 @@ def test_a_process_is_known_by_its_start() -> None:
     described = describe_process(psutil.Process(child.pid))
     host, pid, started = described.rsplit(":", 2)
     assert is_alive(describe_process()) and is_alive(described)
-    assert not is_alive(f"{host}:{pid}:{float(started) - 100:.0f}")  # its id was another's before
-    assert is_alive(f"elsewhere:{pid}:0")  # who knows
+    assert not is_alive(f"{host}:{pid}:{float(started) - 100:.0f}")  # another process had its id before
+    assert is_alive(f"elsewhere:{pid}:0")  # unknown here
     child.kill()
     time.sleep(0.2)
     assert not is_alive(described)  # not yet waited for

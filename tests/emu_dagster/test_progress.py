@@ -1,4 +1,4 @@
-"""Progress on a run's page: now and then, with numbers, and always the end."""
+"""Progress on a run's page: now and then, with numbers, and always at the end."""
 
 import dagster as dg
 from hypothesis import given, settings
@@ -9,7 +9,7 @@ from emu_dagster.training.progress import SECONDS, Progress
 
 @settings(deadline=None)  # the first call imports
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=60))
-def test_events_are_rare_and_the_end_is_always_told(waits: list[float]):
+def test_events_are_rare_and_the_end_is_always_reported(waits: list[float]):
     now, heard = [0.0], []
     progress = Progress(lambda text: heard.append((now[0], text)), "filter_ledger", "shard", clock=lambda: now[0])
     for done, wait in enumerate(waits, start=1):
@@ -20,17 +20,17 @@ def test_events_are_rare_and_the_end_is_always_told(waits: list[float]):
     assert heard[-1][1] == f"filter_ledger: shard {len(waits)} of {len(waits)}"
 
 
-def test_the_time_that_is_left_is_that_of_the_work_and_not_of_what_came_before():
+def test_the_time_left_is_computed_from_the_work_and_not_from_what_came_before():
     now, heard = [0.0], []
     progress = Progress(heard.append, "filter_ledger", "shard", clock=lambda: now[0])
-    now[0] = 1000  # the signals were planned first
+    now[0] = 1000  # the order of the signals was found first
     progress(1, 101)
     now[0] += 10
     progress(11, 101)
     assert heard == ["filter_ledger: shard 1 of 101", "filter_ledger: shard 11 of 101, about 1 min 30 s left"]
 
 
-def test_a_training_tells_its_losses_and_the_time_that_is_left():
+def test_a_training_reports_its_losses_and_the_time_left():
     heard: list[str] = []
     Progress(heard.append, "pretrained_low", "step")(
         50, 380, {"loss": 0.123456, "val_loss": 0.2, "grad": 1.0, "steps_per_second": 2.0}

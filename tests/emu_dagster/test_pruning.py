@@ -1,4 +1,4 @@
-"""What `emu prune` removes, and what it never does."""
+"""What `emu prune` removes, and what it never removes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from emu_dagster.cli import app
 from emu_dagster.commands import pruning
 from emu_dagster.commands.pruning import find
 from emu_dagster.machine.processes import one_at_a_time
-from emu_dagster.resources.dvc import DvcRecord
+from emu_dagster.resources.dvc import DvcRepo
 from emu_data.files import restore_dir
 from emu_models.latent import trainings
 from emu_models.training.identity import read_result
@@ -36,7 +36,7 @@ TICK = 0.02  # seconds; a file system's times are as coarse as the kernel's cloc
 
 @pytest.fixture
 def root(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project in which nothing counts as being written."""
+    """A project in which nothing counts as in use."""
     monkeypatch.setattr(pruning, "QUIET_SECONDS", -1.0)
     (project / ".dvc").mkdir()
     (project / "params.yaml").write_text("profile: toy\n")
@@ -44,7 +44,7 @@ def root(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read_files(root: Path) -> dict[str, bytes | None]:
-    """Path -> bytes, None of a folder, of all below `root`."""
+    """Return path -> bytes, None for a folder, of everything below `root`."""
     return {p.relative_to(root).as_posix(): p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
 
 
@@ -55,7 +55,7 @@ def write(path: Path, text: str = "something") -> Path:
 
 
 def begin(root: Path, identity: str, asset: str = ASSET) -> Path:
-    """A training that has saved a state."""
+    """Make a training that has saved a state."""
     folder = training_folder(Layout(root), asset, identity)
     write(folder / "identity.json", json.dumps({"settings": {"spec": {"num_text_tokens": 8}}, "contents": {}}))
     write(folder / "caches.json", json.dumps([USED]))
@@ -65,7 +65,7 @@ def begin(root: Path, identity: str, asset: str = ASSET) -> Path:
 
 
 def finish(root: Path, identity: str, asset: str = ASSET, place: str = "") -> dict[str, Any]:
-    """A finished training, as the child tells of it."""
+    """Make a finished training, as the child reports it."""
     folder = begin(root, identity, asset)
     write(folder / "result" / "meta.json", json.dumps({"identity": identity, "result": {}}))
     write(folder / "result" / "unet" / "weights", identity)
@@ -74,7 +74,8 @@ def finish(root: Path, identity: str, asset: str = ASSET, place: str = "") -> di
 
 
 def ask(root: Path, *results: dict[str, Any], asset: str = ASSET) -> None:
-    """Publishes trainings that were asked for: each start writes identity.json (test_real_trainings_there_and_back)."""
+    """Publish trainings that were requested: each start writes identity.json
+    (test_real_trainings_are_pruned_and_found_again)."""
     for result in results:
         (Path(result["folder"]) / "identity.json").touch()
     publish(Layout(root), asset, results)
@@ -82,7 +83,7 @@ def ask(root: Path, *results: dict[str, Any], asset: str = ASSET) -> None:
 
 
 def going(root: Path, unfinished: bool = False) -> set[str]:
-    """What would be removed, from data/states/ASSET or else from data/."""
+    """Return what would be removed, below data/states/ASSET or else below data/."""
     found = {one.path.relative_to(root / "data").as_posix() for one in find(Layout(root), unfinished) if not one.stays}
     return {path.removeprefix(f"states/{ASSET}/") for path in found}
 
@@ -93,7 +94,7 @@ def emu(*arguments: str) -> str:
     return done.output.strip().splitlines()[-1]
 
 
-def test_a_training_goes_when_a_later_publishing_has_taken_its_place(root: Path) -> None:
+def test_a_training_goes_once_a_later_one_is_published_in_its_place(root: Path) -> None:
     layout = Layout(root)
     first = finish(root, A)
     assert going(root) == set()
@@ -109,7 +110,7 @@ def test_a_training_goes_when_a_later_publishing_has_taken_its_place(root: Path)
     assert going(root) == set()
 
 
-def test_what_a_model_made_elsewhere_took_the_place_of_stays(root: Path) -> None:
+def test_trainings_that_a_model_made_elsewhere_replaced_stay(root: Path) -> None:
     ask(root, finish(root, A))
     ask(root, finish(root, B))
     shutil.rmtree(training_folder(Layout(root), ASSET, B))
@@ -124,7 +125,7 @@ def test_all_parts_of_a_study_count_as_published(root: Path) -> None:
     assert going(root) == {f"states/{study}/{A}/state", f"states/{study}/{B}/state", f"states/{study}/{C}"}
 
 
-def test_what_was_not_finished_goes_only_when_asked_for(root: Path) -> None:
+def test_unfinished_trainings_go_only_if_requested(root: Path) -> None:
     begin(root, A)
     time.sleep(TICK)
     begin(root, B)
@@ -143,7 +144,7 @@ def test_what_is_being_written_stays(root: Path, monkeypatch: pytest.MonkeyPatch
     assert going(root, unfinished=True) == found
     monkeypatch.setattr(pruning, "QUIET_SECONDS", 3600.0)
     old = time.time() - 10 * 3600
-    os.utime(cache / "x.safetensors", (old, old))  # as a copy has it that keeps times
+    os.utime(cache / "x.safetensors", (old, old))  # as in a copy that keeps times
     os.utime(cache, (old, old))
     assert going(root, unfinished=True) == {f"{C}/state"}
 
@@ -176,7 +177,7 @@ KEPT = [
     f"data/states/{ASSET}/notes.txt",
     f"data/states/{ASSET}/replaced-1/weights",
     f"data/states/{ASSET}/{C}-copy/state/x",
-    f"data/states/{ASSET}/{D}/result/meta.json",  # no identity.json: whose it is nobody knows
+    f"data/states/{ASSET}/{D}/result/meta.json",  # no identity.json: it is unknown whose it is
     f"data/states/not_an_asset/{A}/identity.json",
     f"data/states/not_an_asset/{A}/state/x",
     "data/evaluation_images/0.png",
@@ -221,7 +222,7 @@ def test_what_it_does_not_know_stays_to_the_byte(root: Path) -> None:
 
 
 def top_of(path: str) -> str:
-    """The leftover, or the cache, that a file of LEFT is in."""
+    """Return the leftover, or the cache, that a file of LEFT is in."""
     parts = path.split("/")
     for i, part in enumerate(parts):
         if ".tmp-" in part or part == UNUSED:
@@ -240,8 +241,8 @@ NAMES = st.text("ab0.-_@", min_size=1, max_size=20).filter(lambda name: set(name
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(HELD), NAMES, st.booleans()), max_size=12))
-def test_what_has_no_name_of_ours_is_never_found(root: Path, held: list[tuple[str, str, bool]]) -> None:
-    """Files and folders of people's own, anywhere: nothing that is found is one of them, or holds one of them."""
+def test_names_that_are_not_ours_are_never_found(root: Path, held: list[tuple[str, str, bool]]) -> None:
+    """Files and folders of people, anywhere: nothing that is found is one of them, or holds one of them."""
     shutil.rmtree(root / "data", ignore_errors=True)
     finish(root, B)
     ask(root, finish(root, A))
@@ -263,32 +264,32 @@ def test_a_result_that_a_kill_left_half_renamed_stays(root: Path) -> None:
     assert going(root, unfinished=True) == {f"{B}/state"}
 
 
-@pytest.mark.parametrize("told", ["[]", "not JSON", None])
-def test_caches_stay_where_a_training_does_not_say_what_it_reads(root: Path, told: str | None) -> None:
+@pytest.mark.parametrize("reported", ["[]", "not JSON", None])
+def test_caches_stay_if_a_training_does_not_say_what_it_reads(root: Path, reported: str | None) -> None:
     write(root / f"data/cache/encoded/moments/{UNUSED}/x.safetensors")
     assert going(root) == set()  # no training at all
     begin(root, B)
     assert going(root) == {f"cache/encoded/moments/{UNUSED}"}
     named = begin(root, A) / "caches.json"
     named.unlink()
-    if told is not None:
-        named.write_text(told)
-    assert going(root) == ({f"cache/encoded/moments/{UNUSED}"} if told == "[]" else set())
+    if reported is not None:
+        named.write_text(reported)
+    assert going(root) == ({f"cache/encoded/moments/{UNUSED}"} if reported == "[]" else set())
 
 
 def test_it_waits_for_a_command_that_is_at_work(root: Path) -> None:
     ask(root, finish(root, A))
-    for lock in (DvcRecord().lock.own / "commands.lock", DvcRecord().lock.own / f"{ASSET}.lock"):
+    for lock in (DvcRepo().lock.own / "commands.lock", DvcRepo().lock.own / f"{ASSET}.lock"):
         with one_at_a_time(lock, "training"):
             command = [sys.executable, "-m", "emu_dagster.cli", "prune", "--yes"]
             with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
                 assert other.stderr is not None
-                assert "which is training since" in other.stderr.readline()
+                assert "which has been training since" in other.stderr.readline()
                 assert going(root) == {f"{A}/state"}
                 other.kill()
 
 
-def test_killed_while_it_removes_it_leaves_no_half_of_a_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_during_a_removal_it_leaves_no_half_of_a_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for identity in (A, B):
         ask(root, finish(root, identity))
 
@@ -312,12 +313,12 @@ def test_a_linked_file_frees_nothing(root: Path) -> None:
     assert [one.size for one in find(Layout(root))] == [0]
 
 
-def test_no_project_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_project_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"params\.yaml is missing"):
         pruning.prune(tmp_path, yes=True, unfinished=False)
 
 
-def test_real_trainings_there_and_back(root: Path) -> None:
+def test_real_trainings_are_pruned_and_found_again(root: Path) -> None:
     layout = Layout(root)
     corpus = write_toy_shards(root, num_images=24)
 

@@ -28,7 +28,7 @@ sys.exit(STOPPED)
 
 
 class LocalJobs:
-    """Runs one job in a session of its own, with nothing of our environment but what the job is given."""
+    """Runs one job in its own session, with nothing of our environment except what the job is given."""
 
     def submit_job(self, entrypoint: str, entrypoint_num_gpus: float, runtime_env: dict) -> str:
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ["PYTHONPATH"], **runtime_env["env_vars"]}

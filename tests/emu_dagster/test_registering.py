@@ -1,4 +1,4 @@
-"""The registry knows bytes and profiles: the same bytes are one version, and no profile takes another's alias."""
+"""The registry goes by bytes and profiles: the same bytes are one version, and no profile takes another's alias."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ TOP = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with a model to register; one MLflow database for the module, since making it takes seconds."""
+    """A project with a model to register; one MLflow database for the module, because making it takes seconds."""
     root = tmp_path_factory.mktemp("root")
     MlflowTracking(root=str(root)).connect()
     folder = Layout(root).model("quality_tuned")
@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def judge(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """judge(name, md5, passed, profile) registers a model of these bytes under that judgement."""
+    """judge(name, md5, passed, profile) registers a model with these bytes and this verdict."""
     MlflowTracking(root=str(root)).connect()
     params = params_of("smoke")
     monkeypatch.setattr(registering, "served_requirements", list)
@@ -49,7 +49,7 @@ def judge(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 def registered(name: str) -> tuple[dict[str, str], list[Any]]:
-    """Aliases, and the versions with the lowest number first."""
+    """Return aliases, and the versions with the lowest number first."""
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -61,19 +61,19 @@ def test_the_same_bytes_judged_again_are_the_same_version(root: Path, judge: Cal
     assert judge("again", "a" * 32, passed=False).number == 1
     assert judge("again", "a" * 32, passed=True).number == 1
     aliases, (version,) = registered("again")
-    assert aliases == {"champion": "1"}  # and no challenger any more
+    assert aliases == {"champion": "1"}  # no longer a challenger
     assert "**champion**" in version.description and "Judged" in version.description
     assert judge("again", "b" * 32, passed=False).number == 2
     assert registered("again")[0] == {"champion": "1", "challenger": "2"}
-    judge("again", "a" * 32, passed=False)  # what the reports no longer allow is no champion
+    judge("again", "a" * 32, passed=False)  # a model that the reports no longer accept is no champion
     assert registered("again")[0] == {"challenger": "1"}
     assert json.loads(Layout(root).registered.read_text())["version"] == 1
 
 
-def test_a_version_is_known_to_who_compares_with_it_by_its_bytes(
+def test_a_version_is_identified_by_its_bytes_when_models_are_compared(
     root: Path, judge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
-    """And what is not there decides nothing yet: drawing says what is missing."""
+    """A version that does not exist decides nothing yet: drawing says what is missing."""
     monkeypatch.setenv("EMU_ROOT", str(root))
     judge("rival", "a" * 32, passed=True)
     judge("rival", "b" * 32, passed=False)
@@ -87,23 +87,24 @@ def test_a_version_is_known_to_who_compares_with_it_by_its_bytes(
 def test_another_profile_does_not_take_an_alias(judge: Callable[..., Any]):
     judge("mine", "a" * 32, passed=True, profile="emoji")
     before = registered("mine")[0]
-    with pytest.raises(ValueError, match=r"models:/mine has versions of the profile emoji.*registered_model\.name"):
+    with pytest.raises(ValueError, match=r"models:/mine has versions of profile emoji.*registered_model\.name"):
         judge("mine", "b" * 32, passed=True, profile="smoke")
     aliases, versions = registered("mine")
     assert aliases == before and len(versions) == 1
 
 
-def test_each_profile_has_a_name_of_its_own():
+def test_each_profile_has_its_own_name():
     names = [params_of(name).registered_model.name for name in NAMES]
     assert len(names) == len(set(names)) > 3
     assert params_of("emoji").registered_model.name == "emu"  # README: models:/emu@champion
 
 
 @pytest.mark.parametrize("moment", ["log_model", "register_model", "tag", "describe", "alias", "write"])
-def test_what_is_cut_short_is_completed_and_never_half(
+def test_an_interrupted_registration_is_completed(
     judge: Callable[..., Any], moment: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """The registration ends after `moment`; whatever there is then has its tags, and the next run mends the rest."""
+    """The registration ends after `moment`; whatever version exists then has its tags, and the next run does the
+    rest."""
     import mlflow
 
     owner, method = {

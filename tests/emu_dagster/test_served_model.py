@@ -19,7 +19,7 @@ from tests.checkpoints import make_checkpoint
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """MLflow's own scoring server over a model stored as `registered_model` stores it."""
+    """MLflow's own scoring server for a model stored as `registered_model` stores it."""
     from fastapi.testclient import TestClient
     from mlflow.pyfunc import scoring_server
 
@@ -35,7 +35,7 @@ def ask(server: Any, inputs: Any) -> Any:
     return server.post("/invocations", content=body, headers={"Content-Type": "application/json"})
 
 
-def test_a_request_is_answered_by_a_picture(server: Any):
+def test_a_request_is_answered_with_a_picture(server: Any):
     asked = [{"prompt": "red", "num_inference_steps": 1, "seed": seed, "guidance_scale": 1} for seed in (1, 1, 2)]
     answer = ask(server, asked)
     assert answer.status_code == 200, answer.text
@@ -57,21 +57,21 @@ WRONG = [
     ({"guidance_scale": -1}, "guidance_scale is -1"),
     ({"prompt": ""}, "prompt is '': string should have at least 1 character"),
     ({"prompt": None}, "prompt is None: input should be a valid string"),
-    ({"steps": 3}, "there is no 'steps'; a request has prompt, seed, num_inference_steps, guidance_scale"),
+    ({"steps": 3}, "'steps' is unknown; a request has prompt, seed, num_inference_steps, guidance_scale"),
 ]
 
 
-@pytest.mark.parametrize(("change", "told"), WRONG)
-def test_what_cannot_be_drawn_is_400_and_one_sentence(server: Any, change: dict[str, Any], told: str):
+@pytest.mark.parametrize(("change", "reported"), WRONG)
+def test_what_cannot_be_drawn_is_400_and_one_sentence(server: Any, change: dict[str, Any], reported: str):
     answer = ask(server, [{"prompt": "red"}, {"prompt": "red", **change}])
     assert answer.status_code == 400
     message = answer.json()["message"]
-    assert message.splitlines()[-1].startswith("Error: request 1: ") and told in message
+    assert message.splitlines()[-1].startswith("Error: request 1: ") and reported in message
     assert "Traceback" not in answer.text and "pydantic" not in answer.text
 
 
 @pytest.mark.parametrize("inputs", [[], [{}], [{"seed": 1}], ["red"], "red", {"prompt": "red"}, [[1]], 3])
-def test_what_is_no_list_of_requests_is_400(server: Any, inputs: Any):
+def test_anything_but_a_list_of_requests_is_400(server: Any, inputs: Any):
     answer = ask(server, inputs)
     assert answer.status_code == 400 and "Traceback" not in answer.text
 
@@ -83,7 +83,7 @@ def test_what_is_no_list_of_requests_is_400(server: Any, inputs: Any):
     )
 )
 @settings(max_examples=200)
-def test_a_request_is_taken_as_it_is_or_refused_in_a_sentence(given: dict[str, Any]):
+def test_a_request_is_used_as_it_is_or_refused_with_a_sentence(given: dict[str, Any]):
     try:
         (read,) = read_requests([given])
     except mlflow.MlflowException as error:
@@ -93,13 +93,13 @@ def test_a_request_is_taken_as_it_is_or_refused_in_a_sentence(given: dict[str, A
         assert read.prompt and 1 <= read.num_inference_steps <= MAX_STEPS and 0 <= read.seed <= MAX_SEED
 
 
-def test_the_schedule_has_as_many_steps_as_may_be_asked_for():
+def test_as_many_steps_may_be_requested_as_the_schedule_has():
     from emu_models.diffusion.schedule import build_scheduler
 
     assert build_scheduler().config["num_train_timesteps"] == MAX_STEPS
 
 
-def test_the_file_that_is_served_imports_nothing_of_ours_at_its_top():
-    """It is run from a copy, beside emu_models and emu_data alone."""
+def test_the_served_file_imports_nothing_of_ours_at_its_top():
+    """A copy of it is run, with only emu_models and emu_data beside it."""
     source = Path(registering.__file__).with_name("served_model.py").read_text()
     assert "emu_dagster" not in source and "emu_steps" not in source

@@ -1,4 +1,4 @@
-"""`emu status`, `--dry-run` and `--upstream`: what they say, and the order in which things are made."""
+"""`emu status`, `--dry-run` and `--upstream`: what they print, and the order in which assets are made."""
 
 import io
 import shutil
@@ -33,7 +33,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 class World:
-    """In place of the graph's work: what is stale, what is on disk, and what was made, in order."""
+    """Stands in for the graph's work: what is stale, what is on disk, and what was made, in order."""
 
     def __init__(self, driver: ModuleType, patch: pytest.MonkeyPatch, stale: list[str], there: list[str]) -> None:
         self.stale, self.there, self.made = list(stale), set(there), list[str]()
@@ -47,13 +47,13 @@ class World:
         self.stale = [other for other in self.stale if other != key]
 
 
-def test_upstream_makes_what_is_stale_above_and_nothing_beside(driver, instance, monkeypatch):
+def test_upstream_makes_what_is_stale_upstream_and_nothing_beside(driver, instance, monkeypatch):
     world = World(driver, monkeypatch, [*CHAIN, "autoencoder_study", "filtered_corpus"], [])
     driver.materialize_named(["filter_ledger"], upstream=True, instance=instance)
     assert world.made == CHAIN
 
 
-def test_without_upstream_a_stale_input_is_taken_as_it_is_and_a_missing_one_is_named(driver, instance, monkeypatch):
+def test_without_upstream_a_stale_input_is_used_as_it_is_and_a_missing_one_is_named(driver, instance, monkeypatch):
     world = World(driver, monkeypatch, ["raw_corpus"], ["raw_corpus"])
     driver.materialize_named(["alignment_model"], instance=instance)
     assert world.made == ["alignment_model"]
@@ -69,8 +69,8 @@ def test_named_assets_are_made_once_each_in_the_order_of_the_graph(driver, insta
     assert world.made == CHAIN
 
 
-def test_an_unknown_asset_is_told_the_known_ones(driver):
-    with pytest.raises(ValueError, match="'nix'; there are: raw_corpus"):
+def test_an_unknown_asset_is_refused_with_the_known_ones(driver):
+    with pytest.raises(ValueError, match="'nix'; known: raw_corpus"):
         driver.in_order(["raw_corpus", "nix"])
 
 
@@ -86,26 +86,26 @@ def dry_run(monkeypatch: pytest.MonkeyPatch, stale: dict[str, str], keys: list[s
 
 def test_a_dry_run_says_what_would_be_made_and_why(driver, monkeypatch):
     stale = {"raw_corpus": "never materialised", "pretrained_low": "code has changed"}
-    told = dry_run(monkeypatch, stale, [])
-    assert "raw_corpus: never materialised" in told and "pretrained_low: code has changed" in told
-    assert "pretrained_mid: perhaps, after pretrained_low" in told
-    told = dry_run(monkeypatch, stale, ["alignment_model"])
-    assert "left as they are: raw_corpus" in told and "pretrained" not in told
-    told = dry_run(monkeypatch, stale, ["alignment_model"], upstream=True)
-    assert told.index("raw_corpus: never") < told.index("alignment_model: ") and "pretrained" not in told
+    reported = dry_run(monkeypatch, stale, [])
+    assert "raw_corpus: never materialised" in reported and "pretrained_low: code has changed" in reported
+    assert "pretrained_mid: perhaps, after pretrained_low" in reported
+    reported = dry_run(monkeypatch, stale, ["alignment_model"])
+    assert "left as they are: raw_corpus" in reported and "pretrained" not in reported
+    reported = dry_run(monkeypatch, stale, ["alignment_model"], upstream=True)
+    assert reported.index("raw_corpus: never") < reported.index("alignment_model: ") and "pretrained" not in reported
     assert "nothing would be made" in dry_run(monkeypatch, {}, [])
 
 
 def test_a_dry_run_names_what_the_command_then_makes(driver, instance, monkeypatch):
     stale = dict.fromkeys(CHAIN, "never materialised")
-    told = dry_run(monkeypatch, stale, ["filter_ledger"], upstream=True)
+    reported = dry_run(monkeypatch, stale, ["filter_ledger"], upstream=True)
     world = World(driver, monkeypatch, list(stale), [])
     driver.materialize_named(["filter_ledger"], upstream=True, instance=instance)
-    assert [line.split(":")[0] for line in told.splitlines()][: len(CHAIN)] == world.made
+    assert [line.split(":")[0] for line in reported.splitlines()][: len(CHAIN)] == world.made
 
 
-def test_status_says_when_each_was_made_how_long_that_took_and_what_the_rest_will_take(driver, instance, monkeypatch):
-    """Durations are those that Dagster recorded; none is made up."""
+def test_status_says_when_each_was_made_how_long_it_took_and_how_long_the_rest_will_take(driver, instance, monkeypatch):
+    """Durations are those that Dagster recorded; none is invented."""
     from emu_dagster.commands import standing
 
     @dg.asset
@@ -127,8 +127,8 @@ def test_status_says_when_each_was_made_how_long_that_took_and_what_the_rest_wil
     console = Console(file=io.StringIO(), width=200)
     standing.print_status(console)
     assert isinstance(console.file, io.StringIO)
-    told = console.file.getvalue()
-    assert "2 assets to make" in told and "1 that were never timed" in told and "never" in told
+    reported = console.file.getvalue()
+    assert "2 assets to make" in reported and "1 that were never timed" in reported and "never" in reported
     monkeypatch.setattr(standing, "stale_now", lambda instance: [])
     standing.print_status(console)
     assert "everything is up to date" in console.file.getvalue()

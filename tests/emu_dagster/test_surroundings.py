@@ -1,4 +1,4 @@
-"""Where a project lies: DVC works there, or one sentence says why not, before any work."""
+"""Where a project can be: DVC works there, or one sentence says why not, before any work."""
 
 import os
 import shutil
@@ -10,26 +10,26 @@ import pytest
 
 from emu_dagster.commands.doctor import examine
 from emu_dagster.machine.surroundings import find_obstacles, refuse_surroundings
-from emu_dagster.resources.dvc import DvcRecord
+from emu_dagster.resources.dvc import DvcRepo
 
 TOP = Path(__file__).parents[2]
 RECORD = """
 from emu_dagster.machine.environment import prepare_environment
 prepare_environment()
 import matplotlib.pyplot
-from emu_dagster.resources.dvc import DvcRecord
+from emu_dagster.resources.dvc import DvcRepo
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.resources.instance import open_instance
 open_instance()
 MlflowTracking().connect()
-record = DvcRecord()
+record = DvcRepo()
 print(record.record("raw", record.snapshot("raw")))
 """
 
 
 @pytest.fixture
 def unpacked(project: Path) -> Path:
-    """A project as an archive of the repository leaves it, with an output of the one stage."""
+    """A project as an archive of the repository leaves it, with an output of its only stage."""
     (project / "dvc.yaml").write_text("stages: {raw: {cmd: make raw, params: [raw], outs: [data/raw]}}")
     (project / "params.yaml").write_text("raw: 1")
     (project / ".gitignore").write_text("/data/\n")
@@ -40,7 +40,7 @@ def unpacked(project: Path) -> Path:
 
 
 def record_raw(root: Path) -> None:
-    record = DvcRecord(root=str(root))
+    record = DvcRepo(root=str(root))
     assert record.record("raw", record.snapshot("raw")) == record.digest_of("raw")
     assert record.status() == {}
 
@@ -57,34 +57,34 @@ def test_with_or_without_git_and_with_data_on_another_disk(
         shutil.move(unpacked / "data", disk)
         (unpacked / "data").symlink_to(disk)
     record_raw(unpacked)
-    # a person's own dvc works there too
-    done = subprocess.run([DvcRecord().find_program(), "status"], cwd=unpacked, capture_output=True, text=True)
+    # dvc called by a person works there, too
+    done = subprocess.run([DvcRepo().find_program(), "status"], cwd=unpacked, capture_output=True, text=True)
     assert "up to date" in done.stdout, done.stderr
     assert (unpacked / ".dvc" / "config.local").exists() == (linked or not has_git)
 
 
-def test_settings_of_the_users_own_stay(unpacked: Path) -> None:
+def test_the_users_own_settings_stay(unpacked: Path) -> None:
     local = unpacked / ".dvc" / "config.local"
     local.write_text("[core]\n    checksum_jobs = 1\n['remote \"local\"']\n    url = ../elsewhere\n")
     record_raw(unpacked)
-    listed = DvcRecord(root=str(unpacked)).run("config", "--list")
+    listed = DvcRepo(root=str(unpacked)).run("config", "--list")
     assert "core.checksum_jobs=1" in listed and "core.no_scm=true" in listed and "elsewhere" in listed
 
 
 # the whole graph without one: tests/e2e/test_records.py
 @pytest.mark.parametrize("home", [None, "/proc/nobody"])
 def test_without_a_home(unpacked: Path, home: str | None) -> None:
-    """HOME unset, or where nothing can be written (below /proc also root cannot)."""
+    """HOME is unset, or a place that is not writable (below /proc not even for root)."""
     environment = {name: value for name, value in os.environ.items() if name != "HOME"}
     environment |= {"PYTHONPATH": str(TOP)} | ({"HOME": home} if home else {})
     done = subprocess.run([sys.executable, "-c", RECORD], cwd=unpacked, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split()[-1] == DvcRecord(root=str(unpacked)).digest_of("raw")
+    assert done.stdout.split()[-1] == DvcRepo(root=str(unpacked)).digest_of("raw")
 
 
 def make_unfit(root: Path, how: str) -> str:
-    """Breaks the project and returns what the message is to name. A file stands where a folder must be: also root
-    cannot write there."""
+    """Break the project and return what the message must name. A file is where a folder must be: root cannot write
+    there, either."""
     match how:
         case "no params":
             (root / "params.yaml").unlink()
@@ -113,7 +113,7 @@ def test_what_does_not_work_is_one_sentence_before_any_work(unpacked: Path, how:
     with pytest.raises(ValueError, match=named):
         refuse_surroundings(unpacked)
     with pytest.raises(ValueError, match=named):
-        DvcRecord(root=str(unpacked)).snapshot("raw")
+        DvcRepo(root=str(unpacked)).snapshot("raw")
     assert sorted(unpacked.rglob("*")) == before
     (finding,) = [finding for finding in examine() if finding.what == "project"]
     assert not finding.good and finding.found == sentence

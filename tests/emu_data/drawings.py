@@ -7,7 +7,7 @@ from scipy import ndimage
 def draw_ball(
     colour: tuple[int, int, int], shaded: bool, size: int = 64, centre: tuple[float, float] = (0.5, 0.5)
 ) -> np.ndarray:
-    """uint8 (size, size, 3): a ball with a dark band on white, lit from the upper left if `shaded`."""
+    """Return uint8 (size, size, 3): a ball with a dark band on white, lit from the upper left if `shaded`."""
     fine = 4 * size
     y, x = (np.mgrid[0:fine, 0:fine] + 0.5) / fine - np.array(centre)[:, None, None]
     radius = 0.36
@@ -26,7 +26,7 @@ COLOURS = [(225, 60, 50), (240, 170, 40), (70, 160, 80), (60, 110, 210), (150, 8
 
 
 def draw_balls(shaded: bool, size: int = 64) -> np.ndarray:
-    """uint8 (12, size, size, 3): six colours in two places."""
+    """Return uint8 (12, size, size, 3): balls in six colours at two places."""
     places = [(0.5, 0.5), (0.47, 0.53)]
     return np.stack([draw_ball(colour, shaded, size, place) for colour in COLOURS for place in places])
 

@@ -1,4 +1,4 @@
-"""Real emoji for tests, from the demo's packages: where `make demo` keeps them, fetched if they are not there."""
+"""Real emoji for tests, from the demo's packages: where `make demo` keeps them, fetched if they are missing."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from PIL import Image
 from emu_data.sources.npm import PackageUnavailable, fetch_package
 from emu_data.sources.packages import STYLES
 
-PREFIXES = {  # name in tests -> style of the demo and its folder in the package
+PREFIXES = {  # name in tests -> the demo's style and its folder in the package
     "google": ("google", "package/img/google/64/"),
     "twitter": ("twitter", "package/img/twitter/64/"),
     "3d": ("fluent3d", "package/assets/"),
@@ -24,7 +24,8 @@ GROUPS = ("Food & Drink", "Animals & Nature", "Smileys & Emotion", "Activities")
 
 @cache
 def load_emoji(size: int = 64, step: int = 5) -> dict[str, np.ndarray]:
-    """uint8 (N, size, size, 3) of each drawing for every `step`-th subject; skips where they cannot be had."""
+    """Return uint8 (N, size, size, 3) of each drawing for every `step`-th subject; skip the test if they are not
+    available."""
     try:
         tarballs = {name: fetch_package(STYLES[style].package, CACHE) for name, (style, _) in PREFIXES.items()}
     except PackageUnavailable as error:

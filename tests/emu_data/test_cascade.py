@@ -15,26 +15,26 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from emu_data.cascade import Funnel, load_signals, measure_group, measure_shard, read_values
+from emu_data.cascade import StopRule, load_signals, measure_group, measure_shard, read_values
+from emu_data.cascade_order import expected_cost, find_order, measured_costs, order_signals, read_order
 from emu_data.files import file_sha256
 from emu_data.ledger import Thresholds, decide
-from emu_data.plan import expected_cost, make_plan, measured_costs, order_signals, read_plan
-from emu_data.records import Sample, make_key
+from emu_data.samples import Sample, make_key
 from emu_data.shards import list_shards, read_samples, write_shard
-from emu_data.signals import Columns, Measure, Record, Signal
+from emu_data.signals import Columns, LazySample, Measure, Signal
 from emu_data.signals.caption import CaptionSignal
 from emu_data.signals.geometry import GeometrySignal
-from emu_data.signals.phash import PhashSignal
+from emu_data.signals.looks import LooksSignal
 from emu_data.signals.popularity import PopularitySignal
 from emu_data.signals.safety import SafetySignal
 from tests.shards import encode
 
-SIGNALS = (GeometrySignal(), CaptionSignal(), PhashSignal())
+SIGNALS = (GeometrySignal(), CaptionSignal(), LooksSignal())
 
 
 @dataclass(frozen=True)
 class PoisonSignal(Signal):
-    """Mean brightness, and an end of the process where the caption says so."""
+    """Mean brightness, and an end of the process if the caption says so."""
 
     how: str = "crash"
 
@@ -49,7 +49,7 @@ class PoisonSignal(Signal):
             raise ValueError("no weights here")
         return self._measure
 
-    def _measure(self, batch: Sequence[Record]) -> Columns:
+    def _measure(self, batch: Sequence[LazySample]) -> Columns:
         if self.how == "always" or any("poison" in record.caption for record in batch):
             if self.how == "crash":
                 os.abort()
@@ -59,7 +59,7 @@ class PoisonSignal(Signal):
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Two shards of four pictures; the first has a failed download, a corrupt picture and one lost from the tar."""
+    """Two shards of four pictures; the first has a failed download, a corrupt picture and one that the tar lacks."""
     rng = np.random.default_rng(0)
     for shard in range(2):
         samples, rows = [], []
@@ -84,7 +84,7 @@ def names_of(raw: Path) -> list[str]:
 
 
 def test_every_row_has_values_or_a_reason(raw: Path, tmp_path: Path) -> None:
-    assert measure_group(raw, names_of(raw), SIGNALS, tmp_path / "signals", progress=False) == 8  # unlisted/, too
+    assert measure_group(raw, names_of(raw), SIGNALS, tmp_path / "signals", progress=False) == 8  # including unlisted/
     values = read_values(raw, names_of(raw), SIGNALS, tmp_path / "signals").set_index("key")
     assert len(values) == 11
     errors = values["error"].dropna()
@@ -94,17 +94,17 @@ def test_every_row_has_values_or_a_reason(raw: Path, tmp_path: Path) -> None:
     good = values[values["error"].isna() & (values["status"] == "success")]
     assert list(good["min_side"]) == [20] * 8
     assert list(good["aspect"]) == [(30 + i) / 20 for i in (0, 1, 2, 3)] * 2
-    assert good[["phash", "num_words"]].notna().all(axis=None)
-    assert values.drop(good.index)["phash"].isna().all()
+    assert good[["detail", "num_words"]].notna().all(axis=None)
+    assert values.drop(good.index)["detail"].isna().all()
     assert values.loc[make_key(0, 4), "error_message"] == "404"
 
 
-def test_present_files_are_kept_and_new_ones_are_the_same_bytes(raw: Path, tmp_path: Path) -> None:
+def test_existing_files_are_kept_and_new_ones_have_the_same_bytes(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "signals"
     measure_group(raw, names_of(raw), SIGNALS, out, progress=False)
     files = {path: (file_sha256(path), path.stat().st_mtime_ns) for path in out.rglob("*.parquet")}
     assert measure_group(raw, names_of(raw), SIGNALS, out, progress=False) == 0
-    victim = next(iter(files))
+    victim = next(path for path in sorted(files) if path.parent.name.startswith("looks"))
     victim.unlink()
     assert measure_group(raw, names_of(raw), SIGNALS, out, progress=False) == 1
     for path, (digest, time) in files.items():
@@ -113,7 +113,7 @@ def test_present_files_are_kept_and_new_ones_are_the_same_bytes(raw: Path, tmp_p
 
 
 @pytest.mark.parametrize("what", ["tar", "parquet", "tar of the same size"])
-def test_a_shard_that_changed_is_measured_anew_and_no_other(raw: Path, tmp_path: Path, what: str) -> None:
+def test_only_a_shard_that_changed_is_measured_again(raw: Path, tmp_path: Path, what: str) -> None:
     out = tmp_path / "signals"
     measure_group(raw, names_of(raw), SIGNALS, out, progress=False)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
@@ -141,7 +141,7 @@ def test_a_shard_that_changed_is_measured_anew_and_no_other(raw: Path, tmp_path:
         assert len(values) == 3
     else:
         assert values["error"].notna().tolist() == [True, False, False, False]
-    tar.unlink()  # a shard that is gone touches no other, and one that comes back is what it was
+    tar.unlink()  # removing a shard affects no other, and one that comes back is as it was
     parquet.unlink()
     assert measure_group(raw, ["00000"], SIGNALS, out, progress=False) == 0
     tar.write_bytes(given[0])
@@ -156,14 +156,14 @@ def test_a_shard_that_changed_is_measured_anew_and_no_other(raw: Path, tmp_path:
 def test_what_the_pilot_measured_does_not_hide_what_no_parquet_lists(raw: Path, tmp_path: Path) -> None:
     rows = pd.read_parquet(raw / "00001.parquet").head(3)
     rows.to_parquet(raw / "00001.parquet")
-    out, funnel = tmp_path / "signals", Funnel()
-    make_plan(raw, names_of(raw), SIGNALS, funnel, out, tmp_path / "ms.json")
+    out, rule = tmp_path / "signals", StopRule()
+    find_order(raw, names_of(raw), SIGNALS, rule, out, tmp_path / "ms.json")
     measure_group(raw, names_of(raw), SIGNALS, out, progress=False)
     values = read_values(raw, names_of(raw), SIGNALS, out)
     assert (values["status"] == "unlisted").sum() == 1
 
 
-def test_crash_costs_the_record_that_crashes(raw: Path, tmp_path: Path) -> None:
+def test_a_crash_loses_only_the_record_that_crashes(raw: Path, tmp_path: Path) -> None:
     signals = (GeometrySignal(), PoisonSignal())
     measure_group(raw, ["00001"], signals, tmp_path / "signals", progress=False)
     values = read_values(raw, ["00001"], signals, tmp_path / "signals").set_index("key")
@@ -171,14 +171,16 @@ def test_crash_costs_the_record_that_crashes(raw: Path, tmp_path: Path) -> None:
     assert list(values["brightness"].isna()) == [False, True, False, False]
 
 
-@pytest.mark.parametrize(("how", "told"), [("load", "no weights here"), ("always", "a signal is at fault: .*cannot")])
-def test_signal_at_fault_ends_the_run(raw: Path, tmp_path: Path, how: str, told: str) -> None:
-    with pytest.raises(RuntimeError, match=told):
+@pytest.mark.parametrize(
+    ("how", "reported"), [("load", "no weights here"), ("always", "a signal is at fault: .*cannot")]
+)
+def test_a_faulty_signal_ends_the_run(raw: Path, tmp_path: Path, how: str, reported: str) -> None:
+    with pytest.raises(RuntimeError, match=reported):
         measure_group(raw, names_of(raw), (PoisonSignal(how),), tmp_path / "signals", progress=False)
     assert not list((tmp_path / "signals").rglob("*.parquet"))
 
 
-def test_truncated_tar_costs_its_tail(raw: Path, tmp_path: Path) -> None:
+def test_a_truncated_tar_loses_only_its_end(raw: Path, tmp_path: Path) -> None:
     tar = raw / "00001.tar"
     with tarfile.open(tar) as opened:
         third = opened.getmember(f"{make_key(1, 2)}.png")
@@ -200,22 +202,22 @@ def test_values_need_their_files_and_unique_keys(raw: Path, tmp_path: Path) -> N
 
 
 class Here:
-    """A guard's `map` without a child: for tests that nothing endangers."""
+    """A guard's `map` without a child, for tests in which nothing crashes."""
 
-    def __init__(self, signals: Sequence[Signal], funnel: Funnel):
-        self.measure: Callable = load_signals(tuple(signals), funnel)
+    def __init__(self, signals: Sequence[Signal], rule: StopRule):
+        self.measure: Callable = load_signals(tuple(signals), rule)
 
     def map(self, items: Sequence, batch_size: int) -> list:
         return [result for i in range(0, len(items), batch_size) for result in self.measure(items[i : i + batch_size])]
 
 
 POLICY = {"min_side": 40, "max_aspect": 1.5, "min_words": 2, "max_unsafe": 0.5, "min_popularity": 30}
-GATES = (GeometrySignal(), CaptionSignal(), SafetySignal(detector="none"), PopularitySignal("likes"), PhashSignal())
+GATES = (GeometrySignal(), CaptionSignal(), SafetySignal(detector="none"), PopularitySignal("likes"), LooksSignal())
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shard of 120 pictures, each gate of POLICY turning some away, several pictures turned away by many."""
+    """A shard of 120 pictures; each gate of POLICY rejects some, and several pictures are rejected by many."""
     rng = np.random.default_rng(1)
     samples, rows = [], []
     for index in range(120):
@@ -231,8 +233,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return raw
 
 
-def run(raw: Path, out: Path, signals: Sequence[Signal], funnel: Funnel) -> pd.DataFrame:
-    measure_shard(raw, signals, out, funnel, "00000", Here(signals, funnel))  # pyright: ignore
+def run(raw: Path, out: Path, signals: Sequence[Signal], rule: StopRule) -> pd.DataFrame:
+    measure_shard(raw, signals, out, rule, "00000", Here(signals, rule))  # pyright: ignore
     return read_values(raw, ["00000"], signals, out)
 
 
@@ -241,17 +243,17 @@ def kept(values: pd.DataFrame, policy: Thresholds = POLICY) -> set[str]:
 
 
 def test_any_order_keeps_the_same_pictures(mixed: Path, tmp_path: Path) -> None:
-    whole = run(mixed, tmp_path / "whole", GATES, Funnel())
+    whole = run(mixed, tmp_path / "whole", GATES, StopRule())
     expected = kept(whole)
     assert 5 < len(expected) < 60
     num_unmeasured = set()
     for number, order in enumerate(itertools.permutations(GATES)):
         if number % 5:  # a fifth of the 120: each signal is first, and last, several times
             continue
-        values = run(mixed, tmp_path / str(number), order, Funnel((POLICY,)))
+        values = run(mixed, tmp_path / str(number), order, StopRule((POLICY,)))
         assert kept(values) == expected
         num_unmeasured.add((values["unmeasured"] != "").sum())
-        for column in ("min_side", "num_words", "unsafe", "popularity", "phash"):
+        for column in ("min_side", "num_words", "unsafe", "popularity", "detail"):
             there = values[column].notna()
             assert (values.loc[there, column] == whole.loc[there, column]).all()
         assert (values.loc[values["key"].isin(expected), "unmeasured"] == "").all()
@@ -259,62 +261,62 @@ def test_any_order_keeps_the_same_pictures(mixed: Path, tmp_path: Path) -> None:
 
 
 def test_rejected_pictures_are_not_decoded(mixed: Path, tmp_path: Path) -> None:
-    values = run(mixed, tmp_path / "out", GATES, Funnel((POLICY,)))
+    values = run(mixed, tmp_path / "out", GATES, StopRule((POLICY,)))
     small = values[(values["min_side"] < 40).fillna(False)]
     assert len(small) > 20
-    assert (small["unmeasured"] == "caption,phash,popularity,safety").all()
-    assert small["error"].isna().all()  # among them cut files, whose header still tells the size
+    assert (small["unmeasured"] == "caption,looks,popularity,safety").all()
+    assert small["error"].isna().all()  # including cut files, whose header still gives the size
 
 
-def test_control_sample_goes_through_everything(mixed: Path, tmp_path: Path) -> None:
-    funnel = Funnel((POLICY,), control_share=0.3)
-    values = run(mixed, tmp_path / "out", GATES, funnel)
-    control = values["key"].map(funnel.is_control)
+def test_the_control_sample_is_measured_by_every_signal(mixed: Path, tmp_path: Path) -> None:
+    rule = StopRule((POLICY,), control_share=0.3)
+    values = run(mixed, tmp_path / "out", GATES, rule)
+    control = values["key"].map(rule.is_control)
     assert 20 < control.sum() < 52
     assert (values.loc[control, "unmeasured"] == "").all()
     assert (values.loc[~control, "unmeasured"] != "").any()
-    assert kept(values) == kept(run(mixed, tmp_path / "whole", GATES, Funnel()))
-    assert [Funnel((POLICY,), 0.3, seed=1).is_control(key) for key in values["key"]] != control.tolist()
+    assert kept(values) == kept(run(mixed, tmp_path / "whole", GATES, StopRule()))
+    assert [StopRule((POLICY,), 0.3, seed=1).is_control(key) for key in values["key"]] != control.tolist()
 
 
-def test_looser_policy_measures_what_it_lacks_and_nothing_else(mixed: Path, tmp_path: Path) -> None:
+def test_a_looser_policy_measures_only_what_is_missing(mixed: Path, tmp_path: Path) -> None:
     loose = POLICY | {"min_side": 35, "min_words": 1}
-    strict = run(mixed, tmp_path / "out", GATES, Funnel((POLICY,)))
-    values = run(mixed, tmp_path / "out", GATES, Funnel((loose,)))
-    assert kept(values, loose) == kept(run(mixed, tmp_path / "whole", GATES, Funnel()), loose)
+    strict = run(mixed, tmp_path / "out", GATES, StopRule((POLICY,)))
+    values = run(mixed, tmp_path / "out", GATES, StopRule((loose,)))
+    assert kept(values, loose) == kept(run(mixed, tmp_path / "whole", GATES, StopRule()), loose)
     assert kept(values, loose) > kept(strict)
-    known = strict["phash"].notna()
-    assert known.any() and (values.loc[known, "phash"] == strict.loc[known, "phash"]).all()
+    known = strict["detail"].notna()
+    assert known.any() and (values.loc[known, "detail"] == strict.loc[known, "detail"]).all()
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
-    assert kept(run(mixed, tmp_path / "out", GATES, Funnel((POLICY,)))) == kept(strict)
+    assert kept(run(mixed, tmp_path / "out", GATES, StopRule((POLICY,)))) == kept(strict)
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_picture_goes_on_while_one_policy_keeps_it(mixed: Path, tmp_path: Path) -> None:
+def test_a_picture_is_measured_further_as_long_as_one_policy_keeps_it(mixed: Path, tmp_path: Path) -> None:
     other = POLICY | {"min_side": None, "min_words": None, "max_aspect": None}
-    values = run(mixed, tmp_path / "out", GATES, Funnel((POLICY, other)))
-    whole = run(mixed, tmp_path / "whole", GATES, Funnel())
+    values = run(mixed, tmp_path / "out", GATES, StopRule((POLICY, other)))
+    whole = run(mixed, tmp_path / "whole", GATES, StopRule())
     assert kept(values) == kept(whole)
     assert kept(values, other) == kept(whole, other)
     assert (values["unmeasured"] != "").any()
 
 
 def test_order_is_cost_over_minus_log_of_the_pass_rate() -> None:
-    seconds = {"geometry": 1e-5, "caption": 1e-5, "safety": 0.02, "popularity": 1e-6, "phash": 1e-3}
+    seconds = {"geometry": 1e-5, "caption": 1e-5, "safety": 0.02, "popularity": 1e-6, "looks": 1e-3}
     seconds |= {"decode": 0.01, "embedding": 0.5}
-    rates = {"geometry": 0.9, "caption": 0.5, "safety": 0.6, "popularity": 1.0, "phash": 0.95}
-    # popularity is the cheapest, and turns nothing away; safety pays for the decoding, and phash no more.
-    assert order_signals(GATES, seconds, rates) == ("caption", "geometry", "safety", "phash", "popularity")
+    rates = {"geometry": 0.9, "caption": 0.5, "safety": 0.6, "popularity": 1.0, "looks": 0.95}
+    # popularity is the cheapest, but rejects nothing; safety pays for the decoding, so looks costs no decoding
+    assert order_signals(GATES, seconds, rates) == ("caption", "geometry", "safety", "looks", "popularity")
     assert order_signals(GATES[::-1], seconds, rates) == order_signals(GATES, seconds, rates)
-    dear = order_signals(GATES, seconds | {"safety": 1.0}, rates)
-    assert dear == ("caption", "geometry", "phash", "safety", "popularity")
+    costly = order_signals(GATES, seconds | {"safety": 1.0}, rates)
+    assert costly == ("caption", "geometry", "looks", "safety", "popularity")
 
 
-def test_the_order_is_next_to_the_cheapest_where_gates_are_independent() -> None:
+def test_the_order_is_close_to_the_cheapest_if_gates_are_independent() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         costs = dict(zip([signal.name for signal in GATES], rng.uniform(1, 100, len(GATES)), strict=True))
-        costs |= {"decode": 0.0, "embedding": 0.0}  # a shared cost makes the order a good one, not the best
+        costs |= {"decode": 0.0, "embedding": 0.0}  # with a shared cost, the order is good but not the best
         rates = {signal.name: float(rng.uniform(0.5, 1)) for signal in GATES}
         order = order_signals(GATES, costs, rates)
         chosen = expected_cost(sorted(GATES, key=lambda signal: order.index(signal.name)), costs, rates)
@@ -322,18 +324,18 @@ def test_the_order_is_next_to_the_cheapest_where_gates_are_independent() -> None
         assert min(every) <= chosen < 1.02 * min(every) < max(every)
 
 
-def test_a_plan_follows_from_the_rows_and_the_signals_and_measures_nothing_twice(mixed: Path, tmp_path: Path) -> None:
-    out, funnel, timings = tmp_path / "out", Funnel((POLICY,)), tmp_path / "cache" / "ms.json"
-    plan = make_plan(mixed, ["00000"], GATES, funnel, out, timings)
-    assert plan.order[-1] == "phash"
-    assert plan.pass_rates["phash"] == 1 and 0.3 < plan.pass_rates["geometry"] < 0.9
-    assert plan.costs["geometry"] == GATES[0].cost() and measured_costs(timings, GATES)["decode"] > 0
+def test_an_order_follows_from_the_rows_and_the_signals_and_measures_nothing_twice(mixed: Path, tmp_path: Path) -> None:
+    out, rule, timings = tmp_path / "out", StopRule((POLICY,)), tmp_path / "cache" / "ms.json"
+    found = find_order(mixed, ["00000"], GATES, rule, out, timings)
+    assert found.order[-1] == "looks"
+    assert found.pass_rates["looks"] == 1 and 0.3 < found.pass_rates["geometry"] < 0.9
+    assert found.costs["geometry"] == GATES[0].cost() and measured_costs(timings, GATES)["decode"] > 0
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*.parquet")}
-    shutil.rmtree(timings.parent)  # a cache: may go at any time
-    looser = Funnel((POLICY | {"min_side": None},))
-    other = make_plan(mixed, ["00000"], GATES, looser, out, timings)
-    assert other.pass_rates["geometry"] > plan.pass_rates["geometry"]
-    assert make_plan(mixed, ["00000"], GATES[::-1], funnel, out, timings) == plan == read_plan(out)
+    shutil.rmtree(timings.parent)  # a cache, which may disappear at any time
+    looser = StopRule((POLICY | {"min_side": None},))
+    other = find_order(mixed, ["00000"], GATES, looser, out, timings)
+    assert other.pass_rates["geometry"] > found.pass_rates["geometry"]
+    assert find_order(mixed, ["00000"], GATES[::-1], rule, out, timings) == found == read_order(out)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     assert measured_costs(timings, GATES) == {}  # nothing was measured again
-    assert [signal.name for signal in plan.arrange(GATES[::-1])] == list(plan.order)
+    assert [signal.name for signal in found.arrange(GATES[::-1])] == list(found.order)

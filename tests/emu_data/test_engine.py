@@ -1,4 +1,4 @@
-"""A record that raises, crashes or hangs costs itself and nothing else."""
+"""A record that raises, crashes or hangs is lost alone."""
 
 import os
 import signal
@@ -9,11 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 
 from emu_data.engine import Engine, Failure, Guard, run_shards
 from tests.poison import poison
+from tests.processes import runs
 
 LEAKS: list[bytes] = []
 
@@ -53,9 +53,9 @@ def make_corpse() -> Callable[[list[object]], list[object]]:
         ("hoard", "memory"),
     ],
 )
-def test_poisoned_record_costs_itself(how: str, reason: str) -> None:
+def test_a_poisoned_record_loses_only_itself(how: str, reason: str) -> None:
     items: list[object] = [1, 2, how, 4, 5]
-    with Guard(make_squarer, base_timeout=2, record_timeout=0, max_memory=2**29) as guard:
+    with Guard(make_squarer, base_timeout=2, item_timeout=0, max_memory=2**29) as guard:
         results = guard.map(items, batch_size=3)
     assert results[:2] + results[3:] == [1, 4, 16, 25]
     assert isinstance(results[2], Failure)
@@ -66,11 +66,11 @@ def test_child_is_started_once_and_ends(tmp_path: Path) -> None:
     with Guard(partial(make_squarer, str(tmp_path))) as guard:
         assert guard.map(list(range(20)), batch_size=4) == [i * i for i in range(20)]
     (pid,) = os.listdir(tmp_path)
-    assert not psutil.pid_exists(int(pid))
+    assert not runs(int(pid))
 
 
-def test_leak_costs_no_record() -> None:
-    """Eight batches that leave 128 MiB each behind, in a child that may hold 512: its successor takes over."""
+def test_a_leak_loses_no_record() -> None:
+    """Eight batches that leak 128 MiB each, in a child that may hold 512: another child takes over."""
     with Guard(make_squarer, max_memory=2**29) as guard:
         assert guard.map(["leak"] * 8, batch_size=1) == ["leak"] * 8
 
@@ -84,12 +84,12 @@ def make_thread_counter() -> Callable[[list[object]], list[object]]:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_child_computes_with_the_threads_it_was_given(num_threads: int) -> None:
+def test_a_child_computes_with_as_many_threads_as_it_was_given(num_threads: int) -> None:
     with Guard(make_thread_counter, num_threads=num_threads) as guard:
         assert guard.map(["how many"], batch_size=1) == [num_threads]
 
 
-def test_factory_must_be_importable() -> None:
+def test_the_factory_must_be_importable() -> None:
     def local() -> Callable[[list[object]], list[object]]:
         return lambda batch: batch
 
@@ -100,15 +100,15 @@ def test_factory_must_be_importable() -> None:
             run_shards(square_shard, [[1]], factory)
 
 
-def test_no_child_without_work(tmp_path: Path) -> None:
+def test_without_work_there_is_no_child(tmp_path: Path) -> None:
     with Guard(partial(make_squarer, str(tmp_path))) as guard:
         assert guard.map([], batch_size=4) == []
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("factory", "told"), [(make_nothing, "weights are missing"), (make_corpse, "exit code 7")])
-def test_wrong_set_up_ends_the_run(factory: Callable, told: str) -> None:
-    with pytest.raises(RuntimeError, match=told), Guard(factory) as guard:
+@pytest.mark.parametrize(("factory", "reported"), [(make_nothing, "weights are missing"), (make_corpse, "exit code 7")])
+def test_a_faulty_set_up_ends_the_run(factory: Callable, reported: str) -> None:
+    with pytest.raises(RuntimeError, match=reported), Guard(factory) as guard:
         guard.map([1], batch_size=1)
 
 
@@ -127,17 +127,17 @@ def test_shards_come_back_in_order_for_any_number_of_workers(tmp_path: Path) -> 
         run_shards(square_shard, [[1], [13], [2]], make_squarer, Engine(num_workers=2))
 
 
-def test_each_shard_that_is_done_is_told_of() -> None:
+def test_each_finished_shard_is_reported() -> None:
     heard: list[tuple[int, int]] = []
     shards = [[n] for n in range(9)]
     run_shards(
-        square_shard, shards, make_squarer, Engine(num_workers=3), told=lambda done, of: heard.append((done, of))
+        square_shard, shards, make_squarer, Engine(num_workers=3), on_progress=lambda done, of: heard.append((done, of))
     )
     assert sorted(heard) == [(done, 9) for done in range(1, 10)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
-def test_hung_child_does_not_outlive_its_killed_parent(tmp_path: Path) -> None:
+def test_a_hung_child_does_not_outlive_its_killed_parent(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from functools import partial\n"
@@ -159,20 +159,12 @@ def test_hung_child_does_not_outlive_its_killed_parent(tmp_path: Path) -> None:
     time.sleep(0.3)  # the child has begun to hang
     parent.kill()
     parent.wait()
-    while psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE:
+    while runs(int(pid)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has asked after yet does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def test_interrupt_ends_the_run_and_its_children(tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_run_and_its_children(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from functools import partial\n"

@@ -16,7 +16,7 @@ class Config:
     names: tuple[str, ...] = ("a",)
 
 
-def test_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "value.txt"
     path.write_text("old")
     with pytest.raises(OSError, match="disk full"), atomic_file(path) as temporary:
@@ -26,7 +26,7 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["value.txt"]
 
 
-def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     for content in ("one", "two"):
         with atomic_dir(folder) as temporary:
@@ -39,7 +39,7 @@ def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model"]
 
 
-def test_fingerprint_follows_values_not_objects(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_values_not_on_objects(tmp_path: Path) -> None:
     assert fingerprint(Config()) == fingerprint({"names": ["a"], "size": 3})
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert len({fingerprint(value) for value in (Config(), Config(size=4), Config(names=()), 3, "3", 3.5)}) == 6
@@ -54,7 +54,7 @@ def test_fingerprint_is_the_same_in_another_process() -> None:
     assert done.stdout.strip() == fingerprint({"set": {"a", "b", "c"}})
 
 
-def test_same_table_gives_same_bytes(tmp_path: Path) -> None:
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
     frame = pd.DataFrame({"key": ["a", "b"], "value": [1.5, None]})
     write_parquet(tmp_path / "one.parquet", frame)
     write_parquet(tmp_path / "two.parquet", frame.set_axis([7, 8]))
@@ -62,7 +62,7 @@ def test_same_table_gives_same_bytes(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "one.parquet"), frame)
 
 
-def test_json_refuses_what_is_no_json(tmp_path: Path) -> None:
+def test_json_refuses_values_that_are_not_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_json(tmp_path / "bad.json", {"loss": float("nan")})
     assert os.listdir(tmp_path) == []

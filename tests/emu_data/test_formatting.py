@@ -1,4 +1,4 @@
-"""Numbers for readers: one function each, used by all that shows numbers."""
+"""Numbers for readers: one function for each kind, used wherever numbers are shown."""
 
 import ast
 import re
@@ -28,7 +28,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def read(text: str) -> float:
-    """The number that a reader takes from what was written."""
+    """Return the number that a reader takes from what was written."""
     return float(text.replace("−", "-").replace("\u202f", "").removesuffix(" %"))
 
 
@@ -44,7 +44,7 @@ def test_numbers_are_written_for_readers():
 
 @pytest.mark.parametrize("write", [format_number, format_signed, format_count, format_significant, format_percent])
 @pytest.mark.parametrize("nothing", [None, float("nan")])
-def test_nothing_is_a_dash_and_never_a_word(write, nothing):
+def test_a_missing_number_is_a_dash_and_never_a_word(write, nothing):
     assert write(nothing) == NOTHING == format_share(nothing) == format_p_value(nothing) == format_duration(nothing)
 
 
@@ -72,7 +72,7 @@ def test_counts_stay_counts_and_text_stays_text():
     assert rounded(float("nan")) == NOTHING
 
 
-# Where numbers are shown. emu_data and emu_models say numbers in errors alone.
+# Where numbers are shown. emu_data and emu_models have numbers only in errors.
 SHOWING = ("emu_reports", "emu_steps", "emu_dagster")
 FORMATS = re.compile(r"\.\d*[fgeE%]|[fgeE%,]$")
 ALLOWED = {
@@ -83,7 +83,7 @@ ALLOWED = {
 
 
 def own_formats(tree: ast.AST) -> list[str]:
-    """How a module rounds or formats numbers by itself: format specs, round(), .round()."""
+    """Return how a module itself rounds or formats numbers: format specs, round(), .round()."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.FormattedValue) and node.format_spec is not None:
@@ -96,7 +96,7 @@ def own_formats(tree: ast.AST) -> list[str]:
 
 
 def test_no_other_module_formats_numbers() -> None:
-    """Else one number looks different on two pages."""
+    """Otherwise a number would look different on two pages."""
     files = [path for name in SHOWING for path in sorted((ROOT / name).rglob("*.py"))]
     own = {path.relative_to(ROOT).as_posix(): own_formats(ast.parse(path.read_text())) for path in files}
     assert {name: found for name, found in own.items() if found and name not in ALLOWED} == {}
@@ -110,6 +110,6 @@ def test_no_template_formats_numbers_but_where_a_bar_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("text", ['f"{x:.1f}"', 'f"{x:+.{n}f}"', 'f"{x:.3g}"', 'f"{x:,}"', "x.round(3)", 'f"{x:.1%}"'])
-def test_the_sweep_sees(text: str) -> None:
+def test_the_search_finds_formats(text: str) -> None:
     assert own_formats(ast.parse(text))
     assert not own_formats(ast.parse('f"{name:<7} {when:%Y-%m-%d}"; round(x)'))

@@ -31,7 +31,8 @@ def test_a_gate_is_judged_on_what_reached_it(tmp_path: Path) -> None:
     gates = ["text_area", "text_area", "", "geometry", "", "duplicate", "", "alignment"]
     kinds = ["text", "", "text", "sliver", "duplicate", "", "duplicate", ""]
     ledger = pd.DataFrame({"first_failed_gate": gates, "duplicate_of": ["", "", "", "", "", "004", "", ""]})
-    # the copy 004 was kept, its source dropped: as good. Of 006 the source fell at an earlier gate: no miss.
+    # the copy 004 was kept and its source dropped, which is as good. The source of 006 fell at an earlier gate: no
+    # miss.
     damage = pd.DataFrame({"damage": kinds, "duplicate_of": ["", "", "", "", "005", "", "007", ""]})
     quality, _ = measure(tmp_path, ledger, damage)
     counts = {gate: tuple(row[c] for c in ("num_damaged", "num_dropped", "num_right")) for gate, row in quality.items()}
@@ -52,7 +53,7 @@ def test_a_missed_copy_and_a_wrong_drop_count(tmp_path: Path) -> None:
     assert (found["precision"], found["recall"], found["missed_by"]) == (0, 0, 0.95)
 
 
-def test_auc_of_swapped_captions_is_scikit_learns(tmp_path: Path) -> None:
+def test_auc_of_swapped_captions_is_that_of_scikit_learn(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     ranks = rng.integers(0, 9, 60) / 8  # with ties
     swapped = rng.random(60) < 0.3
@@ -70,21 +71,21 @@ def test_auc_of_swapped_captions_is_scikit_learns(tmp_path: Path) -> None:
 
 @settings(deadline=None)
 @given(st.floats(0, 1), st.integers(1, 30), st.integers(1, 200), st.integers(2, 6))
-def test_the_interval_of_an_auc_is_no_point_and_narrows_with_the_rows(value, num_swapped, num_right, times) -> None:
+def test_the_interval_of_an_auc_is_not_a_point_and_narrows_with_more_rows(value, num_swapped, num_right, times) -> None:
     found = auc_interval(value, num_swapped, num_right)
     assert 0 <= found.low <= value <= found.high <= 1 and found.low < found.high
     closer = auc_interval(value, times * num_swapped, times * num_right)
     assert found.low <= closer.low + 1e-6 and closer.high <= found.high + 1e-6
 
 
-def test_it_holds_the_truth_about_as_often_as_it_says() -> None:
+def test_it_contains_the_truth_about_as_often_as_it_says() -> None:
     rng, truth, hits = np.random.default_rng(0), 0.95, 0
     shift = np.sqrt(2) * stats.norm.ppf(truth)
     for _ in range(400):
         swapped, right = rng.normal(size=6), rng.normal(shift, size=100)
         found = auc_interval(float((swapped[:, None] < right).mean()), 6, 100)
         hits += found.low <= truth <= found.high
-    assert hits / 400 > 0.92  # 95 % promised, 3 binomial errors are 3 points
+    assert hits / 400 > 0.92  # 95 % are promised, 3 binomial errors are 3 points
 
 
 def test_a_gate_that_met_its_goal_on_two_rows_has_shown_nothing(tmp_path: Path) -> None:

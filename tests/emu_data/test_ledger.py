@@ -1,4 +1,4 @@
-"""Every row is kept or dropped for the first gate it failed, whatever the values are."""
+"""Every row is kept, or dropped for the first gate that it failed, whatever the values are."""
 
 from collections import Counter
 
@@ -24,13 +24,14 @@ from emu_data.ledger import (
     read_ledger,
     write_ledger,
 )
-from emu_data.records import STATUS_UNLISTED
+from emu_data.samples import STATUS_UNLISTED
 
 GOOD = {
     "status": "success",
     "error": None,
     "min_side": 128,
     "aspect": 1.0,
+    "detail": 0.4,
     "num_words": 2,
     "num_characters": 9,
     "unsafe": 0.1,
@@ -42,6 +43,7 @@ GOOD = {
 BAD = {
     "readable": {"error": "corrupt: no picture"},
     "geometry": {"aspect": 3.5},
+    "blank": {"detail": 0.002},
     "caption": {"num_characters": 1},
     "safety": {"unsafe": 0.9},
     "text_area": {"text_area": 0.3},
@@ -60,6 +62,7 @@ def make_values(rows: list[dict]) -> pd.DataFrame:
 POLICY: dict[str, float | None] = {
     "min_side": 64,
     "max_aspect": 3.0,
+    "min_detail": 0.01,
     "min_words": 1,
     "min_characters": 3,
     "max_unsafe": 0.5,
@@ -83,13 +86,13 @@ def test_first_failed_gate_is_named_and_rows_are_conserved(failures: list[set[st
     assert (counts["num_in"] - counts["num_dropped"] == counts["num_out"]).all()
 
 
-def test_failed_download_is_not_readable() -> None:
+def test_a_failed_download_is_not_readable() -> None:
     empty = dict.fromkeys(GOOD)
     ledger = decide(make_values([{}, {**empty, "status": "failed_to_download"}]), POLICY)
     assert list(ledger["first_failed_gate"]) == ["", "readable"]
 
 
-def test_limits_themselves_pass() -> None:
+def test_values_at_the_limits_pass() -> None:
     edge = {limit.column: POLICY[limit.field] for limit in LIMITS if limit.field in POLICY}
     assert decide(make_values([edge, {"unsafe": None}]), POLICY)["kept"].all()
 
@@ -101,7 +104,7 @@ def test_gate_without_its_column_is_an_error_and_can_be_switched_off() -> None:
     assert decide(values, {**POLICY, "min_alignment_rank": None})["kept"].all()
 
 
-def test_tighter_policy_keeps_no_more() -> None:
+def test_a_tighter_policy_keeps_no_more() -> None:
     rng = np.random.default_rng(0)
     values = make_values([{"text_area": area, "alignment_rank": rank} for area, rank in rng.uniform(0, 1, (200, 2))])
     kept = []
@@ -118,10 +121,10 @@ def test_lost_and_double_rows_are_noticed(tmp_path) -> None:
     for number, broken in enumerate(
         (ledger.iloc[:1], pd.concat([ledger.iloc[:1]] * 2), ledger.assign(kept=False), unknown)
     ):
-        with pytest.raises(ValueError, match="does not hold every raw row once"):
+        with pytest.raises(ValueError, match="does not hold every raw row exactly once"):
             check_conserved(broken, 2)
         write_ledger(tmp_path / str(number), broken)
-        with pytest.raises(ValueError, match="does not hold every raw row once"):
+        with pytest.raises(ValueError, match="does not hold every raw row exactly once"):
             check_conserved(tmp_path / str(number), 2)
 
 
@@ -139,7 +142,7 @@ def test_the_ledger_is_compared_with_the_raw_rows_and_not_with_itself(tmp_path) 
 
 @given(st.lists(st.sets(st.sampled_from(["text_area", "alignment", "safety"])), min_size=1, max_size=12))
 @settings(max_examples=25, deadline=None)
-def test_what_was_not_measured_is_neither_kept_nor_blamed(skipped: list[set[str]]) -> None:
+def test_an_unmeasured_row_is_neither_kept_nor_dropped_by_a_gate(skipped: list[set[str]]) -> None:
     columns = {"text_area": "text_area", "alignment": "alignment_rank", "safety": "unsafe"}
     rows = [{**{columns[s]: None for s in some}, "unmeasured": ",".join(sorted(some))} for some in skipped]
     values = make_values(rows).astype({"unmeasured": "string"})
@@ -149,12 +152,13 @@ def test_what_was_not_measured_is_neither_kept_nor_blamed(skipped: list[set[str]
     ):
         gates = decide(values, policy)["first_failed_gate"].tolist()
         assert gates == ["unmeasured" if some & asked else "" for some in skipped]
-    small = decide(values.assign(min_side=1), POLICY)  # a gate that was measured has the last word
+    small = decide(values.assign(min_side=1), POLICY)  # a gate that was measured decides
     assert set(small["first_failed_gate"]) == {"geometry"}
 
 
 def test_every_limit_is_a_threshold_and_holds_on_both_sides() -> None:
-    """Whatever is added to LIMITS: just beyond the threshold fails the limit's gate, on it passes."""
+    """For anything that is added to LIMITS: just beyond the threshold fails the limit's gate, at the threshold
+    passes."""
     for limit in LIMITS:
         beyond = 0.25 if limit.is_minimum else 0.75
         values = pd.DataFrame({"status": "success", "error": pd.NA, limit.column: [0.5, beyond, np.nan]})
@@ -162,12 +166,12 @@ def test_every_limit_is_a_threshold_and_holds_on_both_sides() -> None:
         assert decide(values, {limit.field: 0.5})["first_failed_gate"].tolist() == ["", limit.gate, ""]
 
 
-def test_a_threshold_that_no_limit_has_is_refused_by_name() -> None:
+def test_an_unknown_threshold_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no threshold min_sides; there are: min_side, max_aspect"):
         decide(make_values([{}]), {"min_sides": 64})
 
 
-def test_the_corpus_on_disk_is_decided_as_a_group_in_memory(tmp_path) -> None:
+def test_the_corpus_on_disk_is_decided_like_a_group_in_memory(tmp_path) -> None:
     rng = np.random.default_rng(1)
     rows = [
         {"text_area": a, "alignment_rank": r, "min_side": int(m)} for a, r, m in rng.uniform(0, [0.1, 1, 128], (90, 3))

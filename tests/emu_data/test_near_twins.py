@@ -1,4 +1,7 @@
-"""Every near-twin is found, nothing else is joined, in any order of the rows."""
+"""Re-posts are found, other pictures are not joined, clusters have a centre, in any order of the rows."""
+
+import base64
+from collections.abc import Sequence
 
 import duckdb
 import numpy as np
@@ -6,109 +9,157 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from emu_data.near_twins import WINDOW, cluster_near_twins, near_duplicate_groups
-from emu_data.records import decode_rgb
-from emu_data.signals.phash import perceptual_hash, thumbnail
+from benchmarks._reposts import KINDS, as_jpeg
+from emu_data import near_twins
+from emu_data.alike import VIEWS, similarity, unpack
+from emu_data.near_twins import MIN_SIMILARITY, cluster_near_twins, near_duplicate_groups
+from emu_data.samples import decode_rgb
+from emu_data.signals.looks import describe_picture
 from emu_data.sources.damage import DUPLICATE_KINDS, copy_nearly, encode_jpeg
 from tests.emu_data.emoji import load_emoji
+from tests.shards import draw_looks, draw_picture
 
-GREY = "80" * 48
 
-
-def find_clusters(rows: pd.DataFrame, max_distance: int = 3, num_threads: int = 2) -> dict[str, str]:
+def find_clusters(rows: pd.DataFrame, num_threads: int = 2) -> dict[str, str]:
     with duckdb.connect(config={"threads": num_threads}) as con:
         con.register("pictures", rows)
-        cluster_near_twins(con, "pictures", max_distance)
+        cluster_near_twins(con, "pictures")
         return dict(con.sql("SELECT key, cluster FROM clusters").fetchall())
 
 
-def make_rows(hashes: list[int], thumbnails: list[str] | None = None, digests: list[str | None] | None = None):
-    return pd.DataFrame(
-        {
-            "key": [f"{i:05d}" for i in range(len(hashes))],
-            "digest": pd.Series(digests or [f"d{i}" for i in range(len(hashes))], dtype="string"),
-            "phash": [f"{value:016x}" for value in hashes],
-            "thumbnail": thumbnails or [GREY] * len(hashes),
-        }
-    )
+def make_rows(looks: Sequence[str | None], digests: Sequence[str | None] | None = None) -> pd.DataFrame:
+    num = len(looks)
+    rows = {"key": [f"{i:05d}" for i in range(num)], "digest": digests or [f"d{i}" for i in range(num)], "looks": looks}
+    return pd.DataFrame(rows).astype({"digest": "string", "looks": "string"})
 
 
-def plain_clusters(hashes: list[int], max_distance: int) -> dict[str, str]:
-    """All pairs, then flooding: what the bands must come to."""
-    names = list(range(len(hashes)))
-    for _ in hashes:
-        for i, x in enumerate(hashes):
-            for j, y in enumerate(hashes):
-                if (x ^ y).bit_count() <= max_distance:
-                    names[i] = names[j] = min(names[i], names[j])
-    return {f"{i:05d}": f"{name:05d}" for i, name in enumerate(names) if names.count(name) > 1}
+def looks_of(*images: Image.Image) -> list[str | None]:
+    return [describe_picture(image)[0] for image in images]
+
+
+def best_similarity(one: str, other: str) -> float:
+    """Of all ways to lay one picture onto the other."""
+    sides = [unpack([base64.b64decode(looks)])[0] for looks in (one, other)]
+    ways = [
+        (i, j, mirrored, box, turned)
+        for turned in (False, True)
+        for i in range(len(sides[turned].grey))
+        for j in range(len(sides[not turned].grey))
+        for mirrored in (False, True)
+        for box in VIEWS
+    ]
+    found = []
+    for turned in (False, True):
+        those = [way for way in ways if way[4] is turned]
+        first = sides[turned].take(np.array([way[0] for way in those]))
+        second = sides[not turned].take(np.array([way[1] for way in those]))
+        second = second.mirrored_where(np.array([way[2] for way in those]))
+        found.append(similarity(first, second, np.array([way[3] for way in those])).max())
+    return max(found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_repost_is_found(kind: str) -> None:
+    originals = [draw_picture(seed, 256) for seed in range(12)]
+    copies = [as_jpeg(KINDS[kind](image, np.random.default_rng(i))) for i, image in enumerate(originals)]
+    found = find_clusters(make_rows(looks_of(*originals, *copies)))
+    num_found = sum(found.get(f"{i:05d}", 0) == found.get(f"{i + 12:05d}", 1) for i in range(12))
+    assert num_found >= (9 if kind == "cropped by 8 %" else 11), num_found
+    assert len(set(found.values())) == num_found  # none is joined with another
+
+
+def grow(seed: int, step: int) -> Image.Image:
+    """One picture that becomes another one in small steps."""
+    return Image.blend(draw_picture(seed), draw_picture(seed + 1), step / 20)
 
 
 @given(
-    seeds=st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(0, 63), max_size=5)), min_size=1, max_size=12),
-    max_distance=st.integers(0, 3),
-    order=st.randoms(use_true_random=False),
+    seeds=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20), st.booleans()), min_size=1, max_size=25),
+    order=st.integers(0, 1000),
 )
-@settings(max_examples=20, deadline=None)
-def test_the_bands_find_what_all_pairs_find_in_any_order(seeds, max_distance, order) -> None:
-    bases = [int.from_bytes(np.random.default_rng(i).bytes(8), "big") for i in range(4)]
-    hashes = [bases[base] ^ sum(1 << bit for bit in bits) for base, bits in seeds]
-    rows = make_rows(hashes)
-    expected = plain_clusters(hashes, max_distance)
-    assert find_clusters(rows, max_distance) == expected
-    shuffled = rows.sample(frac=1, random_state=order.randrange(1000))
-    assert find_clusters(shuffled, max_distance, num_threads=1) == expected
+@settings(max_examples=15, deadline=None)
+def test_every_member_is_a_twin_of_its_centre_and_the_order_of_rows_changes_nothing(seeds, order) -> None:
+    images = [grow(10 * seed, step) for seed, step, _ in seeds]
+    images = [
+        im.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if s[2] else im for im, s in zip(images, seeds, strict=True)
+    ]
+    rows = make_rows(looks_of(*images))
+    found = find_clusters(rows)
+    looks = dict(zip(rows["key"], rows["looks"], strict=True))
+    for key, centre in found.items():
+        assert looks[key] == looks[centre] or best_similarity(looks[key], looks[centre]) >= MIN_SIMILARITY
+    assert find_clusters(rows.sample(frac=1, random_state=order), num_threads=1) == found
 
 
-def test_equal_bytes_are_twins_whatever_their_hashes_and_missing_digests_are_not() -> None:
-    rows = make_rows([0, 2**64 - 1, 2**40 - 1, 2**24 - 1], digests=["same", "same", None, None])
-    assert find_clusters(rows) == {"00000": "00000", "00001": "00000"}
+def test_a_chain_is_no_cluster() -> None:
+    """Each step is like the next one, the ends are two pictures."""
+    looks = [look for look in looks_of(*(grow(0, step) for step in range(21))) if look]
+    found = find_clusters(make_rows(looks))
+    assert len(found) > 15 and found.get("00000", "alone") != found.get("00020", "alone too")
+    groups = near_duplicate_groups(
+        make_rows(looks, [f"{i:02d}" for i in range(21)]).rename(columns={"digest": "sha256"})
+    )
+    assert set(groups) == {"00"}  # folds: neighbours must not be on both sides
 
 
-def test_rows_without_a_hash_take_no_part() -> None:
-    rows = make_rows([5, 5, 5])
-    rows.loc[1, ["phash", "thumbnail"]] = None
-    assert find_clusters(rows) == {"00000": "00000", "00002": "00000"}
+def test_a_blank_page_is_nobodys_twin_but_of_its_bytes() -> None:
+    pages = [Image.new("RGB", (200, 260), (level, level, level)) for level in range(200, 256, 5)]
+    lines = []
+    for i in range(20):
+        page = Image.new("RGB", (200, 260), "white")
+        ImageDraw.Draw(page).line([tuple(p) for p in np.random.default_rng(i).integers(10, 190, (6, 2))], "black", 2)
+        lines.append(page)
+    looks = looks_of(*pages, *lines)
+    assert looks[: len(pages)] == [None] * len(pages)
+    assert find_clusters(make_rows(looks)) == {}
+    digests = ["same", "same", *(f"d{i}" for i in range(len(looks) - 2))]
+    assert find_clusters(make_rows(looks, digests)) == {"00000": "00000", "00001": "00000"}
 
 
-def test_equal_hashes_of_other_colours_are_two_pictures_and_darker_ones_are_one() -> None:
-    red, blue = "ff0000" * 16, "0000ff" * 16
-    darker = "e60000" * 16
-    assert find_clusters(make_rows([7, 7, 6], [red, blue, darker])) == {"00000": "00000", "00002": "00000"}
-    black, white = "00" * 48, "ff" * 48
-    assert find_clusters(make_rows([0, 0], [black, white])) == {}
+def test_equal_bytes_are_twins_whatever_their_looks_and_missing_digests_are_not() -> None:
+    rows = make_rows(draw_looks(4), ["same", "same", None, None])
+    assert set(find_clusters(rows)) == {"00000", "00001"}
+    assert find_clusters(make_rows([None, None], [None, None])) == {}
 
 
-def test_a_hash_with_many_pictures_stays_linear_and_finds_neighbours() -> None:
-    """Blank pages of every grey: each is near to the next one, so all are one cluster; and the pairs are bounded."""
-    greys = [f"{level:02x}" * 48 for level in range(100, 250)]
-    assert len(greys) > 2 * WINDOW
-    found = find_clusters(make_rows([0] * len(greys), greys))
-    assert len(found) == len(greys) and set(found.values()) == {"00000"}
+def test_other_colours_are_another_picture_and_grey_ones_are_not() -> None:
+    picture = draw_picture(3)
+    red, green, blue = picture.split()
+    swapped, grey = Image.merge("RGB", (blue, green, red)), picture.convert("L").convert("RGB")
+    assert find_clusters(make_rows(looks_of(picture, swapped))) == {}
+    assert len(find_clusters(make_rows(looks_of(picture, grey)))) == 2
+
+
+def test_a_key_that_many_share_stays_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With next to no room for a key every look is compared with its neighbours alone; copies are still found."""
+    monkeypatch.setattr(near_twins, "CROWD", 1)
+    monkeypatch.setattr(near_twins, "WINDOW", 4)
+    originals = [draw_picture(seed) for seed in range(30)]
+    copies = [as_jpeg(image, 60) for image in originals]
+    assert len(set(find_clusters(make_rows(looks_of(*originals, *copies))).values())) == 30
 
 
 def test_groups_for_folds_are_named_by_their_smallest_digest() -> None:
-    rows = make_rows([1, 3, 2**63, 1 << 40], digests=["b", "a", "z", "y"]).rename(columns={"digest": "sha256"})
-    rows["phash"] = [f"{value:016x}" for value in (1, 3, 2**63 - 1, 0xFFFF << 40)]
+    one, two = draw_looks(2)
+    rows = make_rows([one, one, two, None], ["b", "a", "z", "y"]).rename(columns={"digest": "sha256"})
     rows.index = pd.Index([9, 8, 7, 6])
-    groups = near_duplicate_groups(rows)
-    assert groups.to_dict() == {9: "a", 8: "a", 7: "z", 6: "y"}
+    assert near_duplicate_groups(rows).to_dict() == {9: "a", 8: "a", 7: "z", 6: "y"}
+    assert len(near_duplicate_groups(rows.iloc[:0])) == 0
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DUPLICATE_KINDS if kind != "exact"])
 def test_copies_of_drawings_are_found_and_different_drawings_are_not(kind: str) -> None:
     rng = np.random.default_rng(0)
-    drawings = [Image.fromarray(array) for style in load_emoji(128).values() for array in style]
+    drawings = [Image.fromarray(array) for style in load_emoji(128).values() for array in style[::2]]
     copies = [
         decode_rgb(encode_jpeg(image, 85)) if kind == "reencoded" else copy_nearly(image, kind, rng)
         for image in drawings
     ]
-    both = [*drawings, *copies]
-    rows = make_rows([int(perceptual_hash(image), 16) for image in both], [thumbnail(image) for image in both])
-    found = find_clusters(rows)
+    found = find_clusters(make_rows(looks_of(*drawings, *copies)))
     num = len(drawings)
-    assert all(found.get(f"{i:05d}") == found.get(f"{i + num:05d}") is not None for i in range(num))
+    num_found = sum(found.get(f"{i:05d}", 0) == found.get(f"{i + num:05d}", 1) for i in range(num))
+    assert num_found >= 0.95 * num, num_found
     num_joined = num - len(set(found.values()))
-    assert num_joined <= 0.02 * num, num_joined
+    assert num_joined <= 0.03 * num, num_joined

@@ -70,7 +70,7 @@ def encoders(folders) -> TextEncoders:
     return load_text_encoders(folders)
 
 
-def test_tokens_of_two_encoders_follow_each_other_in_channels_of_their_own(folders, encoders):
+def test_tokens_of_two_encoders_follow_each_other_in_their_own_channels(folders, encoders):
     both = encode_prompts(PROMPTS, encoders, NUM_TOKENS)
     clip, t5 = (encode_prompts(PROMPTS, load_text_encoders(folder), NUM_TOKENS) for folder in folders)
     assert clip.tokens_BLD.shape == (3, 8, CLIP_WIDTH)  # CLIP takes no more than 8 here
@@ -82,8 +82,8 @@ def test_tokens_of_two_encoders_follow_each_other_in_channels_of_their_own(folde
     assert torch.equal(both.mask_BL, torch.cat([clip.mask_BL, t5.mask_BL], 1))
 
 
-def test_t5_is_read_from_the_tokenizer_file_that_it_is_published_with(tmp_path):
-    """google/t5-v1_1-xxl has a SentencePiece model and no tokenizer.json."""
+def test_t5_is_read_with_the_tokenizer_file_that_it_is_published_with(tmp_path):
+    """google/t5-v1_1-xxl has a SentencePiece model but no tokenizer.json."""
     folder = Path(save_t5(tmp_path / "t5", 0))
     for file in folder.glob("tokenizer*"):
         file.unlink()
@@ -132,7 +132,7 @@ def small_denoiser(encoders: TextEncoders):
 
 
 @pytest.mark.parametrize("encoder", [0, 1])
-def test_the_denoiser_hears_both_encoders_through_attention(encoders, encoder):
+def test_the_denoiser_depends_on_both_encoders_through_attention(encoders, encoder):
     text = encode_prompts(PROMPTS[:1], encoders, NUM_TOKENS)
     channels = slice(0, CLIP_WIDTH) if encoder == 0 else slice(CLIP_WIDTH, None)
     other = encode_prompts(PROMPTS[:1], encoders, NUM_TOKENS)
@@ -142,7 +142,7 @@ def test_the_denoiser_hears_both_encoders_through_attention(encoders, encoder):
         assert not torch.allclose(denoise(denoiser, z, t_B, text), denoise(denoiser, z, t_B, other), atol=1e-6)
 
 
-def test_a_pipeline_with_two_encoders_survives_the_way_to_disk_and_back(encoders, tmp_path):
+def test_a_pipeline_with_two_encoders_is_saved_and_loaded_unchanged(encoders, tmp_path):
     torch.manual_seed(0)
     pipeline = EmuPipeline(
         vae=Autoencoder(latent_channels=4, widths=(16, 32)),

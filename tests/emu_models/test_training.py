@@ -1,4 +1,4 @@
-"""Properties of training: exact resumption, the objective's formulas, caches that cannot be stale, honest stops."""
+"""Properties of training: exact resumption, the objective's formulas, caches that cannot be stale, clear stops."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def autoencoder(corpus, tmp_path_factory) -> Path:
 
 
 def stop_after(num_checks: int):
-    """A stop request that comes true at the given step."""
+    """Return a stop request that becomes true at the given step."""
     seen = {"count": 0}
 
     def requested() -> bool:
@@ -99,7 +99,7 @@ def test_an_interrupted_denoiser_resumes_bitwise(corpus, autoencoder, tmp_path, 
     assert not [name for name in written[0] if written[0][name] != written[1][name]]
 
 
-def test_another_configuration_does_not_go_on_from_the_state(corpus, tmp_path):
+def test_another_configuration_does_not_continue_from_the_state(corpus, tmp_path):
     with pytest.raises(Interrupted):
         trainings.train_autoencoder(*autoencoder_job(corpus, tmp_path, stop_requested=stop_after(3)))
     result = trainings.train_autoencoder(*autoencoder_job(corpus, tmp_path, replace(LOOP, learning_rate=2e-3)))
@@ -116,14 +116,14 @@ def test_a_pipeline_draws_the_same_picture_again(corpus, autoencoder, tmp_path):
     assert np.abs(np.asarray(first[0], int) - np.asarray(again[0], int)).max() <= 1
     other = pipeline(["a red square"], [7], 3).images
     assert np.asarray(other[0]).tobytes() != np.asarray(first[0]).tobytes()
-    with pytest.raises(ValueError, match="one seed a picture"):
+    with pytest.raises(ValueError, match="one seed per picture"):
         pipeline(["a"], [1, 2])
     meta = json.loads((result_of(tmp_path) / "meta.json").read_text())
     assert meta["result"]["num_steps"] == LOOP.num_steps
     assert not list(result_of(tmp_path).rglob("*.bin")) + list(result_of(tmp_path).rglob("*.pkl"))
 
 
-def test_tuning_goes_on_from_a_pipeline(corpus, autoencoder, tmp_path):
+def test_tuning_continues_from_a_pipeline(corpus, autoencoder, tmp_path):
     trainings.train_denoiser(*denoiser_job(corpus, tmp_path / "first", autoencoder))
     job, _ = denoiser_job(corpus, tmp_path / "second", autoencoder, replace(LOOP, num_steps=2))
     job = replace(job, autoencoder=None, denoiser=None, start_from=result_of(tmp_path / "first"))
@@ -187,7 +187,7 @@ class Overfitting(Diverging):
 
 
 class Learning(Overfitting):
-    """One whose held-out loss falls."""
+    """A learner whose held-out loss falls."""
 
     def validate(self, network):
         return {"val_loss": 1.0 / (network.weight.item() + 1)}
@@ -204,7 +204,7 @@ def test_early_stopping_keeps_the_weights_of_that_moment(tmp_path):
 
 @pytest.mark.parametrize("num_steps", [7, 40])
 def test_a_curve_has_a_point_per_step_or_as_many_as_can_be_drawn(tmp_path, monkeypatch, num_steps):
-    """What MLflow is sent is what the training's log, and so its page, has."""
+    """MLflow gets what is in the training's log, and so on its page."""
     monkeypatch.setattr("emu_models.training.loop.NUM_POINTS", 20)
     sent: dict[int, dict[str, float]] = {}
     config = replace(LOOP, num_steps=num_steps, validate_every=num_steps // 2, max_rise=0)
@@ -227,7 +227,7 @@ def test_early_stopping_stops_at_the_first_loss_that_rose_too_far(losses, max_ri
         assert stopping.should_stop == (loss > min(losses[: step + 1]) * (1 + max_rise))
 
 
-def test_no_rise_is_too_far_where_it_is_zero():
+def test_at_a_loss_of_zero_no_rise_is_too_far():
     stopping = EarlyStopping(0.0)
     for step, loss in enumerate([1.0, 100.0]):
         stopping.observe(step, loss)
@@ -249,7 +249,7 @@ def test_steps_and_purposes_draw_different_numbers():
     assert torch.rand(1, generator=generator_for(1, 5)) == torch.rand(1, generator=generator_for(1, 5))
 
 
-def test_what_a_subset_holds_out_the_whole_holds_out_too():
+def test_what_a_subset_holds_out_is_held_out_of_the_whole_too():
     keys = [f"{i:09d}" for i in range(400)]
     whole = {key for key, held in zip(keys, held_out(keys, 0.1, 4), strict=True) if held}
     subset = keys[::3]
@@ -278,7 +278,7 @@ def test_the_average_moves_towards_the_weights():
     assert not torch.allclose(before, module.weight)
 
 
-def test_offset_noise_is_one_draw_a_channel():
+def test_offset_noise_is_one_draw_per_channel():
     normal, _ = draw_rows(0, 0, np.arange(64), 4 * 16 * 16 + 4)
     plain, shift = normal[:, :-4].view(64, 4, 16, 16), normal[:, -4:]
     assert torch.equal(offset_noise(plain, shift, 0.0), plain)
@@ -332,7 +332,7 @@ def test_an_error_in_z0_weighs_the_same_whatever_is_predicted(prediction_type):
     }[prediction_type]
     expected = (a2_B / (1 - a2_B)).clamp(max=MIN_SNR_GAMMA) * 0.01
     assert torch.allclose(denoising_loss(predicted, z0, noise, a2_B, prediction_type), expected)
-    with pytest.raises(ValueError, match="prediction_type 'flow'"):
+    with pytest.raises(ValueError, match="prediction_type is 'flow'"):
         denoising_loss(predicted, z0, noise, a2_B, "flow")
 
 
@@ -349,7 +349,7 @@ def test_the_scheduler_ends_in_pure_noise_and_undoes_a_known_velocity():
 
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-REGENERATE = "EMU_REGENERATE_GOLDEN"  # set to 1, the tests write the file anew: for changes that are meant to be
+REGENERATE = "EMU_REGENERATE_GOLDEN"  # set to 1, the tests write the file anew: for intended changes
 
 
 def test_losses_are_those_of_the_golden_file(corpus, tmp_path):
@@ -388,7 +388,7 @@ def test_small_parts_add_up_to_the_whole_batch(corpus, autoencoder, tmp_path):
 
 
 def test_gradient_checkpointing_changes_no_weight(corpus, autoencoder, tmp_path, monkeypatch):
-    """Bitwise; and blocks are computed again, which shows in how often the network's parts run."""
+    """Bitwise; and blocks are recomputed, which shows in how often the network's parts run."""
     counts: Counter[bool] = Counter()
     forward = ResnetBlock2D.forward
 
@@ -406,7 +406,7 @@ def test_gradient_checkpointing_changes_no_weight(corpus, autoencoder, tmp_path,
     assert_same_weights(result_of(tmp_path / "True") / "unet", result_of(tmp_path / "False") / "unet")
 
 
-def test_sheets_of_samples_are_drawn_as_training_goes(corpus, autoencoder, tmp_path):
+def test_sheets_of_samples_are_drawn_during_training(corpus, autoencoder, tmp_path):
     sheets = {}
     loop = replace(LOOP, sample_every=2)
     trainings.train_denoiser(*denoiser_job(corpus, tmp_path, autoencoder, loop, picture_sink=sheets.__setitem__))

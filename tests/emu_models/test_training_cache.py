@@ -39,7 +39,7 @@ def autoencoder() -> Autoencoder:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of pictures of each call of the encoder; shards are of 4 rows."""
+    """A list that grows by the number of pictures in each call of the encoder; shards have 4 rows."""
     sizes: list[int] = []
     encode = Autoencoder.encode
     monkeypatch.setattr(Autoencoder, "encode", lambda self, x: sizes.append(len(x)) or encode(self, x))
@@ -72,7 +72,7 @@ def test_only_what_is_missing_is_encoded(rows, autoencoder, encoded, tmp_path):
     assert encoded[3:] == [1]
 
 
-def test_another_encoder_size_or_picture_is_never_served_a_stale_value(rows, autoencoder, encoded, tmp_path):
+def test_another_encoder_size_or_picture_never_gets_a_stale_value(rows, autoencoder, encoded, tmp_path):
     before = encode_moments(autoencoder, rows, tmp_path / "cache", ALONE).select(every(rows)).mean
     with torch.no_grad():
         autoencoder.encoder[-1].bias.add_(1.0)  # type: ignore[union-attr]
@@ -80,7 +80,7 @@ def test_another_encoder_size_or_picture_is_never_served_a_stale_value(rows, aut
     assert torch.allclose(after, before + 1, atol=4e-3)
     larger = encode_moments(autoencoder, replace(rows, bucket_sizes=[(48, 32)]), tmp_path / "cache", ALONE)
     assert larger.select(every(rows)).mean.shape[-2:] == (4, 6)
-    # the same key with another picture behind it
+    # the same key with another picture
     other = tmp_path / "other"
     other.mkdir()
     shards, table = write_toy_shards(other, num_images=10, side=40)
@@ -91,7 +91,7 @@ def test_another_encoder_size_or_picture_is_never_served_a_stale_value(rows, aut
     )
 
 
-def test_an_interrupted_build_goes_on_at_the_shard(rows, autoencoder, encoded, monkeypatch, tmp_path):
+def test_an_interrupted_build_continues_at_the_shard(rows, autoencoder, encoded, monkeypatch, tmp_path):
     encode, calls = Autoencoder.encode, []
 
     def interrupted(self, x):
@@ -110,7 +110,7 @@ def test_an_interrupted_build_goes_on_at_the_shard(rows, autoencoder, encoded, m
 
 
 def test_several_processes_share_the_encoding(rows, autoencoder, encoded, monkeypatch, tmp_path):
-    """Each of three writes its shards; only together have they all."""
+    """Each of three writes its shards; only together do they have all."""
     monkeypatch.setattr(World, "wait", lambda self: None)
     for rank in (0, 1):
         with pytest.raises(KeyError):
@@ -173,19 +173,21 @@ def test_batches_are_of_one_bucket_and_a_pass_leaves_out_no_row(counts, batch_si
     bucket_N = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     order = BatchOrder(bucket_N, batch_size, seed)
     again = BatchOrder(bucket_N, batch_size, seed)
-    for start in (0, order.batches_a_pass):
-        steps = range(start, start + order.batches_a_pass)
+    for start in (0, order.batches_per_pass):
+        steps = range(start, start + order.batches_per_pass)
         batches = [order.indices(step) for step in steps]
         assert all(len(np.unique(bucket_N[rows])) == 1 and len(rows) == batch_size for rows in batches)
         times = np.bincount(np.concatenate(batches), minlength=len(bucket_N))
-        if len(counts) == 1:  # passes follow each other without a seam, see batch_indices
+        if len(counts) == 1:  # passes follow each other without a gap, see batch_indices
             continue
         assert times.min() >= 1
-        for bucket, count in enumerate(counts):  # no row more than once oftener than another of its bucket
+        for bucket, count in enumerate(
+            counts
+        ):  # no row occurs more than once more often than another one of its bucket
             of_bucket = times[bucket_N == bucket]
             assert of_bucket.max() - of_bucket.min() <= 1
             assert of_bucket.sum() == -(-count // batch_size) * batch_size
-        # a step alone, as after a resumption, is the same
+        # a single step, as after a resumption, is the same
         assert all(np.array_equal(again.indices(step), batches[step - start]) for step in reversed(steps))
 
 

@@ -1,4 +1,4 @@
-"""Two real processes under torchrun learn what one learns; a killed process goes on as if it had not been."""
+"""Two real processes under torchrun learn what one learns; a killed process continues as if it had not been killed."""
 
 import json
 import os
@@ -10,24 +10,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from emu_models.latent import trainings
 from emu_models.training.distributed import World
+from emu_models.training.running import Running
 from tests.shards import write_toy_shards
-from tests.toy_training import GENTLE, autoencoder_job, denoiser_job, keep_single_precision, result_of, training_of
+from tests.toy_training import (
+    GENTLE,
+    autoencoder_job,
+    denoiser_job,
+    keep_single_precision,
+    matching_job,
+    result_of,
+    training_of,
+)
 
 ROOT = Path(__file__).parents[2]
-# 5 rows do not divide by 2 processes; 3 do not by parts of 2
+# 5 rows do not divide by 2 processes; 3 do not divide by parts of 2
 UNEVEN = {"batch_size": 5}
 PARTS = {"batch_size": 5, "micro_batch_size": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Here as in the processes: with two, this one, which has loaded more libraries, adds up in another order."""
+    """Here as in the processes: with two threads, this process, which has loaded more libraries, would add in another
+    order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -49,7 +60,7 @@ def given(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alone(given, tmp_path_factory) -> Path:
-    """What one process learns from batches of 5, none stopped."""
+    """What one process learns from batches of 5 without being stopped."""
     keep_single_precision()
     folder = tmp_path_factory.mktemp("alone")
     corpus = (Path(given["shards"]), Path(given["rows"]))
@@ -65,7 +76,7 @@ def run(jobs: list[dict[str, Any]], num_processes: int = 2) -> subprocess.Comple
 
 
 def assert_learned_the_same(folder: Path, other: Path, tolerance: float) -> None:
-    """Averaged weights, the rest of the state, and the metrics."""
+    """Compare averaged weights, the rest of the state, and the metrics."""
     names = [f"state/{name}.safetensors" for name in ("network", "averaged", "network.optimizer")]
     for name in names:
         mine, theirs = load_file(training_of(folder) / name), load_file(training_of(other) / name)
@@ -81,7 +92,8 @@ def assert_learned_the_same(folder: Path, other: Path, tolerance: float) -> None
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(given, alone, tmp_path):
-    """By whole copies, by shards of one, and in small parts; one is stopped and goes on under another strategy."""
+    """With whole copies, with shards of one, and in small parts; one is stopped and continues under another
+    strategy."""
     jobs = [
         {**given, "folder": str(tmp_path / "ddp"), "strategy": "ddp", "training": UNEVEN},
         {**given, "folder": str(tmp_path / "parts"), "strategy": "fsdp", "training": PARTS, "prompts": ["a square"],
@@ -92,15 +104,39 @@ def test_two_processes_learn_what_one_learns(given, alone, tmp_path):
     done = run(jobs)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
-        told = [line for line in done.stdout.splitlines() if line.startswith(f"rank {rank}")]
-        assert [line.split(maxsplit=2)[2] for line in told] == ["began at 0", "began at 0", "interrupted", "began at 3"]
+        reported = [line for line in done.stdout.splitlines() if line.startswith(f"rank {rank}")]
+        assert [line.split(maxsplit=2)[2] for line in reported] == [
+            "began at 0",
+            "began at 0",
+            "interrupted",
+            "began at 3",
+        ]
     for name in ("ddp", "parts", "stopped"):
         assert_learned_the_same(tmp_path / name, alone, 1e-5)
 
 
+@pytest.mark.slow
+def test_models_that_compare_pictures_with_captions_are_the_same_from_two_processes(given, tmp_path):
+    rows = tmp_path / "rows.parquet"
+    pd.read_parquet(given["rows"]).assign(group=lambda table: table["key"]).to_parquet(rows)
+    corpus = (Path(given["shards"]), rows)
+    jobs = []
+    for kind in ("alignment", "judge"):
+        job = {**given, "rows": str(rows), "kind": kind, "folder": str(tmp_path / kind)}
+        jobs += [{**job, "strategy": "ddp"}, {**job, "strategy": "fsdp"}]  # the second finds it finished
+    done = run(jobs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for kind in ("alignment", "judge"):
+        matching_job(kind, corpus, tmp_path / f"{kind} alone").run(Running())
+        results = [result_of(tmp_path / name) for name in (kind, f"{kind} alone")]
+        files = [{p.relative_to(result): p.read_bytes() for p in result.rglob("*.*")} for result in results]
+        assert files[0].keys() == files[1].keys() and len(files[0]) > 3
+        assert [str(name) for name, content in files[0].items() if content != files[1][name]] == []
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 @pytest.mark.parametrize("num", [1, 5, 8])
-def test_every_position_weighs_one_and_shares_are_of_one_length(size, num):
+def test_every_position_counts_once_and_shares_have_equal_lengths(size, num):
     seen = torch.zeros(num)
     shares = [World(rank, size).share(num) for rank in range(size)]
     assert len({len(positions) for positions, _ in shares}) == 1
@@ -111,7 +147,7 @@ def test_every_position_weighs_one_and_shares_are_of_one_length(size, num):
 
 
 @pytest.mark.slow
-def test_a_process_killed_at_any_step_goes_on_bitwise(given, alone, tmp_path):
+def test_a_process_killed_at_any_step_continues_bitwise(given, alone, tmp_path):
     """kill -9 in the middle, twice; a state is saved at every step, and the killed step is learned again."""
     job = {**given, "folder": str(tmp_path), "training": UNEVEN, "loop": {"checkpoint_seconds": 0.0}}
     for kill_at, num_saved in ((2, 1), (4, 4)):  # the fourth step of the second process is the fifth of all

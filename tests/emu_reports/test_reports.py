@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jinja2 import ChoiceLoader, DictLoader
 from PIL import Image
@@ -20,14 +20,16 @@ from emu_dagster.declarations.declared import reports_of
 from emu_dagster.declarations.loading import load_declarations
 from emu_data.formatting import format_share, format_significant
 from emu_data.gate_quality import Auc
+from emu_data.survey import Effect, Family, Precision
 from emu_data.votes.agreement import measure_agreement
 from emu_data.votes.intervals import Interval, exact_rate
 from emu_data.votes.preference import position_bias, self_consistency, summarise_preference
-from emu_data.votes.vote import Vote, votes_to_frame
+from emu_data.votes.vote import Vote, describe_voters, votes_to_frame
 from emu_models.evaluation.faithfulness import Naming
 from emu_models.evaluation.reconstruction import Difference, Reconstruction
 from emu_reports import page as page_module
 from emu_reports.autoencoder import Step, VariantFindings, find_detail, write_autoencoder_report
+from emu_reports.corpus import CorpusFindings, write_corpus_report
 from emu_reports.evaluation import AutomaticFindings, save_pairs, write_automatic_report
 from emu_reports.funnel import Findings, write_funnel_report
 from emu_reports.held_out import HeldOut, read_held_out
@@ -35,7 +37,7 @@ from emu_reports.index import write_index
 from emu_reports.page import Run, to_json
 from emu_reports.preference import Axis, picture_preference, write_preference_report
 from emu_reports.standalone import standalone
-from emu_reports.training import TrainingStage, read_training_stage, write_training_report
+from emu_reports.training import FinishedTraining, read_finished_training, write_training_report
 
 REPORTS = reports_of(load_declarations())
 
@@ -79,6 +81,25 @@ PROMPTS = pd.DataFrame(
 )
 
 
+def write_corpus(folder: Path, run: Run) -> dict[str, Any]:
+    nothing = Interval(float("nan"), float("nan"), float("nan"))
+    edges, counts = [float(i) for i in range(41)], [i % 7 for i in range(40)]
+    rows = (500, True, 900, 1000)  # shown, whether it is in the control sample, measured, readable
+    effects = [
+        Effect(
+            "geometry", "min_side", "min_side", True, 64, edges, counts, Interval(2.5, 1.0, 4.0), *rows, ["a/b"], []
+        ),
+        Effect("caption", "num_words", "min_words", True, None, edges, counts, nothing, *rows, [], ["key", "gone"]),
+    ]
+    families = [Family("subject", "fish", "alignment", Interval(70.0, 60.0, 80.0), 24, 20.0, True)]
+    precision = [Precision("geometry", Interval(90.0, 60.0, 99.0), 10)]
+    to_label = pd.DataFrame({"gate": ["geometry"], "key": ["a/b"], "caption": ["<b>a thing</b>"]})
+    images = {key: np.zeros((128, 128, 3), np.uint8) for key in ("a/b", "key")}
+    captions = {"a/b": "<b>a thing</b>", "key": "another"}
+    findings = CorpusFindings(1234, effects, families, precision, to_label, images, captions)
+    return write_corpus_report(folder, findings, run)
+
+
 def write_funnel(folder: Path, run: Run, **options: Any) -> dict[str, Any]:
     nan = float("nan")
     quality = pd.DataFrame(
@@ -107,7 +128,7 @@ def write_funnel(folder: Path, run: Run, **options: Any) -> dict[str, Any]:
         examples={gate: [(one, EVIL) for one in make_pictures(3)] for gate in ("text_area", "alignment")},
         quality=quality,
         alignment_auc=Auc(0.87, 0.6, 0.95, 4, 100),
-        plan=[{"signal": "geometry", "milliseconds": 0.123456, "pass_rate": 0.9}, {"signal": "text_area"}],
+        cascade=[{"signal": "geometry", "milliseconds": 0.123456, "pass_rate": 0.9}, {"signal": "text_area"}],
         sources={"safety": "the corpus's own column punsafe"},
     )
     entropy = {"concept_entropy_before_bits": 2.0, "concept_entropy_after_bits": 2.5}
@@ -128,8 +149,8 @@ def write_autoencoder(folder: Path, run: Run) -> dict[str, Any]:
 
 def write_training(folder: Path, run: Run) -> dict[str, Any]:
     curves = pd.DataFrame({"step": [10, 20, 30], "loss": [1.0, 0.5, 0.4], "val_loss": [1.1, 0.6, float("nan")]})
-    stages = [
-        TrainingStage(
+    trainings = [
+        FinishedTraining(
             name,
             f"Stage {name}",
             64,
@@ -143,7 +164,7 @@ def write_training(folder: Path, run: Run) -> dict[str, Any]:
         )
         for name in ("full", "tuned")
     ]
-    return write_training_report(folder, stages, run)
+    return write_training_report(folder, trainings, run)
 
 
 def write_automatic(folder: Path, run: Run) -> dict[str, Any]:
@@ -161,6 +182,7 @@ def write_automatic(folder: Path, run: Run) -> dict[str, Any]:
         judge="judge",
         judge_error=JUDGE_ERROR,
         naming={"real": rate, "theirs": rate, "ours": rate},
+        num_named=NUM_PROMPTS,
         nearest={"theirs": nearest, "ours": nearest},
         copies={"theirs": exact_rate(0, 20), "ours": exact_rate(1, 20), "real": exact_rate(2, 60)},
         among=pd.DataFrame({"similarity": [0.4, 0.5], "pixel_distance": [0.2, 0.3]}),
@@ -187,6 +209,7 @@ def write_preference(folder: Path, run: Run, axis: Axis, kind: Any = "rubric") -
         axis,
         summarise_preference(table),
         votes,
+        describe_voters(votes),
         PROMPTS,
         ("ours", "theirs"),
         (make_pictures(NUM_PROMPTS, 1), make_pictures(NUM_PROMPTS)),
@@ -203,6 +226,7 @@ def write_preference(folder: Path, run: Run, axis: Axis, kind: Any = "rubric") -
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """All reports and the index of a toy run."""
     reports = tmp_path_factory.mktemp("data") / "reports"
+    write_corpus(reports / "corpus_report", make_run())
     write_funnel(reports / "filtered_corpus", make_run())
     write_autoencoder(reports / "autoencoder_study", make_run())
     write_training(reports / "training", make_run())
@@ -215,7 +239,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def write_front(reports: Path, *arguments: Any) -> None:
-    """The index over all reports, as far as they lie in `reports`."""
+    """Write the index with all reports that are in `reports`."""
     folders = [*(reports / name for name in REPORTS), reports / "training"]
     write_index(reports / "index.html", reports / "front_page", folders, *arguments)
 
@@ -238,9 +262,9 @@ class Links(HTMLParser):
         self.text += data
 
 
-def test_every_page_is_whole_and_needs_nothing_from_elsewhere(reports: Path):
+def test_every_page_is_complete_and_needs_nothing_from_elsewhere(reports: Path):
     pages = sorted(reports.rglob("index.html"))
-    assert len(pages) == 7
+    assert len(pages) == 8
     for one in pages:
         html = one.read_text(encoding="utf-8")
         found = Links(html)
@@ -252,7 +276,7 @@ def test_every_page_is_whole_and_needs_nothing_from_elsewhere(reports: Path):
         assert "None" not in found.text and "nan" not in found.text.lower().split()
 
 
-def test_what_a_caption_says_is_text_and_not_markup(reports: Path):
+def test_a_caption_is_shown_as_text_and_not_as_markup(reports: Path):
     for name in ("filtered_corpus", "automatic_report", "appeal_report"):
         found = Links((reports / name / "index.html").read_text(encoding="utf-8"))
         assert EVIL in found.text and "script" not in found.tags
@@ -272,26 +296,26 @@ def test_report_json_is_strict_json_and_says_what_the_page_says(reports: Path):
     assert funnel["num_raw"] == 1234 and "unmeasured" not in by_gate
 
 
-def test_the_funnel_says_by_how_much_a_goal_is_missed_and_shows_how_it_was_measured(tmp_path: Path, reports: Path):
+def test_the_funnel_says_by_how_much_a_goal_is_missed_and_how_that_was_measured(tmp_path: Path, reports: Path):
     text = Links((reports / "filtered_corpus" / "index.html").read_text(encoding="utf-8")).text
-    for told in ("goal 0.90, missed by 0.030", "0.090", "met", "corrupt", "pass rate", "0.123", "column punsafe"):
-        assert told in text, told
+    for described in ("goal 0.90, missed by 0.030", "0.090", "met", "corrupt", "pass rate", "0.123", "column punsafe"):
+        assert described in text, described
     assert "Before and after" not in text
     data = write_funnel(
         tmp_path, make_run(), before={"": 1100, "text_area": 0, "readable": 134}, changes=["max_text_area 1 -> 0.03"]
     )
     assert data["num_kept_before"] == 1100
-    assert not list(tmp_path.glob("cards/*"))  # so that the index goes on showing the funnel of what was written
+    assert not list(tmp_path.glob("cards/*"))  # so that the index still shows the funnel that was written
     text = Links((tmp_path / "index.html").read_text(encoding="utf-8")).text
     assert "max_text_area 1 -> 0.03" in text and "The ledger keeps 1\u202f100" in text and "−100" in text
 
 
-def test_toy_scale_and_the_panel_are_labelled_where_they_are_true(tmp_path: Path, reports: Path):
+def test_toy_scale_and_the_panel_are_labelled_where_they_apply(tmp_path: Path, reports: Path):
     index = (reports / "index.html").read_text(encoding="utf-8")
     panel = "60 votes of the rubric panel, not people"
     assert "toy scale" in index and panel in index
     appeal = (reports / "appeal_report" / "index.html").read_text(encoding="utf-8")
-    assert panel in appeal and "0 of 60 votes are people’s" in appeal and "abab" in appeal
+    assert panel in appeal and "0 of 60 votes are by people" in appeal and "abab" in appeal
     assert "not people" not in (reports / "training" / "index.html").read_text(encoding="utf-8")
     by_people = write_preference(tmp_path / "appeal_report", make_run(toy=False), "appeal", kind="person")
     assert by_people["labels"] == ["60 votes of 3 people"] and by_people["num_votes_of_people"] == 60
@@ -302,12 +326,12 @@ def test_toy_scale_and_the_panel_are_labelled_where_they_are_true(tmp_path: Path
         assert "toy" not in html.split("</style>")[1] and "rubric panel" not in html and "not people" not in html
 
 
-def test_the_papers_figures_stand_beside_ours_and_are_told_apart(reports: Path):
+def test_the_papers_figures_are_beside_ours_and_marked_as_such(reports: Path):
     index = Links((reports / "index.html").read_text(encoding="utf-8")).text
     for figure in ("82.9", "15.4", "91.2", "36.7", "47.9", "28.64", "34.19", "200 000"):
         assert figure in index
     assert "ours (toy)" in index and "paper, PartiPrompts" in index
-    assert "known, not re-read" in index and "not the paper’s FID" in index
+    assert "not checked against the paper" in index and "not the paper’s FID" in index
 
 
 def test_the_index_shows_sixteen_pairs_first_and_says_what_is_missing(tmp_path: Path, reports: Path):
@@ -319,7 +343,7 @@ def test_the_index_shows_sixteen_pairs_first_and_says_what_is_missing(tmp_path: 
     write_front(tmp_path, make_run(), {"raw": 5})
     text = Links((tmp_path / "index.html").read_text(encoding="utf-8")).text
     assert f"Not made yet: {', '.join(REPORTS)}." in text
-    old = json.loads((tmp_path / "training" / "report.json").read_text()) | {"schema": 0, "stages": [{}]}
+    old = json.loads((tmp_path / "training" / "report.json").read_text()) | {"schema": 0, "trainings": [{}]}
     (tmp_path / "training" / "report.json").write_text(json.dumps(old))
     write_front(tmp_path, make_run(), {"raw": 5})
     assert "filtered_corpus, training." in (tmp_path / "index.html").read_text()
@@ -328,7 +352,7 @@ def test_the_index_shows_sixteen_pairs_first_and_says_what_is_missing(tmp_path: 
 
 
 def test_a_new_report_is_on_the_index_where_its_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """With templates of its own and nothing else: the index knows no report by name."""
+    """With only its own templates: the index knows no report by name."""
     new = {
         "speed.html.j2": "{% extends 'base.html.j2' %}{% block main %}{{ seconds }} s{% endblock %}",
         "card_speed.html.j2": '<h2>{{ words }}: {{ seconds }} s</h2><a href="{{ folder }}/index.html">all</a>'
@@ -364,15 +388,15 @@ def test_reports_know_no_fixed_models_and_the_index_no_report(path: Path):
         assert not re.search(r"appeal|faithful|funnel|autoencoder|training|naming|automatic_report", code)
 
 
-def test_every_report_of_the_graph_brings_a_card(reports: Path):
-    """Or it would be read by the front page and not be seen there."""
+def test_every_report_of_the_graph_has_a_card(reports: Path):
+    """Without one, the front page would read it but not show it."""
     assert {path.parent.name for path in reports.glob("*/cards")} == {*REPORTS, "training"}
     cards = [card for module in HOME.glob("*.py") for card in re.findall(r'Card\("(\w+)"', module.read_text())]
     assert sorted(cards) == sorted(path.name[5:-8] for path in HOME.glob("templates/card_*.html.j2"))
 
 
-def test_the_index_keeps_the_pictures_of_its_numbers(tmp_path: Path, reports: Path):
-    """A report that is made anew, with fewer pictures, breaks none of the page's."""
+def test_the_index_keeps_the_pictures_that_belong_to_its_numbers(tmp_path: Path, reports: Path):
+    """A report that is made again, with fewer pictures, does not break the page's."""
     shutil.copytree(reports, tmp_path / "reports")
     html = (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
     pictures = [tmp_path / "reports" / src for src in re.findall(r'<img src="([^"]+)"', html)]
@@ -382,7 +406,7 @@ def test_the_index_keeps_the_pictures_of_its_numbers(tmp_path: Path, reports: Pa
         shutil.rmtree(tmp_path / "reports" / folder)
     assert [path.read_bytes() for path in pictures] == before
     assert "near-copies: <b>9 of 10</b>" in Links(html).text and "models:/emu/3" in html
-    with pytest.raises(ValueError, match="of profile test, the page of other"):
+    with pytest.raises(ValueError, match="of profile test, but this page is of other"):
         write_front(tmp_path / "reports", make_run(profile="other"), {})
 
 
@@ -394,7 +418,7 @@ def test_the_same_findings_give_the_same_bytes_and_a_failure_leaves_the_old_repo
         assert one.read_bytes() == (tmp_path / "b" / one.relative_to(tmp_path / "a")).read_bytes()
     study = tmp_path / "a" / "study"
     before = (study / "index.html").read_bytes()
-    with pytest.raises(ValueError, match="of originals"):
+    with pytest.raises(ValueError, match="has reconstructions of shape"):
         wrong = VariantFindings("c4", 4, 0, None, make_pictures(3))  # type: ignore[arg-type]
         write_autoencoder_report(study, [wrong], [], make_pictures(8), make_run())
     with pytest.raises(ValueError, match="pictures of ours"):
@@ -405,7 +429,7 @@ def test_the_same_findings_give_the_same_bytes_and_a_failure_leaves_the_old_repo
 
 def test_a_training_is_read_from_its_model_folder(tmp_path: Path):
     with pytest.raises(ValueError, match="no finished training"):
-        read_training_stage(tmp_path, "x")
+        read_finished_training(tmp_path, "x")
     meta = {
         "name": "quality_tuned",
         "resolution": 64,
@@ -421,18 +445,20 @@ def test_a_training_is_read_from_its_model_folder(tmp_path: Path):
         {"step": 50, "loss": 0.9, "val_loss": 1.1},
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    stage = read_training_stage(tmp_path, "Quality-tuning")
-    assert stage.curves["val_loss"].tolist()[1:] == [1.0, 1.1] and stage.noise_offset == 0.1
-    assert stage.held_out == HeldOut(50, 1.1, 25, 1.0) == read_held_out(tmp_path)
-    assert stage.stopped_early and stage.preview is None
+    training = read_finished_training(tmp_path, "Quality-tuning")
+    assert training.curves["val_loss"].tolist()[1:] == [1.0, 1.1] and training.noise_offset == 0.1
+    assert training.held_out == HeldOut(50, 1.1, 25, 1.0) == read_held_out(tmp_path)
+    assert training.stopped_early and training.preview is None
 
 
 losses = st.lists(st.floats(0.01, 10), min_size=1, max_size=12)
 
 
 @given(losses)
-def test_a_loss_and_the_step_it_is_of_are_named_together(values: list[float]):
-    """Whatever the curve: each loss that is told is the log's at the step that is told beside it."""
+@example([1.0, 1.001])  # rounds to a rise of 0 %
+@example([1.0, 1.005])
+def test_a_loss_and_its_step_are_named_together(values: list[float]):
+    """Whatever the curve: each reported loss is the log's at the step that is reported beside it."""
     with TemporaryDirectory() as name:
         folder, log = Path(name), {5 * (n + 1): value for n, value in enumerate(values)}
         best, last = min(log, key=lambda step: log[step]), max(log)
@@ -442,27 +468,31 @@ def test_a_loss_and_the_step_it_is_of_are_named_together(values: list[float]):
         ]
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
         found = read_held_out(folder)
-    told = found.describe()
-    assert f"step {last}, the last, with held-out loss {format_significant(log[last], 3)}" in told
+    described = found.describe()
+    assert (
+        f"step {last}, the last one, was published, with held-out loss {format_significant(log[last], 3)}" in described
+    )
     if best == last:
-        assert "the lowest of this training" in told and not found.rose and found.rise == 0
+        assert "the lowest of this training" in described and not found.rose and found.rise == 0
     else:
-        assert f"the lowest was {format_significant(log[best], 3)} at step {best}," in told
-        assert f"rose by {format_share(log[last] / log[best] - 1)} after its best step" in told
+        assert f"the lowest was {format_significant(log[best], 3)} at step {best}" in described
+        rise = format_share(log[last] / log[best] - 1)
+        assert (f"rose by {rise} after its best step" in described) == found.rose == (rise != "0 %")
+        assert "by 0 %" not in described
 
 
 def test_a_log_that_lacks_the_step_is_refused(tmp_path: Path):
     (tmp_path / "meta.json").write_text(json.dumps({"result": {"num_steps": 30, "best_step": 20}}))
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 30, "val_loss": 1.0}))
-    with pytest.raises(ValueError, match="no held-out loss of step 20"):
+    with pytest.raises(ValueError, match="no held-out loss for step 20"):
         read_held_out(tmp_path)
 
 
 def test_every_training_says_whether_its_held_out_loss_rose_and_what_was_published(reports: Path):
     for page in ("training/index.html", "index.html"):
         text = " ".join(Links((reports / page).read_text(encoding="utf-8")).text.split())
-        assert "Published is step 30, the last, with held-out loss 0.5, the lowest of this training." in text
-        assert "loss 0.9; the lowest was 0.6 at step 20, so it rose by 50 % after its best step." in text
+        assert "Step 30, the last one, was published, with held-out loss 0.5, the lowest of this training." in text
+        assert "loss 0.9; the lowest was 0.6 at step 20, so the loss rose by 50 % after its best step." in text
     assert "In 1 of them the loss on held-out rows" in " ".join(
         Links((reports / "training/index.html").read_text(encoding="utf-8")).text.split()
     )
@@ -479,13 +509,16 @@ def test_the_front_page_begins_with_the_verdict(tmp_path: Path, passed: bool):
     html = (tmp_path / "index.html").read_text(encoding="utf-8")
     begins = " ".join(Links(html.split("</style>")[1]).text.split())[:600]
     headline = "The candidate is accepted" if passed else "The candidate is refused"
-    because = "champion, since all 2 reports allow it." if passed else "challenger, since 1 of 2 reports refuse it: x."
+    because = (
+        "champion, because all 2 reports allow it." if passed else "challenger, because 1 of 2 reports refuse it: x."
+    )
     assert headline in begins and f"models:/emu/3 is registered as {because}" in begins and "why so" in begins
     assert re.search(rf"<h1>{headline}</h1>", html)
 
 
 def faults_of_prose(html: str) -> list[str]:
-    """What in a page's text was not written for a page: marks of Markdown, Python's values, sentences run together."""
+    """Return what in a page's text was not written for a page: marks of Markdown, Python's values, sentences run
+    together."""
     html = re.sub(r"<(style|code|svg)\b.*?</\1>", "", html, flags=re.DOTALL)
     text = Links(re.sub(r"</(p|li|t[dhr]|h\d|d[dt]|div|figcaption|summary|span)>", " ", html)).text
     found = re.findall(r"`[^`]*`?|\*\*\w+|[a-zé)%]\.[A-Z][a-z]+", text)
@@ -518,14 +551,14 @@ def test_a_page_as_one_file_needs_nothing_beside_it(tmp_path: Path, reports: Pat
                 assert link == f"http://here/{target.relative_to(reports).as_posix()}"
 
 
-def test_what_is_too_large_for_one_file_is_linked_to(reports: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_too_large_for_one_page_are_linked(reports: Path, monkeypatch: pytest.MonkeyPatch):
     page = reports / "automatic_report" / "index.html"
     monkeypatch.setattr("emu_reports.standalone.INLINE_BYTES", 20_000)
     copied = standalone(page, reports, lambda path: f"http://here/{path}", {})
     assert "data:image/png" in copied and "http://here/automatic_report/pictures/" in copied and len(copied) < 100_000
 
 
-def test_the_crop_lies_where_the_detail_is():
+def test_the_crop_is_where_the_detail_is():
     picture = np.full((64, 64, 3), 200, np.uint8)
     picture[40:56:2, 8:24] = 0
     y, x = find_detail(picture, 24)
@@ -547,7 +580,7 @@ def test_the_picture_for_dagster_is_drawn():
     assert picture.width > 500 and len(set(np.asarray(picture).reshape(-1).tolist())) > 10
 
 
-def test_what_is_no_number_is_null():
+def test_what_is_not_a_number_is_null():
     assert to_json({"a": (np.float32(1), float("inf")), "b": pd.NA}) == {"a": [1.0, None], "b": None}
 
 

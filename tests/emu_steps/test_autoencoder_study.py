@@ -1,4 +1,5 @@
-"""What the study says of its numbers: the trend where it holds, the reason where not, the Fourier transform's sign."""
+"""What the study says about its numbers: the trend if it holds, the reason if not, the sign of the Fourier transform's
+effect."""
 
 import json
 from pathlib import Path
@@ -28,41 +29,41 @@ def step(before: str, after: str, estimate: float, half: float) -> Step:
     return Step(before, after, Difference(NONE, Interval(estimate, estimate - half, estimate + half), NONE))
 
 
-def told(*steps: Step, **late_gains: float) -> str:
+def described(*steps: Step, **late_gains: float) -> str:
     return describe_steps(list(steps), VARIANTS, {"c4": 0.1, "c8": 0.1, "c16": 0.1} | late_gains, 15)
 
 
-def test_channels_are_compared_in_their_order_and_fourier_with_its_twin():
+def test_channels_are_compared_in_order_and_fourier_with_its_counterpart():
     assert neighbours(VARIANTS) == [("c4", "c8"), ("c8", "c16"), ("c16", "c16_fourier")]
 
 
-def test_a_trend_that_holds_is_said_to():
-    text = told(step("c4", "c8", 2.0, 0.5), step("c8", "c16", 3.0, 0.5))
+def test_a_trend_that_holds_is_reported():
+    text = described(step("c4", "c8", 2.0, 0.5), step("c8", "c16", 3.0, 0.5))
     assert "rises with every step" in text and "4 to 8 +2.00 (+1.50 to +2.50) dB" in text
 
 
-def test_a_broken_trend_comes_with_what_the_curves_say():
+def test_a_broken_trend_is_reported_with_what_the_curves_show():
     behind = step("c8", "c16", -1.0, 0.5)
-    text = told(step("c4", "c8", 2.0, 0.5), behind, c16=0.9)
-    assert "rises in 1 of 2" in text and "budget ended first" in text and "+0.90 dB" in text
-    assert "not for want of steps" in told(behind, c16=0.0)
-    assert "cannot tell the sign" in told(step("c8", "c16", 0.1, 0.5))
+    text = described(step("c4", "c8", 2.0, 0.5), behind, c16=0.9)
+    assert "rises in 1 of 2" in text and "training was too short" in text and "+0.90 dB" in text
+    assert "not because the training was too short" in described(behind, c16=0.0)
+    assert "do not show whether 8 or 16 channels are better" in described(step("c8", "c16", 0.1, 0.5))
 
 
-@pytest.mark.parametrize("estimate, verdict", [(0.5, "helps"), (-0.5, "hurts"), (0.01, "no difference")])
+@pytest.mark.parametrize("estimate, verdict", [(0.5, "helps"), (-0.5, "hurts"), (0.01, "no measurable")])
 def test_fourier_is_reported_whichever_sign_it_has(estimate, verdict):
-    assert verdict in told(step("c16", "c16_fourier", estimate, 0.1))
+    assert verdict in described(step("c16", "c16_fourier", estimate, 0.1))
 
 
 def test_without_an_interval_nothing_is_claimed():
-    """Too few pictures, or all alike: the estimate is there and its interval is not."""
+    """With too few pictures, or if all are alike, there is an estimate without an interval."""
     nan = float("nan")
     unknown = [
         Step(before, after, Difference(NONE, Interval(-2.0, nan, nan), NONE))
         for before, after in (("c8", "c16"), ("c16", "c16_fourier"))
     ]
-    text = told(*unknown)
-    assert "rises in 0 of 1" in text and "cannot tell the sign" in text and "no difference that can be told" in text
+    text = described(*unknown)
+    assert "rises in 0 of 1" in text and "do not show whether" in text and "no measurable difference" in text
     assert "nan" not in text and "behind" not in text and "(no interval)" in text
 
 
@@ -72,7 +73,7 @@ def test_the_late_gain_is_that_of_the_last_third(tmp_path):
     assert late_gain(tmp_path) == pytest.approx(0.5)
 
 
-def test_the_encoder_of_the_perceptual_loss_is_one_that_no_report_measures_on(tmp_path, monkeypatch):
+def test_no_report_measures_with_the_encoder_of_the_perceptual_loss(tmp_path, monkeypatch):
     section = params_of("smoke").autoencoder_study
     perceptual = section.losses.perceptual.model_copy(update={"kind": "encoder", "weight": 0.1})
     losses = section.losses.model_copy(update={"perceptual": perceptual})

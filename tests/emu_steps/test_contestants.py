@@ -74,7 +74,7 @@ def declaration() -> Iterator[Declaration]:
 
 
 def draw_foreign(folder: Path, seed: int, prompts: list[str] = PROMPTS) -> None:
-    """Pictures as another tool leaves them: of other sizes, and in other formats."""
+    """Write pictures as another tool leaves them: with other sizes and in other formats."""
     folder.mkdir(parents=True)
     for number, prompt in enumerate(prompts):
         pixels = np.random.default_rng((seed, number)).integers(0, 256, (40 + number, 56, 3), np.uint8)
@@ -95,7 +95,7 @@ def hold_appeal(layout: Layout, params: Params) -> dict[str, str]:
 def test_a_model_is_compared_with_foreign_pictures_from_drawing_to_the_gate(
     layout: Layout, write_params: Callable[..., Params], checkpoint: Path
 ):
-    """Three contestants; two comparisons on one round, each with the votes that are about its own pictures."""
+    """Three contestants; two comparisons in one round, each with the votes about its own pictures."""
     shutil.copytree(checkpoint, layout.model("quality_tuned"))
     draw_foreign(layout.root / "rivals" / "one", 1)
     draw_foreign(layout.root / "rivals" / "two", 2)
@@ -103,7 +103,8 @@ def test_a_model_is_compared_with_foreign_pictures_from_drawing_to_the_gate(
     params = write_params(contestants, ["ours", "one"], num_inference_steps=1)
     judged = {"quality_tuned": "a" * 32}
     metrics, *sheets = evaluating.draw_contestants(layout, params, drawn_of(params, judged), {})
-    assert metrics == {"num_prompts": 4, "num_images": 12} and sheets[0].width > 1
+    counts = {"num_prompts": 4, "num_images": 12, "num_captions": 1, "num_prompts_cut_ours": 0}
+    assert metrics == counts and sheets[0].width > 1
     assert read_drawn(layout).made_by == {"ours": "quality_tuned", "one": "rivals/one", "two": "rivals/two"}
     for name in contestants:
         for file in (layout.evaluation / name).iterdir():
@@ -123,7 +124,7 @@ def test_a_model_is_compared_with_foreign_pictures_from_drawing_to_the_gate(
     assert not set(hold_appeal(layout, other).values()) & set(items.values())
     _, voters, _ = report_preference(layout, other, "appeal", judged)
     assert "not people" in voters  # anna has not seen this pair
-    with pytest.raises(NoEvidence, match=r"is about rivals/two, and only quality_tuned is registered"):
+    with pytest.raises(NoEvidence, match=r"is about rivals/two, but only quality_tuned is registered"):
         read_evidence(layout, "appeal_report", judged.get)
 
     assert hold_appeal(layout, params) == items
@@ -131,7 +132,7 @@ def test_a_model_is_compared_with_foreign_pictures_from_drawing_to_the_gate(
     assert (again, voters) == (found, "4 votes of 1 person")
 
 
-def test_a_comparison_with_somebody_who_was_not_drawn_says_what_to_do(
+def test_a_comparison_with_a_contestant_that_was_not_drawn_says_what_to_do(
     layout: Layout, write_params: Callable[..., Params]
 ):
     for seed, name in enumerate(("one", "two")):
@@ -140,7 +141,7 @@ def test_a_comparison_with_somebody_who_was_not_drawn_says_what_to_do(
     with pytest.raises(ValueError, match=r"drawn.json is missing; materialise evaluation_images"):
         appeal_ballots(layout, params.appeal_votes, params.comparison)
     evaluating.draw_contestants(layout, params, drawn_of(params, {}), {})
-    with pytest.raises(ValueError, match=r"no pictures of new, but of one, two; materialise evaluation_images"):
+    with pytest.raises(ValueError, match=r"no pictures of new, only of one, two; materialise evaluation_images"):
         appeal_ballots(layout, params.appeal_votes, ("new", "one"))
 
 
@@ -154,45 +155,60 @@ def test_a_folder_that_lacks_pictures_is_one_line_and_nothing_is_drawn(
     params = write_params({"ours": "model", "some": "some"}, ["ours", "some"])
     with pytest.raises(ValueError) as caught:
         evaluating.draw_contestants(layout, params, drawn_of(params, {}), {})
-    told = str(caught.value)
-    assert "\n" not in told and told.startswith("evaluation_images.contestants.some: ")
-    assert "lacks 3 of 4: blue-a-b.png, ball.png, ünï-2-dogs.png; a picture is named by its prompt" in told
+    reported = str(caught.value)
+    assert "\n" not in reported and reported.startswith("evaluation_images.contestants.some: ")
+    assert "lacks 3 of 4: blue-a-b.png, ball.png, ünï-2-dogs.png; a picture is named by its prompt" in reported
     assert not layout.evaluation.exists()
     (layout.root / "some" / "A RED, apple.jpeg").touch()
     with pytest.raises(ValueError, match=r"A RED, apple.jpeg and a-red-apple.png are both of 'a Red apple'"):
-        find_pictures("some", layout.root / "some", PROMPTS[:1])
-    with pytest.raises(ValueError, match=r"'ball' and 'Ball!' would share the picture ball"):
-        find_pictures("some", layout.root / "some", ["ball", "Ball!"])
+        find_pictures("some", layout.root / "some", {"0000": PROMPTS[0]})
+    with pytest.raises(
+        ValueError, match=r"'ball' and 'Ball!' would have the same picture ball.*or by the prompt's number"
+    ):
+        find_pictures("some", layout.root / "some", {"0000": "ball", "0001": "Ball!"})
     with pytest.raises(ValueError, match="there is no folder"):
-        find_pictures("none", layout.root / "none", ["ball"])
+        find_pictures("none", layout.root / "none", {"0000": "ball"})
+
+
+def test_a_foreign_picture_may_be_named_by_the_number_of_its_prompt(layout: Layout):
+    """Two prompts may differ in a single mark, and other tools number what they draw. Any format that is read is
+    accepted."""
+    for name in ("0000.avif", "0001.png", "a-cat.gif", "9999.png"):
+        (layout.root / name).touch()
+    found = find_pictures("some", layout.root, {"0000": "Ball", "0001": "Ball!", "0002": "a cat"})
+    assert [path.name for path in found] == ["0000.avif", "0001.png", "a-cat.gif"]
 
 
 @given(st.text(min_size=1, max_size=400))
-def test_the_name_of_a_picture_fits_a_file_system_and_names_itself(prompt: str):
+def test_the_name_of_a_picture_fits_a_file_system_and_is_unambiguous(prompt: str):
     name = name_of_picture(prompt)
     assert len(f"{name}.webp".encode()) <= 255
     assert name_of_picture(name) == name and not set(name) & set('/\\:*?"<>| \0')
 
 
 @pytest.mark.parametrize(
-    ("contestants", "comparison", "told"),
+    ("contestants", "comparison", "reported"),
     [
-        ({"a": "x", "real": "y"}, ["a", "real"], "'real' is no name for a contestant"),
-        ({"a": "x", "../b": "y"}, ["a", "a"], "'../b' is no name for a contestant"),
+        ({"a": "x", "real": "y"}, ["a", "real"], "'real' cannot be the name of a contestant"),
+        ({"a": "x", "../b": "y"}, ["a", "a"], "'../b' cannot be the name of a contestant"),
         ({"a": "x", "b": "models:/emu"}, ["a", "b"], "neither models:/NAME/VERSION nor models:/NAME@ALIAS"),
         ({"a": "x"}, ["a", "a"], "evaluation_images.contestants"),
         ({"a": "x", "b": "y"}, ["a", "c"], "comparison: there is no contestant 'c'; there are: a, b"),
         ({"a": "x", "b": "y"}, None, "comparison: there is no contestant 'tuned'; there are: a, b"),
         ({"a": "x", "b": "y"}, ["a", "a"], "comparison: .*a is compared with itself"),
-        ({"a": "x", "b": "models:/emu-smoke@champion"}, ["a", "b"], "an alias that moves by what this very comparison"),
+        (
+            {"a": "x", "b": "models:/emu-smoke@champion"},
+            ["a", "b"],
+            "an alias that the result of this comparison moves",
+        ),
     ],
 )
 def test_contestants_that_cannot_be_compared_are_refused_by_name(
-    write_params: Callable[..., Params], contestants: dict[str, str], comparison: list[str] | None, told: str
+    write_params: Callable[..., Params], contestants: dict[str, str], comparison: list[str] | None, reported: str
 ):
-    if comparison is None:  # the default is of the usual contestants
+    if comparison is None:  # the default compares the usual contestants
         comparison = ["tuned", "pretrained"]
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=reported):
         write_params(contestants, comparison)
 
 
@@ -207,7 +223,7 @@ def test_who_is_compared_decides_what_is_read(write_params: Callable[..., Params
     assert declaration.code_version(usual, layout) != declaration.code_version(mixed, layout)
 
 
-def test_a_registered_version_counts_by_what_it_is_and_not_by_its_address(
+def test_a_registered_version_counts_by_its_bytes_and_not_by_its_address(
     write_params: Callable[..., Params], declaration: Declaration, monkeypatch: pytest.MonkeyPatch
 ):
     params = write_params({"a": "models:/other@best", "b": "docs"}, ["a", "b"])

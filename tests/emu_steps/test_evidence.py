@@ -1,4 +1,4 @@
-"""A verdict is about the model that is there now; a check without data says what is missing and does not pass."""
+"""A verdict is about the current model; a check without data says what is missing and does not pass."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ GOOD = {
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    """A project whose reports are good and of the models that are there."""
+    """A project whose reports are good and about the current models."""
     layout = Layout(tmp_path)
     for name, metrics in GOOD.items():
         layout.report(name).mkdir(parents=True)
@@ -59,7 +59,7 @@ def test_good_reports_of_this_model_pass(layout: Layout):
 
 @pytest.mark.parametrize("asset", list(NOW))
 @pytest.mark.parametrize("md5", ["f" * 32, None])
-def test_reports_of_another_model_or_judge_are_no_evidence(layout: Layout, asset: str, md5: str | None):
+def test_reports_about_another_model_or_judge_are_no_evidence(layout: Layout, asset: str, md5: str | None):
     for verdict in judge(layout, **{asset: md5}).values():
         assert not verdict.passed and asset in verdict.reason and "materialise" in verdict.reason
 
@@ -74,11 +74,11 @@ def test_a_missing_report_is_a_refusal_of_that_gate_alone(layout: Layout, name: 
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    # of other contestants' and real pictures the near-copies are told to compare with and decide nothing
+    # near-copies of other contestants' and of real pictures are reported for comparison and decide nothing
     [(name, number) for name, numbers in GOOD.items() for number in numbers if not number.endswith("_theirs")],
 )
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "many", -1])
-def test_a_number_that_is_none_is_no_pass(layout: Layout, name: str, number: str, value: Any):
+def test_a_value_that_is_not_a_number_does_not_pass(layout: Layout, name: str, number: str, value: Any):
     change(layout, name, **{number: value})
     assert not judge(layout)[name].passed
 
@@ -90,13 +90,13 @@ def test_a_report_that_does_not_say_what_it_judged_is_an_old_one(layout: Layout)
     assert not judge(layout)["appeal_report"].passed
 
 
-def test_a_faithful_model_is_no_champion_by_a_judge_that_errs(layout: Layout):
+def test_a_faithful_model_is_no_champion_with_a_judge_that_errs(layout: Layout):
     change(layout, "faithfulness_report", num_known_wrong=15)
     assert not judge_verdict(15, 30, SECTION.max_judge_error).passed
     assert not judge(layout)["faithfulness_report"].passed
     change(layout, "faithfulness_report", num_known_wrong=0, num_known_pairs=0)
     assert not judge(layout)["faithfulness_report"].passed
-    change(layout, "faithfulness_report", num_votes_of_people=180)  # nobody asked the judge
+    change(layout, "faithfulness_report", num_votes_of_people=180)  # nobody used the judge
     assert judge(layout)["faithfulness_report"].passed
 
 
@@ -143,7 +143,7 @@ def test_raw_rows_without_their_pictures_are_noticed(project: Path):
     check = all_checks()["raw_rows_are_whole"]
     assert check().passed
     (raw / "00001.tar").unlink()
-    assert "1 parquets have no .tar or .ref, the first is 00001" in check().description
+    assert "1 parquets have no .tar or .ref; the first is 00001" in check().description
     (raw / "00001.tar").touch()
     write_parquet(raw / "00001.parquet", rows.assign(key="a0"))
     assert not check().passed

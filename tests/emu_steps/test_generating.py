@@ -1,4 +1,4 @@
-"""`emu generate` overwrites nothing and says what of a long prompt is read."""
+"""`emu generate` overwrites nothing and says which part of a long prompt is read."""
 
 from pathlib import Path
 
@@ -51,13 +51,13 @@ def test_nothing_is_overwritten_and_the_same_seed_draws_the_same(pipeline, tmp_p
     assert named.name == "picture-0.png"
 
 
-def test_a_prompt_that_is_cut_is_said_to_be_and_what_is_left_of_it(pipeline, tmp_path, capsys):
+def test_a_prompt_that_is_cut_is_reported_with_what_is_left_of_it(pipeline, tmp_path, capsys):
     words = " ".join(["apple"] * 500)
-    told = describe_cut(pipeline, words)
-    assert f"{500 + 2} tokens" in told and f"first {NUM_TOKENS}" in told  # with a begin and an end
-    assert told.count("apple") == NUM_TOKENS - 2
+    reported = describe_cut(pipeline, words)
+    assert f"{500 + 2} tokens" in reported and f"first {NUM_TOKENS}" in reported  # with a begin and an end
+    assert reported.count("apple") == NUM_TOKENS - 2
     list(write_pictures(pipeline, words, 1, 0, tmp_path, 1, 1.0))
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
     for prompt in ("a red apple", " ".join(["apple"] * (NUM_TOKENS - 2))):
         assert describe_cut(pipeline, prompt) == ""
 
@@ -70,7 +70,7 @@ def test_another_checkpoints_own_limit_counts(kind, tmp_path):
     assert describe_cut(other, "red blue") == ""
 
 
-def test_a_file_in_the_way_is_named(tmp_path: Path):
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match="file is a file; give a folder"):

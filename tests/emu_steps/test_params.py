@@ -1,4 +1,4 @@
-"""params.yaml refuses what cannot be meant, where it stands, and says what can."""
+"""params.yaml refuses values without meaning, says where they are, and says what is possible."""
 
 import math
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from emu_steps import params as package
 from emu_steps.params import Params, Section, check_params, evaluation, read_params, references
@@ -15,7 +15,7 @@ from tests.profiles import text_of
 
 TOP = Path(__file__).parents[2]
 
-# What each numeric entry is tried with. (True is a number to Python, and a string to nobody.)
+# The values with which each numeric entry is tried. (True is a number to Python, and text to nobody.)
 ABSURD = {
     "nan": math.nan,
     "inf": math.inf,
@@ -31,7 +31,7 @@ USERS_UNITS = "in units that the user brings, a head's or a column's: any number
 A_SIMILARITY = "a cosine may be negative"
 A_SWITCH = "a switch"
 NO_COMMAND = "one process, without a launcher"
-# dotted name -> absurd values that it takes all the same, and why
+# dotted name -> absurd values that it accepts all the same, and why
 TAKEN: dict[str, tuple[set[str], str]] = {
     "filter_ledger.policy.min_aesthetics": ({"-1", "1e30", "10**40"}, USERS_UNITS),
     "filter_ledger.policy.min_popularity": ({"-1", "1e30", "10**40"}, USERS_UNITS),
@@ -53,7 +53,7 @@ A_PLACE = "a path or an address, which may be made later or lie on another machi
 OF_THE_INPUT = "a column of the corpus that the user brings, which nobody has read yet"
 A_WEIGHT = "a folder, or a name of weights that a library knows"
 A_TEXT = "what is written into a prompt or compared with a caption"
-# start of a dotted name -> why any text is right there
+# start of a dotted name -> why any text is valid there
 FREE = {
     "profile": A_LABEL,
     "registered_model.name": A_LABEL,
@@ -65,6 +65,7 @@ FREE = {
     "filter_ledger.signals.unsafe_column": OF_THE_INPUT,
     "filter_ledger.signals.popularity_column": OF_THE_INPUT,
     "filter_ledger.signals.aesthetics_head": A_PLACE,
+    "corpus_report.labels": A_PLACE,
     "filter_ledger.signals.alignment_weights": A_WEIGHT,
     "filter_ledger.signals.concepts": A_TEXT,
     "faithfulness_judge.weights": A_WEIGHT,
@@ -75,6 +76,7 @@ FREE = {
     "quality_tuned.start_from": A_PLACE,
     "quality_tuned.lora.target_modules": "ends of names of layers of a checkpoint that the user brings",
     "evaluation_images.fixed_prompts": A_TEXT,
+    "evaluation_images.prompts_file": A_PLACE,
     "evaluation_images.contestants": A_PLACE,
     "launch.command": "a program of this machine or of the cluster's",
 }
@@ -92,7 +94,7 @@ def whole() -> dict[str, Any]:
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of all entries that are no mapping and no list, null ones among them."""
+    """Return the paths of all entries that are neither a mapping nor a list, including null ones."""
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else None
     if parts is None:
         yield path
@@ -110,7 +112,7 @@ def with_entry(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 def complaint(given: dict[str, Any]) -> str:
-    """What is said of these params; empty where they are right."""
+    """Return the error for these params; empty if they are valid."""
     try:
         check_params(given)
     except ValueError as error:
@@ -118,10 +120,10 @@ def complaint(given: dict[str, Any]) -> str:
     return ""
 
 
-def is_named(name: str, told: str) -> bool:
-    """Whether a message is about an entry, or about the section of it that the entry must fit into."""
+def is_named(name: str, reported: str) -> bool:
+    """Return whether a message is about an entry, or about the section that the entry must fit into."""
     parts = name.split(".")
-    wrong = [line.strip().split(": ")[0] for line in told.splitlines()[1:]]
+    wrong = [line.strip().split(": ")[0] for line in reported.splitlines()[1:]]
     return any(one.startswith(".".join(parts[:2])) or name.startswith(f"{one}.") for one in wrong)
 
 
@@ -130,22 +132,22 @@ def test_every_entry_refuses_absurd_values_and_says_where(whole):
     for path in leaves(whole):
         name = ".".join(map(str, path))
         for label, value in ABSURD.items():
-            told = complaint(with_entry(whole, path, value))
-            if not told:
+            reported = complaint(with_entry(whole, path, value))
+            if not reported:
                 accepted.setdefault(name, set()).add(label)
             else:
-                assert is_named(name, told), f"{name} = {label}: {told}"
-                assert "Traceback" not in told
+                assert is_named(name, reported), f"{name} = {label}: {reported}"
+                assert "Traceback" not in reported
     assert accepted == {name: labels for name, (labels, _) in TAKEN.items()}
 
 
-def test_every_name_is_looked_up_or_has_a_reason_not_to_be(whole):
+def test_every_name_is_checked_or_has_a_reason_not_to_be(whole):
     for path in leaves(whole):
         name = ".".join(map(str, path))
         if any(f"{name}.".startswith(f"{free}.") for free in FREE):
             continue
-        told = complaint(with_entry(whole, path, "no such thing"))
-        assert told and is_named(name, told), name
+        reported = complaint(with_entry(whole, path, "no such thing"))
+        assert reported and is_named(name, reported), name
 
 
 @pytest.mark.parametrize(
@@ -163,11 +165,11 @@ def test_every_name_is_looked_up_or_has_a_reason_not_to_be(whole):
         (("filter_ledger", "signals", "unsafe_detector"), "nix", ["open_nsfw", "zero_shot", "none"]),
     ],
 )
-def test_an_unknown_name_is_told_the_known_ones(whole, path, value, allowed):
-    told = complaint(with_entry(whole, path, value))
-    assert ".".join(path) in told
+def test_an_unknown_name_is_refused_with_the_known_ones(whole, path, value, allowed):
+    reported = complaint(with_entry(whole, path, value))
+    assert ".".join(path) in reported
     for name in allowed:
-        assert name in told
+        assert name in reported
 
 
 @pytest.mark.parametrize(
@@ -177,11 +179,13 @@ def test_an_unknown_name_is_told_the_known_ones(whole, path, value, allowed):
         (("filtered_corpus", "min_concept_share"), 0.2, "give at most 0.125"),
         (("filter_ledger", "signals", "words_between"), None, "set filter_ledger.signals.words_between"),
         (("filter_ledger", "signals", "words_between"), [0.5, 0.1], "must not be larger"),
+        (("filter_ledger", "signals", "scores_read"), [0.5, 0.1], "must not be larger"),
+        (("filter_ledger", "policy", "max_text_reading"), 0.5, "set filter_ledger.signals.scores_read"),
         (("filter_ledger", "signals", "unsafe_detector"), "zero_shot", "needs alignment_weights"),
         (("raw_corpus", "damage", "text"), 0.95, "at most 0.9"),
         (("raw_corpus", "damage"), None, "needs it"),
         (("raw_corpus", "styles"), [], "needs it"),
-        (("raw_corpus", "storage_options"), {"s3": {"secret": "x"}}, "no secret"),
+        (("raw_corpus", "storage_options"), {"s3": {"secret": "x"}}, "must not hold secrets"),
         (("pretrained_low", "resolution"), 40, "multiple of 16"),
         (("quality_tuned", "resolution"), 72, "multiple of 16"),
         (("autoencoder", "resolution"), 60, "multiple of 8"),
@@ -196,11 +200,11 @@ def test_an_unknown_name_is_told_the_known_ones(whole, path, value, allowed):
     ],
 )
 def test_what_does_not_fit_together_is_refused_in_words(whole, path, value, words):
-    told = complaint(with_entry(whole, path, value))
-    assert words in told and ".".join(path).split(".")[0] in told
+    reported = complaint(with_entry(whole, path, value))
+    assert words in reported and ".".join(path).split(".")[0] in reported
 
 
-def test_popularity_is_asked_only_where_a_column_says_it(whole):
+def test_popularity_is_used_only_if_a_column_gives_it(whole):
     column = ("filter_ledger", "signals", "popularity_column")
     for path, value in (
         (("filter_ledger", "policy", "min_popularity"), 3),
@@ -211,34 +215,34 @@ def test_popularity_is_asked_only_where_a_column_says_it(whole):
         assert ".".join(path) in complaint(with_entry(given, column, None))
 
 
-def test_a_checkpoint_that_was_brought_along_sets_its_own_resolution(whole):
-    """What factor it has is known once it is loaded."""
+def test_a_provided_checkpoint_sets_its_own_resolution(whole):
+    """Its factor is known only once it is loaded."""
     given = with_entry(whole, ("quality_tuned", "resolution"), 72)
     assert complaint(given)
     given = with_entry(given, ("quality_tuned", "start_from"), "models/sd")
     assert complaint(given) == ""
 
 
-def test_all_that_is_wrong_is_said_at_once(whole):
+def test_everything_wrong_is_reported_at_once(whole):
     given = with_entry(whole, ("autoencoder", "ema_decay"), 1.99)
     given = with_entry(given, ("filter_ledger", "policy", "max_aspect"), -2)
-    told = complaint(given)
-    assert "autoencoder.ema_decay" in told and "filter_ledger.policy.max_aspect" in told
+    reported = complaint(given)
+    assert "autoencoder.ema_decay" in reported and "filter_ledger.policy.max_aspect" in reported
 
 
-def test_what_is_no_yaml_is_one_line(tmp_path):
+def test_what_is_not_yaml_is_one_line(tmp_path):
     for text in ("a: [1", "a: b: c", "\t", "- 1", "12", ""):
         (tmp_path / "params.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"params\.yaml"):
             read_params(tmp_path / "params.yaml")
 
 
-def test_an_entry_of_an_older_version_is_told_its_new_name(whole):
-    told = complaint({**whole, "appeal_report": {**whole["appeal_report"], "num_raters": 5}})
-    assert "appeal_report.num_raters" in told and "is now appeal_votes.num_raters" in told
+def test_an_entry_of_an_older_version_is_refused_with_its_new_name(whole):
+    reported = complaint({**whole, "appeal_report": {**whole["appeal_report"], "num_raters": 5}})
+    assert "appeal_report.num_raters" in reported and "is now appeal_votes.num_raters" in reported
 
 
-def test_numbers_as_yaml_1_1_reads_them_are_taken(whole):
+def test_numbers_as_yaml_1_1_reads_them_are_accepted(whole):
     """To YAML 1.1 `1e-3` is a text."""
     assert complaint(with_entry(whole, ("pretrained_low", "learning_rate"), "1e-3")) == ""
 
@@ -246,23 +250,23 @@ def test_numbers_as_yaml_1_1_reads_them_are_taken(whole):
 def test_every_field_is_explained_in_its_sections_docstring():
     sections = {value for value in vars(package).values() if isinstance(value, type) and issubclass(value, Section)}
     for section in sections - {Section, Params}:
-        told = "".join(
+        reported = "".join(
             base.__doc__ or "" for base in section.__mro__ if issubclass(base, BaseModel) and base is not BaseModel
         )
         for name, field in section.model_fields.items():
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
                 continue  # explained there
-            assert (field.alias or name) in told, f"{section.__name__}.{name}"
+            assert (field.alias or name) in reported, f"{section.__name__}.{name}"
 
 
-def test_the_most_denoising_steps_are_the_schedules():
+def test_the_maximum_of_denoising_steps_is_that_of_the_schedule():
     from emu_models.diffusion.schedule import NUM_TIMESTEPS
 
     assert evaluation.NUM_TIMESTEPS == NUM_TIMESTEPS
 
 
-def test_pictures_are_ordered_by_what_the_filters_measure(whole, tmp_path, monkeypatch):
-    """The list of what may order is the list of signals that are built."""
+def test_pictures_can_be_ordered_by_what_the_filters_measure(whole, tmp_path, monkeypatch):
+    """The list of columns to order by is that of the signals that are built."""
     from emu_steps import filtering
     from emu_steps.layout import Layout
 
@@ -271,6 +275,26 @@ def test_pictures_are_ordered_by_what_the_filters_measure(whole, tmp_path, monke
     monkeypatch.setattr(filtering.pd, "read_parquet", lambda path: {"caption": ["a"]})
     monkeypatch.setattr(filtering, "shared_encoder", lambda model: None)
     whole = with_entry(whole, ("filter_ledger", "signals", "popularity_column"), "likes")
-    signals = filtering.build_signals(Layout(tmp_path), Params.model_validate(whole))
-    measured = {name for signal in signals for name, dtype in signal.columns.items() if dtype != "string"}
-    assert set(references.ledger_columns(has_popularity=True)) == measured
+    for has_alignment in (False, True):
+        signals = filtering.build_signals(Layout(tmp_path), Params.model_validate(whole))
+        measured = {name for signal in signals for name, dtype in signal.columns.items() if dtype != "string"}
+        assert set(references.ledger_columns(has_popularity=True, has_alignment=has_alignment)) == measured
+        (Layout(tmp_path).model("alignment_model") / "fold_0").mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        (("filter_ledger", "policy", "min_alignment_rank"), 0.5),
+        (("filter_ledger", "policy", "min_alignment"), 0.2),
+        (("filter_ledger", "signals", "aesthetics_head"), "head.json"),
+        (("filtered_corpus", "order_by"), "alignment"),
+        (("alignment_model", "num_folds"), 1),
+    ],
+)
+def test_without_a_model_nothing_needs_how_well_captions_fit(entry, value):
+    whole = Params.model_validate(yaml.safe_load(text_of("photos"))).model_dump(by_alias=True)
+    with pytest.raises(ValidationError, match="nothing measures it|needs an embedding|there is no|must not score"):
+        Params.model_validate(with_entry(whole, entry, value))
+    if entry[0] != "alignment_model":
+        Params.model_validate(with_entry(with_entry(whole, ("alignment_model", "num_folds"), 2), entry, value))

@@ -1,4 +1,4 @@
-"""`emu funnel` re-decides under other thresholds, writes no ledger, and says what it means in one line."""
+"""`emu funnel` decides again under other thresholds, writes no ledger, and says what that means in one line."""
 
 import hashlib
 from pathlib import Path
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emu_data.corpus_gates import final_ledger
 from emu_data.ledger import LIMITS, decide, open_ledger, write_ledger
-from emu_data.records import Sample
-from emu_data.selection import final_ledger
+from emu_data.samples import Sample
 from emu_data.shards import write_shard
 from emu_data.sources.damage import encode_png
-from emu_steps.filtering import selection_policy
+from emu_steps.filtering import corpus_policy
 from emu_steps.layout import Layout
 from emu_steps.params import Policy, read_params
 from emu_steps.redeciding import estimate_unmeasured, parse_changes, show_funnel
@@ -24,7 +24,8 @@ TOP = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    """A finished ledger of 60 rows under the smoke profile's policy, with its shards; text was measured on a part."""
+    """A finished ledger of 60 rows under the smoke profile's policy, with its shards; text was measured for a part of
+    them."""
     layout = Layout(tmp_path_factory.mktemp("project"))
     params_text = text_of("smoke")
     for old, new in (
@@ -45,16 +46,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     )
     values.loc[:7, "text_area"] = np.nan
     values.loc[59, ["status", "error_message"]] = ["failed_to_download", "HTTP Error 404"]
-    values.loc[20, "phash"] = str(values.loc[21, "phash"])
+    values.loc[20, "looks"] = str(values.loc[21, "looks"])
     text = ["key", "shard", "caption", "status", "error_message", "error", "unmeasured", "concept"]
     values = values.astype({**dict.fromkeys(text, "string"), "text_area": "Float64"})
     write_ledger(layout.ledger, decide(values, params.filter_ledger.policy.model_dump()))
     section = params.filtered_corpus.model_copy(update={"num_images": 12, "max_concept_share": 1.0})
-    final_ledger(layout.ledger, layout.filtered / "ledger", selection_policy(section))
+    final_ledger(layout.ledger, layout.filtered / "ledger", corpus_policy(section))
     lines = (
         (layout.root / "params.yaml")
         .read_text()
-        .replace("  num_images: 40\n  max_hash", "  num_images: 12\n  max_hash")
+        .replace("  num_images: 40\n  min_twin", "  num_images: 12\n  min_twin")
     )
     (layout.root / "params.yaml").write_text(lines)
     picture = encode_png(Image.new("RGB", (32, 32), "red"))
@@ -86,16 +87,16 @@ def test_before_and_after_are_shown_and_no_ledger_is_written(
     assert digest(project.data) == before
 
 
-def test_every_threshold_of_params_has_a_limit_and_the_reverse() -> None:
+def test_every_threshold_of_params_has_a_limit_and_vice_versa() -> None:
     assert set(Policy.model_fields) == {limit.field for limit in LIMITS}
 
 
 def test_rows_that_were_not_measured_are_counted_and_estimated(
     project: Layout, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A smaller side lets 12 rows through geometry: 8 without a text area, 4 of the control sample with one."""
+    """A smaller side lets 12 rows pass geometry: 8 without a text area, 4 of the control sample with one."""
     show_funnel(project, read_params(project.root / "params.yaml"), ["min_side=8"])
-    assert "8 rows would have to be measured" in capsys.readouterr().out
+    assert "8 rows must be measured first" in capsys.readouterr().out
     others = {"max_aspect": 3.0, "min_words": 1, "min_characters": 3, "max_unsafe": 0.5, "min_alignment_rank": 0.5}
     with open_ledger(project.filtered / "ledger") as con:
         all_pass = estimate_unmeasured(con, {**others, "min_side": 8, "max_text_area": 1.0})
@@ -105,23 +106,22 @@ def test_rows_that_were_not_measured_are_counted_and_estimated(
     assert none_pass.low >= 0 and none_pass.expected == pytest.approx(8 * 0.5 / 5, abs=0.1)
 
 
-def test_names_are_taken_where_they_are_clear() -> None:
+def test_short_names_are_accepted_if_they_are_unambiguous() -> None:
     params = params_of("smoke")
-    policy, section, changes = parse_changes(
-        params, ["text_area=0.03", "unsafe=null", "min_side=512", "duplicate=1", "order_by=likes", "alignment_rank=0.2"]
-    )
+    texts = ["text_area=0.03", "unsafe=null", "min_side=512", "duplicate=0.9", "order_by=likes", "alignment_rank=0.2"]
+    policy, section, changes = parse_changes(params, texts)
     assert (policy["max_text_area"], policy["max_unsafe"], policy["min_side"], policy["min_alignment_rank"]) == (
         0.03,
         None,
         512,
         0.2,
     )
-    assert (section.max_hash_distance, section.order_by) == (1, "likes")
+    assert (section.min_twin_similarity, section.order_by) == (0.9, "likes")
     assert [change.name for change in changes][:2] == ["max_text_area", "max_unsafe"]
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, reported",
     [
         ("geometry=3", "max_aspect or min_side"),
         ("taste=1", "there is no such threshold"),
@@ -129,17 +129,17 @@ def test_names_are_taken_where_they_are_clear() -> None:
         ("text_area=much", "a number"),
         ("text_area=.nan", "a number"),
         ("text_area=2", "less than or equal to 1"),
-        ("duplicate=9", "less than or equal to 3"),
+        ("duplicate=9", "less than or equal to 1"),
         ("concepts={}", "no such threshold"),
     ],
 )
-def test_what_does_not_fit_is_told(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told) as caught:
+def test_values_that_do_not_fit_are_reported(text: str, reported: str) -> None:
+    with pytest.raises(ValueError, match=reported) as caught:
         parse_changes(params_of("smoke"), [text])
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_gate_and_a_missing_ledger_are_told(project: Layout, tmp_path: Path) -> None:
+def test_an_unknown_gate_and_a_missing_ledger_are_reported(project: Layout, tmp_path: Path) -> None:
     params = read_params(project.root / "params.yaml")
     with pytest.raises(ValueError, match="there is no gate 'taste'"):
         show_funnel(project, params, [], "taste")

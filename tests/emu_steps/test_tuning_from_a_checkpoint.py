@@ -1,4 +1,4 @@
-"""quality_tuned.start_from: what the graph, the jobs and the model card make of a checkpoint that was brought along."""
+"""quality_tuned.start_from: what the graph, the jobs and the model card make of a provided checkpoint."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def write_params(project: Path, **changes: Any) -> None:
 
 
 def trained(project: Path, key: str) -> tuple[Layout, Params, str, dict[str, str]]:
-    """What a model card is written from, after a training."""
+    """Return what a model card is written from, after a training."""
     layout, params = Layout(project), read_params(project / "params.yaml")
     folder = layout.model(key)
     folder.mkdir(parents=True)
@@ -59,8 +59,8 @@ def test_more_steps_than_the_paper_allows_are_refused(project):
         read_params(project / "params.yaml")
 
 
-def test_the_graph_has_no_pretraining_above_a_brought_checkpoint(project):
-    """In a process of its own: definitions are made of the params at import."""
+def test_the_graph_has_no_pretraining_upstream_of_a_provided_checkpoint(project):
+    """In its own process: definitions are made from the params at import."""
     write_params(project, start_from=BROUGHT)
     code = (
         "from emu_dagster.definitions import defs\nimport dagster as dg, json\n"
@@ -94,12 +94,12 @@ def test_the_card_of_our_own_model(project):
     assert card.data.license == "other" and card.data.pipeline_tag == "text-to-image"  # type: ignore[attr-defined]
     for text in ("trust_remote_code=True", "1" * 32, "2" * 32, "4" * 32, "Apache-2.0", "CC-BY-4.0", "0.25"):
         assert text in card.text
-    assert "step 6, the last, with held-out loss 0.25; the lowest was 0.2 at step 4" in card.text
+    assert "Step 6, the last one, was published, with held-out loss 0.25; the lowest was 0.2 at step 4" in card.text
     assert "Toy scale" in card.text and "chosen by 60 votes of the rubric panel, not people" in card.text
     assert str(project) not in card.text
 
 
-def test_the_card_of_a_brought_checkpoint_passes_its_licence_on(project):
+def test_the_card_of_a_provided_checkpoint_passes_its_licence_on(project):
     write_params(project, start_from=BROUGHT, lora={"rank": 4, "alpha": 8.0})
     model = trained(project, "quality_tuned")
     write_model_card(*model)
@@ -113,8 +113,8 @@ def test_the_card_of_a_brought_checkpoint_passes_its_licence_on(project):
     assert card.data.license == "openrail++"  # type: ignore[attr-defined]
 
 
-def test_the_nearest_curated_picture_stands_beside_each_sample():
-    """In the order of nearness, the sample left and the curated one right."""
+def test_the_nearest_curated_picture_is_beside_each_sample():
+    """Ordered by distance, with the sample on the left and the curated picture on the right."""
     colours = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
     samples = np.stack([np.full((8, 8, 3), colours[name], np.uint8) for name in ("red", "green")])
     curated = np.stack([np.full((8, 8, 3), colours[name], np.uint8) for name in ("blue", "red")])

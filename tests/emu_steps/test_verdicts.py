@@ -1,4 +1,4 @@
-"""Gates ask for evidence: no data is a refusal, and neither less data nor a wider interval makes one pass."""
+"""Gates need evidence: without data they refuse, and neither less data nor a wider interval makes one pass."""
 
 import inspect
 import re
@@ -22,7 +22,8 @@ from emu_steps.verdicts import (
 )
 
 TRUSTED = Verdict(True, "the judge is trusted")
-# counts are (good, bad, neither), with which each gate is asked; the bound is drawn among those that params.yaml takes
+# the counts with which each gate is tried are (good, bad, neither); the bound is drawn from those that params.yaml
+# accepts
 GATES = {
     "appeal_verdict": lambda g, b, n, bound, **more: appeal_verdict(g, b, g + b + n, 0.5 + bound / 2, **more),
     "faithfulness_verdict": lambda g, b, n, bound, **more: faithfulness_verdict(
@@ -76,9 +77,9 @@ def test_no_data_is_a_refusal_and_enough_good_data_a_pass(gate, bound):
 @EACH
 @settings(deadline=None)
 @given(counts=COUNTS, bound=BOUNDS)
-def test_the_reason_is_one_sentence_without_a_number_that_is_none(gate, counts, bound):
-    told = GATES[gate](*counts, bound=bound).reason
-    assert "\n" not in told and not re.search(r"\b(nan|inf|None)\b|\d\.\d{5}", told)
+def test_the_reason_is_one_sentence_in_which_every_number_is_one(gate, counts, bound):
+    reported = GATES[gate](*counts, bound=bound).reason
+    assert "\n" not in reported and not re.search(r"\b(nan|inf|None)\b|\d\.\d{5}", reported)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_what_passed_the_old_faithfulness_gate_without_evidence_is_refused(won, 
     assert not verdict.passed and ("prompts would " in verdict.reason)
 
 
-def test_a_faithful_model_passes_and_only_by_a_judge_that_is_trusted():
+def test_a_faithful_model_passes_only_with_a_judge_that_may_be_trusted():
     assert faithfulness_verdict(1, 0, 60, 5.0, TRUSTED).passed
     assert not faithfulness_verdict(1, 0, 60, 5.0, judge_verdict(0, 0, 0.5)).passed
     assert not faithfulness_verdict(1, 0, 60, 5.0, judge_verdict(20, 30, 0.5)).passed
@@ -103,7 +104,7 @@ def test_a_few_prompts_all_won_show_nothing():
 
 
 def test_the_numbers_of_decided_prompts_are_those_of_the_table():
-    """The notes round to the nearest, which at .80 is one less than is enough."""
+    """The notes round to the nearest number, which at .80 is one less than is enough."""
     table = {0.55: 783, 0.60: 194, 0.65: 85, 0.70: 47, 0.75: 29, 0.80: 19}
     for share, expected in table.items():
         found = trials_for_share(share, 0.5)
@@ -137,4 +138,4 @@ def test_the_power_of_the_needed_number_is_about_what_it_says(win, lose):
     assert num is not None
     drawn = np.random.default_rng(0).multinomial(num, [win, lose, 1 - win - lose], size=400)
     passed = [faithfulness_verdict(int(w), int(lost), num, 5.0, TRUSTED).passed for w, lost, _ in drawn]
-    assert 0.73 < np.mean(passed) < 0.90  # 3 binomial errors of 400 are 6 points; the formula is a normal one
+    assert 0.73 < np.mean(passed) < 0.90  # 3 binomial errors of 400 are 6 points; the formula is a normal approximation

@@ -10,23 +10,20 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from typer.testing import CliRunner
 
 from emu_dagster.cli import app
 from emu_dagster.registering import describe_judges
-from emu_data.files import write_parquet
-from emu_data.records import Sample, make_key
-from emu_data.shards import read_manifest, write_manifest, write_shard
+from emu_data.shards import list_shards, read_manifest, read_samples
 from emu_data.votes.log import GENESIS, VoteLog
 from emu_data.votes.rounds import open_log
 from emu_data.votes.tally import tally
 from emu_data.votes.vote import Vote, counted
 from emu_steps.choosing import select_generalists_choice, sheets, write_curated_set
-from emu_steps.contestants import Drawn, write_drawn
 from emu_steps.judging import appeal_ballots, report_preference
 from emu_steps.layout import Layout
 from emu_steps.params import AppealVotes, CurationVotes
+from emu_steps.params.kinds import Voters
 from emu_steps.voting import (
     digest_pictures,
     generalist_ballots,
@@ -39,23 +36,12 @@ from emu_steps.voting import (
 )
 from tests.emu_data.drawings import draw_balls
 from tests.profiles import params_of
-from tests.shards import encode
+from tests.rounds import CAPTION, COMPARISON, write_filtered, write_pairs
 
 TOP = Path(__file__).parent.parent.parent
 PANEL = {"generalist": CurationVotes(num_raters=3, seed=0), "specialist": CurationVotes(num_raters=5, seed=1)}
-COMPARISON = ("ours", "theirs")
+PEOPLE_FIRST: Voters = "people, then panel"
 WANTED = {"generalist": 8, "specialist": 4}
-
-
-def write_filtered(layout: Layout, images: np.ndarray) -> None:
-    """data/filtered with one shard of uint8 (N, H, W, 3) pictures."""
-    keys = [make_key(0, n) for n in range(len(images))]
-    samples = [Sample(k, encode(Image.fromarray(i)), "a ball") for k, i in zip(keys, images, strict=True)]
-    rows = pd.DataFrame({"key": keys, "caption": "a ball", "status": "success"})
-    shutil.rmtree(layout.filtered, ignore_errors=True)
-    layout.filtered.mkdir(parents=True)
-    write_shard(layout.filtered, 0, samples, rows)
-    write_manifest(layout.filtered, rows[["key", "caption"]].assign(shard="00000"))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +58,7 @@ def layout(filtered: Layout, tmp_path: Path) -> Layout:
 
 
 def hold(layout: Layout, name: str) -> str:
-    """Materialises a round of curation; returns the head it was recorded with."""
+    """Materialise a round of curation; return the head with which it was recorded."""
     ballots = (generalist_ballots if name == "generalist" else specialist_ballots)(layout, PANEL[name], WANTED[name])
     with recorded_round(layout, name, ballots) as found:
         return found.head
@@ -80,9 +66,9 @@ def hold(layout: Layout, name: str) -> str:
 
 def make_all(layout: Layout) -> None:
     hold(layout, "generalist")
-    select_generalists_choice(layout, WANTED["generalist"])
+    select_generalists_choice(layout, WANTED["generalist"], PEOPLE_FIRST)
     hold(layout, "specialist")
-    write_curated_set(layout, WANTED["specialist"])
+    write_curated_set(layout, WANTED["specialist"], PEOPLE_FIRST)
 
 
 def as_person(layout: Layout, name: str, key: str, decision: str, rater: str = "anna") -> Vote:
@@ -90,11 +76,22 @@ def as_person(layout: Layout, name: str, key: str, decision: str, rater: str = "
     return Vote(name, rater, "person", key, decision, seen=seen)
 
 
-def test_no_picture_is_in_the_set_that_most_specialists_turned_down(layout: Layout):
-    """Of 8 shown the five keep 4 each; asked for 8, the set is smaller and says so."""
+def test_a_curated_picture_has_the_caption_of_the_corpus(layout: Layout):
     make_all(layout)
-    choice = write_curated_set(layout, 8)
-    table = tally(counted(read_votes(layout, "specialist").votes, digest_pictures(layout, list(choice.table["key"]))))
+    (tar,) = list_shards(layout.curated)
+    assert {sample.caption for sample in read_samples(tar)} == {CAPTION}
+    assert set(read_manifest(layout.curated)["caption"]) == {CAPTION}
+
+
+def test_no_picture_that_most_specialists_rejected_is_in_the_set(layout: Layout):
+    """Of 8 pictures the five keep 4 each; if 8 are wanted, the set is smaller and says so."""
+    make_all(layout)
+    choice = write_curated_set(layout, 8, PEOPLE_FIRST)
+    table = tally(
+        counted(
+            read_votes(layout, "specialist", PEOPLE_FIRST).votes, digest_pictures(layout, list(choice.table["key"]))
+        )
+    )
     turned_down = set(table.loc[2 * table["num_keep"] <= table["num_votes"], "key"])
     chosen = set(read_manifest(layout.curated)["key"])
     assert turned_down and chosen and not chosen & turned_down and len(chosen) + len(turned_down) == 8
@@ -103,20 +100,20 @@ def test_no_picture_is_in_the_set_that_most_specialists_turned_down(layout: Layo
     assert sheets(layout, choice)["dropped"].width > 1
 
 
-def test_no_picture_is_in_the_selection_that_every_generalist_turned_down(layout: Layout):
+def test_no_picture_that_every_generalist_rejected_is_in_the_selection(layout: Layout):
     keys = shown_to_generalists(layout)
     hold(layout, "generalist")
     open_log(layout.votes("generalist")).append(as_person(layout, "generalist", key, "drop") for key in keys[:9])
     hold(layout, "generalist")
-    choice = select_generalists_choice(layout, 8)
+    choice = select_generalists_choice(layout, 8, PEOPLE_FIRST)
     chosen = pd.read_parquet(layout.generalist / "selection.parquet")["key"]
     assert set(chosen) <= set(keys[9:]) and len(chosen) == choice.metrics["num_images"] <= 3
     assert "chose no more" in choice.tables["result"]
 
 
-def test_as_many_as_were_wanted_is_said_too(layout: Layout):
+def test_a_set_as_large_as_wanted_says_so_too(layout: Layout):
     make_all(layout)
-    choice = write_curated_set(layout, 2)
+    choice = write_curated_set(layout, 2, PEOPLE_FIRST)
     assert choice.tables["result"] == "2 of 2 wanted" and len(read_manifest(layout.curated)) == 2
 
 
@@ -127,7 +124,7 @@ def test_a_round_that_chose_nothing_is_one_sentence_and_leaves_the_set(layout: L
     open_log(layout.votes("specialist")).append(as_person(layout, "specialist", key, "drop") for key in shown)
     hold(layout, "specialist")
     with pytest.raises(ValueError, match=r"specialists chose none of 8 pictures \(8 votes of 1 person\)"):
-        write_curated_set(layout, 4)
+        write_curated_set(layout, 4, PEOPLE_FIRST)
     pd.testing.assert_frame_equal(read_manifest(layout.curated), before)
 
 
@@ -142,7 +139,7 @@ def test_people_decide_where_they_voted_and_are_named(layout: Layout):
     votes += [as_person(layout, "specialist", key, "drop") for key in panels_choice]
     open_log(layout.votes("specialist")).append(votes)
     hold(layout, "specialist")
-    choice = write_curated_set(layout, 4)
+    choice = write_curated_set(layout, 4, PEOPLE_FIRST)
     manifest = read_manifest(layout.curated).set_index("key")
     assert set(liked) <= set(manifest.index) and not panels_choice & set(manifest.index)
     assert set(manifest.loc[liked, "chosen_by"]) == {"2 votes of 2 people"}
@@ -151,7 +148,7 @@ def test_people_decide_where_they_voted_and_are_named(layout: Layout):
 
 
 def test_a_vote_that_changes_no_chosen_picture_changes_no_byte_of_the_set(layout: Layout):
-    """Else every vote that comes would train the model again."""
+    """Otherwise every new vote would train the model again."""
     make_all(layout)
     before = {path.name: path.read_bytes() for path in layout.curated.iterdir()}
     shown = pd.read_parquet(layout.generalist / "selection.parquet")["key"]
@@ -168,7 +165,8 @@ def test_a_vote_that_changes_no_chosen_picture_changes_no_byte_of_the_set(layout
     )
 )
 def test_twenty_votes_of_people_survive_whatever_is_made_in_whatever_order(filtered: Layout, steps: list[str]):
-    """Also a kill in the middle of an append, and another corpus under the same keys. In the end they decide."""
+    """Even after a kill in the middle of an append, and with another corpus under the same keys. In the end they
+    decide."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as root:
@@ -188,7 +186,7 @@ def test_twenty_votes_of_people_survive_whatever_is_made_in_whatever_order(filte
             if what == "vote":
                 for vote in waiting[:4]:
                     heads[vote.round].append(open_log(layout.votes(vote.round)).append([vote]))
-                    waiting.pop(0)  # from now on it is said to be taken
+                    waiting.pop(0)  # from now on it is reported as accepted
             elif what == "kill":
                 log = open_log(layout.votes("specialist"))
                 if log.path.exists():
@@ -199,12 +197,12 @@ def test_twenty_votes_of_people_survive_whatever_is_made_in_whatever_order(filte
             elif what in heads:
                 heads[what].append(hold(layout, what))
             elif what == "select":
-                select_generalists_choice(layout, 8)
+                select_generalists_choice(layout, 8, PEOPLE_FIRST)
             else:
-                write_curated_set(layout, 4)
+                write_curated_set(layout, 4, PEOPLE_FIRST)
 
         for what in steps:
-            with suppress(ValueError, OSError):  # its inputs are not there yet, or a log waits to be mended
+            with suppress(ValueError, OSError):  # its inputs do not exist yet, or a log has to be repaired first
                 step(what)
         for name in heads:
             open_log(layout.votes(name)).recover()
@@ -229,22 +227,22 @@ def test_what_grew_is_said_and_waits_to_be_recorded(layout: Layout):
     assert grown(layout, "generalist_votes", head) == "1 new vote"
     open_log(layout.votes("generalist")).append([replace(vote, rater="ben")])
     assert grown(layout, "generalist_votes", head) == "2 new votes"
-    select_generalists_choice(layout, 8)  # of what was recorded; the new votes wait
+    select_generalists_choice(layout, 8, PEOPLE_FIRST)  # of what was recorded; the new votes wait
     assert grown(layout, "generalist_votes", hold(layout, "generalist")) is None
     assert grown(layout, "generalist_votes", "ab" * 32) == "its log is not the one that was recorded"
 
 
-def test_a_piece_of_an_append_that_was_killed_stops_nobody(layout: Layout):
+def test_what_a_killed_append_left_stops_nobody(layout: Layout):
     head = hold(layout, "generalist")
     log = open_log(layout.votes("generalist"))
     with log.path.open("ab") as stream:
         stream.write(b'{"hash":"half a li')
-    select_generalists_choice(layout, 8)
-    assert grown(layout, "generalist_votes", head) == "its log is not as it was written"
+    select_generalists_choice(layout, 8, PEOPLE_FIRST)
+    assert grown(layout, "generalist_votes", head) == "its log was altered"
     assert hold(layout, "generalist") == head and log.verify().is_sound
 
 
-def test_votes_that_an_older_version_kept_in_the_set_s_folder_are_taken_over(layout: Layout):
+def test_votes_that_an_older_version_kept_in_the_set_s_folder_are_adopted(layout: Layout):
     make_all(layout)
     shown = sorted(pd.read_parquet(layout.generalist / "selection.parquet")["key"])
     old = VoteLog(layout.curated / "votes.jsonl")
@@ -253,22 +251,22 @@ def test_votes_that_an_older_version_kept_in_the_set_s_folder_are_taken_over(lay
     ]
     old.append(given_votes)
     with pytest.raises(ValueError, match="3 votes of people: materialise specialist_votes"):
-        write_curated_set(layout, 4)  # would replace the folder that they lie in
+        write_curated_set(layout, 4, PEOPLE_FIRST)  # would replace the folder that they are in
     assert old.path.exists()
     hold(layout, "specialist")
-    write_curated_set(layout, 4)
+    write_curated_set(layout, 4, PEOPLE_FIRST)
     assert not set(shown[:3]) & set(read_manifest(layout.curated)["key"])
-    assert [v for v in read_votes(layout, "specialist").votes if v.rater_kind == "person"] == given_votes
+    assert [v for v in read_votes(layout, "specialist", PEOPLE_FIRST).votes if v.rater_kind == "person"] == given_votes
 
 
 def test_verify_finds_an_edit_in_any_round_and_says_where(layout: Layout, monkeypatch: pytest.MonkeyPatch):
     make_all(layout)
     assert all(found.is_sound for found in verify_rounds(layout))
-    assert [found.told for found in verify_rounds(layout, "appeal")] == ["no votes yet"]
+    assert [found.report for found in verify_rounds(layout, "appeal")] == ["no votes yet"]
     path = layout.votes("specialist") / "votes.jsonl"
     path.write_bytes(path.read_bytes().replace(b"rubric-specialist-1", b"rubric-specialist-9", 1))
     (found,) = verify_rounds(layout, "specialist")
-    assert not found.is_sound and "line 1" in found.told and "edited" in found.told
+    assert not found.is_sound and "line 1" in found.report and "edited" in found.report
     monkeypatch.setenv("EMU_ROOT", str(layout.root))
     done = CliRunner().invoke(app, ["votes", "verify"])
     assert done.exit_code == 1 and "specialist: " in done.output and "line 1: the line was edited" in done.output
@@ -280,20 +278,7 @@ def test_verify_finds_an_edit_in_any_round_and_says_where(layout: Layout, monkey
 # ---- side by side
 
 
-def write_pairs(layout: Layout, candidate: np.ndarray) -> None:
-    shutil.rmtree(layout.evaluation, ignore_errors=True)
-    keys = [f"{n:04d}" for n in range(len(candidate))]
-    first, second = COMPARISON
-    for model, images in ((first, candidate), (second, draw_balls(False)[: len(candidate)])):
-        (layout.evaluation / model).mkdir(parents=True)
-        for key, image in zip(keys, images, strict=True):
-            Image.fromarray(image).save(layout.evaluation / model / f"{key}.png")
-    prompts = pd.DataFrame({"key": keys, "prompt": "a ball", "caption": "", "fixed": True, "seed": 0})
-    write_parquet(layout.evaluation / "prompts.parquet", prompts)
-    write_drawn(layout.evaluation, Drawn({}, {first: "quality_tuned", second: "models/other"}))
-
-
-def test_a_report_is_of_the_votes_on_the_pictures_shown_now(tmp_path: Path):
+def test_a_report_is_about_the_votes_on_the_current_pictures(tmp_path: Path):
     layout = Layout(tmp_path)
     params = params_of("smoke").model_copy(update={"comparison": COMPARISON})
     section = AppealVotes(num_raters=3, repeat_share=0.3, seed=0)
@@ -322,14 +307,14 @@ def test_a_report_is_of_the_votes_on_the_pictures_shown_now(tmp_path: Path):
     assert voters == "12 votes of 2 people" and metrics["lose"] == 100
     assert describe_judges(layout) == "appeal: 12 votes of 2 people"
 
-    # Another model under the same keys: what people said of the old pictures is kept and says nothing of these.
+    # Another model under the same keys: what people said about the old pictures is kept and says nothing about these.
     write_pairs(layout, draw_balls(True)[6:])
     with pytest.raises(ValueError, match="materialise appeal_votes"):
         report_preference(layout, params, "appeal", {})
     ballots = appeal_ballots(layout, section, COMPARISON)
     with recorded_round(layout, "appeal", ballots) as found:
-        assert found.tables["not_counted"].startswith("12 votes of people are on other pictures")
+        assert found.tables["not_counted"].startswith("12 votes of people are on pictures that are no longer shown")
     metrics, voters, _ = report_preference(layout, params, "appeal", {})
     assert voters == "18 votes of the rubric panel, not people" and metrics["lose"] < 50
-    kept = [v for v in read_votes(layout, "appeal").votes if v.rater_kind == "person"]
+    kept = [v for v in read_votes(layout, "appeal", PEOPLE_FIRST).votes if v.rater_kind == "person"]
     assert [replace(vote, time="") for vote in kept] == people

@@ -1,1 +1,1 @@
-"""Rubric panels, which vote where no person did (`items.Panel`); every vote of theirs is labelled "rubric"."""
+"""Rubric panels, which vote where no person did (`items.Panel`); all their votes are labelled "rubric"."""

@@ -1,11 +1,10 @@
 """Rubric judges of visual appeal, side by side (paper sec. 4: caption hidden, 5 annotators, A / B / tie).
 
-They stand in for people and are labelled so (votes.describe_voters). They are not the raters that chose the pictures
-(rubric.py): other criteria, taken from image-quality work where there is a source, and other seeds. All
-ramps and weights are ours (chosen here by trial on drawings and on noisy, blurred, blocky and dull copies of
-them: a clean picture must win over its damaged copy; measured figures: docs/log.md). Tonal richness in the
-one and shading in the other still reward the same thing by two measures, light on a body, since that is what
-the tuning is for.
+They stand in for people and are labelled as such (vote.describe_voters). They differ from the raters that chose the
+pictures (curation.py): they have other criteria, taken from work on image quality if there is a source, and other
+seeds. All ramps and weights are chosen here, by trial on drawings and on noisy, blurred, blocky and dull copies of
+them: a clean picture must win over its damaged copy (measured figures: docs/log.md). Tonal richness here and shading
+there still measure the same thing in two ways, light on a body, since that is what tuning should improve.
 """
 
 from collections.abc import Sequence
@@ -20,15 +19,14 @@ from emu_data.votes.pairs import REPEAT_SHARE, draw_side_order, is_repeated, swa
 from emu_data.votes.panels.curation import gradients, resize_all, steady_normal
 from emu_data.votes.vote import Vote, round_score
 
-JUDGE_SIZE = 64  # px at which pictures are judged
+JUDGE_SIZE = 64  # px to which pictures are resized; chosen here
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 @dataclass(frozen=True)
 class Plate:
-    """What the judges look at, for N pictures: rgb (N, 64, 64, 3) in 0..255, grey and its gradients (N, 64,
-    64), and the CIELAB planes of the median-filtered picture (N, 64, 64, 3), in which single noisy pixels do
-    not count.
+    """What the judges examine, for N pictures: rgb (N, 64, 64, 3) in 0..255; grey, and its gradients (N, 64, 64); and
+    the CIELAB planes of the median-filtered picture (N, 64, 64, 3), in which single noisy pixels do not count.
     """
 
     rgb: np.ndarray
@@ -40,7 +38,7 @@ class Plate:
 
 
 def prepare(images: np.ndarray) -> Plate:
-    """Make the plates of uint8 (N, H, W, 3) pictures. Raises ValueError for other arrays."""
+    """Return the plates of uint8 (N, H, W, 3) pictures. Raises ValueError for other arrays."""
     rgb = resize_all(images, JUDGE_SIZE).astype(np.float32)
     grey = rgb @ _LUMA
     slope_y, slope_x = (part[..., 0] for part in gradients(grey[..., None]))
@@ -68,8 +66,8 @@ def contrast(plate: Plate) -> np.ndarray:
 
 
 def sharpness(plate: Plate) -> np.ndarray:
-    """Log variance of the Laplacian (Pech-Pacheco et al. 2000) of the median-filtered luma, so that noise is
-    not taken for detail; 0 at 3.5, 1 at 7.
+    """Log variance of the Laplacian (Pech-Pacheco et al. 2000) of the luma, median-filtered so that noise does not
+    count as detail; 0 at 3.5, 1 at 7.
     """
     grey = ndimage.median_filter(plate.grey, (1, 3, 3))
     variance = np.array([ndimage.laplace(one).var() for one in grey])
@@ -89,9 +87,9 @@ def tonal_richness(plate: Plate) -> np.ndarray:
 
 
 def edge_coherence(plate: Plate) -> np.ndarray:
-    """Do neighbouring edges run the same way (contours) or at random (noise, rings): coherence of the
-    structure tensor (Bigun and Granlund 1987), sigma 1.5 px, mean over pixels by gradient; 0 at 0.5, 1 at
-    0.85.
+    """Whether neighbouring edges have one direction (contours) or random ones (noise, rings): coherence of the
+    structure tensor (Bigun and Granlund 1987), sigma 1.5 px, averaged over pixels with the gradient as weight; 0 at
+    0.5, 1 at 0.85.
     """
     xx, yy, xy = (
         ndimage.gaussian_filter(product, (0, 1.5, 1.5))
@@ -103,24 +101,24 @@ def edge_coherence(plate: Plate) -> np.ndarray:
 
 
 def noiselessness(plate: Plate) -> np.ndarray:
-    """Response to the mask of Immerkaer 1996, "Fast noise variance estimation": its median over pixels,
-    which edges do not reach; 1 at 2 and under, 0 at 25.
+    """Response to the mask of Immerkaer 1996, "Fast noise variance estimation"; its median over pixels, which edges
+    hardly affect; 1 at 2 or less, 0 at 25.
     """
     mask = np.array([[[1, -2, 1], [-2, 4, -2], [1, -2, 1]]], np.float32)
     return _ramp(np.median(np.abs(ndimage.correlate(plate.grey, mask)), axis=(1, 2)), 25, 2)
 
 
 def calm(plate: Plate) -> np.ndarray:
-    """Is there room for the eye to rest: 30th percentile of the gradient's length; 1 up to 1, 0 at 7."""
+    """Whether there are calm areas for the eye to rest: 30th percentile of the gradient's length; 1 at 1 or less, 0 at
+    7."""
     along_y, along_x = gradients(plate.rgb)
     slope = np.sqrt((along_y**2 + along_x**2).sum(-1))
     return _ramp(np.percentile(slope, 30, axis=(1, 2)), 7, 1)
 
 
 def seamlessness(plate: Plate) -> np.ndarray:
-    """No steps at the borders of 4 or 8 px blocks (in the manner of Wang, Bovik and Evan 2000): the largest
-    mean step over one phase of the grid against the mean over all phases; 1 at 1.8 (4 px) and 2.6 (8 px), 0
-    at 3 and 3.8.
+    """Absence of steps at the borders of 4 or 8 px blocks (after Wang, Bovik and Evan 2000): the mean step of the worst
+    phase of the grid relative to the mean over all phases; 1 at 1.8 (4 px) and 2.6 (8 px), 0 at 3 and 3.8.
     """
     marks = np.ones(len(plate.grey))
     for axis in (1, 2):
@@ -132,7 +130,7 @@ def seamlessness(plate: Plate) -> np.ndarray:
 
 
 def highlights(plate: Plate) -> np.ndarray:
-    """Share of the subject over 12 L* lighter than its median: lit parts; 0 at none, 1 at 40 %."""
+    """Share of the subject that is lit, more than 12 L* lighter than its median; 0 at none, 1 at 40 %."""
     shares = np.zeros(len(plate.calm_lab))
     for index, lab in enumerate(plate.calm_lab):
         subject = np.abs(lab - np.median(lab[[0, -1]].reshape(-1, 3), axis=0)).max(-1) > 6
@@ -152,23 +150,23 @@ CRITERIA = {
     "noiselessness": (noiselessness, 1.0),
     "seamlessness": (seamlessness, 0.7),
     "highlights": (highlights, 0.5),
-}  # name: (mark of 0..1, written weight)
+}  # name -> (function that marks 0..1, weight)
 
-WEIGHT_SPREAD = 0.25  # relative: how far one judge's taste lies from the written weights (log-normal sigma)
-NOISE = 0.015  # a judge's unsteadiness, on scores of 0..1, drawn anew each time a pair is shown
-TIE_MARGIN = 0.02  # scores closer than about this are a tie; each judge has their own margin, 0.5 to 1.5 times this
+WEIGHT_SPREAD = 0.25  # log-normal sigma of a judge's weights around those of CRITERIA; chosen here
+NOISE = 0.015  # standard deviation of a judge's noise, on scores of 0..1, drawn for each showing of a pair; chosen here
+TIE_MARGIN = 0.02  # scores closer than about this are a tie; a judge's own margin is 0.5 to 1.5 times this; chosen here
 
 
 def score_appeal(images: np.ndarray) -> np.ndarray:
-    """Marks of uint8 (N, H, W, 3) pictures by each criterion: float (N, 9) in 0..1, columns as CRITERIA."""
+    """Return the marks of uint8 (N, H, W, 3) pictures by each criterion: float (N, 9) in 0..1, columns as CRITERIA."""
     plate = prepare(images)
     return np.stack([criterion(plate) for criterion, _ in CRITERIA.values()], axis=1)
 
 
 @dataclass(frozen=True)
 class AppealPanel:
-    """`num_raters` judges (the paper has 5). Equal arguments give equal votes, whatever the order of the
-    pairs.
+    """`num_raters` judges (the paper has 5). Equal arguments give equal votes, whatever the order of the pairs. Raises
+    ValueError for fewer than one judge.
     """
 
     num_raters: int = 5
@@ -180,9 +178,7 @@ class AppealPanel:
             raise ValueError(f"num_raters is {self.num_raters}; a panel needs at least one judge")
 
     def rater_weights(self) -> np.ndarray:
-        """Weights of each judge, float (num_raters, 9), rows sum to 1: the written ones, each moved by the
-        seed.
-        """
+        """Return each judge's weights, float (num_raters, 9), rows sum to 1: those of CRITERIA, varied by the seed."""
         spread = np.array(
             [[steady_normal(self.seed, "appeal", rater, name) for name in CRITERIA] for rater in range(self.num_raters)]
         )
@@ -190,8 +186,8 @@ class AppealPanel:
         return weights / weights.sum(axis=1, keepdims=True)
 
     def vote(self, items: Sequence[Pair]) -> list[Vote]:
-        """Every judge's vote on every pair, and a second one, sides swapped, on `repeat_share` of them; see
-        `items.Panel`. `Vote.score` is the judge's score of A less that of B.
+        """Return every judge's vote on every pair, and on `repeat_share` of them a second one with swapped sides; see
+        `items.Panel`. `Vote.score` is the judge's score of A minus that of B.
         """
         if not items:
             return []

@@ -1,1 +1,1 @@
-"""The picture autoencoder (Emu paper, sec. 3.1): pixels to latents and back, 8 times smaller a side."""
+"""The picture autoencoder (Emu paper, sec. 3.1): pixels to latents with sides 8 times smaller, and back."""

@@ -1,7 +1,8 @@
-"""Losses of the autoencoder: L1, perceptual, KL and adversarial (Rombach et al., arXiv 2112.10752; no weight is Emu's).
+"""Losses of the autoencoder: L1, perceptual, KL and adversarial (Rombach et al., arXiv 2112.10752; Emu gives no
+weights).
 
-The adversary is a hinge PatchGAN with adaptive weight (Esser et al., arXiv 2012.09841, eq. 7) that sets in gently: an
-abrupt start wrecks reconstructions. The perceptual distance is in perceptual.py.
+The adversary is a hinge PatchGAN with an adaptive weight (Esser et al., arXiv 2012.09841, eq. 7) that increases slowly,
+since an abrupt start ruins reconstructions. The perceptual distance is in perceptual.py.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 
 class PatchDiscriminator(nn.Module):
-    """x: (B, 3, H, W) in [-1, 1] -> logits (B, 1, H / 8, W / 8), one a patch (Isola et al., arXiv 1611.07004)."""
+    """x: (B, 3, H, W) in [-1, 1] -> logits (B, 1, H / 8, W / 8), one per patch (Isola et al., arXiv 1611.07004)."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -27,18 +28,21 @@ class PatchDiscriminator(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return a logit per patch, (B, 1, H / 8, W / 8), of pictures (B, 3, H, W) in [-1, 1]; above 0 means real."""
         return self.layers(x_BCHW)
 
 
 def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The discriminator's loss: mean of relu(1 - real) and relu(1 + fake), halved (Lim and Ye, arXiv 1705.02894)."""
+    """Return the discriminator's loss: half the sum of the means of relu(1 - real) and relu(1 + fake) (Lim and Ye,
+    arXiv 1705.02894)."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
 def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
-    """|grad of reconstruction| / |grad of adversary| at the last layer, at most 1e4 (Esser et al., eq. 7).
+    """Return |grad of reconstruction| / |grad of adversary| at the last layer, at most 1e4 (Esser et al., eq. 7).
 
-    In fp32 whatever the gradients are in: squares of small ones vanish in fp16, and 0 / 0 stops the training.
+    It is computed in fp32 whatever the gradients' precision: squares of small gradients vanish in fp16, and 0 / 0 would
+    stop the training.
     """
     lengths = [
         torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
@@ -48,5 +52,6 @@ def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_
 
 
 def adversarial_share(step: int, num_steps: int, start: float) -> float:
-    """Share of the adversary's weight at a step: 0 until `start` (share of all steps), then a ramp to 1 at the end."""
+    """Return the share (0..1) of the adversary's weight at a step: 0 until `start` (a share of all steps), then a
+    linear ramp to 1 at the end."""
     return 0.0 if start >= 1 else max(0.0, (step / num_steps - start) / (1 - start))

@@ -1,12 +1,15 @@
 """The convolutional autoencoder with a diagonal Gaussian latent (Rombach et al., arXiv 2112.10752; Emu, sec. 3.1).
 
-Differs on purpose from the usual one: the first downsamplings may be a fold of `fold` x `fold` pixels into channels
-(space to depth), so that a small machine spends its time in few wide convolutions. `fold: 1` gives the usual ladder.
+It differs from the usual one on purpose: the first downsamplings may be replaced by folding `fold` x `fold` pixels into
+channels (space to depth), so that a small machine spends its time on a few wide convolutions. `fold: 1` gives the usual
+network.
 
 Shapes: x (B, 3, H, W) in [-1, 1], z (B, C, H / f, W / f) with f = fold * 2 ** (len(widths) - 1).
 """
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -16,10 +19,11 @@ from torch.nn import functional as F
 
 from emu_models.latent.autoencoder.fourier import FourierFeatures
 
+LIBRARY = "emu_models"  # the library of the class, for model_index.json and config.json
 LOGVAR_RANGE = (-30.0, 20.0)  # CompVis/latent-diffusion, DiagonalGaussianDistribution
-VISIBILITY_POWER = 0.7  # chosen here by trial, 2026-11-23: 0, 0.5, 0.7 and 1 compared in docs/log.md
-START_LOGVAR = -6.0  # posterior std 0.05 of a unit latent at the start; chosen here
-GROUP_SIZE = 16  # channels a group of GroupNorm; chosen here
+VISIBILITY_POWER = 0.7  # chosen here by trial, 2026-11-23: docs/log.md compares 0, 0.5, 0.7 and 1
+START_LOGVAR = -6.0  # a posterior std of 0.05 for a unit latent at the start; chosen here
+GROUP_SIZE = 16  # channels per group of GroupNorm; chosen here
 
 
 @dataclass(frozen=True)
@@ -30,29 +34,32 @@ class Moments:
     logvar: Tensor
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """A latent (B, C, h, w) drawn from the Gaussian."""
+        """Return a latent (B, C, h, w) drawn from the Gaussian."""
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.at(noise)
 
     def at(self, noise: Tensor) -> Tensor:
-        """The latent that lies `noise` (B, C, h, w) standard deviations from the mean."""
+        """Return the latent that is `noise` (B, C, h, w) standard deviations from the mean."""
         return self.mean + noise * (0.5 * self.logvar).exp()
 
     def select(self, index_B: Tensor) -> "Moments":
-        """Those of some rows; index_B: int64 (B,)."""
+        """Return the moments of the rows index_B, int64 (B,)."""
         return Moments(self.mean[index_B], self.logvar[index_B])
 
     def kl(self) -> Tensor:
-        """KL to the unit Gaussian, nats a picture, averaged over the batch: (1/2) sum(mean^2 + var - 1 - logvar).
+        """Return the KL to the unit Gaussian in nats per picture, averaged over the batch:
+        (1/2) sum(mean^2 + var - 1 - logvar).
 
-        In fp32: the variance and the sum of thousands of terms leave the range of half precision.
+        It is computed in fp32: the variance and the sum of thousands of terms exceed the range of half precision.
         """
         mean, logvar = self.mean.float(), self.logvar.float()
         return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1).mean()
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, pre-normalised; the second starts at zero, so that the block starts as the identity."""
+    """Two 3x3 convolutions, each after a normalisation; the second starts at zero, so the block starts as the
+    identity.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -64,24 +71,24 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, width, h, w) to the same shape."""
+        """Return the block's output for x (B, width, h, w), of the same shape."""
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(h)))
 
 
 class Autoencoder(ModelMixin, ConfigMixin):
-    """Encoder, diagonal Gaussian, decoder. Saved as config.json and safetensors by diffusers' `save_pretrained`.
+    """Encoder, diagonal Gaussian, decoder. diffusers' `save_pretrained` saves it as config.json and safetensors.
 
-    `latent_mean` and `latent_std` (C,) are measured on training latents and kept with the weights: the denoiser works
-    on (z - mean) / std, since it learns badly on wide latents that are not normalised.
+    `latent_mean` and `latent_std` (C,) are measured on training latents and saved with the weights: the denoiser works
+    on (z - mean) / std, since it learns badly on latents with many channels that are not normalised.
 
     Args:
         latent_channels: C.
         fourier_bands: of the pictures' Fourier features (fourier.py); 0 for none.
-        fold: px of a side that the first layer folds into channels; 1 for none.
-        widths: channels of the levels, finest first, multiples of GROUP_SIZE; each further level halves both sides.
-        encoder_blocks, decoder_blocks: residual blocks of a level.
-        linear_shortcut: a linear code beside the convolutions (`start_from_principal_components`).
+        fold: side in px of the squares that the first layer folds into channels; 1 for none.
+        widths: channels per level, the finest first, multiples of GROUP_SIZE; each further level halves both sides.
+        encoder_blocks, decoder_blocks: residual blocks per level.
+        linear_shortcut: whether there is a linear code beside the convolutions (`start_from_principal_components`).
     Raises ValueError for other widths.
     """
 
@@ -131,14 +138,30 @@ class Autoencoder(ModelMixin, ConfigMixin):
         self.latent_mean: Tensor
         self.latent_std: Tensor
 
+    def to_json_string(self) -> str:
+        """Return the config, with {library: class} as `_class_name`. With a plain name, any class of diffusers would
+        load this folder, with random weights and only a warning; they refuse a `_class_name` that is not a string.
+        """
+        config = json.loads(super().to_json_string())
+        return json.dumps({**config, "_class_name": {LIBRARY: type(self).__name__}}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Return the config of a folder, also of one by an older version, which wrote a plain `_class_name`."""
+        config = super().load_config(*args, **kwargs)
+        found = config[0] if isinstance(config, tuple) else config
+        found["_class_name"] = cls.__name__
+        return config
+
     @torch.no_grad()
     def start_from_principal_components(self, x_NCHW: Tensor) -> None:
-        """Sets the linear shortcuts to the whitened principal components of the pictures' f x f patches, and the
-        convolutional path's outputs to zero: training starts at the best linear code, not at noise. Ours, not the
-        paper's; it spares a 2-core machine the first few hundred steps (docs/log.md, 2026-11-23).
+        """Set the linear shortcuts to the whitened principal components of the f x f patches of pictures (N, 3, H, W)
+        in [-1, 1], and the outputs of the convolutions to zero, so that training starts at the best linear code. This
+        is not in the paper; it saves a 2-core machine the first few hundred steps (docs/log.md, 2026-11-23). Raises
+        ValueError without linear_shortcut.
         """
         if self.shortcut_in is None or self.shortcut_out is None:
-            raise ValueError("this autoencoder was configured with linear_shortcut: false")
+            raise ValueError("principal components need linear_shortcut: true, but this autoencoder has false")
         f, num_components = self.factor, self.shortcut_in.out_channels
         patches = F.unfold(x_NCHW, f, stride=f).transpose(1, 2).reshape(-1, 3 * f * f)
         mean = patches.mean(0)
@@ -149,7 +172,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         self.shortcut_in.bias.copy_(-(basis / scale) @ mean)  # type: ignore[union-attr]
         self.shortcut_out.weight.copy_((basis * scale).reshape(-1, 3, f, f))
         self.shortcut_out.bias.zero_()  # type: ignore[union-attr]
-        # a transposed convolution has one bias a channel, not one a position: the mean patch is folded into its mean
+        # a transposed convolution has one bias per channel, not per position, so the mean patch becomes its mean
         self.shortcut_out.bias.copy_(mean.reshape(3, -1).mean(1))  # type: ignore[union-attr]
         for last in (self.encoder[-1], self.decoder[-1]):
             assert isinstance(last, nn.Conv2d) and last.bias is not None
@@ -159,12 +182,14 @@ class Autoencoder(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def measure_latents(self, x_NCHW: Tensor) -> None:
-        """Sets latent_mean and latent_std from the latents of pictures, so that `normalise` gives the denoiser latents
-        of unit variance in all, in which a channel has the more variance the more it shows.
+        """Set latent_mean and latent_std from the latents of pictures (N, 3, H, W) in [-1, 1], so that `normalise`
+        gives the denoiser latents of unit variance overall, in which a channel's variance increases with its
+        visibility.
 
-        How much a channel shows: the root mean square change of the decoded pixels when it moves by one standard
-        deviation. Its share of the variance goes with that to the power 2 * VISIBILITY_POWER: at 0 every channel counts
-        the same and a small denoiser spends its capacity on what nobody sees; at 1 the faint ones are drowned.
+        A channel's visibility is the root mean square change of the decoded pixels if the channel changes by one
+        standard deviation. Its share of the variance is proportional to visibility to the power 2 * VISIBILITY_POWER:
+        at 0 every channel counts the same, and a small denoiser spends its capacity on invisible ones; at 1 the less
+        visible ones are lost.
         """
         z = self.encode(x_NCHW).mean
         mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3)).clamp(min=1e-6)
@@ -184,13 +209,14 @@ class Autoencoder(ModelMixin, ConfigMixin):
 
     @property
     def last_layer(self) -> Tensor:
-        """Weight that the adaptive adversarial weight compares gradients at (Esser et al., arXiv 2012.09841)."""
+        """The weight at which the adaptive adversarial weight compares gradients (Esser et al., arXiv 2012.09841)."""
         weight = self.decoder[-1].weight
         assert isinstance(weight, Tensor)
         return weight
 
     def encode(self, x_BCHW: Tensor) -> Moments:
-        """Pictures in [-1, 1] to the moments of their latents. ValueError if a side is no multiple of the factor."""
+        """Return the moments of the latents of pictures (B, 3, H, W) in [-1, 1]. Raises ValueError if a side is not a
+        multiple of the factor."""
         if x_BCHW.shape[-1] % self.factor or x_BCHW.shape[-2] % self.factor:
             raise ValueError(f"sides {tuple(x_BCHW.shape[-2:])} must be multiples of {self.factor}; resize or crop")
         folded = F.pixel_unshuffle(self.fourier(x_BCHW), self.fold)
@@ -200,15 +226,16 @@ class Autoencoder(ModelMixin, ConfigMixin):
         return Moments(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def decode(self, z_BChw: Tensor) -> Tensor:
-        """Latents (B, C, h, w), not normalised, to pictures (B, 3, f h, f w), about in [-1, 1], not clipped."""
+        """Return pictures (B, 3, f h, f w), about in [-1, 1] but not clipped, from latents (B, C, h, w) that are not
+        normalised."""
         x_BCHW = F.pixel_shuffle(self.decoder(z_BChw), self.fold)
         return x_BCHW if self.shortcut_out is None else x_BCHW + self.shortcut_out(z_BChw)
 
     def normalise(self, z_BChw: Tensor) -> Tensor:
-        """Latents (B, C, h, w) as `encode` gives them to what the denoiser works on: (z - latent_mean) / latent_std."""
+        """Return the denoiser's input, (z - latent_mean) / latent_std, for latents (B, C, h, w) from `encode`."""
         mean, std = (x.to(z_BChw)[:, None, None] for x in (self.latent_mean, self.latent_std))
         return (z_BChw - mean) / std
 
     def denormalise(self, z_BChw: Tensor) -> Tensor:
-        """The inverse of `normalise`: what the denoiser made, (B, C, h, w), to what `decode` takes."""
+        """Return the input of `decode` for latents (B, C, h, w) from the denoiser: the inverse of `normalise`."""
         return z_BChw * self.latent_std[:, None, None] + self.latent_mean[:, None, None]

@@ -1,11 +1,11 @@
-"""The perceptual loss of the autoencoder: LPIPS where its weights are given, else the corpus's own image encoder.
+"""The perceptual loss of the autoencoder: LPIPS if its weights are given, or the corpus's own image encoder.
 
-LPIPS (Zhang et al., arXiv 1801.03924): features of a frozen network at several depths, each position scaled to unit
-length over its channels, squared differences weighted a channel, averaged over positions, summed over depths. Its
-weights for the channels come with torchmetrics, those of VGG-16 with nothing: they are read from a file and never
-fetched. On an image encoder there are no learned weights for the channels; all count the same, as in LPIPS's unlearned
-baseline up to a factor. Gradients flow to the pictures, and to nothing else. All is computed in fp32: half precision
-loses the small differences that the root of the norm divides by.
+LPIPS (Zhang et al., arXiv 1801.03924) takes the features of a frozen network at several depths, scales each position to
+unit length over its channels, and weights squared differences per channel, averages them over positions and sums them
+over depths. Its weights for channels come with torchmetrics; those of VGG-16 come with no package, and are read from a
+file and never downloaded. With an image encoder there are no learned weights for channels; all count the same, as in
+LPIPS's unlearned baseline, up to a factor. Gradients flow only to the pictures. Everything is computed in fp32, since
+half precision loses small differences, by whose norm the features are divided.
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ from torch.nn import functional as F
 from emu_data.clip_models import load_clip
 from emu_models.latent.jobs import PerceptualConfig
 
-EPSILON = 1e-8  # under the root of the norm; torchmetrics' LPIPS has the same
+EPSILON = 1e-8  # under the root of the norm, as in torchmetrics' LPIPS
 
 
 class EncoderDistance(nn.Module):
-    """The distance on the depths of an open_clip image tower. y, x: (B, 3, H, W) in [-1, 1] -> (B,), at least 0."""
+    """The distance on the features of an open_clip image tower. y, x: (B, 3, H, W) in [-1, 1] -> (B,), at least 0."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         tower: Any = load_clip(folder).network.get_submodule("visual")
         self.tower = tower.requires_grad_(False)
-        # a transformer has positions for one size only; convolutions take the pictures as they are
+        # a transformer has position embeddings for one size only; convolutions take any size
         self.size: tuple[int, int] | None = None if hasattr(tower, "layer1") else _as_pair(tower.image_size)
         mean, std = (torch.tensor(getattr(tower, f"image_{name}", None) or [0.5] * 3) for name in ("mean", "std"))
         self.register_buffer("shift", (2 * mean - 1)[:, None, None], persistent=False)
@@ -36,11 +36,12 @@ class EncoderDistance(nn.Module):
         self.shift: Tensor
         self.scale: Tensor
 
-    def train(self, mode: bool = True) -> "EncoderDistance":  # its batch statistics must not move
+    def train(self, mode: bool = True) -> "EncoderDistance":  # its batch statistics must not change
+        """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     def features(self, x_BCHW: Tensor) -> list[Tensor]:
-        """A (B, C, h, w) a depth, each position of unit length over its channels."""
+        """Return a tensor (B, C, h, w) per depth, each position with unit length over its channels."""
         x = (x_BCHW.float() - self.shift) / self.scale
         if self.size is not None:
             x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
@@ -48,6 +49,7 @@ class EncoderDistance(nn.Module):
         return [f / (f.square().sum(1, keepdim=True) + EPSILON).sqrt() for f in depths]
 
     def forward(self, y_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+        """Return the distance (B,), in fp32; gradients flow only to `y_BCHW`."""
         with torch.autocast(y_BCHW.device.type, enabled=False):
             with torch.no_grad():
                 target = self.features(x_BCHW)
@@ -56,15 +58,16 @@ class EncoderDistance(nn.Module):
 
 
 class LpipsDistance(nn.Module):
-    """LPIPS on VGG-16. y, x: (B, 3, H, W) in [-1, 1] -> (B,), at least 0."""
+    """LPIPS on VGG-16. y, x: (B, 3, H, W) in [-1, 1] -> (B,), at least 0. Raises ValueError if the weights are missing
+    or of another network."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
         from torchmetrics.functional.image import lpips
 
         if not weights.is_file():
-            raise ValueError(f"perceptual.path {weights} is no file; give torchvision's weights of VGG-16")
-        network: Any = lpips._LPIPS(net="vgg", pnet_rand=True)  # the public class would fetch VGG-16
+            raise ValueError(f"perceptual.path {weights} is not a file; give torchvision's weights of VGG-16")
+        network: Any = lpips._LPIPS(net="vgg", pnet_rand=True)  # the public class would download VGG-16
         state = torch.load(weights, map_location="cpu", weights_only=True)
         wanted = {name: f"features.{name.split('.', 1)[1]}" for name in network.net.state_dict()}
         missing = sorted(set(wanted.values()) - set(state))
@@ -74,15 +77,17 @@ class LpipsDistance(nn.Module):
         self.network = network.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "LpipsDistance":  # its heads have dropout
+        """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     def forward(self, y_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+        """Return the distance (B,), in fp32; gradients flow only to `y_BCHW`."""
         with torch.autocast(y_BCHW.device.type, enabled=False):
             return self.network(y_BCHW.float(), x_BCHW.detach().float()).flatten()
 
 
 def build_perceptual(config: PerceptualConfig) -> EncoderDistance | LpipsDistance | None:
-    """The distance of the configuration, frozen, in eval mode; None where it is off."""
+    """Return the configured distance, frozen and in evaluation mode; None if it is off."""
     if not config.is_on:
         return None
     assert config.path is not None
@@ -90,7 +95,7 @@ def build_perceptual(config: PerceptualConfig) -> EncoderDistance | LpipsDistanc
 
 
 def describe_perceptual(config: PerceptualConfig) -> str:
-    """What the report says: on which features, with which weight."""
+    """Describe the loss for the report: its features and its weight."""
     if not config.is_on:
         return "no perceptual loss"
     name = "LPIPS (VGG-16)" if config.kind == "lpips" else "features of the corpus’s own image encoder (not LPIPS)"

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from emu_data.votes.agreement import measure_agreement
 from emu_data.votes.vote import Vote
 
-# Gwet 2014, Handbook of Inter-Rater Reliability, 4th ed., p. 120: 12 units, 4 raters, blanks where one did not rate.
-# A row per rater. AC1 0.77544 (vignette of the author's R package irrCAC); alpha 0.743 (Krippendorff 2011, section C,
+# Gwet 2014, Handbook of Inter-Rater Reliability, 4th ed., p. 120: 12 units, 4 raters, blanks if one did not rate.
+# One row per rater. AC1 0.77544 (vignette of the author's R package irrCAC); alpha 0.743 (Krippendorff 2011, section C,
 # which has the same table).
 GWETS_TABLE = [list(row) for row in ("123321412   ", "1233224125  ", " 33323422513", "12332441251 ")]
 
 
 def make_round(matrix: list[list[str]]) -> list[Vote]:
-    """A row a rater, a column a picture; "" where the rater did not see it."""
+    """Return a round with one row per rater and one column per picture; "" if the rater did not see it."""
     return [
         Vote("round", f"r{rater}", "person", f"k{item}", decision, side_order="AB")
         for rater, row in enumerate(matrix)
@@ -41,7 +41,7 @@ def test_gwets_coefficient_by_hand_for_two_raters():
     expected = (18 / 20 - 2 * q * (1 - q)) / (1 - 2 * q * (1 - q))
     found = measure_agreement(make_round(matrix))
     assert found.gwet_ac1 == pytest.approx(expected, abs=1e-4)
-    # Where one decision is rare, alpha collapses and AC1 does not.
+    # If one decision is rare, alpha collapses and AC1 does not.
     assert found.krippendorff_alpha.estimate == pytest.approx(0.4583, abs=1e-4)
 
 
@@ -54,7 +54,7 @@ def test_gwets_table_gives_the_published_coefficients():
 
 
 def test_a_published_table_of_two_raters_gives_gwets_coefficient():
-    # Gwet 2014 by the same vignette: two abstractors on 100 cases, AC1 0.8493305, agreement 0.89.
+    # Gwet 2014 in the same vignette: two abstractors on 100 cases, AC1 0.8493305, agreement 0.89.
     table = {("tie", "tie"): 13, ("A", "A"): 20, ("A", "B"): 7, ("B", "A"): 4, ("B", "B"): 56}
     cases = [pair for pair, num in table.items() for _ in range(num)]
     found = measure_agreement(make_round([[pair[rater] for pair in cases] for rater in (0, 1)]))
@@ -62,7 +62,7 @@ def test_a_published_table_of_two_raters_gives_gwets_coefficient():
     assert found.raw_agreement == pytest.approx(0.89)
 
 
-def test_alphas_interval_holds_the_estimate_and_narrows_with_more_pictures():
+def test_alphas_interval_contains_the_estimate_and_narrows_with_more_pictures():
     rng = np.random.default_rng(0)
     widths = []
     for num in (40, 640):
@@ -72,7 +72,7 @@ def test_alphas_interval_holds_the_estimate_and_narrows_with_more_pictures():
         assert found.low < found.estimate < found.high
         assert found == measure_agreement(make_round(matrix)).krippendorff_alpha  # the same votes, the same interval
         widths.append(found.high - found.low)
-    assert widths[1] < widths[0] / 2  # a quarter, as the square root of the number
+    assert widths[1] < widths[0] / 2  # a quarter, like the square root of the number
 
 
 @given(st.lists(st.lists(st.sampled_from(["keep", "drop", "tie", ""]), min_size=6, max_size=6), min_size=2, max_size=5))
@@ -95,7 +95,7 @@ def test_chance_gives_alpha_near_zero_and_gaps_do_not_matter():
     assert found.num_raters == 4 and found.num_items < 400
 
 
-def test_undefined_coefficients_are_no_number():
+def test_undefined_coefficients_are_nan():
     same = measure_agreement(make_round([["keep"] * 3] * 2))
     assert isnan(same.krippendorff_alpha.estimate) and same.gwet_ac1 == 1.0 and same.raw_agreement == 1.0
     assert measure_agreement(make_round([["keep", "drop"]])).num_items == 0
@@ -105,7 +105,7 @@ def test_undefined_coefficients_are_no_number():
 
 def test_votes_that_were_not_counted_are_refused():
     votes = make_round([["keep", "drop", "keep"], ["keep", "drop", "drop"]])
-    with pytest.raises(ValueError, match="more than one word"):
+    with pytest.raises(ValueError, match="more than one vote"):
         measure_agreement([*votes, Vote("round", "r1", "person", "k2", "keep")])
-    with pytest.raises(ValueError, match="more than one word"):
+    with pytest.raises(ValueError, match="more than one vote"):
         measure_agreement([*votes, Vote("round", "r9", "person", "k1", "keep", is_repeat=True)])

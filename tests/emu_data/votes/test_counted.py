@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu_data.votes.vote import WITHDRAWN, Vote, check_counted, counted, counted_repeats, describe_voters
+from emu_data.votes.vote import (
+    WITHDRAWN,
+    Vote,
+    check_counted,
+    counted,
+    counted_of_raters,
+    counted_repeats,
+    describe_voters,
+)
 
 KEYS: tuple[str, ...] = ("1", "2", "3")
 ITEMS = {"1": "one", "2": "two"}  # "3" is not shown any more
@@ -34,6 +42,16 @@ pairs = st.builds(
     seen=st.sampled_from(["", "one", "two", "something else"]),
 )
 logs = st.lists(pictures, max_size=30) | st.lists(pairs, max_size=30)
+adjudications = st.builds(
+    Vote,
+    st.just("specialist"),
+    st.sampled_from(["lead-1", "lead-2", "anna"]),
+    st.just("person"),
+    st.sampled_from(KEYS),
+    st.sampled_from(["keep", "drop", WITHDRAWN]),
+    seen=st.sampled_from(["", "one", "two"]),
+    is_adjudication=st.just(True),
+)
 
 
 @given(logs)
@@ -79,6 +97,29 @@ def test_the_last_word_counts_and_can_be_taken_back_and_given_again():
         ([keep, replace(drop, seen="another corpus")], [keep]),
     ):
         assert counted(votes, ITEMS) == expected
+
+
+@given(st.lists(pictures | adjudications, max_size=30))
+def test_an_adjudication_decides_a_picture_and_erases_nobodys_word(votes: list[Vote]):
+    found = counted(votes, ITEMS)
+    check_counted(found)
+    assert counted(found, ITEMS) == found
+    decided = {}
+    for vote in votes:
+        if vote.is_adjudication and vote.key in ITEMS and vote.seen in ("", ITEMS[vote.key]):
+            decided[vote.key] = vote
+    for key in ITEMS:
+        own = [vote for vote in found if vote.key == key]
+        if key in decided and decided[key].decision != WITHDRAWN:
+            assert own == [decided[key]]
+        else:
+            assert own == [vote for vote in counted_of_raters(votes, ITEMS) if vote.key == key]
+    assert counted_of_raters(votes, ITEMS) == counted([v for v in votes if not v.is_adjudication], ITEMS)
+
+
+def test_taste_is_not_adjudicated():
+    with pytest.raises(ValueError, match="adjudicated"):
+        Vote("appeal", "lead-1", "person", "1", "A", side_order="AB", is_adjudication=True)
 
 
 def test_a_pair_that_does_not_say_what_was_seen_never_counts_and_a_picture_does():

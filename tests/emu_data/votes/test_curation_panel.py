@@ -16,7 +16,7 @@ def mark(images: np.ndarray, criterion: str) -> float:
     return float(score_criteria(images)[:, list(CRITERIA).index(criterion)].mean())
 
 
-def test_marks_lie_in_0_to_1_for_any_picture():
+def test_marks_are_between_0_and_1_for_any_picture():
     rng = np.random.default_rng(0)
     odd = [np.full((64, 64, 3), value, np.uint8) for value in (0, 128, 255)]
     odd += [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), draw_ball(COLOURS[0], True, centre=(0.0, 0.0))]
@@ -30,7 +30,7 @@ def test_a_pictures_marks_do_not_depend_on_the_others():
     assert np.array_equal(score_criteria(images), alone)
 
 
-def test_shading_tells_a_lit_ball_from_a_flat_one_and_is_not_fooled_by_noise():
+def test_shading_distinguishes_a_lit_ball_from_a_flat_one_and_noise_does_not_fool_it():
     flat, lit = draw_balls(shaded=False), draw_balls(shaded=True)
     assert mark(lit, "shading") > mark(flat, "shading") + 0.5
     assert mark(add_noise(flat, 15), "shading") < mark(lit, "shading") - 0.4
@@ -79,7 +79,7 @@ def test_each_rater_keeps_the_share_and_drops_carry_a_reason():
     assert tally(votes).iloc[-1]["reason"] == "shading"
 
 
-def test_arguments_that_do_not_fit_are_refused():
+def test_mismatched_arguments_are_refused():
     images = draw_balls(True)[:2]
     panel = CurationPanel(1, 0, "generalist", 0.5)
     assert panel.vote([]) == []
@@ -106,7 +106,7 @@ def test_of_real_emoji_mostly_the_shaded_ones_are_chosen(size: int):
     keys = [f"{n:09d}" for n in range(len(images))]
     first = tally(CurationPanel(3, 7, "generalist", 0.55).vote(pictures(keys, images)), "any")
     kept = [int(key) for key in choose(first)]
-    assert is_shaded[kept].sum() / is_shaded.sum() > 0.9  # recall; measured 0.97 to 0.98
+    assert is_shaded[kept].sum() / is_shaded.sum() > 0.9  # recall; measured: 0.97 to 0.98
     votes = CurationPanel(5, 7, "specialist", 0.45).vote(pictures(choose(first), images[kept]))
     chosen = [int(key) for key in choose(tally(votes), at_most=len(images) // 3)]
-    assert is_shaded[chosen].mean() > 0.8  # precision at about a third; measured 0.91 at 64 px, 0.88 at 128
+    assert is_shaded[chosen].mean() > 0.8  # precision at about a third; measured: 0.91 at 64 px, 0.88 at 128

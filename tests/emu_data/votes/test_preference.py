@@ -14,7 +14,7 @@ from emu_data.votes.preference import (
 
 
 def make_votes(decisions: dict[str, str], side_order: str = "AB") -> pd.DataFrame:
-    """{"p1": "ABt"} -> three raters' votes on the pair p1."""
+    """Return three raters' votes on the pair p1, for example, from {"p1": "ABt"}."""
     names = {"A": "A", "B": "B", "t": "tie", "b": "both", "n": "neither"}
     rows = [
         (key, f"r{rater}", names[letter], side_order)
@@ -60,7 +60,7 @@ def test_equal_seeds_give_equal_intervals_and_row_order_does_not_matter():
     assert one.win.low < one.win.estimate < one.win.high
 
 
-def test_unanimity_is_no_certainty():
+def test_unanimity_is_not_certainty():
     found = summarise_preference(make_votes({f"p{n}": "AAAAA" for n in range(16)}))
     assert found.win.estimate == 100 and found.win.low == pytest.approx(100 * 0.025 ** (1 / 16), abs=0.1)
     assert found.lose.high == pytest.approx(100 - found.win.low)
@@ -78,11 +78,11 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(num_prompts: in
         values = 100 * rng.binomial(5, taste) / 5
         interval = bootstrap_rate(values, rng, num_resamples=999)
         hits += interval.low <= truth <= interval.high
-    # 95 % nominal; 3 binomial standard errors of 200 trials are 4.6 points, few prompts cost some more.
+    # 95 % nominal; 3 binomial standard errors of 200 trials are 4.6 points, and few prompts cost some more.
     assert 0.88 <= hits / num_trials <= 0.99
 
 
-def test_the_decided_rate_lies_above_half_just_when_the_sign_test_rejects():
+def test_the_decided_rate_is_above_half_exactly_if_the_sign_test_rejects():
     for won, lost in ((12, 4), (13, 3), (9, 7), (2, 14), (0, 0)):
         rate = decided_rate(won, lost)
         assert (rate.low > 50 or rate.high < 50) == (sign_test(won, lost) < 0.05)

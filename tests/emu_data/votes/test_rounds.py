@@ -171,6 +171,18 @@ def test_people_s_votes_of_an_older_place_are_taken_over_once_and_stay_earlier(t
         read_round(folder, older.path)
 
 
+def test_a_round_on_which_nobody_can_vote_is_recorded_all_the_same(tmp_path: Path):
+    """As where the judge knows the subject of no prompt: its files are there for DVC, and it may grow later."""
+    folder = tmp_path / "round"
+    for _ in range(2):
+        with record_round(folder, [], {"a": "1"}, tmp_path / "older.jsonl") as recorded:
+            assert recorded.votes == []
+    assert {path.name for path in folder.iterdir()} >= {"votes.jsonl", "votes.jsonl.head.json", "votes.parquet"}
+    assert check_log(folder) == [] and num_new(folder, recorded.head) == 0
+    open_log(folder).append([Vote("appeal", "anna", "person", "a", "A", side_order="AB", seen="1")])
+    assert num_new(folder, recorded.head) == 1
+
+
 def test_a_round_that_was_never_recorded_is_one_sentence(tmp_path: Path):
     with pytest.raises(ValueError, match="materialise specialist_votes first"):
         read_round(tmp_path / "specialist", NOWHERE)

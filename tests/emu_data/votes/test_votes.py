@@ -238,7 +238,7 @@ def test_tally_refuses_votes_that_were_not_counted_and_pairs():
     other = Vote("specialist", "r1", "rubric", "1", "keep")
     with pytest.raises(ValueError, match="several rounds"):
         tally([make_vote(1), other])
-    with pytest.raises(ValueError, match="more than one word"):
+    with pytest.raises(ValueError, match="more than one vote"):
         tally([make_vote(1), make_vote(1, decision="drop")])
     with pytest.raises(ValueError, match="people and a panel"):
         tally([make_vote(1), Vote("generalist", "anna", "person", "000000001", "keep")])

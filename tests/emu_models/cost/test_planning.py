@@ -1,4 +1,4 @@
-"""The plan against arithmetic by hand, on networks small enough to run; nothing here needs a GPU."""
+"""The plan against arithmetic by hand, on networks that are small enough to run; nothing here needs a GPU."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from emu_models.cost.costs import Costs
 from emu_models.cost.measuring import (
     Networks,
     count_denoiser,
@@ -15,7 +16,7 @@ from emu_models.cost.measuring import (
     measure_activations,
     measure_text,
 )
-from emu_models.cost.planning import Cluster, find_gpu, memory_per_gpu, plan_data, plan_stage
+from emu_models.cost.planning import Cluster, find_gpu, memory_per_gpu, plan_data, plan_training
 from emu_models.latent.denoiser import count_parameters, denoise
 from emu_models.latent.jobs import DenoiserConfig
 
@@ -28,12 +29,17 @@ def networks() -> Networks:
 
 
 @pytest.fixture(scope="module")
+def costs(networks: Networks) -> Costs:
+    return Costs(lambda: networks)
+
+
+@pytest.fixture(scope="module")
 def cluster() -> Cluster:
     return Cluster(find_gpu("h100"), num_gpus=16, utilisation=0.4, dollars_per_gpu_hour=2.5)
 
 
 def flops_by_hand(network: nn.Module, run: Callable[[], object]) -> int:
-    """2 x multiplications of every convolution, linear layer and attention that really runs."""
+    """Return 2 x the multiplications of every convolution, linear layer and attention that really runs."""
     total = 0
 
     def add(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
@@ -62,7 +68,7 @@ def flops_by_hand(network: nn.Module, run: Callable[[], object]) -> int:
     return total
 
 
-def test_counted_flops_are_those_by_hand(networks):
+def test_counted_flops_are_those_counted_by_hand(networks):
     denoiser, inputs = networks.build_denoiser(), networks.inputs(1, 128, "cpu")
     for tensor in (inputs[0], inputs[2].tokens_BLD, inputs[2].pooled_BD):
         tensor.zero_()
@@ -72,7 +78,7 @@ def test_counted_flops_are_those_by_hand(networks):
         expected = flops_by_hand(denoiser, lambda: denoise(denoiser, *inputs))
     flops = count_flops(networks, 128)
     assert flops.forward == expected
-    # backward: as much again for the weights and for the inputs, save for those that nobody differentiates
+    # backward: as much again for the weights and for the inputs, except those of which nobody needs the gradient
     assert 2.5 * expected < flops.step < 3 * expected
 
 
@@ -86,7 +92,7 @@ def test_encoding_costs_what_its_layers_cost(networks):
 
 
 def test_the_papers_text_encoders_have_their_known_sizes(networks):
-    """T5 by hand: two operations a weight and token outside the embedding, and two matrix products a layer."""
+    """T5 by hand: two operations per weight and token outside the embedding, and two matrix products per layer."""
     papers = replace(networks, text=describe_text(["openai/clip-vit-large-patch14", "google/t5-v1_1-xxl"], 100))
     clip, t5 = measure_text(papers)
     assert (clip.num_tokens, t5.num_tokens) == (77, 100)  # CLIP has 77 positions
@@ -97,10 +103,10 @@ def test_the_papers_text_encoders_have_their_known_sizes(networks):
     assert (papers.token_width, papers.pooled_width) == (768 + 4096, 768)
 
 
-def test_activations_are_a_copy_of_the_weights_in_half_precision_and_a_part_a_sample(networks):
+def test_activations_are_a_half_precision_copy_of_the_weights_and_a_part_per_sample(networks):
     denoiser = networks.build_denoiser()
     assert count_denoiser(networks)[0] == count_parameters(denoiser)
-    # a layer whose input nobody differentiates (latents, time, text) needs its weights no more
+    # a layer of whose input (latents, time, text) nobody needs the gradient need not keep its weights
     first = ("conv_in", "time_embedding.linear_1", "class_embedding.linear_1", "attn2.to_k", "attn2.to_v")
     needed = {n: p for n, p in denoiser.named_parameters() if p.ndim > 1 and not any(f"{f}." in n for f in first)}
     kept = measure_activations(networks, 128, checkpointing=False)
@@ -108,7 +114,7 @@ def test_activations_are_a_copy_of_the_weights_in_half_precision_and_a_part_a_sa
     assert not torch.is_autocast_enabled("cuda")
     larger = measure_activations(networks, 256, checkpointing=False)
     assert larger.fixed == kept.fixed
-    # no matrix of positions by positions is kept, else the growth would be sixteenfold in part
+    # no matrix of positions by positions is kept, otherwise a part would grow sixteenfold
     assert 3.5 < larger.per_sample / kept.per_sample <= 4
 
 
@@ -117,9 +123,9 @@ def test_checkpointing_keeps_less(networks):
     assert with_few.per_sample < 0.5 * with_all.per_sample
 
 
-def test_states_take_twenty_bytes_a_parameter_and_are_shared(networks):
+def test_states_take_twenty_bytes_per_parameter_and_are_shared(networks, costs):
     num_parameters, largest = count_denoiser(networks)
-    alone, shared = (memory_per_gpu(networks, 128, 2, False, n) for n in (1, 8))
+    alone, shared = (memory_per_gpu(costs, 128, 2, False, n) for n in (1, 8))
     states = [m.weights + m.gradients + m.optimizer + m.average for m in (alone, shared)]
     assert states == [20 * num_parameters, 20 * num_parameters / 8]
     assert (alone.gathered, shared.gathered) == (0, 12 * largest)
@@ -127,14 +133,14 @@ def test_states_take_twenty_bytes_a_parameter_and_are_shared(networks):
     assert alone.total == sum(vars(alone).values())
 
 
-def test_accumulated_gradients_are_whole_on_every_gpu(networks):
-    at_once, in_parts = (memory_per_gpu(networks, 128, 2, False, 8, accumulates) for accumulates in (False, True))
+def test_accumulated_gradients_are_whole_on_every_gpu(costs):
+    at_once, in_parts = (memory_per_gpu(costs, 128, 2, False, 8, accumulates) for accumulates in (False, True))
     assert in_parts.gradients == 8 * at_once.gradients
     assert in_parts.total - at_once.total == in_parts.gradients - at_once.gradients
 
 
 @pytest.mark.parametrize(("strategy", "expected"), [("ddp", 1), ("hsdp", 8), ("fsdp", 16)])
-def test_how_many_share_the_states(cluster, strategy, expected):
+def test_how_many_gpus_share_the_states(cluster, strategy, expected):
     assert replace(cluster, strategy=strategy).num_sharing(16) == expected
 
 
@@ -142,35 +148,35 @@ def small_gpu(cluster: Cluster, memory: float) -> Cluster:
     return replace(cluster, gpu=replace(cluster.gpu, memory=memory), strategy="ddp", reserve=0.0)
 
 
-def test_less_memory_means_more_accumulation_then_recomputation_then_an_error(networks, cluster):
-    """Each GPU has exactly what the wished-for case takes; at half a sample less the next one down is chosen."""
+def test_less_memory_means_more_accumulation_then_recomputation_then_an_error(costs, cluster):
+    """Each GPU has exactly as much memory as the best case takes; with half a sample less, the next case is chosen."""
     cases = [(4, False), (2, False), (1, False), (4, True), (1, True)]
-    needs = [memory_per_gpu(networks, 128, micro, recompute, 1).total for micro, recompute in cases]
+    needs = [memory_per_gpu(costs, 128, micro, recompute, 1).total for micro, recompute in cases]
     for (micro, recompute), need in zip(cases, needs, strict=True):
         if recompute and need > needs[2]:
             continue  # would fit without
-        plan = plan_stage(networks, small_gpu(cluster, need), "stage", 128, 100, 64)
+        plan = plan_training(costs, small_gpu(cluster, need), "training", 128, 100, 64)
         assert (plan.micro_batch, plan.checkpointing) == (micro, recompute)
         assert plan.micro_batch * plan.accumulation * plan.num_gpus == 64
         assert plan.memory.total <= need
         again = plan.sample.forward if recompute else 0
         assert plan.flops == 64 * (plan.sample.step + again)
-    with pytest.raises(ValueError, match=r"stage: one sample needs .* choose --strategy fsdp"):
-        plan_stage(networks, small_gpu(cluster, needs[-1] - 1), "stage", 128, 100, 64)
+    with pytest.raises(ValueError, match=r"training: one sample needs .* choose --strategy fsdp"):
+        plan_training(costs, small_gpu(cluster, needs[-1] - 1), "training", 128, 100, 64)
 
 
-def test_gpus_that_a_small_batch_cannot_use_are_not_paid(networks, cluster):
-    plan = plan_stage(networks, replace(cluster, num_gpus=256), "stage", 128, 100, 64)
+def test_gpus_that_a_small_batch_cannot_use_are_not_paid_for(costs, cluster):
+    plan = plan_training(costs, replace(cluster, num_gpus=256), "training", 128, 100, 64)
     assert (plan.num_gpus, plan.micro_batch, plan.accumulation) == (64, 1, 1)
-    assert plan_stage(networks, replace(cluster, num_gpus=48), "stage", 128, 100, 64).num_gpus == 32
-    # 12 divides 60, but hsdp wants whole nodes of 8
+    assert plan_training(costs, replace(cluster, num_gpus=48), "training", 128, 100, 64).num_gpus == 32
+    # 12 divides 60, but hsdp needs whole nodes of 8
     twelve = replace(cluster, num_gpus=12)
-    assert plan_stage(networks, twelve, "stage", 128, 100, 60).num_gpus == 6
-    assert plan_stage(networks, replace(twelve, strategy="ddp"), "stage", 128, 100, 60).num_gpus == 12
+    assert plan_training(costs, twelve, "training", 128, 100, 60).num_gpus == 6
+    assert plan_training(costs, replace(twelve, strategy="ddp"), "training", 128, 100, 60).num_gpus == 12
 
 
-def test_twice_the_gpus_take_half_the_days_for_the_same_money(networks, cluster):
-    few, many = (plan_stage(networks, replace(cluster, num_gpus=n), "stage", 128, 1000, 64) for n in (8, 16))
+def test_twice_the_gpus_take_half_the_days_for_the_same_money(costs, cluster):
+    few, many = (plan_training(costs, replace(cluster, num_gpus=n), "training", 128, 1000, 64) for n in (8, 16))
     assert few.days == pytest.approx(2 * many.days)
     assert few.dollars == pytest.approx(many.dollars)
     seconds = 1000 * few.flops / (8 * 989e12 * 0.4)
@@ -179,21 +185,38 @@ def test_twice_the_gpus_take_half_the_days_for_the_same_money(networks, cluster)
     assert few.step_seconds == pytest.approx(seconds / 1000)
 
 
-def test_a_cache_takes_what_the_training_writes(networks, cluster):
+def test_a_cache_has_the_size_that_the_training_writes(networks, costs, cluster):
     """The bytes of the tensors in the two cache files, for the rows that are seen."""
-    plan = plan_stage(networks, cluster, "stage", 128, 10, 64)
-    data = plan_data(networks, plan, 100_000)
+    plan = plan_training(costs, cluster, "training", 128, 10, 64)
+    data = plan_data(costs, plan, 100_000)
     assert (data.num_encoded, data.num_passes) == (640, 640 / 100_000)
     text = networks.inputs(640, 128, "meta")[2]
     assert data.captions_bytes == sum(t.nbytes for t in (text.tokens_BLD, text.mask_BL, text.pooled_BD))
     assert data.moments_bytes == 640 * 2 * 4 * 4 * 16 * 16
-    assert plan_data(networks, plan, 64).num_encoded == 64
+    assert plan_data(costs, plan, 64).num_encoded == 64
+
+
+def test_what_was_measured_is_kept_exactly_and_not_measured_again(networks, cluster, tmp_path):
+    file = tmp_path / "cache" / "costs.json"
+
+    def plans(costs: Costs) -> tuple:
+        plan = plan_training(costs, small_gpu(cluster, 1e9), "training", 128, 10, 64)
+        return plan, plan_data(costs, plan, 100), costs.text(), costs.denoiser(), costs.latents(128)
+
+    def refuse() -> Networks:
+        raise AssertionError("something is measured again")
+
+    expected = plans(Costs(lambda: networks))
+    assert plans(Costs(lambda: networks, file)) == expected
+    assert plans(Costs(refuse, file)) == expected
+    file.write_text(file.read_text()[:50])  # a file that cannot be read is ignored
+    assert plans(Costs(lambda: networks, file)) == expected
 
 
 def test_what_is_unknown_or_impossible_is_refused(cluster):
-    with pytest.raises(ValueError, match="there are: A100, H100, H200"):
+    with pytest.raises(ValueError, match="known are A100, H100, H200"):
         find_gpu("abacus")
     with pytest.raises(ValueError, match="ddp, fsdp, hsdp"):
         replace(cluster, strategy="zero")
-    with pytest.raises(ValueError, match="of their peak"):
+    with pytest.raises(ValueError, match="at a utilisation of"):
         replace(cluster, utilisation=0.0)

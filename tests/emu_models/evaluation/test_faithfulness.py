@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from emu_data.clip_models import find_clip
 from emu_data.votes.items import Pair
 from emu_data.votes.vote import Vote
 from emu_models.evaluation.faithfulness import (
@@ -21,7 +22,7 @@ COLOURS = {f"c{n}": np.random.default_rng(n).integers(0, 256, 3) for n in range(
 
 
 class ColourModel:
-    """Knows a picture by its mean colour, and a caption by the colour that it names."""
+    """Embeds a picture by its mean colour, and a caption by the colour that it names."""
 
     def encode_image(self, batch: torch.Tensor, normalize: bool) -> torch.Tensor:
         return torch.nn.functional.normalize(batch.mean((2, 3)) - 0.5, dim=1)
@@ -49,7 +50,7 @@ def vote(judge: Judge, images_a: np.ndarray, images_b: np.ndarray, names: list[s
     return FaithfulnessPanel(judge, names).vote([Pair(*pair) for pair in asked])
 
 
-def test_naming_is_full_for_true_pictures_and_near_chance_for_shuffled_ones(judge: Judge):
+def test_naming_is_perfect_for_true_pictures_and_near_chance_for_shuffled_ones(judge: Judge):
     names = list(COLOURS)
     true = measure_naming(judge, paint(names), names, names)
     assert true.top_1.estimate == 100 and true.top_1.low > 90
@@ -81,13 +82,13 @@ def test_swapping_the_pictures_swaps_the_decision(judge: Judge):
         assert one.score is not None and other.score is not None and one.score == -other.score
 
 
-def test_a_close_pair_is_not_told_apart():
+def test_a_close_pair_is_not_decided():
     shows = np.array([True, True]), np.array([False, False])
     found = decide(np.array([2.0, 2.0]), np.array([1.95, 1.0]), *shows, np.array([1.0, 1.99]), margin=0.1)
     assert found.tolist() == ["both", "A"]
 
 
-def test_views_keep_the_shape_and_what_is_in_the_middle():
+def test_views_keep_the_shape_and_the_middle():
     images = np.zeros((2, 32, 32, 3), np.uint8)
     images[:, 12:20, 4:10] = 255
     for view in (view_crop, view_mirror):
@@ -129,4 +130,4 @@ def test_a_model_folder_in_open_clips_layout_is_loaded(tmp_path: Path):
     with pytest.raises(ValueError, match="it lacks open_clip_config.json and open_clip_model.safetensors"):
         load_judge(tmp_path)
     with pytest.raises(ValueError, match="NAME@TAG"):
-        load_judge("ViT-B-32")
+        load_judge(find_clip("ViT-B-32"))

@@ -29,16 +29,16 @@ def test_distances_by_hand_and_across_sizes():
     assert found.loc[0, "pixel_distance"] == pytest.approx(1) and found.loc[0, "similarity"] == -1
 
 
-def test_the_yardstick_leaves_the_picture_itself_out():
+def test_the_yardstick_leaves_out_the_picture_itself():
     training, images = make_pictures(6, 0)
     images[5], training[5] = images[0], training[0]
     among = nearest_among(training, images)
     assert among["pixel_distance"][[0, 5]].max() < 1e-6 and among["pixel_distance"][1:5].min() > 0.1
 
 
-def test_counts_that_do_not_fit_are_refused():
+def test_inconsistent_counts_are_refused():
     training, images = make_pictures(3, 0)
-    with pytest.raises(ValueError, match="as many of each"):
+    with pytest.raises(ValueError, match="numbers must be equal"):
         find_nearest(training, training, ["a"], images, images)
     with pytest.raises(ValueError, match="at least one"):
         find_nearest(training, training[:0], [], images, images[:0])

@@ -72,7 +72,7 @@ def test_frechet_distance_with_fewer_pictures_than_features():
     assert 0 <= interval.low < interval.estimate < interval.high
 
 
-def test_what_does_not_fit_is_refused(pictures: np.ndarray):
+def test_arrays_that_do_not_fit_are_refused(pictures: np.ndarray):
     with pytest.raises(ValueError, match="one shape"):
         measure_reconstruction(pictures, pictures[:, :16], MEANS)
     with pytest.raises(ValueError, match="at least 2"):
@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_refused(pictures: np.ndarray):
         bootstrap_mean(np.array([1.0, np.inf]), np.random.default_rng(0))
 
 
-def test_paired_differences_are_narrower_than_the_two_means_apart(pictures: np.ndarray):
+def test_paired_differences_are_narrower_than_two_separate_means(pictures: np.ndarray):
     mild, strong = disturb(pictures, 10), disturb(pictures, 14)
     found = compare_reconstructions(pictures, strong, mild, MEANS)
     for difference, measure in ((found.ssim, 0), (found.psnr, 1)):
@@ -98,12 +98,16 @@ def test_paired_differences_are_narrower_than_the_two_means_apart(pictures: np.n
 def test_a_model_does_not_differ_from_itself(pictures: np.ndarray):
     rebuilt = disturb(pictures, 10)
     found = compare_reconstructions(pictures, rebuilt, rebuilt, MEANS)
-    for interval in (found.psnr, found.ssim, found.frechet):  # all differences are 0: no spread to make an interval of
+    for interval in (
+        found.psnr,
+        found.ssim,
+        found.frechet,
+    ):  # all differences are 0, so there is no spread for an interval
         assert interval.estimate == 0 and np.isnan([interval.low, interval.high]).all()
 
 
 class Pooled(torch.nn.Module):
-    """Stands for the TorchScript export of Inception: uint8 pictures in, features out where they are asked for."""
+    """Stands in for the TorchScript export of Inception: uint8 pictures in, features out if requested."""
 
     def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
         pooled = x.float().mean((2, 3))

@@ -1,4 +1,4 @@
-"""Losses of the autoencoder against their formulas; the perceptual distance: gradients, precision, honest refusals."""
+"""Losses of the autoencoder against their formulas; the perceptual distance: gradients, precision, clear refusals."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu_models.alignment import AlignmentConfig, _build, save_network
+from emu_models.alignment_learner import AlignmentConfig, build_network, save_network
 from emu_models.latent.autoencoder.fourier import FourierFeatures
 from emu_models.latent.autoencoder.losses import (
     PatchDiscriminator,
@@ -28,16 +28,16 @@ from emu_models.latent.jobs import AutoencoderLossConfig, PerceptualConfig
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Path:
-    """An open_clip folder as the alignment models are saved, with random weights."""
+    """An open_clip folder with random weights, saved like the alignment models."""
     torch.manual_seed(0)
     config, folder = AlignmentConfig(), tmp_path_factory.mktemp("encoder")
-    save_network(_build(config, 8), config, folder)
+    save_network(build_network(config, 32, 8), config, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def vgg(tmp_path_factory) -> Path:
-    """Weights of torchvision's VGG-16, random: the classifier left out, since it is half a gigabyte and not read."""
+    """Random weights of torchvision's VGG-16, without the classifier, which is half a gigabyte and not read."""
     from torchvision.models import vgg16
 
     torch.manual_seed(0)
@@ -79,7 +79,7 @@ def test_gradients_flow_to_the_picture_and_to_nothing_else(distance):
     assert not [name for name, parameter in distance.named_parameters() if parameter.requires_grad]
 
 
-def test_following_the_gradient_brings_the_picture_nearer(distance):
+def test_following_the_gradient_makes_the_picture_more_similar(distance):
     x = pictures()
     y = (x + 0.3 * pictures(seed=5)).requires_grad_()
     before = distance(y, x).sum()
@@ -88,7 +88,7 @@ def test_following_the_gradient_brings_the_picture_nearer(distance):
     assert distance(y - step * gradient, x).sum() < before
 
 
-def test_nothing_in_it_moves_when_the_learner_trains(distance):
+def test_none_of_its_weights_change_when_the_learner_trains(distance):
     state = {name: value.clone() for name, value in distance.state_dict().items()}
     distance.train()
     x = pictures()
@@ -103,13 +103,15 @@ def test_half_precision_around_it_changes_nothing(distance, dtype):
     with torch.autocast("cpu", dtype=dtype):
         inside = distance(y, x)
     assert inside.dtype == torch.float32 and torch.equal(inside, distance(y, x))
-    flat = torch.full((1, 3, 32, 32), -1.0, dtype=dtype).requires_grad_()  # where nothing fires, the norm is zero
+    flat = torch.full(
+        (1, 3, 32, 32), -1.0, dtype=dtype
+    ).requires_grad_()  # where no channel is active, the norm is zero
     distance(flat, pictures(1)).sum().backward()
     assert flat.grad is not None and flat.grad.isfinite().all()
 
 
-def test_a_position_counts_by_its_direction_not_its_length(encoder):
-    """Each position of each depth has unit length, so two opposite ones are 4 apart at most."""
+def test_a_position_counts_by_its_direction_and_not_its_length(encoder):
+    """Each position at each depth has unit length, so two opposite ones are at most 4 apart."""
     distance = EncoderDistance(encoder)
     for features in distance.features(pictures()):
         length = features.square().sum(1)
@@ -117,7 +119,7 @@ def test_a_position_counts_by_its_direction_not_its_length(encoder):
     assert (distance(pictures(), -pictures()) <= 4 * 5).all()
 
 
-def test_any_size_of_picture_will_do(encoder):
+def test_pictures_of_any_size_are_accepted(encoder):
     distance = EncoderDistance(encoder)
     assert distance(pictures(1, 64), pictures(1, 64, 1)).isfinite().all()
     assert distance(pictures(1, 48), pictures(1, 48, 1)).isfinite().all()
@@ -128,16 +130,16 @@ def test_what_is_missing_is_named(tmp_path, encoder):
         PerceptualConfig("lpips", None, 1.0)
     with pytest.raises(ValueError, match="perceptual.weight"):
         PerceptualConfig("encoder", str(encoder), -1.0)
-    with pytest.raises(ValueError, match="no open_clip model folder"):
+    with pytest.raises(ValueError, match="not an open_clip model folder"):
         EncoderDistance(tmp_path)
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         LpipsDistance(tmp_path / "vgg16.pth")
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="lacks features"):
         LpipsDistance(tmp_path / "other.pth")
 
 
-def test_the_report_says_which_features():
+def test_the_report_says_which_features_were_used():
     assert "LPIPS" in describe_perceptual(PerceptualConfig("lpips", "x", 0.5))
     assert "not LPIPS" in describe_perceptual(PerceptualConfig("encoder", "x", 0.5))
     assert describe_perceptual(PerceptualConfig()) == describe_perceptual(PerceptualConfig("encoder", "x", 0.0))
@@ -145,7 +147,7 @@ def test_the_report_says_which_features():
 
 
 @given(mean=st.floats(-3, 3), logvar=st.floats(-6, 3))
-def test_kl_is_the_textbook_one(mean, logvar):
+def test_kl_is_the_textbook_formula(mean, logvar):
     shape = (2, 3, 4, 4)
     ours = Moments(torch.full(shape, mean), torch.full(shape, logvar)).kl()
     posterior = torch.distributions.Normal(mean, math.exp(0.5 * logvar))
@@ -172,8 +174,8 @@ def test_adaptive_weight_is_the_ratio_of_the_gradients_lengths():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_adaptive_weight_is_finite_where_gradients_are_tiny_or_none(dtype):
-    """In fp16 the squares of 1e-4 vanish, so a norm taken there would be zero."""
+def test_the_adaptive_weight_is_finite_if_gradients_are_tiny_or_zero(dtype):
+    """In fp16 the squares of 1e-4 underflow, so a norm computed there would be zero."""
     last = torch.nn.Parameter(torch.ones(64, dtype=dtype))
     tiny = adaptive_weight(1e-4 * last.sum(), 1e-4 * last.sum(), last)
     assert tiny.dtype == torch.float32 and tiny.item() == pytest.approx(8e-4 / (8e-4 + 1e-4), rel=0.02)
@@ -199,7 +201,7 @@ def test_the_discriminator_is_finite_in_half_precision():
 
 
 @given(bands=st.integers(1, 4))
-def test_fourier_features_are_sines_and_cosines_that_give_the_values_back(bands):
+def test_fourier_features_are_sines_and_cosines_that_determine_the_values(bands):
     x = torch.linspace(-1, 1, 75).reshape(1, 3, 5, 5) * 0.999
     lifted = FourierFeatures(bands)(x)
     sine, cosine = lifted[:, 3:6], lifted[:, 6:9]

@@ -1,4 +1,4 @@
-"""Checkpoints that others made are tuned through the same code as ours, and stay what they were to diffusers."""
+"""Checkpoints made by others are tuned with the same code as ours, and diffusers still loads them as what they were."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 
 def tune(corpus, start_from: Path, folder: Path, adapters: Adapters | None = None, loop: LoopConfig = LOOP) -> Path:
-    """Tunes at 24 px, not the 32 that the checkpoints draw at; returns the folder of the result."""
+    """Tune at 24 px, not at the 32 px at which the checkpoints draw; return the folder of the result."""
     job = DenoiserJob(
         **{**places("tuned", corpus, folder), "resolution": 24},
         loop=loop,
@@ -70,8 +70,22 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+def refuse_places(folder: Path, *places: Path) -> None:
+    """Nothing in a model's folder says where it, or what it was made from, is on this machine."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    reported = [
+        (file.relative_to(folder), b)
+        for file in files
+        for b in (str(p).encode() for p in places)
+        if b in file.read_bytes()
+    ]
+    assert len(files) > 10 and not reported
+    configs = [file for file in files if file.suffix == ".json"]
+    assert not [file for file in configs if b'name_or_path"' in file.read_bytes()]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tuned_checkpoint_is_still_one_of_its_kind(corpus, checkpoints, tmp_path, kind):
+def test_a_tuned_checkpoint_is_still_of_its_kind(corpus, checkpoints, tmp_path, kind):
     out = tune(corpus, checkpoints[kind], tmp_path)
     layout = StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
     tuned: Any = layout.from_pretrained(out, local_files_only=True)
@@ -87,10 +101,11 @@ def test_a_tuned_checkpoint_is_still_one_of_its_kind(corpus, checkpoints, tmp_pa
     for part in ("vae", "text_encoder"):
         assert all(torch.equal(weights(out / part)[n], w) for n, w in weights(checkpoints[kind] / part).items())
     assert (out / "preview.png").is_file() and (out / "meta.json").is_file()
+    refuse_places(out, tmp_path, checkpoints[kind])
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_adapters_are_all_that_learns(corpus, checkpoints, tmp_path, kind):
+def test_only_adapters_learn(corpus, checkpoints, tmp_path, kind):
     out = tune(
         corpus, checkpoints[kind], tmp_path, Adapters(4, 8.0, ("to_q", "to_v")), replace(LOOP, learning_rate=0.05)
     )
@@ -101,6 +116,7 @@ def test_adapters_are_all_that_learns(corpus, checkpoints, tmp_path, kind):
     assert frozen.keys() == base.keys()
     assert all(torch.equal(frozen[name], base[name]) for name in base)
 
+    refuse_places(out, tmp_path, checkpoints[kind])
     merged = weights(out / "unet")
     changed = {name for name in base if not torch.equal(base[name], merged[name])}
     assert changed == {n for n in base if n.endswith(("to_q.weight", "to_v.weight"))}
@@ -113,7 +129,7 @@ def test_adapters_are_all_that_learns(corpus, checkpoints, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_latents_and_captions_are_those_of_the_pipeline(checkpoints, kind):
-    """One step of guidance by our functions from pure noise is one step of the pipeline's own."""
+    """One step of guidance by our functions, from pure noise, equals one step of the pipeline itself."""
     pipeline = load_pipeline(checkpoints[kind])
     pipeline.set_progress_bar_config(disable=True)
     captions = captions_of(pipeline)

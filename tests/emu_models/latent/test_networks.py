@@ -1,4 +1,4 @@
-"""Properties of the networks: shapes, what they start as, and that what is saved comes back."""
+"""Properties of the networks: shapes, how they start, and that what is saved is loaded unchanged."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def small_autoencoder(**changes) -> Autoencoder:
 
 @pytest.fixture(scope="module")
 def pictures() -> torch.Tensor:
-    """Smooth pictures (16, 3, 32, 32) in [-1, 1], so that a linear code can hold most of them."""
+    """Return smooth pictures (16, 3, 32, 32) in [-1, 1], so that a linear code can hold most of them."""
     coarse = torch.rand(16, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")
 
@@ -64,7 +64,7 @@ def test_a_side_that_does_not_fit_is_refused():
 
 
 def test_starts_at_the_principal_components(pictures):
-    """Before any training it reconstructs as well as the best linear code of as many components."""
+    """Before any training it reconstructs as well as the best linear code with as many components."""
     autoencoder = small_autoencoder()
     autoencoder.start_from_principal_components(pictures)
     with torch.no_grad():
@@ -73,11 +73,11 @@ def test_starts_at_the_principal_components(pictures):
     centred = patches - patches.mean(0)
     kept = torch.linalg.svd(centred, full_matrices=False)[2][:8]
     best = (centred - centred @ kept.T @ kept).square().mean()
-    # its bias is one number a channel, not one a position, so it may be a little worse than the best
+    # its bias is one number per channel, not per position, so it may be a little worse than the best
     assert (rebuilt - pictures).square().mean() <= 1.05 * best + 1e-6
 
 
-def test_measured_latents_have_unit_variance_and_come_back(pictures):
+def test_measured_latents_have_unit_variance_and_can_be_undone(pictures):
     autoencoder = small_autoencoder()
     autoencoder.start_from_principal_components(pictures)
     autoencoder.measure_latents(pictures)
@@ -125,7 +125,7 @@ def test_adaptive_weight_balances_the_gradients():
     assert lengths[0].item() == pytest.approx(lengths[1].item(), rel=1e-3)
 
 
-def test_discriminator_gives_a_logit_a_patch():
+def test_the_discriminator_gives_one_logit_per_patch():
     assert PatchDiscriminator()(torch.zeros(2, 3, 64, 32)).shape == (2, 1, 8, 4)
 
 
@@ -141,7 +141,7 @@ def test_text_features_have_a_zero_null_condition(text):
     assert text.tokens_BLD[~text.mask_BL].abs().max() == 0
 
 
-def test_dropping_captions_touches_only_the_dropped(text):
+def test_dropping_captions_changes_only_the_dropped(text):
     null = text.select(torch.tensor([2]))
     dropped = text.select(torch.arange(3)).drop_(torch.tensor([True, False, False]), null)
     assert torch.equal(dropped.pooled_BD[0], null.pooled_BD[0])
@@ -149,7 +149,7 @@ def test_dropping_captions_touches_only_the_dropped(text):
 
 
 @pytest.mark.parametrize("middle", ["full", "joint"])
-def test_the_text_changes_what_the_denoiser_says(text, middle):
+def test_the_text_changes_what_the_denoiser_predicts(text, middle):
     torch.manual_seed(0)
     config = DenoiserConfig(widths=(32, 64), attention=(False, middle == "full"), layers_per_level=1, middle=middle)
     denoiser = build_denoiser(config, 4, text.tokens_BLD.shape[-1]).eval()
@@ -165,11 +165,11 @@ def test_unknown_middle_and_unequal_levels_are_refused():
         DenoiserConfig((32,), (False,), 1, middle="none")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="widths"):
         DenoiserConfig((32, 64), (False,), 1)
-    with pytest.raises(ValueError, match="multiple of 64"):
+    with pytest.raises(ValueError, match="multiple of head_width 64"):
         DenoiserConfig((32, 32), (False, False), 1)
 
 
-def test_pixels_survive_the_way_there_and_back():
+def test_pixels_converted_there_and_back_are_unchanged():
     from emu_models.training.cache import to_images, to_tensor
 
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""EmuPipeline is called, saved and loaded as people who use diffusers expect, also where emu is not installed."""
+"""EmuPipeline is called, saved and loaded as people who use diffusers expect, even where emu is not installed."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def array(image: Image.Image) -> np.ndarray:
     return np.asarray(image, int)
 
 
-def test_a_picture_hangs_on_its_own_prompt_and_seed(pipeline):
+def test_a_picture_depends_on_its_own_prompt_and_seed(pipeline):
     both = draw(pipeline, ["red", "blue"], [5, 6], 3)
     (alone,) = draw(pipeline, ["blue"], [6], 3)
     assert np.abs(array(both[1]) - array(alone)).max() <= 1
@@ -54,8 +54,8 @@ def test_a_picture_hangs_on_its_own_prompt_and_seed(pipeline):
     assert np.abs(array(pipeline("red", 5, 3, num_images_per_prompt=2).images[0]) - array(both[0])).max() <= 1
 
 
-def test_guidance_is_switched_by_its_scale(pipeline):
-    """At 1 the network is called once a step with the prompts alone; a negative prompt then changes nothing."""
+def test_guidance_is_switched_off_by_its_scale(pipeline):
+    """At 1 the network is called once per step, with the prompts alone; a negative prompt then changes nothing."""
     sizes = []
     pipeline.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     plain = pipeline("red", 1, 2, 1.0).images[0]
@@ -79,7 +79,7 @@ def test_output_types_sizes_and_precision(pipeline):
 
 
 def test_numbers_that_do_not_match_are_refused(pipeline):
-    with pytest.raises(ValueError, match="one seed a picture"):
+    with pytest.raises(ValueError, match="one seed per picture"):
         pipeline(["red", "blue"], [1])
     with pytest.raises(ValueError, match="generators"):
         pipeline(["red", "blue"], generator=[torch.Generator()])
@@ -113,7 +113,7 @@ print(json.dumps({"image": np.asarray(image).tolist(), "modules": modules, "clas
 
 
 def test_a_saved_folder_loads_where_emu_is_not_installed(pipeline, tmp_path):
-    """By the classes that it carries, in a process that cannot import ours; saved there again, it loads here."""
+    """With the classes that it contains, in a process that cannot import ours; saved again there, it loads here."""
     pipeline.save_pretrained(tmp_path / "saved")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
@@ -132,7 +132,7 @@ def test_a_saved_folder_loads_where_emu_is_not_installed(pipeline, tmp_path):
         assert (tmp_path / "again" / name).read_text() == (tmp_path / "saved" / name).read_text()
 
 
-def test_code_of_a_folder_runs_only_where_it_is_trusted(pipeline, tmp_path):
+def test_code_in_a_folder_runs_only_if_it_is_trusted(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     for file in tmp_path.rglob("*.py"):
         file.write_text("raise RuntimeError('the code of the folder ran')")
@@ -143,7 +143,7 @@ def test_code_of_a_folder_runs_only_where_it_is_trusted(pipeline, tmp_path):
 
 @pytest.mark.parametrize("kind", ["ours", "sd1", "sdxl"])
 def test_the_same_model_has_the_same_bytes_wherever_it_was_loaded_from(pipeline, tmp_path, kind):
-    """Two clones: what they tune from lies at different places, and so do the packages that bring text encoders."""
+    """In two clones, what they tune from is at different places, and so are the packages that contain text encoders."""
     places = [tmp_path / "clone", tmp_path / "deeper" / "clone_2"]
     for place in places:
         if kind == "ours":
@@ -166,7 +166,7 @@ def test_the_same_model_has_the_same_bytes_wherever_it_was_loaded_from(pipeline,
     assert load_pipeline(places[1] / "tuned")
 
 
-def test_adapters_of_ours_load_as_any(pipeline, tmp_path):
+def test_our_adapters_load_like_any_others(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "base")
     (plain,) = draw(pipeline, ["red"], [1], 3)
     add_adapters(pipeline.unet, Adapters(2, 8.0, ("to_q", "to_v")))

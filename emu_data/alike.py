@@ -1,0 +1,270 @@
+"""Whether two pictures are the same one again, by their looks (signals/looks.py): keys that find candidates, and an
+alignment that confirms them. Arrays alone; near_twins.py does this for a corpus.
+
+Keys. Of the lowest 8 x 8 frequencies of a look (a DCT, as in pHash: Zauner, "Implementation and Benchmarking of
+Perceptual Image Hash Functions", 2010), weighted by frequency since pictures fall off as 1/f, each of the 63 gives a
+bit: whether it is above a fifth of their mean magnitude. Not above 0: in a symmetric picture half of them are next to
+nothing, and their signs are noise. The lowest 24 bits are the key. One picture is looked up by the keys that come of
+flipping its least certain bits (Lv et al., "Multi-probe LSH", 2007), also mirrored; the other is stored under the keys
+of itself and of crops of itself, so that a crop finds it. Halves have keys of their own: a logo changes one of the two.
+
+Confirmation. One look is laid onto the other by the box of it that fits best (Gauss-Newton on both sides' edges; Lucas
+and Kanade, 1981). Their similarity is the correlation of their lines and edges (what a blur takes away: in the blurred
+looks all cards of a deck are one), of all cells or without one corner, where a logo may be. It does not depend on
+brightness and contrast. Colours must point the same way, unless one is grey.
+
+The keys are computed in whole numbers, exactly, so that no machine and no order of additions gives another one.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from emu_data.signals.looks import ASPECT_UNITS, COLOUR_SIDE, NUM_BYTES, SIDE
+
+NUM_FREQUENCIES = 8  # a side
+NUM_BITS = 24  # of a key; 20 find 2 % more copies and 16 times as many candidates; chosen here
+# left, right, upper, lower as shares of a look. A copy was cut by up to 8 % a side; chosen here.
+VIEWS = (
+    (0.0, 1.0, 0.0, 1.0),
+    *((0.03, 0.97, 0.03, 0.97), (0.08, 0.92, 0.08, 0.92)),
+    *((0.0, 0.92, 0.0, 0.92), (0.08, 1.0, 0.08, 1.0), (0.0, 0.92, 0.08, 1.0), (0.08, 1.0, 0.0, 0.92)),
+    *((0.04, 0.88, 0.04, 0.88), (0.12, 0.96, 0.12, 0.96), (0.04, 0.88, 0.12, 0.96), (0.12, 0.96, 0.04, 0.88)),
+)
+HALVES = ((0.0, 0.5, 0.0, 1.0), (0.5, 1.0, 0.0, 1.0), (0.0, 1.0, 0.0, 0.5), (0.0, 1.0, 0.5, 1.0))
+NUM_VIEWS = len(VIEWS) + len(HALVES)
+NUM_FLIPPED, NUM_FLIPPED_HALF = 4, 2  # least certain bits that are tried both ways; chosen here
+# Grey levels times frequency, the mean over all: below it a view is flat and its bits are noise; chosen here.
+MIN_CONTRAST = 0.5
+
+NUM_ROUNDS = 8  # of Gauss-Newton; chosen here
+MAX_STEP = 0.06  # of a look's side, by which an edge moves in one round; chosen here
+MIN_START = 0.5  # correlation before the alignment: what is less alike does not become the same; chosen here
+MIN_COARSE = 0.9  # correlation of the blurred looks; chosen here
+CORNER = 8  # cells a side of a corner, without which looks may be compared: a logo is there; chosen here
+# Taken off the similarity of such a comparison, and off one of looks that show the same part: there a copy is nearly
+# equal, and other drawings of one template (cards, folders, road signs) are nearly so. A crop was resampled. Chosen on
+# half of the pictures of docs/log.md: 25 % fewer wrong pairs for 1 % fewer copies.
+CORNER_PENALTY, IN_PLACE_PENALTY = 0.10, 0.05
+IN_PLACE = 0.02  # of a look's side, up to which its aligned box is the whole; chosen here
+MAX_STRETCH = 0.2  # of log2(width / height) between a look and the part of the other that it shows; chosen here
+GREY = 8.0  # levels of Cb and Cr, on average, below which a picture counts as grey; chosen here
+MIN_SAME_COLOUR = 0.8  # cosine of two pictures' Cb and Cr; chosen here
+
+_SCALE = 1024  # of the rounded cosines
+
+
+class Looks(NamedTuple):
+    """grey: uint8 (N, 32, 32). colours: Cb and Cr, uint8 (N, 2, 8, 8). aspects: log2 of width / height (N,)."""
+
+    grey: np.ndarray
+    colours: np.ndarray
+    aspects: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Looks":
+        """Return the looks of some rows."""
+        return Looks(*(array[rows] for array in self))
+
+    def mirrored_where(self, is_mirrored: np.ndarray) -> "Looks":
+        """Return the looks, those of some rows (bool, N) mirrored."""
+        grey = np.where(is_mirrored[:, None, None], self.grey[..., ::-1], self.grey)
+        colours = np.where(is_mirrored[:, None, None, None], self.colours[..., ::-1], self.colours)
+        return Looks(grey, colours, self.aspects)
+
+
+def unpack(blobs: list[bytes]) -> tuple[Looks, np.ndarray]:
+    """Return the looks in some pictures' blobs, and which blob each is of, int64 (N,)."""
+    owners = np.repeat(np.arange(len(blobs)), [len(blob) // NUM_BYTES for blob in blobs])
+    values = np.frombuffer(b"".join(blobs), np.uint8).reshape(-1, NUM_BYTES)
+    grey = values[:, : SIDE**2].reshape(-1, SIDE, SIDE)
+    colours = values[:, SIDE**2 : -1].reshape(-1, 2, COLOUR_SIDE, COLOUR_SIDE)
+    return Looks(grey, colours, (values[:, -1] - 128.0) / ASPECT_UNITS), owners
+
+
+def stored_keys(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the keys under which looks (N, 32, 32) are stored: row of the look and its view (int64), key (uint32), and
+    all 63 bits (uint64). A flat view has none.
+    """
+    rows, views, keys, bits = [], [], [], []
+    for view, box in enumerate((*VIEWS, *HALVES)):
+        values, seen = _frequencies(grey, box, mirrored=False)
+        found = _bits(values[seen] > 0)
+        rows.append(np.flatnonzero(seen))
+        views.append(np.full(len(found), view))
+        keys.append(_keys(found, view))
+        bits.append(found)
+    return np.concatenate(rows), np.concatenate(views), np.concatenate(keys), np.concatenate(bits)
+
+
+def sought_keys(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the keys under which copies of looks (N, 32, 32) are sought: row of the look (int64), whether it is
+    mirrored, key (uint32), the 63 bits without a flip (uint64), and whether bits of the key were flipped.
+    """
+    found: list[list[np.ndarray]] = [[], [], [], [], []]
+    for mirrored in (False, True):
+        for view in (0, *range(len(VIEWS), NUM_VIEWS)):
+            left, right, upper, lower = (*VIEWS, *HALVES)[view]
+            box = (1 - right, 1 - left, upper, lower) if mirrored else (left, right, upper, lower)
+            values, seen = _frequencies(grey, box, mirrored)
+            values = values[seen]
+            bits = _bits(values > 0)
+            key = _keys(bits, view)
+            num_flipped = NUM_FLIPPED_HALF if view else NUM_FLIPPED
+            unsure = np.argsort(np.abs(values[:, :NUM_BITS]), axis=1, kind="stable")[:, :num_flipped]
+            for flips in range(2**num_flipped):
+                mask = np.zeros(len(key), np.uint32)
+                for place in range(num_flipped):
+                    if flips >> place & 1:
+                        mask |= np.uint32(1) << unsure[:, place].astype(np.uint32)
+                columns = (np.flatnonzero(seen), np.full(len(key), mirrored), key ^ mask, bits)
+                for column, more in zip(found, (*columns, np.full(len(key), flips > 0)), strict=True):
+                    column.append(more)
+    rows, is_mirrored, keys, bits, is_flipped = (np.concatenate(column) for column in found)
+    return rows, is_mirrored, keys, bits, is_flipped
+
+
+def similarity(looks: Looks, others: Looks, boxes: np.ndarray) -> np.ndarray:
+    """Return how alike looks are to other looks, -1..1 (N,); -1 where outlines, shapes or colours differ.
+
+    boxes: float (N, 4), where in the first look the other is to be found at first: left, right, upper, lower.
+    """
+    found = np.full(len(boxes), -1.0)
+    first, second = looks.grey.astype(np.float64), others.grey.astype(np.float64)
+    near = np.flatnonzero((_standard(_sampled(first, boxes)) * _standard(second)).mean(axis=(1, 2)) >= MIN_START)
+    if not len(near):
+        return found
+    first, second = first[near], second[near]
+    boxes = _aligned(_blurred(first), _blurred(second), boxes[near].astype(np.float64))
+    laid = _sampled(first, boxes)
+    coarse, fine = _correlations(_blurred(laid), _blurred(second)), _correlations(_fine(laid), _fine(second))
+    tints = [
+        np.stack([_sampled(look[near, channel].astype(np.float64) - 128, box) for channel in (0, 1)], axis=1)
+        for look, box in ((looks.colours, boxes), (others.colours, np.tile(VIEWS[0], (len(boxes), 1))))
+    ]
+    in_place = np.abs(boxes - VIEWS[0]).max(axis=1) < IN_PLACE
+    fine[0] -= IN_PLACE_PENALTY * in_place
+    fine[1:] -= CORNER_PENALTY
+    fine = np.where(coarse >= MIN_COARSE, fine, -1.0).max(axis=0)  # both without the same corner
+    cut = np.log2((boxes[:, 1] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 2]))
+    same_shape = np.abs(looks.aspects[near] + cut - others.aspects[near]) <= MAX_STRETCH
+    found[near] = np.where(_same_colour(*tints) & same_shape, np.round(fine, 6), -1.0)
+    return found
+
+
+def _frequencies(
+    grey: np.ndarray, box: tuple[float, float, float, float], mirrored: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far each frequency is above its threshold, float64 of whole numbers (N, 63), the lowest frequency
+    first; and whether a view is not flat (N,).
+    """
+    left, right, upper, lower = box
+    number = np.arange(NUM_FREQUENCIES)
+    weight = np.round(16 * np.hypot(number[:, None], number))
+    values = _waves(upper, lower) @ grey.astype(np.float64) @ _waves(left, right).T * weight
+    if mirrored:
+        values = values * np.where(number % 2, -1, 1)
+    order = np.argsort((number[:, None] ** 2 + number**2).ravel(), kind="stable")[1:]
+    values = values.reshape(len(grey), -1)[:, order]
+    total = np.abs(values).sum(axis=1, keepdims=True)
+    unit = 16.0 * _SCALE**2 * (SIDE / 2) ** 2 * len(order)  # of a wave of one grey level, in the mean
+    return 5 * len(order) * values - total, total[:, 0] >= MIN_CONTRAST * unit
+
+
+def _waves(low: float, high: float) -> np.ndarray:
+    """Return the cosines of the 8 lowest frequencies over a part of a look's side, whole numbers (8, 32)."""
+    number = np.arange(NUM_FREQUENCIES)[:, None]
+    edges = np.linspace(low, high, SIDE + 1) * SIDE
+    cells = np.arange(SIDE)
+    shares = np.clip(np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells), 0, None)
+    shares /= shares.sum(axis=1, keepdims=True)
+    return np.round(_SCALE * np.cos(np.pi * number * (cells + 0.5) / SIDE) @ shares)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    return (values.astype(np.uint64) << np.arange(values.shape[1], dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
+
+
+def _keys(bits: np.ndarray, view: int) -> np.ndarray:
+    """The lowest bits, below a number for the kind of view: wholes and their crops are one kind."""
+    kind = max(0, view - len(VIEWS) + 1)
+    return (bits & np.uint64(2**NUM_BITS - 1)).astype(np.uint32) | np.uint32(kind << NUM_BITS)
+
+
+def _aligned(first: np.ndarray, second: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return the boxes (N, 4) of the first looks that fit the second ones best."""
+    target = _standard(second)
+    best, found = np.full(len(first), -np.inf), boxes
+    along = (np.arange(SIDE) + 0.5) / SIDE
+    for _ in range(NUM_ROUNDS):
+        laid = _standard(_sampled(first, boxes))
+        fit = (laid * target).mean(axis=(1, 2))
+        found = np.where((fit > best)[:, None], boxes, found)
+        best = np.maximum(best, fit)
+        down, across = np.gradient(laid, axis=(1, 2))
+        across /= np.maximum(0.2, boxes[:, 1] - boxes[:, 0])[:, None, None]
+        down /= np.maximum(0.2, boxes[:, 3] - boxes[:, 2])[:, None, None]
+        rise = np.stack([across * (1 - along), across * along, down * (1 - along[:, None]), down * along[:, None]], 1)
+        rise = rise.reshape(len(first), 4, -1)
+        error = (target - laid).reshape(len(first), -1, 1)
+        step = np.linalg.solve(rise @ rise.swapaxes(1, 2) + 0.01 * np.eye(4), rise @ error)[..., 0] / SIDE
+        boxes = np.clip(boxes + np.clip(step, -MAX_STEP, MAX_STEP), -MAX_STEP, 1 + MAX_STEP)
+    return found
+
+
+def _sampled(looks: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return the boxes of looks (N, S, S), brought to S x S again, linear between cells."""
+    side = looks.shape[1]
+    along = (np.arange(side) + 0.5) / side
+
+    def weights(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        places = (low[:, None] + (high - low)[:, None] * along) * side - 0.5
+        return np.maximum(0, 1 - np.abs(np.clip(places, 0, side - 1)[..., None] - np.arange(side)))
+
+    return weights(boxes[:, 2], boxes[:, 3]) @ looks @ weights(boxes[:, 0], boxes[:, 1]).swapaxes(1, 2)
+
+
+def _blurred(looks: np.ndarray) -> np.ndarray:
+    """Weights 1 2 1 both ways: half a cell of misalignment then costs little."""
+    for axis in (1, 2):
+        padded = np.pad(looks, [(0, 0), *((1, 1) if axis == a else (0, 0) for a in (1, 2))], mode="edge")
+        before, here, after = (np.take(padded, np.arange(i, i + SIDE), axis) for i in range(3))
+        looks = 0.25 * before + 0.5 * here + 0.25 * after
+    return looks
+
+
+def _standard(looks: np.ndarray) -> np.ndarray:
+    centred = looks - looks.mean(axis=(1, 2), keepdims=True)
+    return centred / (centred.std(axis=(1, 2), keepdims=True) + 1e-6)
+
+
+def _fine(looks: np.ndarray) -> np.ndarray:
+    """What a blur of about 3 cells takes away: lines and edges, by which drawings in one template differ."""
+    smooth = looks
+    for _ in range(3):
+        smooth = _blurred(smooth)
+    return looks - smooth
+
+
+def _edge(cells: int) -> slice:
+    """The first cells of a side, or (negative) the last."""
+    return slice(cells) if cells >= 0 else slice(cells, None)
+
+
+def _correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the correlation of each pair of looks, of all cells and without each of the corners: (5, N)."""
+    found = []
+    for rows, columns in ((0, 0), (CORNER, CORNER), (CORNER, -CORNER), (-CORNER, CORNER), (-CORNER, -CORNER)):
+        counts = np.ones((SIDE, SIDE))
+        counts[_edge(rows), _edge(columns)] = 0
+        counts /= counts.sum()
+        dx, dy = (a - (a * counts).sum(axis=(1, 2), keepdims=True) for a in (x, y))
+        xx, yy, xy = ((a * b * counts).sum(axis=(1, 2)) for a, b in ((dx, dx), (dy, dy), (dx, dy)))
+        found.append(xy / np.sqrt(xx * yy + 1e-6))
+    return np.stack(found)
+
+
+def _same_colour(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether Cb and Cr (N, 2, 8, 8, around 0) of two looks point the same way, or one is grey."""
+    size_x, size_y = (np.hypot(tints[:, 0], tints[:, 1]).mean(axis=(1, 2)) for tints in (x, y))
+    dot, xx, yy = ((a * b).sum(axis=(1, 2, 3)) for a, b in ((x, y), (x, x), (y, y)))
+    return (np.minimum(size_x, size_y) < GREY) | (dot >= MIN_SAME_COLOUR * np.sqrt(xx * yy))

@@ -1,0 +1,145 @@
+"""What an asset needs before it starts: how many rows at least, and people's votes if only people decide. `emu doctor`
+checks it too.
+
+The numbers are those with which something can be learnt and something held out, not those with which the result is
+useful.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from emu_steps.layout import Layout
+from emu_steps.params import AutoencoderTraining, Params
+
+LEAST_TRAINED = 2  # rows of a training: one to learn from and one held out (training.order.held_out)
+LEAST_STUDIED = 4  # pictures of the autoencoder study: two of them are held out, and fewer give no interval
+LEAST_JUDGED = 4  # pictures of the faithfulness judge: some to learn from, some to test it on; chosen here
+LEAST_COMPARED = 2  # curated pictures: fewer have no distribution
+
+Count = Callable[[], int]
+
+
+def find_shortage(layout: Layout, params: Params, asset: str, studio: str) -> str | None:
+    """Return what an asset lacks, in one sentence; None if it lacks nothing, or if its inputs do not exist yet. studio:
+    the address at which people vote.
+    """
+    if few := _find_few(layout, params, asset):
+        return few
+    if not asset.endswith("_votes"):
+        return None
+    from emu_steps.waiting import find_waiting
+
+    return find_waiting(layout, params, asset, studio)
+
+
+def _find_few(layout: Layout, params: Params, asset: str) -> str | None:
+    wanted = _wanted(layout, params).get(asset)
+    if wanted is None:
+        return None
+    least, what, count, remedy = wanted
+    try:
+        num = count()
+    except (ValueError, FileNotFoundError):  # not made yet: the asset itself reports that
+        return None
+    if num >= least:
+        return None
+    return f"{asset}: {num} {what}, but it needs at least {least}; {remedy}"
+
+
+def refuse_shortage(layout: Layout, params: Params, asset: str, studio: str) -> None:
+    """Raise ValueError if an asset lacks rows, or waits for people."""
+    if shortage := find_shortage(layout, params, asset, studio):
+        raise ValueError(shortage)
+
+
+def find_shortages(layout: Layout, params: Params, studio: str) -> list[str]:
+    """Return what assets lack, one sentence each; assets whose inputs do not exist yet are left out."""
+    rounds = [name for name in type(params).model_fields if name.endswith("_votes")]
+    assets = dict.fromkeys([*_wanted(layout, params), *rounds])
+    found = (find_shortage(layout, params, asset, studio) for asset in assets)
+    return [shortage for shortage in found if shortage]
+
+
+def _wanted(layout: Layout, params: Params) -> dict[str, tuple[int, str, Count, str]]:
+    """Return asset -> (least number, of what, how they are counted, what to do)."""
+    more = "use more pictures (emu ingest), or see data/reports/corpus_report for what drops them"
+    wanted: dict[str, tuple[int, str, Count, str]] = {
+        "generalist_votes": (1, "pictures passed all gates", lambda: _count_manifest(layout.filtered), more),
+        "faithfulness_judge": (LEAST_JUDGED, "pictures passed the gates", lambda: _count_judged(layout), more),
+        "quality_tuned": (
+            LEAST_TRAINED,
+            "pictures are in the curated set",
+            lambda: _count_manifest(layout.curated),
+            "let the rounds of votes keep more, or raise curated_set.num_images",
+        ),
+        "automatic_report": (
+            LEAST_COMPARED,
+            "pictures are in the curated set",
+            lambda: _count_manifest(layout.curated),
+            "let the rounds of votes keep more, or raise curated_set.num_images",
+        ),
+    }
+    if folds := params.alignment_model.num_folds:
+        wanted["alignment_model"] = (
+            2 * folds,
+            "rows have a picture",
+            lambda: _count_arrived(layout),
+            "use more pictures (emu ingest), or set alignment_model.num_folds to 0",
+        )
+    for asset, least in (("autoencoder_study", LEAST_STUDIED), ("autoencoder", LEAST_TRAINED)):
+        section: AutoencoderTraining = getattr(params, asset)
+        wanted[asset] = (
+            least,
+            f"pictures of at least {section.resolution} px can be learnt from",
+            lambda section=section: _count_large(layout, section),
+            f"use more or larger pictures (emu ingest), or lower {asset}.resolution",
+        )
+    for asset in ("pretrained_low", "pretrained_mid", "pretrained_full"):
+        gates: list[str] = getattr(params, asset).gates
+        wanted[asset] = (
+            LEAST_TRAINED,
+            f"pictures passed {asset}.gates",
+            lambda gates=gates: _count_gated(layout, gates),
+            more,
+        )
+    return wanted
+
+
+def _count_manifest(folder: Path) -> int:
+    from emu_data.shards import read_manifest
+
+    return len(read_manifest(folder))
+
+
+def _count_arrived(layout: Layout) -> int:
+    from emu_data.samples import STATUS_SUCCESS
+    from emu_data.shards import iter_rows
+
+    return sum(int((rows["status"] == STATUS_SUCCESS).sum()) for rows in iter_rows(layout.raw, ["status"]))
+
+
+def _count_large(layout: Layout, section: AutoencoderTraining) -> int:
+    from emu_data.shards import iter_rows
+    from emu_steps.training_jobs import ROW_COLUMNS, usable_rows
+
+    return sum(len(usable_rows(rows, section.resolution)) for rows in iter_rows(layout.raw, ROW_COLUMNS))
+
+
+def _count_gated(layout: Layout, gates: list[str]) -> int:
+    from emu_steps.training_jobs import PASSED_GATES
+
+    return _count_ledger(layout, PASSED_GATES, {"gates": gates})
+
+
+def _count_judged(layout: Layout) -> int:
+    from emu_steps.training_jobs import PASSED_ALL
+
+    return _count_ledger(layout, PASSED_ALL)
+
+
+def _count_ledger(layout: Layout, passed: str, values: dict[str, Any] | None = None) -> int:
+    from emu_data.ledger import open_ledger
+
+    with open_ledger(layout.filtered / "ledger") as con:
+        return con.execute(f"SELECT count(*) FROM ledger WHERE {passed}", values).fetchall()[0][0]

@@ -1,0 +1,208 @@
+"""The studio's web application: who comes in, what every answer carries, and the parts that it is made of.
+
+Pages come from the server with a little plain JavaScript; nothing is loaded from elsewhere. Every address but a
+personal link's needs its cookie, every change the token of the page that it comes from.
+"""
+
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+from itsdangerous import BadSignature, URLSafeTimedSerializer
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from emu_data.files import atomic_file
+from emu_data.formatting import format_count, format_number, format_p_value, format_share, format_span, format_time
+from emu_studio.database import Database
+from emu_studio.openable import Registry
+from emu_studio.people import Person, find_by_token, find_person
+from emu_studio.pictures import Previews
+from emu_studio.progress import Numbers
+from emu_studio.queues import Queues
+from emu_studio.records import Records
+
+log = logging.getLogger("emu_studio")
+
+COOKIE = "emu_studio"
+COOKIE_SECONDS = 30 * 24 * 3600  # a month, then the personal link is opened again; chosen here
+STATIC = Path(__file__).parent / "static"
+POLICY = (
+    "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "font-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+SAFE = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What the routes work with."""
+
+    database: Database
+    queues: Queues
+    previews: Previews
+    secret: bytes
+    votes_folder: Path  # data/votes, into which a closed round is written
+    records: Records
+    openable: Registry = dict
+    numbers: Numbers = field(default_factory=Numbers)
+
+    def csrf(self, person: Person) -> str:
+        """The token that a page of this person's must send with every change."""
+        return hmac.new(self.secret, f"csrf\0{person.id}\0{person.pseudonym}".encode(), hashlib.sha256).hexdigest()
+
+
+TEMPLATES = Environment(
+    loader=PackageLoader("emu_studio"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+TEMPLATES.filters |= {
+    "count": format_count,
+    "number": format_number,
+    "p_value": format_p_value,
+    "share": format_share,
+    "span": format_span,
+    "time": format_time,
+}
+
+
+def make_app(studio: Studio) -> FastAPI:
+    """Return the application."""
+    from emu_studio.routes import PARTS
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI):
+        yield
+        studio.queues.close()
+        studio.previews.close()
+
+    app = FastAPI(title="Emu studio", openapi_url=None, lifespan=lifespan)
+    app.state.studio = studio
+    app.middleware("http")(_guard)
+    app.add_exception_handler(StarletteHTTPException, _explain)
+    app.add_exception_handler(RequestValidationError, _explain_request)
+    app.add_exception_handler(OperationalError, _explain_database)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    app.get("/enter/{token}", include_in_schema=False)(_enter)
+    for part in PARTS:
+        app.include_router(part)
+    return app
+
+
+def studio_of(request: Request) -> Studio:
+    """A dependency of routes."""
+    return request.app.state.studio
+
+
+def who(request: Request) -> Person:
+    """Who is asking; a dependency of routes. Raises 401 without a valid cookie."""
+    studio = studio_of(request)
+    try:
+        rater_id = _serializer(studio).loads(request.cookies.get(COOKIE, ""), max_age=COOKIE_SECONDS)
+    except BadSignature:
+        raise HTTPException(401, "Open your personal link to come in.") from None
+    person = find_person(studio.database, rater_id) if isinstance(rater_id, int) else None
+    if person is None:
+        raise HTTPException(401, "This link was revoked. Ask the lead for a new one.")
+    return person
+
+
+def changes(request: Request, person: Annotated[Person, Depends(who)]) -> Person:
+    """Who is changing something; a dependency of routes that change. Raises 403 without the token of a page."""
+    given = request.headers.get("X-CSRF-Token", "")
+    if not hmac.compare_digest(given, studio_of(request).csrf(person)):
+        raise HTTPException(403, "The page is out of date: reload it. Nothing was changed.")
+    return person
+
+
+def lead(person: Annotated[Person, Depends(who)]) -> Person:
+    """Who is asking, if it is a lead. Raises 403 otherwise."""
+    if person.role != "lead":
+        raise HTTPException(403, "Only a lead may see this.")
+    return person
+
+
+def render(
+    request: Request, template: str, person: Person | None = None, status: int = 200, **values: Any
+) -> HTMLResponse:
+    """Return a page. Every value is escaped: nothing of a caption is markup."""
+    csrf = studio_of(request).csrf(person) if person else ""
+    page = TEMPLATES.get_template(template).render(person=person, csrf=csrf, **values)
+    return HTMLResponse(page, status)
+
+
+async def _guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Refuse changes that another site's page sends, and put the security headers on every answer."""
+    site = request.headers.get("Sec-Fetch-Site", "same-origin")
+    if request.method not in SAFE and site not in ("same-origin", "none"):
+        response: Response = JSONResponse({"detail": "a request of another site"}, 403)
+    else:
+        response = await answer(request)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
+
+
+def _enter(request: Request, token: str) -> Response:
+    """A personal link: sets the cookie."""
+    studio = studio_of(request)
+    person = find_by_token(studio.database, token)
+    if person is None:
+        return render(request, "message.html.j2", status=404, title="No such link", told="Ask the lead for a new one.")
+    response = RedirectResponse("/", 303)
+    signed = _serializer(studio).dumps(person.id)
+    secure = request.url.scheme == "https"
+    response.set_cookie(COOKIE, signed, COOKIE_SECONDS, httponly=True, samesite="lax", secure=secure, path="/")
+    return response
+
+
+async def _explain(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"detail": error.detail}, error.status_code, headers=getattr(error, "headers", None))
+    title = {401: "Not signed in", 403: "Not allowed", 404: "Not here"}.get(error.status_code, "That did not work")
+    return render(request, "message.html.j2", status=error.status_code, title=title, told=str(error.detail))
+
+
+async def _explain_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return JSONResponse({"detail": told}, 422)
+
+
+async def _explain_database(request: Request, error: Exception) -> Response:
+    log.error("the database does not answer: %s", " ".join(str(error).split())[:300])
+    return JSONResponse({"detail": "The database does not answer; nothing is lost, this page tries again."}, 503)
+
+
+def _serializer(studio: Studio) -> URLSafeTimedSerializer:
+    return URLSafeTimedSerializer(studio.secret, salt="session")
+
+
+def read_secret(file: Path) -> bytes:
+    """Return the secret that signs cookies, made at the first call, readable by the owner alone."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(file) as partial:
+            partial.touch(0o600)
+            partial.write_bytes(secrets.token_bytes(32))
+    return file.read_bytes()
