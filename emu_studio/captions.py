@@ -205,6 +205,6 @@ def _draft_of(item: Item, short: str, long: str, used_draft: bool) -> tuple[str,
     return (draft["short"], draft["long"]) if used_draft or is_same else None
 
 
-def _latest(round_id: int) -> Select[tuple[int]]:
+def _latest(round_id: int) -> Select[Any]:
     """The numbers of the versions that count."""
     return select(func.max(Caption.id)).where(Caption.round_id == round_id).group_by(Caption.item_id)

@@ -172,13 +172,13 @@ def test_captions_go_from_the_page_into_the_curated_set(layout: Layout, params: 
     database = open_project_database(layout, None)
     queue = Queue(database, find_round(database, "captions"))
     for number, turn in enumerate(queue.take(everybody["specialist"], 2)):
-        texts = {"short": f"a drawn ball number {number}", "long": "A ball that somebody drew."}
-        save(
-            database,
-            queue,
-            everybody["specialist"],
-            [GivenCaptions(ballot=f"ballot-{number}", item=turn.item_id, **texts)],
+        given = GivenCaptions(
+            ballot=f"ballot-{number}",
+            item=turn.item_id,
+            short=f"a drawn ball number {number}",
+            long="A ball that somebody drew.",
         )
+        save(database, queue, everybody["specialist"], [given])
     database.close()
     emu("close", "captions")
     with recorded_captions(layout) as found:
