@@ -47,12 +47,11 @@ def run(arguments: Sequence[str]) -> int:
 def _report_usage(error: typer.TyperException) -> int:
     """Print what is wrong with a command line, and return the exit code."""
     context = getattr(error, "ctx", None)
-    if not error.message.strip():  # `emu votes` alone: its help has been printed
+    message = error.format_message().strip().rstrip(".")  # for a missing argument, `message` itself is empty
+    if not message:  # `emu votes` alone: its help has been printed
         return 2
     help_command = f"{context.command_path if context is not None else 'emu'} --help"
-    print(
-        f"emu: {error.format_message().strip().rstrip('.')}; `{help_command}` shows what is possible", file=sys.stderr
-    )
+    print(f"emu: {message}; `{help_command}` shows what is possible", file=sys.stderr)
     return 2
 
 

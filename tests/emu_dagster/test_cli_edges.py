@@ -65,6 +65,14 @@ def parameters() -> Iterator[Any]:
                 yield pytest.param(words, parameter, id=" ".join([*words, parameter.opts[0]]))
 
 
+def required_arguments() -> Iterator[Any]:
+    """Each command that cannot run without an argument, with what the first one is called."""
+    for words, command in commands():
+        missing = [one for one in command.params if one.required and not one.opts[0].startswith("-")]
+        if missing:
+            yield pytest.param(words, missing[0].metavar or missing[0].name, id=" ".join(words))
+
+
 @pytest.fixture
 def root(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project in which nothing was made, without credentials."""
@@ -115,6 +123,12 @@ def test_absurd_values_are_refused_in_one_line(
 @pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)
 def test_every_command_refuses_unknown_options(words, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "--help" in refused([*words, "--no-such-option"], capfd)
+
+
+@pytest.mark.parametrize(("words", "argument"), list(required_arguments()))
+def test_a_missing_argument_is_named(words, argument: str, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    last = refused([*words, *OPTIONS.get(" ".join(words), [])], capfd)
+    assert argument in last and "--help" in last
 
 
 @pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)

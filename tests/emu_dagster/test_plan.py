@@ -55,7 +55,7 @@ def test_every_training_is_printed_and_every_assumption_labelled():
 def test_assumptions_follow_the_options():
     text = printed("smoke", utilisation=0.25, dollars_per_gpu_hour=1.1, strategy="ddp")
     assert "25% of the peak" in text
-    assert "1.1 dollars an hour" in text
+    assert "1.1 dollars per GPU-hour" in text
     assert "16 x H100 SXM 80 GB, ddp" in text
 
 

@@ -136,7 +136,7 @@ def test_the_ledger_is_compared_with_the_raw_rows_and_not_with_itself(tmp_path) 
     assert compare_with_raw(tmp_path, [raw.iloc[:1], raw.iloc[1:2]]) == RawRows(2, 1)
     with pytest.raises(ValueError, match="1 of 3 raw rows are not in the ledger"):
         compare_with_raw(tmp_path, [raw.iloc[:2], pd.DataFrame({"key": ["lost"]})])
-    with pytest.raises(ValueError, match="1 rows of the ledger are of no raw row"):
+    with pytest.raises(ValueError, match="1 rows of the ledger match no raw row"):
         compare_with_raw(tmp_path, [raw.iloc[:1]])
 
 

@@ -152,6 +152,6 @@ def test_samples_need_rows_and_keys_are_unique(tmp_path: Path) -> None:
     samples = make_samples(0, 2)
     with pytest.raises(ValueError, match="no row"):
         write_shard(tmp_path, 0, samples, pd.DataFrame([{"key": samples[0].key, "status": "success"}]))
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="repeated keys"):
         write_shard(tmp_path, 0, [], pd.DataFrame([{"key": "1", "status": "x"}] * 2))
     assert list_shards(tmp_path) == []

@@ -41,7 +41,8 @@ def trained(project: Path, key: str) -> tuple[Layout, Params, str, dict[str, str
     log = [{"step": 4, "val_loss": 0.2}, {"step": 6, "val_loss": 0.25}]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)))
     layout.curated.mkdir(parents=True)
-    (layout.curated / "meta.json").write_text('{"chosen_by": "60 votes of the rubric panel, not people"}')
+    meta = {"chosen_by": "60 votes of the rubric panel, not people", "captioned_by": "nobody"}
+    (layout.curated / "meta.json").write_text(json.dumps(meta))
     inputs = {
         "raw_corpus": "1" * 32,
         "curated_set": "2" * 32 + ".dir",

@@ -36,6 +36,7 @@ BROKEN = {make_key(0, 1), make_key(0, 2)}  # a small and a large one whose heade
 NAMES = {"decode_rgb", "read_images", "LazySample"}
 DECODERS = {
     "emu_dagster/defs/corpus.py": "rows of the alignment training, which look_guarded decoded",
+    "emu_dagster/commands/studio_rounds.py": "data/filtered, whose pictures passed the cascade",
     "emu_data/guarded.py": "in the guard's child",
     "emu_data/cascade.py": "in the guard's child",
     "emu_data/samples.py": "published: of keys that passed the cascade",

@@ -40,5 +40,5 @@ def test_inconsistent_counts_are_refused():
     training, images = make_pictures(3, 0)
     with pytest.raises(ValueError, match="numbers must be equal"):
         find_nearest(training, training, ["a"], images, images)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least 1"):
         find_nearest(training, training[:0], [], images, images[:0])
