@@ -16,7 +16,7 @@ from sqlalchemy import insert, select
 from emu_data.files import atomic_file
 from emu_data.votes.harvest.plan import plan_queue
 from emu_data.votes.harvest.queue import Harvest, Ranking, Step
-from emu_data.votes.harvest.stops import Stop, certify, misses_in_a_row
+from emu_data.votes.harvest.stops import Stop, certify, estimate, misses_in_a_row
 from emu_studio.database import Database, HarvestStep
 from emu_studio.rounds import OpenRound
 
@@ -83,6 +83,8 @@ class Harvester:
         rule, labels = self._round.plan.stop, self._labels()
         if rule.kind == "certificate":
             return certify(self.plan, self._harvest.steps, labels, rule.recall, rule.confidence)
+        if rule.kind == "estimate":
+            return estimate(self.plan, self._harvest.steps, labels, self.ranking, rule.recall)
         return misses_in_a_row(self._harvest.steps, labels, rule.misses) if rule.kind == "misses" else None
 
     def describe(self) -> str:

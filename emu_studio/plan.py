@@ -36,13 +36,14 @@ class Stop(BaseModel):
     """When a round may be closed before everything was seen.
 
     kind: "all": when each item has its votes. "wanted": a heuristic, when `target` pictures were kept. "misses": a
-    heuristic, after `misses` pictures in a row that nobody kept. "certificate": when the control sample certifies that
+    heuristic, after `misses` pictures in a row that nobody kept. "estimate": an estimator, when the probe's scores say
+    that `recall` of the keepers were found (QuantCI, arXiv 2106.09871). "certificate": when the control sample certifies that
     `recall` of the keepers were found, at `confidence` (QBCB, arXiv 2108.12746).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["all", "wanted", "misses", "certificate"] = "all"
+    kind: Literal["all", "wanted", "misses", "estimate", "certificate"] = "all"
     misses: int = Field(default=200, ge=1)
     recall: float = Field(default=0.8, gt=0, lt=1)
     confidence: float = Field(default=0.95, gt=0, lt=1)
@@ -93,8 +94,8 @@ class RoundPlan(BaseModel):
             raise ValueError(f"the name {wrong[0]} is for rounds of {wrong[0]}: give another name")
         if self.stop.kind == "wanted" and self.target is None:
             raise ValueError("stop: `wanted` needs a target")
-        if self.stop.kind == "certificate" and not self.num_control:
-            raise ValueError("stop: a certificate needs num_control pictures that are drawn uniformly")
+        if self.stop.kind in ("estimate", "certificate") and not self.num_control:
+            raise ValueError(f"stop: `{self.stop.kind}` needs num_control pictures that are drawn uniformly")
         if self.stop.kind != "all" and self.question in (*PAIRS, "captions"):
             raise ValueError(f"stop: a round of {self.question} ends when all is done, so its kind is `all`")
         if self.question == "captions" and self.raters_per_item != 1:

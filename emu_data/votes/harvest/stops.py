@@ -137,14 +137,17 @@ def estimate(
     plan: QueuePlan,
     steps: Sequence[Step],
     labels: Mapping[int, bool],
-    ranking: Ranking,
+    ranking: Ranking | None,
     recall: float = RECALL,
 ) -> Stop:
     """Whether the estimated recall, less NUM_DEVIATIONS of its standard deviations, is at least `recall`.
 
     A logistic curve turns scores into probabilities. It is fitted to the votes on the control sample, the only ones on
     items that the probe neither chose nor learned from. If those are all the same there is no estimate.
+    ranking: the newest one; None if there is no probe yet.
     """
+    if ranking is None:
+        return Stop("estimator", False, "No estimate yet: no probe has learned from the votes.", recall)
     rows = np.array([row for row in plan.control.tolist() if row in labels], dtype=np.int64)
     kept = np.array([labels[row] for row in rows.tolist()], dtype=bool)
     if kept.all() or not kept.any():
