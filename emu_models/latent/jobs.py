@@ -171,10 +171,13 @@ class DenoiserJob(LoopJob):
         """Return digests of the text encoders that params name, or of the packaged one; none if the training starts
         from a checkpoint, which has its own."""
         from emu_models.text import list_text_encoders
-        from emu_models.training.cache import hash_text_encoder
+        from emu_models.training.cache import hash_packaged_text_encoder, hash_text_encoder
 
-        names = list_text_encoders(self.text_encoder) if self.start_from is None else []
-        return {f"text_encoder.{i}": hash_text_encoder(name) for i, name in enumerate(names)}
+        if self.start_from is not None:
+            return {}
+        if self.text_encoder is None:
+            return {"text_encoder.0": hash_packaged_text_encoder()}
+        return {f"text_encoder.{i}": hash_text_encoder(n) for i, n in enumerate(list_text_encoders(self.text_encoder))}
 
 
 def _report(job: LoopJob, result: "TrainingResult") -> dict[str, Any]:

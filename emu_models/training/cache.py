@@ -28,7 +28,7 @@ from emu_data.files import atomic_file
 from emu_data.samples import DECODING
 from emu_models.latent.autoencoder.network import Moments
 from emu_models.latent.checkpoints import AnyAutoencoder, AnyTextEncoder
-from emu_models.text import TextFeatures, load_text_encoders
+from emu_models.text import TextFeatures, list_text_encoders, load_text_encoders
 from emu_models.training.distributed import ALONE, World
 from emu_models.training.identity import hash_weights_at
 from emu_models.training.rows import PictureRows
@@ -63,6 +63,13 @@ def hash_text_encoder(name: str) -> str:
         return hash_weights_at(Path(name))
     encoders = load_text_encoders(name)
     return hash_all(hash_weights(encoders.models[0]), json.dumps(sorted(encoders.tokenizers[0].get_vocab().items())))
+
+
+@lru_cache(maxsize=1)
+def hash_packaged_text_encoder() -> str:
+    """Return the digest of the packaged encoder, 90 MB that do not change while a process runs."""
+    (name,) = list_text_encoders(None)
+    return hash_text_encoder(name)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ print("caption_lengths" in read, "Median: " in (reports / "index.html").read_tex
     assert project.must("python", "-c", script).splitlines()[-1] == "True True"
 
 
+@pytest.mark.campaign
 def test_a_training_of_another_family_runs_in_the_child_and_is_not_repeated(project: Project):
     assert len(files_of(DIFFS[3])) == 3
     project.must("python", "-m", "emu_dagster.cli", "materialize", "raw_corpus", "mean_picture")

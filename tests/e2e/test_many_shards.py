@@ -51,10 +51,8 @@ def write_corpus(folder: Path, num_shards: int, num_rows: int) -> None:
         write_shard(folder, shard, samples, pd.DataFrame(rows))
 
 
-@pytest.mark.parametrize(
-    ("num_shards", "num_rows"),
-    [pytest.param(1, 20, marks=pytest.mark.campaign), (2, 10), pytest.param(500, 1, marks=pytest.mark.campaign)],
-)
+@pytest.mark.campaign
+@pytest.mark.parametrize(("num_shards", "num_rows"), [(1, 20), (2, 10), (500, 1)])
 def test_the_corpus_job_is_one_run(tmp_path: Path, num_shards: int, num_rows: int):
     project = make_project(tmp_path / "project")
     write_corpus(tmp_path / "source", num_shards, num_rows)

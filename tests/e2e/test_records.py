@@ -75,6 +75,7 @@ def test_a_copy_without_git_and_home_continues_by_itself(demo, tmp_path):
     assert project.must("dvc", "status", **home).strip().endswith("up to date.")
 
 
+@pytest.mark.campaign
 def test_a_training_survives_its_tracking_server(demo, tmp_path):
     """The model is kept when its asset reports that the server is gone, and the next materialisation uses it."""
     project = copy_of(demo[0], tmp_path / "project")

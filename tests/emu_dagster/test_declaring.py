@@ -249,11 +249,11 @@ def versions(declarations: dict[str, Declaration]) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_changed_constant_makes_stale_exactly_what_reaches_it(declarations, copy):
-    """A constant of every module of ours, drawn at random."""
+    """A constant of 50 modules of ours, both drawn at random."""
     rng = random.Random(0)
     reached = {key: reached_parts(declaration.function) for key, declaration in declarations.items()}
     before, num_reached = versions(declarations), 0
-    for module in modules():
+    for module in rng.sample(list(modules()), 50):
         path = module_path(module)
         assert path is not None
         source = path.read_text()
@@ -267,7 +267,7 @@ def test_a_changed_constant_makes_stale_exactly_what_reaches_it(declarations, co
         expected = {key for key, parts in reached.items() if {(module, WHOLE), (module, owner)} & parts}
         assert {key for key in declarations if now[key] != before[key]} == expected, f"{module}, line {node.lineno}"
         num_reached += bool(expected)
-    assert num_reached > 60
+    assert num_reached > 20
 
 
 def test_comments_and_docstrings_make_nothing_stale(declarations, copy):

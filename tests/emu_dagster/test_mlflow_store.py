@@ -218,7 +218,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["kill", "pause"])
+@pytest.mark.parametrize("end", ["kill", pytest.param("pause", marks=pytest.mark.campaign)])
 def test_what_a_dead_server_missed_is_reported_later(
     project: Path, server: Server, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,9 +98,9 @@ def test_killed_at_any_write_it_ends_with_the_bytes_of_an_undisturbed_run(
     assert ended == 0 and num_writes > 50
     rng = random.Random(11)
     # each continues where the one before was killed, so that few writes are left for the later ones
-    kills = [(rng.randrange(1, num_writes // most), 4) for most in (4, 4, 4, 4, 2, 2, 4)]
+    kills = [(rng.randrange(1, num_writes // most), 4) for most in (4, 4, 4, 2, 4)]
     found = run(given, tmp_path / "killed", *kills, (0, 4))
-    assert sum(ended == signal.SIGKILL for _, ended, _ in found) > 3
+    assert sum(ended == signal.SIGKILL for _, ended, _ in found) > 2
     assert {digest for *_, digest in found} <= {"none", alone}
     assert found[-1][1:] == (0, alone)
 
@@ -109,7 +109,7 @@ def test_killed_at_any_write_it_ends_with_the_bytes_of_an_undisturbed_run(
 def test_publishing_killed_at_any_write_leaves_a_whole_model_or_none(given: dict[str, str], tmp_path: Path) -> None:
     (_, _, old), (_, _, new), (num_writes, _, again) = run(given, tmp_path, (0, 1), (0, 2), (0, 1))
     assert old == again != new
-    kills = random.Random(12).sample(range(1, num_writes + 1), 6)
+    kills = random.Random(12).sample(range(1, num_writes + 1), 4)
     # each time that the publishing of the one-step training is killed, the model of two steps is there
     found = run(given, tmp_path, *(one for kill_at in kills for one in ((0, 2), (kill_at, 1))), (0, 1))
     assert all(ended == signal.SIGKILL for _, ended, _ in found[1::2])
