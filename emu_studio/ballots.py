@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import delete, insert, or_, select
+from sqlalchemy import delete, insert, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from emu_data.votes.log import GENESIS, VoteLogError, chain_vote
@@ -158,8 +158,9 @@ class Clerk:
             lines += lines_of(votes, ballot.ballot, item.id, person)
         if lines:
             append(session, round_, lines)
-            done = [item_id for item_id, _, _ in request.noted]
-            session.execute(delete(Lease).where(Lease.rater_id == person.id, Lease.item_id.in_(done)))
+            done = [(item_id, is_repeat) for item_id, _, is_repeat in request.noted]  # a repeat has its own lease
+            of_these = tuple_(Lease.item_id, Lease.is_repeat).in_(done)
+            session.execute(delete(Lease).where(Lease.rater_id == person.id, of_these))
 
 
 _Word = tuple[str, str, str]

@@ -111,6 +111,7 @@ class Queue:
             self.order = np.array(self.harvester.shown, np.int64)
         else:
             self.order = seeded_order(self.keys, f"{self.plan.seed}")
+        self._shows_one = self.plan.is_pairs or self.plan.question == "specialist"
         self._front = 0  # of the order: all before it has its votes
         self._own_orders: dict[int, np.ndarray] = {}
 
@@ -153,13 +154,13 @@ class Queue:
             return turns
 
     def note(self, person: Person, item_id: int, decision: str, is_repeat: bool) -> None:
-        """Take note of a vote or a caption that the database has: its lease ends. A pair whose vote is withdrawn is on
-        the rater's screen again, so it is theirs before all that they hold."""
+        """Take note of a vote or a caption that the database has: its lease ends. Where one item is shown at a time, one
+        whose vote is withdrawn is on the rater's screen again, so it is theirs before all that they hold."""
         with self._lock:
             place = self.place_of(item_id)
             if self._leases.pop((person.id, place, is_repeat), None) is not None and not is_repeat:
                 self.num_leased[place] -= 1
-            is_taken_back = decision == WITHDRAWN and self.plan.is_pairs and self._state(person.id).is_done[place]
+            is_taken_back = decision == WITHDRAWN and self._shows_one and self._state(person.id).is_done[place]
             self._note(person.id, place, decision, is_repeat)
             if is_taken_back:  # the database knows of it when they next take items
                 lease = (person.id, place, is_repeat)

@@ -9,6 +9,7 @@ const before = [];
 let turn = null;
 let picked = 0;
 let shown = 0;
+let numAsked = 0;
 
 function draw() {
   stage.replaceChildren(turn.images[picked]);
@@ -24,8 +25,15 @@ function draw() {
 
 async function next() {
   turn = null;
+  numAsked += 1;
+  const asked = numAsked;
   const [taken] = await turns.take(1);
+  if (asked !== numAsked) return taken && turns.waiting.unshift(taken); // a decision was taken back meanwhile
   if (!taken) return finished(stage);
+  show(taken);
+}
+
+function show(taken) {
   turn = taken;
   picked = 0;
   draw();
@@ -36,19 +44,22 @@ function decide(decision, reason = "") {
   const seconds = Math.round(performance.now() - shown) / 1000;
   outbox.put({ ballot: newKey(), item: turn.item, decision, reason, picked, seconds });
   if (decision === "unsure") turns.forget(`${turn.item} false`);
-  before.push(turn);
+  before.push({ turn, picked });
   if (before.length > KEPT) before.shift();
   turns.numDecided += 1;
   next();
 }
 
+// What is taken back does not count from now on, also where one does not decide again.
 function back() {
   if (!before.length) return problem("There is nothing to take back.");
+  const earlier = before.pop();
+  outbox.put({ ballot: newKey(), item: earlier.turn.item, decision: "withdrawn", picked: earlier.picked });
+  turns.remember(earlier.turn);
   if (turn) turns.waiting.unshift(turn);
-  turn = before.pop();
   turns.numDecided -= 1;
-  picked = 0;
-  draw();
+  numAsked += 1;
+  show(earlier.turn);
 }
 
 const buttons = [...document.querySelectorAll("aside button[data-decision]")];

@@ -175,6 +175,12 @@ export class Turns {
     this.waiting.unshift(turn);
   }
 
+  // An item that is on the screen again is not shown a second time.
+  remember(turn) {
+    this.#seen.add(`${turn.item} ${turn.is_repeat ?? false}`);
+    this.waiting = this.waiting.filter((one) => one.item !== turn.item || one.is_repeat !== turn.is_repeat);
+  }
+
   // An item that must be asked about again may come back under the same number.
   forget(item) {
     this.#seen.delete(item);

@@ -72,6 +72,13 @@ def test_single_pictures_one_key_a_decision_unsure_comes_back(tmp_path: Path, pa
         page.keyboard.press("Backspace")  # the third again
         assert shown.get_attribute("src") == seen[-1]
         press("k")
+        # taken back before the next picture is there: the one on the screen is not lost, nor shown twice
+        page.evaluate("""() => {
+          const press = (key) => dispatchEvent(new KeyboardEvent('keydown', { key }));
+          press('k'); press('Backspace'); press('Backspace');
+        }""")
+        assert shown.get_attribute("src") == seen[-1]
+        press("k")
         skipped = shown.get_attribute("src")
         page.keyboard.press("s")
         page.locator("#why").fill("out of focus on purpose?")
