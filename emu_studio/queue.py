@@ -154,8 +154,8 @@ class Queue:
             return turns
 
     def note(self, person: Person, item_id: int, decision: str, is_repeat: bool) -> None:
-        """Take note of a vote or a caption that the database has: its lease ends. Where one item is shown at a time, one
-        whose vote is withdrawn is on the rater's screen again, so it is theirs before all that they hold."""
+        """Take note of a vote or a caption that the database has: its lease ends. Where one item is shown at a time,
+        one whose vote is withdrawn is on the rater's screen again, so it is theirs before all that they hold."""
         with self._lock:
             place = self.place_of(item_id)
             if self._leases.pop((person.id, place, is_repeat), None) is not None and not is_repeat:
