@@ -1,7 +1,7 @@
 """How many pictures people look at until they have found the needles: `make bench NAME=harvest`.
 
 The queue of a round (emu_data/votes/harvest) with the studio's settings, beside ASReview 3 on the same features and
-beside random order. On each corpus of _needles.py, with three seeds:
+beside random order. On each corpus of _needles.py, with three seeds (ASReview with one):
 
 views     pictures shown until people have found 80 % (and 90 %) of the needles, control sample and exploration included
 AUC       of the probe, out of fold, trained with all answers: how well these features tell needles at all
@@ -132,7 +132,7 @@ def compare(corpus: Corpus, cache: Path) -> tuple[dict[str, float], dict[str, np
     runs = [run(corpus, seed) for seed in SEEDS]
     peer = [
         corpus.is_needle[asreview_order(corpus, first_seen(corpus, seed), BATCH, wanted(corpus, SHARES[-1]), cache)]
-        for seed in SEEDS
+        for seed in SEEDS[:1]  # a minute each
     ]
     auc = measure_auc(corpus)
     print(f"{corpus.name}: {len(corpus.keys)} items, {corpus.is_needle.sum()} needles, AUC {auc:.3f}")
@@ -149,7 +149,7 @@ def compare(corpus: Corpus, cache: Path) -> tuple[dict[str, float], dict[str, np
         f"  the last probe's own order: {[one.own_order for one in runs]} views, exploration and control "
         f"{[one.num_beside for one in runs]}; the rest is {', '.join(f'{x:.2f}' for x in over)} times its own order"
     )
-    figures = {"auc": auc, "of_random": float(np.mean(ours) / random_views(corpus, SHARES[0])), "over": max(over)}
+    figures = {"auc": auc, "of_random": float(np.mean(ours) / random_views(corpus, SHARES[0])), "over": float(np.mean(over))}
     return figures, {"the studio's queue": runs[0].found, "ASReview 3": peer[0]}
 
 
@@ -175,7 +175,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=1000)
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
-    corpora = [*(drawn(20_000, seed) for seed in SEEDS[:2]), *openclipart(arguments.cache)]
+    corpora = [*(drawn(10_000, seed) for seed in SEEDS[:2]), *openclipart(arguments.cache)]
     figures, curves = {}, {}
     for corpus in corpora:
         figures[corpus.name], curves[corpus.name] = compare(corpus, arguments.cache)
