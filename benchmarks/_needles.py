@@ -106,6 +106,9 @@ def asreview_order(corpus: Corpus, first: list[int], batch: int, num_needed: int
     at the start, with both answers."""
     given, out = cache / "given.npz", cache / "order.npy"
     labels = corpus.is_needle.astype(int)
-    np.savez(given, features=corpus.embeddings, labels=labels, first=first, batch=batch, num_needed=num_needed)
+    lengths = np.linalg.norm(corpus.embeddings, axis=1, keepdims=True)  # as its own recipe for embeddings
+    np.savez(
+        given, features=corpus.embeddings / lengths, labels=labels, first=first, batch=batch, num_needed=num_needed
+    )
     subprocess.run([peer_python(cache), HERE / "_asreview_loop.py", given, out], check=True, stdout=sys.stderr)
     return np.load(out)

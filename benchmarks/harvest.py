@@ -149,7 +149,11 @@ def compare(corpus: Corpus, cache: Path) -> tuple[dict[str, float], dict[str, np
         f"  the last probe's own order: {[one.own_order for one in runs]} views, exploration and control "
         f"{[one.num_beside for one in runs]}; the rest is {', '.join(f'{x:.2f}' for x in over)} times its own order"
     )
-    figures = {"auc": auc, "of_random": float(np.mean(ours) / random_views(corpus, SHARES[0])), "over": float(np.mean(over))}
+    figures = {
+        "auc": auc,
+        "of_random": float(np.mean(ours) / random_views(corpus, SHARES[0])),
+        "over": float(np.mean(over)),
+    }
     return figures, {"the studio's queue": runs[0].found, "ASReview 3": peer[0]}
 
 

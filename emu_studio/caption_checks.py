@@ -86,10 +86,14 @@ def edit_distance(first: str, second: str) -> int:
 def _check_length(short: str, long: str) -> list[Finding]:
     found, (fewest, most) = [], SHORT_WORDS
     if not fewest <= (num := count_words(short)) <= most:
-        found.append(Finding("short", "length", f"{num} word{'s' * (num != 1)}; a short caption has {fewest} to {most}."))
+        found.append(
+            Finding("short", "length", f"{num} word{'s' * (num != 1)}; a short caption has {fewest} to {most}.")
+        )
     fewest, most = LONG_SENTENCES
     if not fewest <= (num := count_sentences(long)) <= most:
-        found.append(Finding("long", "length", f"{num} sentence{'s' * (num != 1)}; a long caption has {fewest} to {most}."))
+        found.append(
+            Finding("long", "length", f"{num} sentence{'s' * (num != 1)}; a long caption has {fewest} to {most}.")
+        )
     elif _words(long) == _words(short):
         found.append(Finding("long", "length", "It says no more than the short one."))
     return found
