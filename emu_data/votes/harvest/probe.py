@@ -1,8 +1,8 @@
 """A linear probe: which pictures of a queue are like those that people kept, by their embeddings.
 
 Logistic regression with balanced class weights. A linear model over fixed features, retrained from nothing each time,
-is the default of ASReview 3 (there a linear SVM); this one is as good here, several times faster, and its loss does not
-depend on the order of the votes (docs/log.md, 2026-11-27).
+is the default of ASReview 3 (there a linear SVM); the loss of this one does not depend on the order of the votes.
+`make bench NAME=harvest` compares the two (docs/log.md, 2026-11-27).
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 CHUNK = 8192  # embeddings that are scored at a time, 16 MiB at 512 dimensions; chosen here
-C = 3.0  # inverse strength of the penalty, over the dimensions, for features of mean square 1; chosen by docs/log.md
+C = 3.0  # inverse strength of the penalty, over the dimensions, for features of mean square 1; chosen here
 MAX_ITERATIONS = 200  # of L-BFGS; it takes 20 to 80 here
 
 
