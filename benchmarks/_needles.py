@@ -92,7 +92,7 @@ def describe(files: list[Path], cache: Path) -> tuple[list[Path], np.ndarray]:
 
 def peer_python(cache: Path) -> Path:
     """The Python of the peers' environment, made once (half a gigabyte)."""
-    folder = cache / "peers"
+    folder = cache.resolve() / "peers"
     python = folder / "bin" / "python"
     if not (folder / ".complete").is_file():
         venv.create(folder, with_pip=True, clear=True)
@@ -110,5 +110,6 @@ def asreview_order(corpus: Corpus, first: list[int], batch: int, num_needed: int
     np.savez(
         given, features=corpus.embeddings / lengths, labels=labels, first=first, batch=batch, num_needed=num_needed
     )
-    subprocess.run([peer_python(cache), HERE / "_asreview_loop.py", given, out], check=True, stdout=sys.stderr)
+    command = [peer_python(cache), HERE / "_asreview_loop.py", given.resolve(), out.resolve()]
+    subprocess.run(command, check=True, stdout=sys.stderr, cwd=cache)  # it leaves a file of its own where it runs
     return np.load(out)
