@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from emu_models.latent import trainings
 from emu_models.latent.checkpoints import captions_of, latents_of, load_pipeline
 from emu_models.latent.denoiser import denoise
+from emu_models.latent.drawing import draw
 from emu_models.latent.jobs import Adapters, DenoiserJob, DenoiserTrainingConfig
-from emu_models.latent.pipeline import draw
 from emu_models.training.jobs import LoopConfig
 from tests.checkpoints import make_checkpoint
 from tests.shards import write_toy_shards
