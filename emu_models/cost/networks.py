@@ -100,13 +100,14 @@ class CheckpointNetworks:
 
     def build_denoiser(self) -> UNet2DConditionModel:
         """Return the U-Net."""
-        network = UNet2DConditionModel.from_config(self._config("unet"))
+        network: Any = UNet2DConditionModel.from_config(self._config("unet"))
         choose_attention(network)
         return network
 
     def build_autoencoder(self) -> AnyAutoencoder:
         """Return the autoencoder."""
-        return ScaledAutoencoder(AutoencoderKL.from_config(self._config("vae")), has_channel_statistics=False)
+        autoencoder: Any = AutoencoderKL.from_config(self._config("vae"))
+        return ScaledAutoencoder(autoencoder, has_channel_statistics=False)
 
     def latents(self, batch: int, resolution: int) -> torch.Size:
         """Return the shape of the latents of pictures of `resolution` px per side."""

@@ -143,7 +143,7 @@ def measure_autoencoder(networks: ProfileNetworks, resolution: int, batch_size: 
             network, adversary = Autoencoder(**networks.autoencoder), PatchDiscriminator()
             perceptual = LpipsDistance() if with_lpips else None
         for part in perceptual.modules() if perceptual else ():  # some of its constants start on the CPU
-            part._buffers = {name: buffer.cuda() for name, buffer in part._buffers.items()}
+            part._buffers = {name: None if buffer is None else buffer.cuda() for name, buffer in part._buffers.items()}
         trained = sum(p.nbytes for module in (network, adversary) for p in module.parameters())
         average = sum(p.nbytes for p in network.parameters())
         counter = MemoryCounter()

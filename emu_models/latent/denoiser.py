@@ -42,11 +42,12 @@ class DeviceAttention:
 
 def choose_attention(denoiser: UNet2DConditionModel) -> None:
     """Make the network choose its attention by the device of each call."""
-    chosen = {
+    chosen: dict[type, Any] = {
         AttnProcessor2_0: DeviceAttention(AttnProcessor(), AttnProcessor2_0()),
         AttnAddedKVProcessor2_0: DeviceAttention(AttnAddedKVProcessor(), AttnAddedKVProcessor2_0()),
     }
-    denoiser.set_attn_processor({name: chosen.get(type(p), p) for name, p in denoiser.attn_processors.items()})
+    processors: Any = {name: chosen.get(type(p), p) for name, p in denoiser.attn_processors.items()}
+    denoiser.set_attn_processor(processors)
 
 
 def denoise(denoiser: UNet2DConditionModel, z_BChw: Tensor, t_B: Tensor, text: TextFeatures, factor: int = 8) -> Tensor:

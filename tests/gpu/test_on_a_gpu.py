@@ -59,10 +59,12 @@ def rows() -> LatentRows:
 def denoiser_learner(rows: LatentRows, device: torch.device, **changes: Any) -> DenoiserLearner:
     torch.manual_seed(0)
     networks = ProfileNetworks(SMALL, {"latent_channels": 4, "fold": 4, "widths": [16, 32]}, ((Hidden(32), 8),))
-    network, autoencoder = networks.build_denoiser().to(device), Autoencoder(4, widths=(16, 32)).to(device)
+    network: Any = networks.build_denoiser()
+    autoencoder: Any = Autoencoder(4, widths=(16, 32))
     config = replace(DenoiserTrainingConfig(STEPS, 8, 1e-4, 0.0, 0.1, 0), **changes)
     null = TextFeatures(torch.zeros(1, 8, 32), torch.ones(1, 8, dtype=torch.bool), torch.zeros(1, 32))
-    return DenoiserLearner(network.train(), autoencoder, build_scheduler(), rows, rows, null, config)
+    parts = network.to(device).train(), autoencoder.to(device)
+    return DenoiserLearner(*parts, build_scheduler(), rows, rows, null, config)
 
 
 class Hidden:

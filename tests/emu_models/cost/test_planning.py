@@ -70,7 +70,8 @@ def flops_by_hand(network: nn.Module, run: Callable[[], object]) -> int:
 def test_counted_flops_are_those_counted_by_hand(networks):
     denoiser = networks.build_denoiser()
     text = make_text(networks, 1, "cpu")
-    text.tokens_BLD.zero_(), text.pooled_BD.zero_(), text.mask_BL.fill_(True)
+    for tensor, value in ((text.tokens_BLD, 0), (text.pooled_BD, 0), (text.mask_BL, True)):
+        tensor.fill_(value)
     inputs = torch.zeros(networks.latents(1, 128)), torch.zeros(1, dtype=torch.long), text
     with torch.no_grad():
         expected = flops_by_hand(denoiser, lambda: denoise(denoiser, *inputs))
