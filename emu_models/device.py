@@ -1,6 +1,8 @@
 """The device on which tensors are, and the precision of arithmetic."""
 
 import contextlib
+import resource
+import sys
 
 import torch
 
@@ -21,3 +23,12 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager:
     if half_precision_pays(device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory, in bytes, that this process has held so far: tensors on CUDA, otherwise all that is
+    resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): KiB, on macOS bytes

@@ -16,6 +16,7 @@ from emu_models.latent.checkpoints import AnyAutoencoder
 from emu_models.latent.denoiser import denoise
 from emu_models.latent.jobs import DenoiserTrainingConfig
 from emu_models.text import TextFeatures
+from emu_models.training.compiling import compile_blocks
 from emu_models.training.distributed import ALONE, World, exchange_gradients, whole
 from emu_models.training.ema import copy_for_averaging
 from emu_models.training.order import BatchOrder, draw_rows
@@ -103,6 +104,8 @@ class DenoiserLearner:
         self.averaged = copy_for_averaging(self.network)
         if config.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
+        if config.compile:
+            compile_blocks(self.network, self.device)
         for module in (self.network, self.averaged):
             world.spread(module)
         self.order = BatchOrder(trained.buckets, config.batch_size, config.seed)
@@ -139,11 +142,11 @@ class DenoiserLearner:
         return Batch(z0, noise, t_B, text, weights_B)
 
     def learn(self, step: int, batch: Batch) -> dict[str, float]:
-        """Do one optimiser step. Return loss, the mean over the rows, and grad_norm, before clipping."""
-        config, optimizer = self.config, self.optimizers["network"]
+        """Compute the gradients of a step. Return loss, the mean over the rows, and grad_norm, before clipping."""
+        config = self.config
         parts = batch.split(config.micro_batch_size or len(batch.z0))
         scale = self.world.size / config.batch_size  # gradients are averaged over the processes
-        optimizer.zero_grad()
+        self.optimizers["network"].zero_grad()
         total = torch.zeros((), device=self.device)
         for part in parts:
             exchange_gradients(self.network, part is parts[-1])
@@ -151,7 +154,6 @@ class DenoiserLearner:
             loss.backward()
             total += loss.detach()
         norm = whole(torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM))
-        optimizer.step()
         return {"loss": total.item(), "grad_norm": norm.item()}
 
     def _weighted_loss(self, network: torch.nn.Module, batch: Batch) -> Tensor:
