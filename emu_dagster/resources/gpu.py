@@ -120,6 +120,9 @@ class TrainingProcess(dg.ConfigurableResource):
                     GRACE_VARIABLE: str(self.grace_seconds),
                     # torchrun kills what it started 30 s after an interrupt; a large state takes longer to save
                     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.grace_seconds + MARGIN_SECONDS / 2)),
+                    # one store for all starts, torchrun's default (2.14), keeps the addresses of killed processes, and
+                    # those that it starts again may read them
+                    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
                 },
                 pass_fds=lock_files,
                 start_new_session=True,

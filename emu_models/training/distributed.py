@@ -144,6 +144,7 @@ def join_world(strategy: Strategy = "ddp") -> Iterator[World]:
     is_lost = False
     try:
         patient = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
+        assert isinstance(patient, dist.ProcessGroup)
         yield World(dist.get_rank(), size, make_mesh(strategy, size), patient)
     except RuntimeError as error:
         is_lost = _is_of_an_exchange(error)

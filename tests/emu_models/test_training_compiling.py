@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config
 
 from emu_models.latent.building import build_denoiser
 from emu_models.latent.denoiser import denoise
@@ -30,7 +31,7 @@ def compiled_in(network: nn.Module) -> set[str]:
 
 def test_without_a_compiler_one_sentence_says_so_and_nothing_is_compiled(monkeypatch, caplog):
     torch._dynamo.reset()  # forget what was compiled in this process
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
     network = build()
     assert not compiling.compile_blocks(network, CPU)
     assert compiled_in(network) == set()
