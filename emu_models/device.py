@@ -1,6 +1,8 @@
 """The device on which tensors are, and the precision of arithmetic."""
 
 import contextlib
+import resource
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -43,3 +45,12 @@ def lend(device: torch.device, *modules: nn.Module) -> Iterator[None]:
     finally:
         for module, place in zip(modules, before, strict=True):
             module.to(place)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory, in bytes, that this process has held so far: tensors on CUDA, otherwise all that is
+    resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): KiB, on macOS bytes

@@ -222,9 +222,11 @@ def _peaks_table(params: Params, costs: "Costs", cluster: "Cluster", trainings: 
     if len(trainings) > 1:  # otherwise another checkpoint brings its autoencoder
         section = params.autoencoder
         lpips = section.losses.perceptual.kind == "lpips"
-        taken = costs.autoencoder(section.resolution, section.batch_size, lpips)
-        name = f"the autoencoder's training, {section.resolution} px"
-        table.add_row(name, f"{taken / GB:.1f}", f"{section.batch_size}")
+        num_gpus = max(n for n in range(1, cluster.num_gpus + 1) if section.batch_size % n == 0)
+        rows = section.batch_size // num_gpus
+        taken = costs.autoencoder(section.resolution, rows, lpips)
+        name = f"the autoencoder's training, {section.resolution} px, {num_gpus} GPUs"
+        table.add_row(name, f"{taken / GB:.1f}", f"{rows}")
     return table
 
 

@@ -64,7 +64,8 @@ def alignment_model(record: Record) -> dg.MaterializeResult:
     if not record.section.num_folds:
         publish(layout, record.key, [])
         return record.result({"num_folds": 0})
-    (result,) = train(record, [alignment_job(layout, record.params.alignment_model)])
+    job = alignment_job(layout, record.params.alignment_model, record.params.launch)
+    (result,) = train(record, [job])
     folds = pd.read_parquet(layout.model(record.key) / "folds.parquet").head(40)
     images = read_images(layout.raw, folds["key"].tolist(), 96)
     sheet = contact_sheet(images, [f"scored by fold_{fold}" for fold in folds["fold"]])

@@ -17,6 +17,7 @@ from emu_models.latent.checkpoints import AnyAutoencoder
 from emu_models.latent.denoiser import denoise
 from emu_models.latent.jobs import DenoiserTrainingConfig
 from emu_models.text import TextFeatures
+from emu_models.training.compiling import compile_blocks
 from emu_models.training.distributed import ALONE, World, exchange_gradients, whole
 from emu_models.training.ema import copy_for_averaging
 from emu_models.training.order import BatchOrder, draw_rows
@@ -106,6 +107,8 @@ class DenoiserLearner:
         self.averaged = copy_for_averaging(self.network)
         if config.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
+        if config.compile:
+            compile_blocks(self.network, self.device)
         for module in (self.network, self.averaged):
             world.spread(module)
         self.order = BatchOrder(trained.buckets, config.batch_size, config.seed)
@@ -142,7 +145,7 @@ class DenoiserLearner:
         return Batch(z0, noise, t_B, text, weights_B)
 
     def learn(self, step: int, batch: Batch) -> dict[str, float]:
-        """Do one optimiser step. Return loss, the mean over the rows, and grad_norm, before clipping.
+        """Compute the gradients of a step. Return loss, the mean over the rows, and grad_norm, before clipping.
 
         If one process trains and its rows do not fit into memory, half as many are computed at a time from here on.
         Raises torch.OutOfMemoryError, which says what to set, if several train: all must have as many parts.
@@ -160,7 +163,6 @@ class DenoiserLearner:
             )
             return self.learn(step, batch)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM))
-        self.optimizers["network"].step()
         return {"loss": total.item(), "grad_norm": norm.item()}
 
     def _add_gradients(self, batch: Batch) -> Tensor:

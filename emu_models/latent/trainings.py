@@ -55,8 +55,8 @@ NUM_MEASURED = 256  # pictures that determine an autoencoder's start and its lat
 def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> TrainingResult:
     """Train an autoencoder, unless that was done before, and return the result; the model is in `folder`/result.
 
-    The training continues from its own state (identity.py). Several processes all learn from the same batches, with the
-    same result as one and no faster.
+    The training continues from its own state (identity.py). Several processes share each batch; each has all pictures
+    in memory.
     """
     table = find_rows(job.shards, pd.read_parquet(job.rows))
     identity = identify(job, zip(table["key"], table["digest"], strict=True))  # captions do not matter
@@ -72,7 +72,7 @@ def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> Traini
         network = Autoencoder(**(job.network or {}))
         if network.shortcut_in is not None:
             network.start_from_principal_components(to_tensor(rows.trained.images[:NUM_MEASURED]))
-    learner = AutoencoderLearner(network, rows, job.training)
+    learner = AutoencoderLearner(network, rows, job.training, running.world)
     result = run_training(learner, job.loop, folder, identity.name, job.name, running)
     averaged = learner.averaged
     assert isinstance(averaged, Autoencoder)
@@ -185,7 +185,7 @@ def _learn(
 
     draws = draw_samples if job.prompts else lambda step: None
     result = run_training(learner, job.loop, folder, identity.name, job.name, running, draws)
-    return result, gather_weights(learner.averaged)
+    return result, gather_weights(learner.averaged, running.world)
 
 
 def _read_finished(running: Running, folder: Path) -> TrainingResult | None:

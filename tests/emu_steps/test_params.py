@@ -43,7 +43,8 @@ TAKEN: dict[str, tuple[set[str], str]] = {
     "pretrained_low.denoiser.attention.0": ({"true"}, A_SWITCH),
     "pretrained_low.denoiser.attention.1": ({"true"}, A_SWITCH),
     **{
-        f"launch.trainings.{name}.gradient_checkpointing": ({"true"}, A_SWITCH)
+        f"launch.trainings.{name}.{switch}": ({"true"}, A_SWITCH)
+        for switch in ("gradient_checkpointing", "compile")
         for name in ("pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned")
     },
     "launch.command": ({"empty"}, NO_COMMAND),

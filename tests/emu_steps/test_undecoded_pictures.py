@@ -88,7 +88,8 @@ def shown_first(layout: Layout) -> list[str]:
 
 
 def for_alignment(layout: Layout) -> list[str]:
-    return pd.read_parquet(alignment_job(layout, params_of("smoke").alignment_model).rows)["key"].tolist()
+    params = params_of("smoke")
+    return pd.read_parquet(alignment_job(layout, params.alignment_model, params.launch).rows)["key"].tolist()
 
 
 def for_autoencoder(layout: Layout) -> list[str]:
