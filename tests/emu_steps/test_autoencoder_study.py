@@ -85,5 +85,8 @@ def test_no_report_measures_with_the_encoder_of_the_perceptual_loss(tmp_path, mo
     assert job.training.losses.perceptual.path == str(layout.model("alignment_model") / "fold_0")
     measured_on = []
     monkeypatch.setattr("emu_models.evaluation.features.encoder_features", measured_on.append)
+    with pytest.raises(ValueError, match="no alignment model was trained.*autoencoder_study.inception"):
+        choose_features(layout, section)
+    (layout.model("alignment_model") / "fold_1").mkdir(parents=True)
     choose_features(layout, section)
     assert measured_on == [layout.model("alignment_model") / "fold_1"]
