@@ -236,7 +236,7 @@ def _write(folder: Path, table: Path, states: dict[str, list[Any]], scans: Path,
         source = _join_scans(con, table, states, scans, shards)
         limit = _held_out_below(con, source)
         for order in ("", " ORDER BY key"):
-            hashes = {"pictures": hashlib.sha256(), "pairs": hashlib.sha256()}
+            of_pictures, of_captions = hashlib.sha256(), hashlib.sha256()
             num_rows, last, is_sorted = 0, None, True
             with (
                 pa.ipc.new_file(str(partial / "rows.arrow"), COLUMNS) as file,
@@ -248,14 +248,15 @@ def _write(folder: Path, table: Path, states: dict[str, list[Any]], scans: Path,
                     if not is_sorted:
                         break
                     batch = _to_batch(block, limit, names)
-                    _hash(hashes["pictures"], batch, "key", "digest")
-                    _hash(hashes["pairs"], batch, "key", "digest", "caption")
+                    _hash(of_pictures, batch, "key", "digest")
+                    _hash(of_captions, batch, "caption")
                     file.write_batch(batch)
                     num_rows, last = num_rows + len(batch), keys[-1]
             if is_sorted:
                 break
-        about = {"num_rows": num_rows, "shards": names}
-        write_json(partial / "about.json", {**about, "hashes": {n: h.hexdigest()[:32] for n, h in hashes.items()}})
+        pairs = hashlib.sha256(of_pictures.digest() + of_captions.digest())
+        hashes = {"pictures": of_pictures.hexdigest()[:32], "pairs": pairs.hexdigest()[:32]}
+        write_json(partial / "about.json", {"num_rows": num_rows, "shards": names, "hashes": hashes})
 
 
 def _join_scans(con: "DuckDBPyConnection", table: Path, states: dict[str, list[Any]], scans: Path, shards: str) -> str:
