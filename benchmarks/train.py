@@ -68,7 +68,8 @@ from emu_models.text import TextFeatures, encode_prompts, load_text_encoders
 from emu_models.training.cache import encode_captions, encode_moments
 from emu_models.training.distributed import World
 from emu_models.training.jobs import LoopConfig
-from emu_models.training.rows import list_rows
+from emu_models.training.row_file import open_rows
+from emu_models.training.rows import PictureRows
 from emu_steps.profiles import read_profile
 
 TOP = Path(__file__).parents[1]
@@ -288,11 +289,12 @@ class Ours:
         """Return the seconds in which every row's picture and caption is encoded once, into an empty cache."""
         setup, world = self.setup, World()
         autoencoder, encoders = Autoencoder.from_pretrained(self.folder / "autoencoder").eval(), load_text_encoders()
-        table, size = pd.read_parquet(self.rows), (setup.resolution, setup.resolution)
+        size = (setup.resolution, setup.resolution)
 
         def encode() -> None:
-            rows = list_rows(self.shards, table, [size], setup.batch_size)
-            encode_captions(rows.captions, encoders, setup.num_text_tokens, self.folder / "off", world)
+            file = open_rows(self.shards, self.rows, self.folder / "off")
+            rows = PictureRows(self.shards, file, [size], setup.batch_size)
+            encode_captions(rows, encoders, setup.num_text_tokens, self.folder / "off", world)
             encode_moments(autoencoder, rows, self.folder / "off", world)
 
         seconds = seconds_of(encode)

@@ -10,6 +10,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,7 @@ from emu_data.samples import CAPTION_NAMES, STATUS_SUCCESS, Sample, SampleError
 from emu_data.tars import MAX_FILE_BYTES, Group, TarDamage, read_groups
 from emu_data.texts import clean, decode_text, describe_error
 
+OPEN_TARS = 64  # whose samples' places are remembered, about a megabyte each; chosen here
 TAR_KEY = "tar"  # key of an error that concerns the tar as a whole
 FILES_AT_ONCE = 32  # loose pictures that are fetched together, and in memory together; chosen here
 
@@ -40,6 +42,48 @@ def read_body(path: Path, report: Report, wanted: Container[str] | None = None) 
     """
     kind, store = _find_body(path)
     yield from _READERS[kind](store, path, report, wanted)
+
+
+def read_often(path: Path, wanted: Container[str]) -> Iterator[Sample]:
+    """Yield the readable samples of a shard with keys in `wanted`, as `read_body` does. Where each sample begins in a
+    plain local tar is remembered, so that a few of its samples can be read many times."""
+    kind, store = _find_body(path)
+    tar = Path(store.address)
+    stat = tar.stat() if kind == "tar" and store.is_local and tar.is_file() else None
+    starts = _index_tar(path, tar, stat.st_size, stat.st_mtime_ns) if stat else None
+    if starts is None:
+        yield from read_body(path, lambda error: None, wanted)
+        return
+    with tar.open("rb") as file:
+        for key, (name, start) in starts.items():
+            if key in wanted:
+                file.seek(start)
+                group = next(read_groups(file, True, (name,), start=start))
+                group.key = key
+                yield from (sample for sample in samples_of(group) if isinstance(sample, Sample))
+
+
+@lru_cache(maxsize=OPEN_TARS)
+def _index_tar(path: Path, tar: Path, size: int, time: int) -> dict[str, tuple[str, int]] | None:
+    """Return key -> its name in a local tar, and where its members begin; None if the tar is compressed, damaged, or
+    has samples that only `read_body` tells apart. size, time: of the tar, since it may be replaced."""
+    keys = read_keys(path.with_suffix(".parquet"))
+    listed = _listed_keys(path)
+    if listed is None:
+        return None
+    starts: dict[str, tuple[str, int]] = {}
+    try:
+        with open_tar(Store(str(tar))) as (file, seekable):
+            if not seekable:
+                return None
+            for group in read_groups(file, True, ()):  # no member is read
+                key = keys.get(group.key, group.key)
+                if key in starts or key not in listed:
+                    return None
+                starts[key] = (group.key, group.start)
+    except TarDamage:
+        return None
+    return starts
 
 
 def tar_store(path: Path) -> Store:

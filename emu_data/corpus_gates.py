@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from emu_data.files import write_parquet
-from emu_data.ledger import check_conserved, count_gates, ledger_columns, open_ledger
+from emu_data.ledger import check_conserved, count_gates, ledger_columns, open_ledger, read_marks
 from emu_data.near_twins import MIN_SIMILARITY, cluster_near_twins
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def final_ledger(source: Path, out: Path, policy: CorpusPolicy, num_threads: int
         for file in sorted(Path(source).glob("*.parquet")):
             # Sorted by shard, so that DuckDB skips the blocks of the others.
             changes = con.execute("SELECT * FROM changes WHERE shard = ?", [file.stem]).df().set_index("key")
-            write_parquet(Path(out) / file.name, _with_changes(pd.read_parquet(file), changes))
+            write_parquet(Path(out) / file.name, _with_changes(pd.read_parquet(file), changes), read_marks(file))
     check_conserved(Path(out), sum(decision.counts.values()))
     return decision
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from emu_data.files import write_parquet
 from emu_data.samples import STATUS_SUCCESS, STATUS_UNLISTED
@@ -239,10 +240,17 @@ def funnel(counts: Mapping[str, int]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["gate", "num_in", "num_dropped", "num_out"])
 
 
-def write_ledger(directory: Path, ledger: pd.DataFrame) -> None:
-    """Write the rows of each shard to directory/NNNNN.parquet (`shard` is a column of the ledger)."""
+def write_ledger(directory: Path, ledger: pd.DataFrame, marks: Mapping[str, str] | None = None) -> None:
+    """Write the rows of each shard to directory/NNNNN.parquet (`shard` is a column of the ledger). marks: for the
+    files' schemas."""
     for shard, rows in ledger.groupby("shard", sort=True):
-        write_parquet(Path(directory) / f"{shard}.parquet", rows)
+        write_parquet(Path(directory) / f"{shard}.parquet", rows, marks)
+
+
+def read_marks(file: Path) -> dict[str, str]:
+    """Return our marks in the schema of a ledger's file, such as cascade.SHARD_MARK."""
+    found = {name.decode(): value for name, value in (pq.read_schema(file).metadata or {}).items()}
+    return {name: value.decode() for name, value in found.items() if name.startswith("emu.")}
 
 
 def read_ledger(directory: Path) -> pd.DataFrame:

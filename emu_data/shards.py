@@ -13,7 +13,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from emu_data.bodies import read_body
+from emu_data.bodies import read_body, read_often
 from emu_data.files import atomic_file, file_sha256, fingerprint, quick_digest, write_json, write_parquet
 from emu_data.names import name_of, names_mark
 from emu_data.quarantine import rebuild_rows
@@ -109,6 +109,11 @@ def read_samples(path: Path, on_error: Callable[[SampleError], None] | None = No
     return read_body(Path(path), report)
 
 
+def read_wanted(path: Path, wanted: Container[str]) -> Iterator[Sample]:
+    """Yield the readable samples of a shard whose keys are `wanted`; others are skipped unread if the tar can seek."""
+    return read_often(Path(path), wanted)
+
+
 def read_rows(path: Path) -> pd.DataFrame:
     """Return the parquet rows of a shard or, without a parquet, rows made from its tar. Raises ValueError if there is
     no such shard.
@@ -141,7 +146,7 @@ def read_rows_of(directory: Path, keys: Sequence[str]) -> pd.DataFrame:
     wanted = set(keys)
     parts: list[pd.DataFrame] = []
     num_found = 0
-    for path in _find_shards(Path(directory), wanted):
+    for path in find_shards(Path(directory), wanted):
         rows = read_rows(path)
         parts.append(rows[rows["key"].isin(wanted)].assign(shard=path.stem))
         num_found += len(parts[-1])
@@ -175,7 +180,7 @@ def iter_samples(directory: Path, keys: Sequence[str] | None = None) -> Iterator
         return
     wanted = set(keys)
     missing = set(keys)
-    for path in _find_shards(Path(directory), wanted):
+    for path in find_shards(Path(directory), wanted):
         if not missing:
             return
         for sample in read_body(path, lambda error: None, wanted):
@@ -296,7 +301,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-def _find_shards(directory: Path, wanted: set[str]) -> Iterator[Path]:
+def find_shards(directory: Path, wanted: set[str]) -> Iterator[Path]:
     """Yield the shards that may hold one of `wanted`, according to the manifest, the digits that begin a raw key, or
     else their parquets."""
     shards = list_shards(directory)

@@ -33,27 +33,29 @@ class TarDamage(ValueError):
 
 
 class Group:
-    """Members that share a key. parts: extension (lower case) -> bytes; problem: what is wrong with one of them."""
+    """Members that share a key. parts: extension (lower case) -> bytes; problem: what is wrong with one of them. start:
+    the byte of the tar at which the first of them begins, with its headers."""
 
-    def __init__(self, key: str):
+    def __init__(self, key: str, start: int = 0):
         self.key = key
+        self.start = start
         self.parts: dict[str, bytes] = {}
         self.problem: tuple[str, str] | None = None  # reason, detail
 
 
 def read_groups(
-    file: IO[bytes], seekable: bool, wanted: Container[str] | None = None, known: Container[str] = ()
+    file: IO[bytes], seekable: bool, wanted: Container[str] | None = None, known: Container[str] = (), start: int = 0
 ) -> Iterator[Group]:
-    """Yield the tar's samples in its order. Samples that are not `wanted` have no parts and, if the file is `seekable`,
-    are not read.
+    """Yield the tar's samples in its order, from byte `start` on, the `start` of a group, to which `file` must be set.
+    Samples that are not `wanted` have no parts and, if the file is `seekable`, are not read.
 
     A key is the member's path up to the first dot of its name, as in webdataset. But if `wanted` or, without it,
     `known` contains the path up to the last dot, or either path without its folder, that is the key. Raises TarDamage
     if the tar ends too early (samples yielded before are complete) or is not a tar.
     """
-    reader = _Reader(file, seekable)
+    reader = _Reader(file, seekable, start)
     group: Group | None = None
-    for name, size, is_link in _read_members(reader):
+    for begin, name, size, is_link in _read_members(reader):
         path = posixpath.normpath(name)
         is_outside = path.startswith(("/", "../")) or path == ".."
         if not is_outside and (posixpath.basename(path).startswith(".") or _OWN.match(path)):
@@ -62,7 +64,7 @@ def read_groups(
         if group is None or key != group.key or extension in group.parts:  # the next sample may repeat the key
             if group is not None:
                 yield group
-            group = Group(key)
+            group = Group(key, begin)
         if is_outside:
             group.problem = ("bad_path", f"member {name!r} leads out of the tar")
         elif wanted is not None and key not in wanted:
@@ -91,10 +93,10 @@ def _split(path: str, known: Container[str]) -> tuple[str, str]:
 class _Reader:
     """Reads a file forwards; skipped parts are not read if the file can seek."""
 
-    def __init__(self, file: IO[bytes], seekable: bool):
+    def __init__(self, file: IO[bytes], seekable: bool, position: int):
         self._file = file
         self._seekable = seekable
-        self.position = 0
+        self.position = position
 
     def read(self, size: int) -> bytes:
         """Return exactly `size` bytes. Raises TarDamage if there are fewer."""
@@ -115,11 +117,14 @@ class _Reader:
             self.read(min(position - self.position, _MAX_CHUNK))
 
 
-def _read_members(reader: _Reader) -> Iterator[tuple[str, int, bool]]:
-    """Yield (name, bytes, whether it is a link) of each file, while `reader` is at its first byte."""
+def _read_members(reader: _Reader) -> Iterator[tuple[int, str, int, bool]]:
+    """Yield (where its headers begin, name, bytes, whether it is a link) of each file, while `reader` is at its first
+    byte."""
     name_before, size_before = None, None  # from an extra header before the member's own
+    begin: int | None = None
     while True:
         start = reader.position
+        begin = start if begin is None else begin
         header = reader.read(BLOCK)
         if header == bytes(BLOCK):  # a complete tar ends with two such blocks
             return
@@ -138,8 +143,8 @@ def _read_members(reader: _Reader) -> Iterator[tuple[str, int, bool]]:
             name, is_link = name_before or name, kind in _LINKS
             size = 0 if is_link else size  # some writers store the size of the link's target
             if (kind in _REGULAR or is_link) and not name.endswith("/"):  # old tars mark folders by a final slash
-                yield name, size, is_link
-            name_before, size_before = None, None
+                yield begin, name, size, is_link
+            name_before, size_before, begin = None, None, None
         reader.skip_to(start + BLOCK + -(-size // BLOCK) * BLOCK)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from emu_data.cascade import StopRule, measure_group, read_values
+from emu_data.cascade import SHARD_MARK, StopRule, measure_group, read_values
 from emu_data.cascade_order import (
     CascadeOrder,
     expected_cost,
@@ -38,7 +38,7 @@ from emu_data.ledger import (
     write_ledger,
 )
 from emu_data.samples import STATUS_UNLISTED
-from emu_data.shards import iter_samples, list_shards, read_images, read_rows, write_subset
+from emu_data.shards import iter_samples, list_shards, read_images, read_rows, shard_digest, write_subset
 from emu_data.signals import Signal
 from emu_data.signals.aesthetics import AestheticsSignal
 from emu_data.signals.alignment import MAX_CAPTIONS, AlignmentSignal
@@ -203,7 +203,7 @@ def measure_corpus(
         ledger = decide(read_values(layout.raw, [shard], signals, layout.signals), policy)
         num_unlisted = int((ledger["status"] == STATUS_UNLISTED).sum())  # in a tar, but in no parquet
         check_conserved(ledger, len(read_rows(layout.raw / f"{shard}.parquet")) + num_unlisted)
-        write_ledger(layout.ledger, ledger)
+        write_ledger(layout.ledger, ledger, {SHARD_MARK: shard_digest(layout.raw / f"{shard}.parquet")})
         num_kept += int(ledger["kept"].sum())
         gates.update(ledger["first_failed_gate"])
         if len(rejected) < NUM_SHOWN:

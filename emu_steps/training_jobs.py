@@ -3,6 +3,7 @@
 Settings are passed by name: an entry of a section goes to each part of the job that has a field of that name.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -135,26 +136,31 @@ def _alignment_settings(section: AlignmentTraining, launch: Launch) -> dict[str,
 
 
 def write_training_rows(layout: Layout, section: AutoencoderTraining) -> Path:
-    """Write a parquet (key, caption) of raw pictures that are large enough to train on: all, or the `max_images` with
-    the lowest hashes of their keys, without those that cannot be decoded. Only these rows and one shard's are in memory
-    at a time."""
+    """Write a parquet of raw pictures that are large enough to train on (key, caption, and what reading them has shown;
+    row_file.open_rows): all, or the `max_images` with the lowest hashes of their keys, without those that cannot be
+    decoded. Only these rows and one shard's are in memory at a time."""
     import pandas as pd
 
     from emu_data.guarded import measure_guarded
-    from emu_data.shards import iter_rows, iter_samples
+    from emu_data.shards import iter_rows, iter_samples, shard_digest
 
     resolution, chosen = section.resolution, []
     for rows in iter_rows(layout.raw, ROW_COLUMNS):
-        found = usable_rows(rows, resolution)[["key", "caption"]]
+        found = usable_rows(rows, resolution)[["key", "caption", "shard"]]
         # Another hash than the one by which trainings choose held-out rows (emu_models.training.order), which would
         # hold out all of these.
         found = found.assign(order=pd.util.hash_array(found["key"].to_numpy(object)))
         chosen = [pd.concat([*chosen, found]).nsmallest(section.max_images, "order")]
     rows = chosen[0].sort_values("key")
+    marks = {shard: shard_digest(layout.raw / f"{shard}.parquet") for shard in sorted(rows["shard"].unique())}
     measured = measure_guarded(iter_samples(layout.raw, rows["key"].tolist()))
-    shown = pd.DataFrame([(sample.key, *size) for sample, size in measured], columns=["key", "width", "height"])
-    readable = usable_rows(shown.assign(status="success"), resolution)["key"]  # by their true sizes
-    return _write_rows(layout, f"autoencoder_{resolution}_{section.max_images}", rows[rows["key"].isin(readable)])
+    shown = pd.DataFrame(
+        [(sample.key, hashlib.sha256(sample.image).hexdigest(), *size) for sample, size in measured],
+        columns=["key", "digest", "width", "height"],
+    )
+    readable = usable_rows(shown.assign(status="success"), resolution).drop(columns="status")  # by their true sizes
+    found = rows.merge(readable, on="key", validate="one_to_one")
+    return _write_rows(layout, f"autoencoder_{resolution}_{section.max_images}", found, marks)
 
 
 def usable_rows(rows: "pd.DataFrame", resolution: int) -> "pd.DataFrame":
@@ -166,20 +172,61 @@ def usable_rows(rows: "pd.DataFrame", resolution: int) -> "pd.DataFrame":
     return rows[(rows["status"] == "success") & (is_unknown | fits.fillna(False))]
 
 
-def write_gated_rows(layout: Layout, name: str, gates: list[str]) -> Path:
-    """Write a parquet (key, caption) of the raw pictures that failed none of `gates`. Pictures that only a quota
-    dropped are used too: the paper also pretrains on far more than the 200 K.
+def write_gated_rows(layout: Layout, name: str, gates: list[str], with_sizes: bool = False) -> Path:
+    """Write a parquet of the raw pictures that failed none of `gates`: key, caption, shard, and the digest that the
+    ledger has (row_file.open_rows). Pictures that only a quota dropped are used too: the paper also pretrains on far
+    more than the 200 K.
 
-    Raises ValueError if there is no such gate.
+    with_sizes: also width and height (px), as the raw parquets have them; pictures of shards in which some have none
+    are looked at by the training. DuckDB writes the file; memory does not grow with the rows. Raises ValueError if
+    there is no such gate.
     """
-    from emu_data.ledger import GATES, open_ledger
+    from emu_data.files import atomic_file
+    from emu_data.ledger import GATES, ledger_columns, open_ledger
+    from emu_models.training.jobs import SHARD_MARKS
 
     unknown = set(gates) - set(GATES)
     if unknown:
         raise ValueError(f"{name}.gates names {sorted(unknown)}; the gates are {', '.join(GATES)}")
-    passed = f"SELECT key, caption FROM ledger WHERE {PASSED_GATES} ORDER BY key"
-    with open_ledger(layout.filtered / "ledger") as con:
-        return _write_rows(layout, name, con.execute(passed, {"gates": gates}).df())
+    ledger, path = layout.filtered / "ledger", layout.cache / "rows" / f"{name}.parquet"
+    with open_ledger(ledger) as con, atomic_file(path) as partial:
+        digest = "stored_sha256" if "stored_sha256" in ledger_columns(con) else "NULL::VARCHAR"
+        columns = f"key, caption, shard, {digest} AS digest"
+        con.execute(f"CREATE TEMP TABLE passed AS SELECT {columns} FROM ledger WHERE {PASSED_GATES}", {"gates": gates})
+        if with_sizes:
+            _add_sizes(con, layout.raw)
+        unknown = "digest IS NULL" + (" OR width IS NULL OR height IS NULL" if with_sizes else "")
+        found = con.execute(f"SELECT shard, bool_or({unknown}) FROM passed GROUP BY shard ORDER BY shard").fetchall()
+        marks = {str(shard): _mark_of(ledger, str(shard)) for shard, is_unknown in found if not is_unknown}
+        schema = json.dumps({shard: mark for shard, mark in marks.items() if mark}).replace("'", "''")
+        target = str(partial).replace("'", "''")
+        con.execute(
+            f"COPY (SELECT * FROM passed ORDER BY key) TO '{target}' "
+            f"(FORMAT parquet, COMPRESSION zstd, KV_METADATA {{'{SHARD_MARKS}': '{schema}'}})"
+        )
+    return path
+
+
+def _mark_of(ledger: Path, shard: str) -> str | None:
+    """Return the digest of the shard that a ledger's rows were measured on, None if the ledger does not have it."""
+    from emu_data.cascade import SHARD_MARK
+    from emu_data.ledger import read_marks
+
+    return read_marks(ledger / f"{shard}.parquet").get(SHARD_MARK)
+
+
+def _add_sizes(con: Any, raw: Path) -> None:
+    """Add width and height to the table `passed`, null where the raw parquets have none."""
+    files = str(raw / "*.parquet").replace("'", "''")
+    source = f"read_parquet('{files}', union_by_name = true)"
+    present = {str(row[0]) for row in con.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+    sizes = ", ".join(
+        f"{f'nullif(greatest(r.{side}, 0), 0)' if side in present else 'NULL'}::INTEGER AS {side}"
+        for side in ("width", "height")
+    )
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE passed AS SELECT p.*, {sizes} FROM passed p LEFT JOIN {source} r USING (key)"
+    )
 
 
 def write_curated_rows(layout: Layout, captions: str) -> Path:
@@ -190,12 +237,16 @@ def write_curated_rows(layout: Layout, captions: str) -> Path:
     return _write_rows(layout, "quality_tuned", pick_captions(read_manifest(layout.curated), captions))
 
 
-def _write_rows(layout: Layout, name: str, rows: Any) -> Path:
+def _write_rows(layout: Layout, name: str, rows: Any, marks: Mapping[str, str] | None = None) -> Path:
+    """Write a parquet of rows. marks: shard -> its digest, if the rows have digests, widths and heights."""
     from emu_data.files import write_parquet
+    from emu_models.training.jobs import SHARD_MARKS
 
     path = layout.cache / "rows" / f"{name}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_parquet(path, rows[["key", "caption"]].reset_index(drop=True))
+    columns = ["key", "caption", *(("shard", "digest", "width", "height") if marks else ())]
+    schema = {SHARD_MARKS: json.dumps(marks, sort_keys=True)} if marks else None
+    write_parquet(path, rows[columns].reset_index(drop=True), schema)
     return path
 
 

@@ -147,6 +147,8 @@ def _trainings_table(params: Params, cluster: "Cluster", trainings: list["Traini
 
 def _data_table(params: Params, cluster: "Cluster", trainings: list["TrainingPlan"], data: list["DataPlan"]) -> Table:
     """Return the table of data and caches. Every row that a training sees is encoded once, by the whole cluster."""
+    from emu_models.cost.encoding import compare_encodings
+
     table = _table("Data and caches", "", *(s.name for s in trainings))
     days = [cluster.days(d.encode_flops, cluster.num_gpus) for d in data]
     shares = [d.encode_flops / s.total_flops for s, d in zip(trainings, data, strict=True)]
@@ -162,6 +164,10 @@ def _data_table(params: Params, cluster: "Cluster", trainings: list["TrainingPla
     table.add_row("encoding, days", *(f"{d:,.2f}" for d in days))
     table.add_row("encoding, dollars", *(f"{cluster.dollars(d, cluster.num_gpus):,.0f}" for d in days))
     table.add_row("encoding, share of training", *(f"{share:.1%}" for share in shares))
+    both = [compare_encodings(cluster, s, d) for s, d in zip(trainings, data, strict=True)]
+    table.add_row("storing the caches meanwhile, dollars", *(f"{e.cached:,.0f}" for e in both))
+    table.add_row("encoding in later passes, dollars", *(f"{e.on_the_fly:,.0f}" for e in both))
+    table.add_row("cheaper `encode`", *(e.cheaper for e in both))
     return table
 
 
@@ -243,6 +249,8 @@ def _bytes(number: float) -> str:
 
 def assumptions(cluster: "Cluster", num_pairs: int) -> list[str]:
     """Return every number of the plan that is neither measured nor read from the profile, and where it comes from."""
+    from emu_models.cost.encoding import DOLLARS_PER_GB_MONTH
+
     paper = " (the paper's)" if num_pairs == 1_100_000_000 else ""
     return [
         f"assumed: {cluster.utilisation:.0%} of the peak is reached, and recomputation counts as work",
@@ -255,6 +263,7 @@ def assumptions(cluster: "Cluster", num_pairs: int) -> list[str]:
         "assumed: no costs of interruptions, evaluation, storage and traffic",
         f"data sheet (NVIDIA): {cluster.gpu.flops / TFLOP:.0f} dense bf16 TFLOP/s, {cluster.gpu.memory / GB:.0f} GB",
         f"given: {num_pairs:,} pictures to pretrain on{paper}",
+        f"assumed: {DOLLARS_PER_GB_MONTH:g} dollars per GB and month of a cache, which is kept until its training ends",
         "profile: steps, batches and widths; from the paper: quality tuning's batch of 64 and at most 15 000 steps",
         "measured: parameters, FLOPs (a multiplication and an addition are 2), and memory, by running the steps on "
         "tensors without data instead of a GPU",

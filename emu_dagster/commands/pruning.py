@@ -38,6 +38,8 @@ PARTS = {"identity.json", "caches.json", "metrics.jsonl", "result", *STATES}  # 
 IDENTITY = re.compile(r"[0-9a-f]{16}")
 LEFTOVER = re.compile(rf"\.(.+){re.escape(TEMPORARY_MARK)}[0-9a-f]{{8}}(-old)?")  # files.atomic_file, atomic_dir
 CACHE = re.compile(r"[0-9a-f]{32}")
+ROW_FILE = ("rows.arrow", "about.json")
+DERIVED = re.compile(r"(?:groups|places|missing)-[0-9a-f]{16,32}")  # folders beside them
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,13 @@ def _find_caches(layout: Layout, gone: set[Path]) -> Iterator[Found]:
             continue
         if cache.name in used or _is_busy(cache):
             continue
-        if all(path.suffix == ".safetensors" or LEFTOVER.fullmatch(path.name) for path in cache.iterdir()):
+        if all(_is_written(path) or LEFTOVER.fullmatch(path.name) for path in cache.iterdir()):
             yield Found(cache, "encoded rows that no training names; made again if needed")
+
+
+def _is_written(path: Path) -> bool:
+    """Whether something in a cache is what trainings write there (training/stored.py, row_file.py)."""
+    return path.suffix == ".safetensors" or path.name in ROW_FILE or bool(DERIVED.fullmatch(path.name))
 
 
 def _walk(path: Path) -> Iterator[os.stat_result]:

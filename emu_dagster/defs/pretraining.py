@@ -56,7 +56,7 @@ def pretrain(record: Record, previous: str | None) -> dg.MaterializeResult:
         record.params,
         record.key,
         layout.raw,
-        write_gated_rows(layout, record.key, section.gates),
+        write_gated_rows(layout, record.key, section.gates, with_sizes=section.aspect_buckets > 1),
         section,
         layout.model(previous) if previous else None,
     )

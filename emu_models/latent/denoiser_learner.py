@@ -1,7 +1,9 @@
 """How the denoiser learns: pretraining at one resolution (Emu paper, sec. 3.2) and quality-tuning (sec. 3.4)."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +23,7 @@ from emu_models.training.compiling import compile_blocks
 from emu_models.training.distributed import ALONE, World, exchange_gradients, whole
 from emu_models.training.ema import copy_for_averaging
 from emu_models.training.order import BatchOrder, draw_rows
+from emu_models.training.parts import Part
 
 T = TypeVar("T", covariant=True)
 
@@ -42,18 +45,23 @@ class Selects(Protocol[T]):
 
 @dataclass(frozen=True)
 class LatentRows:
-    """Rows of one resolution: keys, moments (C, h, w), and text features of the captions. bucket_N: rows in a bucket
-    have the same h and w; None if there is one bucket."""
+    """Rows to train or to validate on. keys, moments (C, h, w) and text features of the captions are found by the
+    numbers of rows.
 
-    keys: list[str]
+    only: the rows that are meant, by default all, in one bucket; rows in a bucket have the same h and w. in_windows:
+    how the rows are shuffled, see order.BatchOrder.
+    """
+
+    keys: Sequence[str]
     moments: Selects[Moments]
     text: Selects[TextFeatures]
-    bucket_N: np.ndarray | None = None
+    only: Part | None = None
+    in_windows: bool = False
 
-    @property
-    def buckets(self) -> np.ndarray:
-        """The bucket of each row, int64 (N,); zeros if there is only one."""
-        return np.zeros(len(self.keys), int) if self.bucket_N is None else self.bucket_N
+    @cached_property
+    def part(self) -> Part:
+        """The rows that are meant."""
+        return Part.of(np.zeros(len(self.keys), int)) if self.only is None else self.only
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class DenoiserLearner:
             compile_blocks(self.network, self.device)
         for module in (self.network, self.averaged):
             world.spread(module)
-        self.order = BatchOrder(trained.buckets, config.batch_size, config.seed)
+        self.order = BatchOrder(trained.part, config.batch_size, config.seed, trained.in_windows)
         self.alphas_cumprod, self.prediction_type = scheduler.alphas_cumprod.cpu(), scheduler.config.prediction_type
         self.modules = {"network": self.network}
         self.optimizers = {
@@ -126,7 +134,7 @@ class DenoiserLearner:
 
     def batch_keys(self, step: int) -> list[str]:
         """Return the keys of the rows of a step's whole batch."""
-        return [self.trained.keys[i] for i in self.order.indices(step)]
+        return [self.trained.keys[int(i)] for i in self.order.indices(step)]
 
     def prepare(self, step: int) -> Batch:
         """Return this process's share of a step's batch, on the CPU. A row's random numbers depend on its position in
@@ -192,20 +200,22 @@ class DenoiserLearner:
     @torch.no_grad()
     def validate(self, network: torch.nn.Module) -> dict[str, float]:
         """Return val_loss, the training loss on held-out rows, averaged over 8 fixed timesteps with fixed noise."""
-        num = min(len(self.held.keys), MAX_VALIDATED)
-        rows = np.linspace(0, len(self.held.keys) - 1, num).round().astype(int)
-        buckets, total = self.held.buckets[rows], 0.0
+        num = min(len(self.held.part), MAX_VALIDATED)
+        places = np.linspace(0, len(self.held.part) - 1, num).round().astype(int)
+        rows = self.held.part.rows(places)
+        buckets, total = self.held.part.buckets_of(rows), 0.0
         for bucket in np.unique(buckets):
-            total += self._validate_rows(network, rows[buckets == bucket])
+            total += self._validate_rows(network, rows[buckets == bucket], places[buckets == bucket])
         mean = self.world.mean({"sum": total})["sum"] * self.world.size / (num * len(VALIDATION_TIMESTEPS))
         return {"val_loss": mean}
 
-    def _validate_rows(self, network: torch.nn.Module, rows: np.ndarray) -> float:
-        """Return this process's share of the sum of losses of one bucket's held-out rows over the timesteps."""
+    def _validate_rows(self, network: torch.nn.Module, rows: np.ndarray, places: np.ndarray) -> float:
+        """Return this process's share of the sum of losses of one bucket's held-out rows over the timesteps. places: of
+        the rows among all held-out ones; their noise depends on it."""
         positions, weights_B = self.world.share(len(rows))
         index = rows[positions]
         z0 = self.autoencoder.normalise(self.held.moments.select(torch.from_numpy(index)).mean)
-        noise = draw_rows(VALIDATION_SEED, 0, index, z0[0].numel())[0].view_as(z0)
+        noise = draw_rows(VALIDATION_SEED, 0, places[positions], z0[0].numel())[0].view_as(z0)
         text, total = self.held.text.select(torch.from_numpy(index)), 0.0
         for t in VALIDATION_TIMESTEPS:
             batch = Batch(z0, noise, torch.full((len(z0),), t), text, weights_B)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from emu_models.training.running import Running
 
 Middle = Literal["full", "joint"]
+Encoding = Literal["cached", "on_the_fly"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,9 @@ class DenoiserJob(LoopJob):
     trained instead of all weights.
 
     prompts: of the preview; without prompts there is none. aspect_buckets: number of picture shapes from tall to wide
-    (buckets.py); 1 crops all pictures to squares.
+    (buckets.py); 1 crops all pictures to squares. encode: pictures and captions once, into a cache that every step
+    reads, or whenever a step needs them, in an order that reads a shard's pictures together (order.py). local_copies:
+    a folder on each machine's own disk for copies of remote shards, by default in `cache`; local_copies_gb: its size.
     """
 
     autoencoder: Annotated[Path | None, WEIGHTS] = None
@@ -161,6 +164,9 @@ class DenoiserJob(LoopJob):
     guidance_scale: Annotated[float, HOW]
     aspect_buckets: int = 1
     adapters: Adapters | None = None
+    encode: Encoding = "cached"
+    local_copies: Annotated[Path | None, HOW] = None
+    local_copies_gb: Annotated[float, HOW] = 100.0
 
     def run(self, running: "Running") -> dict[str, Any]:
         """Train; see `latent.trainings.train_denoiser`."""

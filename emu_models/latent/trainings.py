@@ -18,8 +18,9 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
+from emu_data.copies import Copies
 from emu_data.files import atomic_dir, link_or_copy, write_json
-from emu_models.device import choose_device, half_precision_pays
+from emu_models.device import choose_device, half_precision_pays, lend
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder_learner import AutoencoderLearner
@@ -46,8 +47,11 @@ from emu_models.training.cache import encode_captions, encode_moments, to_images
 from emu_models.training.distributed import gather_weights
 from emu_models.training.identity import Identity, identify, open_folder, read_result, settings_of, weights_of
 from emu_models.training.loop import TrainingResult, read_log, run_training
-from emu_models.training.rows import PictureRows, Rows, find_rows, list_rows, load_rows
+from emu_models.training.order import MAX_SHUFFLED
+from emu_models.training.row_file import RowFile, open_rows
+from emu_models.training.rows import PictureRows, Rows, load_rows
 from emu_models.training.running import UNHEARD, Running
+from emu_models.training.stored import CachedRows
 
 NUM_MEASURED = 256  # pictures that determine an autoencoder's start and its latents' statistics; chosen here
 
@@ -58,13 +62,15 @@ def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> Traini
     The training continues from its own state (identity.py). Several processes share each batch; each has all pictures
     in memory.
     """
-    table = find_rows(job.shards, pd.read_parquet(job.rows))
-    identity = identify(job, zip(table["key"], table["digest"], strict=True))  # captions do not matter
+    file = open_rows(job.shards, job.rows, job.cache, running.world)
+    identity = identify(job, file.hashes["pictures"])  # captions do not matter
     folder = open_folder(job.states, identity, running.world.leads)
     found = _read_finished(running, folder)
     if found is not None:
         return found
-    rows = load_rows(job.shards, table, job.resolution)
+    if running.world.leads:
+        write_json(folder / "caches.json", [file.name])
+    rows = load_rows(job.shards, pd.read_parquet(job.rows), job.resolution)
     torch.manual_seed(job.loop.seed)
     if job.start_from is not None:
         network = Autoencoder.from_pretrained(job.start_from)
@@ -95,8 +101,8 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
 
     If the training is finished, only its preview is drawn again, if its prompts or guidance have changed.
     """
-    table = find_rows(job.shards, pd.read_parquet(job.rows))
-    identity = identify(job, zip(table["key"], table["digest"], table["caption"], strict=True))
+    file = open_rows(job.shards, job.rows, job.cache, running.world)
+    identity = identify(job, file.hashes["pairs"])
     folder = open_folder(job.states, identity, running.world.leads)
     found = _read_finished(running, folder)
     if found is not None:
@@ -114,8 +120,11 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
     if job.adapters is not None:
         add_adapters(pipeline.unet, job.adapters)
     num_parameters = count_parameters(pipeline.unet)
-    rows, trained, held, null = _read_rows(job, table, pipeline, folder, running)
-    result, weights = _learn(job, pipeline, trained, held, null, folder, identity, running)
+    rows, trained, held, null = _read_rows(job, file, pipeline, folder, running)
+    # encoders of every batch stay on the device
+    encoders = [latents_of(pipeline), *captions_of(pipeline).models] if job.encode == "on_the_fly" else []
+    with lend(choose_device(), *encoders):
+        result, weights = _learn(job, pipeline, trained, held, null, folder, identity, running)
     if running.world.leads:
         averaged: Any = UNet2DConditionModel.from_config(pipeline.unet.config)
         if job.adapters is not None:
@@ -133,21 +142,23 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
 
 
 def _read_rows(
-    job: DenoiserJob, table: pd.DataFrame, pipeline: Any, folder: Path, running: Running
+    job: DenoiserJob, file: RowFile, pipeline: Any, folder: Path, running: Running
 ) -> tuple[PictureRows, LatentRows, LatentRows, TextFeatures]:
     """Encode what is not cached; return all rows, those to train on, those held out, and the null condition."""
     autoencoder, encoders = latents_of(pipeline).eval(), captions_of(pipeline)
     multiple = autoencoder.factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
     buckets = bucket_sizes(job.resolution, multiple, job.aspect_buckets)
-    rows = list_rows(job.shards, table, buckets, job.training.batch_size)
-    text, null = encode_captions(rows.captions, encoders, job.num_text_tokens, job.cache / "captions", running.world)
-    moments = encode_moments(autoencoder, rows, job.cache / "moments", running.world)
+    copies = Copies(job.local_copies or job.cache / "copies", int(job.local_copies_gb * 1e9))
+    rows = PictureRows(job.shards, file, buckets, job.training.batch_size, running.world, copies)
+    is_live = job.encode == "on_the_fly"
+    captions, pictures = (None if is_live else job.cache / kind for kind in ("captions", "moments"))
+    text, null = encode_captions(rows, encoders, job.num_text_tokens, captions, running.world)
+    moments = encode_moments(autoencoder, rows, pictures, running.world)
     if running.world.leads:
-        write_json(folder / "caches.json", sorted({s.parent.name for s in (*text.shards, *moments.shards)}))
-    trained, held = (
-        LatentRows([rows.keys[i] for i in index], moments.subset(index), text.subset(index), rows.bucket_N[index])
-        for index in (np.flatnonzero(~rows.is_held_out), np.flatnonzero(rows.is_held_out))
-    )
+        caches = [found.folder.name for found in (text, moments) if isinstance(found, CachedRows)]
+        write_json(folder / "caches.json", sorted([file.name, *caches]))
+    in_windows = is_live or len(rows.trained) > MAX_SHUFFLED
+    trained, held = (LatentRows(rows.keys, moments, text, part, in_windows) for part in (rows.trained, rows.held_out))
     return rows, trained, held, null
 
 
@@ -259,7 +270,7 @@ def _write_beside(
         "identity": identity.name,
         "resolution": job.resolution,
         "num_rows": len(rows.keys),
-        "num_held_out": int(rows.is_held_out.sum()),
+        "num_held_out": len(rows.held_out) if isinstance(rows, PictureRows) else int(rows.is_held_out.sum()),
         "rows_per_bucket": rows.rows_per_bucket() if isinstance(rows, PictureRows) else None,
         "num_parameters": num_parameters,
         "device": choose_device().type,

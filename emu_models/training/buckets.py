@@ -34,20 +34,34 @@ def bucket_sizes(resolution: int, multiple: int, num_buckets: int) -> list[Size]
     return sorted(found, key=lambda size: size[0] / size[1])
 
 
-def assign_buckets(sizes_N2: np.ndarray, buckets: list[Size], counts_N: np.ndarray, min_rows: int) -> np.ndarray:
-    """Return the bucket of each picture, int64 (N,), such that every bucket has `min_rows` rows or is the only one.
-
-    sizes_N2: width and height. counts_N: bool, whether a row counts towards min_rows (held-out rows do not). The
-    smallest bucket is merged first.
-    """
-    aspects = np.log([width / height for width, height in buckets])
+def nearest_buckets(sizes_N2: np.ndarray, buckets: list[Size]) -> np.ndarray:
+    """Return the bucket whose ratio is nearest to each picture's, int64 (N,). sizes_N2: width and height, 1 px and
+    more."""
     own = np.log(sizes_N2[:, 0] / sizes_N2[:, 1])
-    bucket_N = np.abs(own[:, None] - aspects).argmin(1)
+    return np.abs(own[:, None] - _aspects(buckets)).argmin(1)
+
+
+def merge_buckets(trained_K: np.ndarray, every_K: np.ndarray, buckets: list[Size], min_rows: int) -> np.ndarray:
+    """Return the bucket into which each one is merged, int64 (K,), such that every bucket with rows has `min_rows` rows
+    to train on or is the only one. The smallest is merged first, with its nearest neighbour.
+
+    trained_K, every_K: rows of each bucket that count, and all of them (held-out rows do not count). K may be larger
+    than the number of buckets.
+    """
+    aspects, into_K = _aspects(buckets), np.arange(len(every_K))
+    trained_K, every_K = trained_K.copy(), every_K.copy()
     while True:
-        present = np.unique(bucket_N)
-        rows = np.array([(counts_N & (bucket_N == b)).sum() for b in present])
-        if len(present) == 1 or rows.min() >= min_rows:
-            return bucket_N
-        smallest = present[rows.argmin()]
+        present = np.flatnonzero(every_K)
+        if len(present) < 2 or trained_K[present].min() >= min_rows:
+            return into_K
+        smallest = present[trained_K[present].argmin()]
         others = present[present != smallest]
-        bucket_N[bucket_N == smallest] = others[np.abs(aspects[others] - aspects[smallest]).argmin()]
+        target = others[np.abs(aspects[others] - aspects[smallest]).argmin()]
+        into_K[into_K == smallest] = target
+        for counts in (trained_K, every_K):
+            counts[target] += counts[smallest]
+            counts[smallest] = 0
+
+
+def _aspects(buckets: list[Size]) -> np.ndarray:
+    return np.log([width / height for width, height in buckets])

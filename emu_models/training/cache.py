@@ -1,9 +1,8 @@
 """Caches of what is encoded once and read at every step: the autoencoder's moments and text features.
 
-A cache is a folder named after a hash of the encoder: its weights and its code. It holds shards of a thousand rows,
-safetensors with the rows' digests (of the picture's bytes and size, of the caption) in their headers. Only rows whose
-digest is in no shard are encoded, so no row can get a stale value, and an interrupted build continues at the next
-shard. Shards are read as memory maps: unused rows stay on disk.
+A cache is a folder named after a hash of the encoder: its weights and its code. It knows rows by digests (of the
+picture's bytes and size, of the caption), so no row can get a stale value; stored.py says how they are stored. Where a
+cache does not pay (emu_models.cost.encoding), rows are encoded whenever they are read, by the same functions.
 
 Moments (mean, log variance) are kept, not samples, since a sampled latent would fix its noise. Moments and text tokens
 are kept in half precision, whose rounding (1 / 2048) is far below the latents' own noise.
@@ -12,19 +11,15 @@ are kept in half precision, whose rounding (1 / 2048) is far below the latents' 
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emu_data.files import atomic_file
 from emu_data.samples import DECODING
 from emu_models.device import autocast_on_gpu, choose_device, lend
 from emu_models.latent.autoencoder.network import Moments
@@ -32,13 +27,13 @@ from emu_models.latent.checkpoints import AnyAutoencoder, AnyTextEncoder
 from emu_models.memory import Batches
 from emu_models.text import TextFeatures, list_text_encoders, load_text_encoders
 from emu_models.training.distributed import ALONE, World
-from emu_models.training.identity import hash_weights_at
-from emu_models.training.rows import PictureRows
+from emu_models.training.identity import hash_all, hash_weights_at
+from emu_models.training.parts import ROWS_PER_BLOCK
+from emu_models.training.row_file import Texts
+from emu_models.training.rows import PictureRows, crop
+from emu_models.training.stored import NUM_BYTES, CachedMoments, CachedText, fill
 
 ENCODE_BATCH = 64  # pictures or captions at a time; fixed, since bytes change with the batch; chosen here
-ROWS_PER_SHARD = 1024  # a multiple of ENCODE_BATCH; 1 GB of 16-channel moments at 1024 px; chosen here
-OPEN_SHARDS = 256  # memory maps kept open; chosen here
-HALVED = ("mean", "logvar", "tokens")  # tensors kept in half precision
 
 
 def hash_weights(module: nn.Module) -> str:
@@ -48,15 +43,6 @@ def hash_weights(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bf16
     return digest.hexdigest()
-
-
-def hash_all(*parts: str | bytes) -> str:
-    """Return 128 bits of a SHA-256 of the parts, as 32 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()[:32]
 
 
 def hash_text_encoder(name: str) -> str:
@@ -75,67 +61,38 @@ def hash_packaged_text_encoder() -> str:
 
 
 @dataclass(frozen=True)
-class CachedRows:
-    """Rows in shards: row i is row row_N[i] of shards[shard_N[i]]."""
+class LiveMoments:
+    """Moments of latents that are encoded whenever they are read, by `encode`: row numbers -> mean, logvar."""
 
-    shards: tuple[Path, ...]
-    shard_N: np.ndarray
-    row_N: np.ndarray
+    encode: Callable[[np.ndarray], dict[str, Tensor]]
 
-    def __len__(self) -> int:
-        return len(self.row_N)
-
-    def subset(self, index: np.ndarray) -> Self:
-        """Return the rows at `index`, int64 (n,), in that order; nothing is read."""
-        return type(self)(self.shards, self.shard_N[index], self.row_N[index])
-
-    def read(self, index_B: Tensor) -> dict[str, Tensor]:
-        """Return the tensors of the rows at `index_B`, int64 (B,), in their stored precision; they must have one
-        shape.
-        """
-        shard_B, row_B = self.shard_N[index_B.numpy()], torch.from_numpy(self.row_N[index_B.numpy()])
-        found: dict[str, Tensor] = {}
-        for shard in np.unique(shard_B):
-            places = torch.from_numpy(np.flatnonzero(shard_B == shard))
-            for name, stored in _open_shard(self.shards[shard]).items():
-                values = stored[row_B[places]]
-                if len(places) == len(index_B):  # all from one shard, as in a small set: no second copy
-                    found[name] = values
-                    continue
-                if name not in found:
-                    found[name] = values.new_empty(len(index_B), *values.shape[1:])
-                found[name][places] = values
-        return found
-
-
-@dataclass(frozen=True)
-class CachedMoments(CachedRows):
-    """Moments of latents in a cache on disk."""
-
+    @torch.no_grad()
     def select(self, index_B: Tensor) -> Moments:
-        """Return the moments of the rows at `index_B`, int64 (B,): (B, C, h, w) in fp32; the rows must have one
-        shape."""
-        found = self.read(index_B)
-        return Moments(found["mean"].float(), found["logvar"].float())
+        """Return the moments of the rows at `index_B`, int64 (B,): (B, C, h, w) in fp32 on the CPU; the rows must have
+        one shape."""
+        found = self.encode(index_B.numpy())
+        return Moments(found["mean"].float().cpu(), found["logvar"].float().cpu())
 
 
 @dataclass(frozen=True)
-class CachedText(CachedRows):
-    """Text features in a cache on disk."""
+class LiveText:
+    """Text features that are encoded whenever they are read, by `encode`: row numbers -> tokens, mask, pooled."""
 
+    encode: Callable[[np.ndarray], dict[str, Tensor]]
+
+    @torch.no_grad()
     def select(self, index_B: Tensor) -> TextFeatures:
-        """Return the features of the rows at `index_B`, int64 (B,), in half precision, so that the larger part of a
-        batch has half its size when it is copied and sent to the device."""
-        found = self.read(index_B)
-        return TextFeatures(found["tokens"], found["mask"], found["pooled"])
+        """Return the features of the rows at `index_B`, int64 (B,), on the CPU, tokens in half precision."""
+        found = {name: tensor.cpu() for name, tensor in self.encode(index_B.numpy()).items()}
+        return TextFeatures(found["tokens"].half(), found["mask"], found["pooled"])
 
 
 @torch.no_grad()
-def encode_moments(autoencoder: AnyAutoencoder, rows: PictureRows, folder: Path, world: World = ALONE) -> CachedMoments:
-    """Return the moments (C, h, w) of each row's picture at the size of its bucket; those in `folder` are not encoded
-    again."""
-    sizes = [rows.bucket_sizes[bucket] for bucket in rows.bucket_N]
-    digests = [hash_all(d, f"{width}x{height}") for d, (width, height) in zip(rows.digests, sizes, strict=True)]
+def encode_moments(
+    autoencoder: AnyAutoencoder, rows: PictureRows, folder: Path | None, world: World = ALONE
+) -> CachedMoments | LiveMoments:
+    """Return the moments (C, h, w) of each row's picture at the size of its bucket. Those in `folder` are not encoded
+    again; without a folder, rows are encoded whenever they are read."""
 
     device = choose_device()
     batches = Batches("encoding pictures", ENCODE_BATCH, device)
@@ -150,27 +107,49 @@ def encode_moments(autoencoder: AnyAutoencoder, rows: PictureRows, folder: Path,
             parts = [part for pictures in rows.read(index, ENCODE_BATCH) for part in encode_some(pictures)]
         return {"mean": torch.cat([p.mean for p in parts]), "logvar": torch.cat([p.logvar for p in parts])}
 
-    code = (_code_of(autoencoder), inspect.getsource(PictureRows), str(DECODING))
+    if folder is None:
+        return LiveMoments(encode)
+    # A picture has other moments at another size; the salts keep the two apart.
+    salts = [hashlib.sha256(f"{width}x{height}".encode()).digest()[:NUM_BYTES] for width, height in rows.bucket_sizes]
+    salt_K = np.frombuffer(b"".join(salts), np.uint8).reshape(-1, NUM_BYTES)
+
+    def digests(block: int) -> np.ndarray:
+        return rows.file.numbers(block, "digest")[:, :NUM_BYTES] ^ salt_K[buckets(block)]
+
+    def buckets(block: int) -> np.ndarray:
+        numbers = np.arange(block * ROWS_PER_BLOCK, min((block + 1) * ROWS_PER_BLOCK, len(rows)))
+        return rows.every.buckets_of(numbers)
+
+    code = (_code_of(autoencoder), inspect.getsource(PictureRows.read), inspect.getsource(crop), str(DECODING))
     cache = folder / hash_all(hash_weights(autoencoder), *code)
-    return CachedMoments(*_fill(cache, digests, rows.bucket_N, encode, world))
+    return CachedMoments(cache, *fill(cache, rows, digests, buckets, [], encode, world))
 
 
+@torch.no_grad()
 def encode_captions(
-    captions: list[str], encoders: AnyTextEncoder, num_tokens: int, folder: Path, world: World = ALONE
-) -> tuple[CachedText, TextFeatures]:
-    """Return the features of N captions and of the empty prompt (1 row); those in `folder` are not encoded again."""
-    texts = [*captions, ""]
+    rows: PictureRows, encoders: AnyTextEncoder, num_tokens: int, folder: Path | None, world: World = ALONE
+) -> tuple[CachedText | LiveText, TextFeatures]:
+    """Return the features of each row's caption, and of the empty prompt (1 row). Those in `folder` are not encoded
+    again; without a folder, rows are encoded whenever they are read."""
+    texts = Texts(rows.file, "caption", [""])
 
     def encode(index: np.ndarray) -> dict[str, Tensor]:
         features = encode_texts([texts[i] for i in index], encoders, num_tokens)
         return {"tokens": features.tokens_BLD, "mask": features.mask_BL, "pooled": features.pooled_BD}
 
+    last = torch.tensor([len(rows)])
+    if folder is None:
+        return LiveText(encode), LiveText(encode).select(last)
+
+    def digests(block: int) -> np.ndarray:
+        return rows.file.numbers(block, "caption_digest")
+
     weights = [hash_weights(model) for model in encoders.models]
     vocabularies = [json.dumps(sorted(tokenizer.get_vocab().items())) for tokenizer in encoders.tokenizers]
     cache = folder / hash_all(*weights, *vocabularies, _code_of(encoders), encoders.settings, str(num_tokens))
-    shards, shard_N, row_N = _fill(cache, [hash_all(t) for t in texts], np.zeros(len(texts), int), encode, world)
-    every = CachedText(shards, shard_N, row_N)
-    return CachedText(shards, shard_N[:-1], row_N[:-1]), every.select(torch.tensor([len(captions)]))
+    empty = hashlib.sha256(b"").digest()[:NUM_BYTES]
+    text = CachedText(cache, *fill(cache, rows, digests, lambda block: 0, [empty], encode, world))
+    return text, text.select(last)
 
 
 def _moments_of(autoencoder: AnyAutoencoder, images_NHWC: np.ndarray, device: torch.device) -> Moments:
@@ -196,58 +175,6 @@ def encode_texts(texts: list[str], encoders: AnyTextEncoder, num_tokens: int) ->
 
 def _code_of(encoder: AnyAutoencoder | AnyTextEncoder) -> str:
     return inspect.getsource(inspect.getmodule(type(encoder)) or type(encoder))
-
-
-def _fill(
-    folder: Path,
-    digests: Sequence[str],
-    group_N: np.ndarray,
-    encode: Callable[[np.ndarray], dict[str, Tensor]],
-    world: World,
-) -> tuple[tuple[Path, ...], np.ndarray, np.ndarray]:
-    """Encode the rows whose digests are in no shard, equal ones once, and return the arguments of CachedRows.
-
-    A shard holds rows of one group (shape). Each process encodes every world.size-th shard.
-    """
-    known = _index(folder)
-    missing: dict[int, dict[str, int]] = {}
-    for position, (digest, group) in enumerate(zip(digests, group_N, strict=True)):
-        if digest not in known:
-            missing.setdefault(int(group), {}).setdefault(digest, position)
-    chunks = [
-        list(rows.items())[start : start + ROWS_PER_SHARD]
-        for _, rows in sorted(missing.items())
-        for start in range(0, len(rows), ROWS_PER_SHARD)
-    ]
-    world.wait()  # all processes look for missing rows before one of them writes
-    for chunk in chunks[world.rank :: world.size]:
-        names = [digest for digest, _ in chunk]
-        tensors = encode(np.array([position for _, position in chunk]))
-        kept = {name: t.half() if name in HALVED else t for name, t in tensors.items()}
-        with atomic_file(folder / f"{hash_all(*names)}.safetensors") as partial:
-            save_file({n: t.cpu().contiguous() for n, t in kept.items()}, partial, {"rows": json.dumps(names)})
-    world.wait()
-    known = _index(folder) if chunks else known
-    shards = tuple(sorted({path for path, _ in known.values()}))
-    numbers = {path: i for i, path in enumerate(shards)}
-    places = [known[digest] for digest in digests]
-    return shards, np.array([numbers[path] for path, _ in places]), np.array([row for _, row in places])
-
-
-def _index(folder: Path) -> dict[str, tuple[Path, int]]:
-    """Return digest -> (shard, row), from the shards' headers."""
-    known = {}
-    for path in sorted(folder.glob("[!.]*.safetensors")):
-        with safe_open(path, "pt") as shard:
-            known |= {digest: (path, row) for row, digest in enumerate(json.loads(shard.metadata()["rows"]))}
-    return known
-
-
-@lru_cache(maxsize=OPEN_SHARDS)
-def _open_shard(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a shard as views of its memory map."""
-    with safe_open(path, "pt") as shard:
-        return {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
 
 
 def to_tensor(images_NHWC: np.ndarray) -> Tensor:

@@ -41,14 +41,15 @@ class Identity:
         return fingerprint([dict(self.settings), dict(self.contents)])
 
 
-def identify(job: LoopJob, rows: Iterable[Iterable[str]]) -> Identity:
+def identify(job: LoopJob, rows: Iterable[Iterable[str]] | str) -> Identity:
     """Return the identity of a training. rows: for each row what matters: its key, its picture's digest, perhaps its
-    caption.
+    caption; or a hash of these, as a row file has it.
 
     Raises ValueError if weights that it starts from do not exist.
     """
     contents = {name: hash_weights_at(path) for name, path in weights_of(job).items()}
-    contents |= {**job.contents(), "rows": hash_rows(rows), "code": job.code}
+    hashed = rows if isinstance(rows, str) else hash_rows(rows)
+    contents |= {**job.contents(), "rows": hashed, "code": job.code}
     return Identity(settings_of(job), contents)
 
 
@@ -121,6 +122,15 @@ def _without_origin(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_origin(part) for name, part in value.items() if name not in NOT_SETTINGS}
     return [_without_origin(part) for part in value] if isinstance(value, list) else value
+
+
+def hash_all(*parts: str | bytes) -> str:
+    """Return 128 bits of a SHA-256 of the parts, as 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:32]
 
 
 def hash_rows(rows: Iterable[Iterable[str]]) -> str:

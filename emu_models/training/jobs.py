@@ -25,6 +25,9 @@ ROWS = "rows"  # the pictures' keys, captions and digests determine the result, 
 CODE = "code"  # identifies the code, which determines the result but is not in params
 COUNTS = (WHAT, HOW, STOPPING, WEIGHTS, CONTENTS, ROWS, CODE)
 
+# In the schema of a parquet of rows: JSON, shard -> its digest (shards.shard_digest) when its rows were measured.
+SHARD_MARKS = "emu.shards"
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -54,10 +57,10 @@ class LoopConfig:
 class Job:
     """What every training needs.
 
-    rows: a parquet with columns key and caption; shards: the folder of WebDataset shards with their pictures. states:
-    the folder in which each training has its own, named by its identity. out: the folder in which the asset publishes
-    the result; the training writes nothing there. code: identifies the code that trains, so that a result of other code
-    is not used.
+    rows: a parquet with columns key and caption, and perhaps others (row_file.open_rows); shards: the folder of
+    WebDataset shards with their pictures. states: the folder in which each training has its own, named by its identity.
+    out: the folder in which the asset publishes the result; the training writes nothing there. code: identifies the
+    code that trains, so that a result of other code is not used.
     """
 
     name: str

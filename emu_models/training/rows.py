@@ -1,25 +1,33 @@
 """The rows that a training reads, split into trained and held-out ones.
 
 `Rows` have their pictures in memory, as squares of one size (the autoencoder). `PictureRows` leave them in the shards,
-from which they are cropped to the shape of their bucket and encoded once (the denoiser).
+and their keys and captions in a memory-mapped file (row_file.py); pictures are cropped to the shape of their bucket and
+encoded, once or whenever they are read (the denoiser).
 """
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from emu_data.samples import decode_rgb, read_size
-from emu_data.shards import iter_samples, read_images, read_many
-from emu_models.training.buckets import Size, assign_buckets
+from emu_data.copies import Copies
+from emu_data.files import atomic_dir, fingerprint
+from emu_data.samples import decode_rgb
+from emu_data.shards import list_shards, read_images, read_wanted
+from emu_models.training.buckets import MAX_ASPECT, Size, merge_buckets, nearest_buckets
+from emu_models.training.distributed import ALONE, World
 from emu_models.training.order import held_out
+from emu_models.training.parts import HELD, Part
+from emu_models.training.row_file import HELD_OUT_MINIMUM, HELD_OUT_SHARE, RowFile, Texts
 
-HELD_OUT_SHARE = 0.08  # of the rows; chosen here
-HELD_OUT_MINIMUM = 4  # rows; chosen here
+DECODERS = 4  # threads that decode the pictures of a batch, since Pillow lets others run meanwhile; chosen here
+GROUPS_AT_ONCE = 1 << 24  # rows whose groups are in memory while they are written; chosen here
 
 
 @dataclass(frozen=True)
@@ -56,64 +64,121 @@ def load_rows(shards: Path, table: pd.DataFrame, resolution: int) -> Rows:
     return Rows(keys, captions, images, held_out(keys, HELD_OUT_SHARE, HELD_OUT_MINIMUM))
 
 
-@dataclass(frozen=True)
 class PictureRows:
-    """N rows: keys, captions, digests of the pictures' bytes, is_held_out (N,) bool, and bucket_N (N,), the index of
-    each row's bucket in bucket_sizes."""
+    """The rows of a row file, cropped to the shape of their buckets. trained, held_out: the rows to train on, and those
+    that are only for validation. every: all rows. copies: of shards that are not on this machine. Raises ValueError if
+    `buckets` are several and a size is unknown."""
 
-    shards: Path
-    keys: list[str]
-    captions: list[str]
-    digests: list[str]
-    is_held_out: np.ndarray
-    bucket_N: np.ndarray
-    bucket_sizes: list[Size]
+    def __init__(
+        self,
+        shards: Path,
+        file: RowFile,
+        buckets: list[Size],
+        batch_size: int,
+        world: World = ALONE,
+        copies: Copies | None = None,
+    ) -> None:
+        self.file, self.bucket_sizes, self._copies = file, buckets, copies
+        self.keys, self.captions = Texts(file, "key"), Texts(file, "caption")
+        self._shards = {path.stem: path for path in list_shards(shards)}
+        folder = file.folder / f"groups-{fingerprint([buckets, batch_size, MAX_ASPECT])}"
+        if world.mean({"known": float(folder.is_dir())})["known"] < 1:
+            if world.leads:
+                _write_groups(folder, file, buckets, batch_size)
+            world.wait()
+        group_N = np.memmap(folder / "groups.bin", np.uint8, "r") if len(file) else np.empty(0, np.uint8)
+        counts_BG = np.load(folder / "counts.npy", mmap_mode="r" if len(file) else None)
+        present = np.flatnonzero(counts_BG.any(axis=0)).tolist()
+        self.name = f"{file.name}-{folder.name}"
+        self.every = Part(group_N, counts_BG, tuple(present))
+        self.trained = Part(group_N, counts_BG, tuple(group for group in present if group < HELD))
+        self.held_out = Part(group_N, counts_BG, tuple(group for group in present if group >= HELD))
+
+    def __len__(self) -> int:
+        return len(self.file)
 
     def read(self, index: np.ndarray, num_at_once: int) -> Iterator[np.ndarray]:
-        """Yield the pictures of rows of one bucket as uint8 (n, height, width, 3), n at most `num_at_once`."""
-        (bucket,) = np.unique(self.bucket_N[index])
-        samples = read_many(self.shards, [self.keys[i] for i in index])
+        """Yield the pictures of rows of one bucket as uint8 (n, height, width, 3), n at most `num_at_once`. Raises
+        ValueError if some cannot be read, or have other bytes than the row file says."""
+        (bucket,) = np.unique(self.every.buckets_of(index))
+        keys, digests, shards = self.file.read(index, "key", "digest", "shard")
+        found: dict[str, bytes] = {}
+        for shard in sorted(set(shards)):
+            wanted = {key: digest for key, digest, place in zip(keys, digests, shards, strict=True) if place == shard}
+            found |= self._read_shard(self.file.shard_names[shard], wanted)
+
+        def prepare(key: str) -> np.ndarray:
+            return crop(decode_rgb(found[key]), self.bucket_sizes[bucket])
+
         for start in range(0, len(index), num_at_once):
-            keys = [self.keys[i] for i in index[start : start + num_at_once]]
-            yield np.stack([crop(decode_rgb(samples[key].image), self.bucket_sizes[bucket]) for key in keys])
+            yield np.stack(list(_decoders().map(prepare, keys[start : start + num_at_once])))
+
+    def _read_shard(self, name: str, wanted: dict[str, bytes]) -> dict[str, bytes]:
+        """Return key -> the picture's bytes, of the keys (-> digest) of one shard."""
+        found: dict[str, bytes] = {}
+        path = self._shards[name]
+        for sample in read_wanted(path if self._copies is None else self._copies.of(path), wanted):
+            found.setdefault(sample.key, sample.image)
+            if len(found) == len(wanted):
+                break
+        if missing := sorted(wanted.keys() - found.keys()):
+            raise ValueError(
+                f"{self._shards[name]}: {len(missing)} keys have no readable sample, the first are {missing[:3]}"
+            )
+        changed = sorted(key for key, image in found.items() if hashlib.sha256(image).digest() != wanted[key])
+        if changed:
+            raise ValueError(
+                f"{self._shards[name]}: {len(changed)} pictures have changed since they were measured, the first are "
+                f"{changed[:3]}; materialise filter_ledger again"
+            )
+        return found
 
     def rows_per_bucket(self) -> dict[str, int]:
         """Return WIDTHxHEIGHT -> number of rows, for buckets with rows."""
-        return {
-            f"{width}x{height}": int((self.bucket_N == i).sum())
-            for i, (width, height) in enumerate(self.bucket_sizes)
-            if (self.bucket_N == i).any()
-        }
+        num_rows = self.every.counts_BG.sum(axis=0)
+        totals = num_rows[:HELD] + num_rows[HELD:]
+        return {f"{w}x{h}": int(totals[i]) for i, (w, h) in enumerate(self.bucket_sizes) if totals[i]}
 
 
-def find_rows(shards: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of `table` (columns key, caption), in key order, with digest (SHA-256 of the picture's bytes),
-    width and height (px, as shown). Pictures are hashed but not decoded.
-
-    Hashing needs one pass over the pictures, so that nothing made from another picture is ever used. Shards and members
-    without such a row are skipped. Raises ValueError, which names the first keys, if some have no readable sample.
-    """
-    table = table[["key", "caption"]].sort_values("key", ignore_index=True)
-    found = {
-        sample.key: (hashlib.sha256(sample.image).hexdigest(), *read_size(sample.image))
-        for sample in iter_samples(shards, table["key"].tolist())
-    }
-    missing = sorted(set(table["key"]) - found.keys())
-    if missing:
-        raise ValueError(f"{shards}: {len(missing)} keys have no readable sample, the first are {missing[:3]}")
-    columns = pd.DataFrame([found[key] for key in table["key"]], columns=["digest", "width", "height"])
-    return table.join(columns)
+@cache
+def _decoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(DECODERS, "decode")
 
 
-def list_rows(shards: Path, table: pd.DataFrame, buckets: list[Size], batch_size: int) -> PictureRows:
-    """Return the rows of `table` (columns key and caption, or the result of `find_rows`) with their buckets, in key
-    order."""
-    table = table if "digest" in table else find_rows(shards, table)
-    keys, captions = table["key"].tolist(), table["caption"].tolist()
-    is_held_out = held_out(keys, HELD_OUT_SHARE, HELD_OUT_MINIMUM)
-    sizes = table[["width", "height"]].to_numpy()
-    bucket_N = assign_buckets(sizes, buckets, ~is_held_out, batch_size)
-    return PictureRows(shards, keys, captions, table["digest"].tolist(), is_held_out, bucket_N, buckets)
+def _write_groups(folder: Path, file: RowFile, buckets: list[Size], min_rows: int) -> None:
+    """Write each row's group (parts.py), and how many rows of each a block has. min_rows: see buckets.merge_buckets."""
+    with atomic_dir(folder) as partial:
+        counts_BG = np.zeros((file.num_blocks, 256), np.int64)
+        with open(partial / "own.bin", "wb") as own:
+            for block in range(file.num_blocks):
+                group = file.numbers(block, "is_held_out") * np.uint8(HELD)
+                if len(buckets) > 1:
+                    sizes = np.column_stack([file.numbers(block, side) for side in ("width", "height")])
+                    _refuse_unknown(sizes, file, block)
+                    group += nearest_buckets(sizes, buckets).astype(np.uint8)
+                own.write(group.tobytes())
+                counts_BG[block] = np.bincount(group, minlength=256)
+        trained, held = counts_BG[:, :HELD].sum(axis=0), counts_BG[:, HELD:].sum(axis=0)
+        merged = merge_buckets(trained, trained + held, buckets, min_rows)
+        table = np.concatenate([merged, merged + HELD]).astype(np.uint8)
+        with open(partial / "own.bin", "rb") as own, open(partial / "groups.bin", "wb") as groups:
+            while part := own.read(GROUPS_AT_ONCE):
+                groups.write(table[np.frombuffer(part, np.uint8)].tobytes())
+        (partial / "own.bin").unlink()
+        counts = np.zeros_like(counts_BG)
+        for group, into in enumerate(table):
+            counts[:, into] += counts_BG[:, group]
+        np.save(partial / "counts.npy", counts)
+
+
+def _refuse_unknown(sizes_N2: np.ndarray, file: RowFile, block: int) -> None:
+    unknown = np.flatnonzero(sizes_N2.min(axis=1) < 1)
+    if len(unknown):
+        key = file.block(block).column("key")[int(unknown[0])].as_py()
+        raise ValueError(
+            f"the size of {key} cannot be read from its header, and its bucket depends on it: leave the picture out, "
+            "or set aspect_buckets to 1"
+        )
 
 
 def crop(image: Image.Image, size: Size) -> np.ndarray:

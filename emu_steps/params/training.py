@@ -158,12 +158,15 @@ class DenoiserTraining(Training):
     """How a denoiser is trained. noise_offset: standard deviation of the noise that all positions of a channel share;
     that of the noise itself is 1 (paper: 0.02 in the last pretraining, 0.1 in tuning). caption_dropout: share of rows
     whose caption is left out, for classifier-free guidance. aspect_buckets: number of picture shapes of about the same
-    area, from 1 : 2 to 2 : 1; with 1 all pictures are cropped to squares.
+    area, from 1 : 2 to 2 : 1; with 1 all pictures are cropped to squares. encode: `cached` encodes each picture and
+    caption once before the first step and keeps them on disk; `on_the_fly` encodes them whenever a step needs them,
+    reads the shards in a shuffled order, and keeps nothing. `emu plan` says which is cheaper.
     """
 
     noise_offset: Share
     caption_dropout: Share
     aspect_buckets: Annotated[Whole, Field(gt=0, le=100)] = 1
+    encode: Literal["cached", "on_the_fly"] = "cached"
 
 
 class Pretraining(DenoiserTraining):
@@ -227,13 +230,17 @@ class TrainingLaunch(Section):
     at a time, if its share of a batch does not fit in memory. gradient_checkpointing: recompute activations in the
     backward pass; `emu plan` says if that is needed. compile: compile the network's repeated blocks (torch.compile); if
     the machine has no usable compiler, the training says so and runs without. sample_every: steps between two sheets
-    of the fixed prompts in MLflow; 0 draws one only at the end.
+    of the fixed prompts in MLflow; 0 draws one only at the end. local_copies: a folder on the machine's own disk for
+    copies of shards that are at a remote address; null uses data/cache. local_copies_gb: how large it may become, in
+    10^9 bytes.
     """
 
     micro_batch_size: Batch | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
     sample_every: StepsOrNone = 0
+    local_copies: Text | None = None
+    local_copies_gb: Annotated[Number, Field(gt=0, le=1_000_000)] = 100.0
 
 
 class Launch(Section):

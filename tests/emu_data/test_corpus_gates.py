@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from emu_data.corpus_gates import CorpusPolicy, concept_entropy, decide_corpus, final_ledger, share_out
-from emu_data.ledger import gate_sql, ledger_columns, open_ledger, read_ledger, write_ledger
+from emu_data.ledger import gate_sql, ledger_columns, open_ledger, read_ledger, read_marks, write_ledger
 from tests.shards import draw_looks
 
 
@@ -69,6 +69,14 @@ def test_the_best_of_a_cluster_stays(tmp_path: Path) -> None:
     assert by_rank.set_index("key").loc["000000004", "duplicate_of"] == "000000006"
     with pytest.raises(ValueError, match="no column beauty"):
         finish(tmp_path / "c", ledger, CorpusPolicy(keep_best_by=("beauty",)))
+
+
+def test_a_ledger_keeps_the_marks_of_the_shards_that_it_was_measured_on(tmp_path: Path) -> None:
+    for shard, rows in make_ledger(25).groupby("shard"):
+        write_ledger(tmp_path / "in", rows, {"emu.shard": f"digest of {shard}"})
+    final_ledger(tmp_path / "in", tmp_path / "out", CorpusPolicy())
+    marks = [read_marks(file) for file in sorted((tmp_path / "out").glob("*.parquet"))]
+    assert marks == [{"emu.shard": "digest of 00000"}, {"emu.shard": "digest of 00001"}]
 
 
 def test_dropped_rows_belong_to_a_cluster_but_take_no_part(tmp_path: Path) -> None:

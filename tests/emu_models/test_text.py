@@ -17,7 +17,10 @@ from emu_models.latent.jobs import DenoiserConfig
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextEncoders, encode_prompts, load_text_encoders
 from emu_models.training.cache import encode_captions
+from emu_models.training.row_file import open_rows
+from emu_models.training.rows import PictureRows
 from tests.checkpoints import make_tokenizer
+from tests.shards import write_toy_shards
 
 PROMPTS = ["a red apple", "a blue car at night", ""]
 NUM_TOKENS = 12
@@ -115,9 +118,11 @@ def test_a_prompts_features_do_not_depend_on_its_batch(encoders):
 def test_a_change_of_either_encoder_is_another_cache_entry(folders, encoders, tmp_path, changed):
     others = list(folders)
     others[changed] = (save_clip, save_t5)[changed](tmp_path / "other", 1)
-    every = torch.arange(len(PROMPTS))
+    shards, table = write_toy_shards(tmp_path, num_images=4)
+    rows = PictureRows(shards, open_rows(shards, table, tmp_path / "rows"), [(8, 8)], 1)
+    every = torch.arange(len(rows))
     first, second, again = (
-        encode_captions(PROMPTS, these, NUM_TOKENS, tmp_path / "cache")[0].select(every).tokens_BLD
+        encode_captions(rows, these, NUM_TOKENS, tmp_path / "cache")[0].select(every).tokens_BLD
         for these in (encoders, load_text_encoders(others), encoders)
     )
     assert len(list((tmp_path / "cache").iterdir())) == 2

@@ -132,6 +132,19 @@ def test_tuning_continues_from_a_pipeline(corpus, autoencoder, tmp_path):
     assert_same_weights(result_of(tmp_path / "first") / "vae", result_of(tmp_path / "second") / "vae")
 
 
+def test_a_training_that_encodes_on_the_fly_resumes_to_the_bit(corpus, autoencoder, tmp_path):
+    keep_single_precision()
+    for name in ("whole", "stopped"):
+        job, running = denoiser_job(corpus, tmp_path / name, autoencoder, prompts=())
+        job = replace(job, encode="on_the_fly")
+        if name == "stopped":
+            with pytest.raises(Interrupted):
+                trainings.train_denoiser(job, replace(running, stop_requested=iter([False, False, True]).__next__))
+        trainings.train_denoiser(job, running)
+        assert not list((tmp_path / name / "cache").rglob("*.safetensors"))
+    assert_same_weights(result_of(tmp_path / "whole") / "unet", result_of(tmp_path / "stopped") / "unet")
+
+
 @given(losses=st.lists(st.floats(0.1, 10), min_size=1, max_size=20), max_rise=st.floats(0.01, 2))
 def test_early_stopping_stops_at_the_first_loss_that_rose_too_far(losses, max_rise):
     stopping = EarlyStopping(max_rise)

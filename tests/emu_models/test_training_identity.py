@@ -141,6 +141,9 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
             "guidance_scale": 7.0,
             "aspect_buckets": 3,
             "adapters": Adapters(2, 8.0, ("q",)),
+            "encode": "on_the_fly",
+            "local_copies": other,
+            "local_copies_gb": 5.0,
         },
         DenoiserTrainingConfig: {
             **batches,

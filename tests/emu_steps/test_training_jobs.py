@@ -1,24 +1,29 @@
 """Which raw pictures an autoencoder is trained on, and what is checked in raw rows before that."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from emu_dagster.defs.checks import raw_rows_are_whole
+from emu_data.cascade import SHARD_MARK
 from emu_data.files import write_parquet
-from emu_data.ledger import GATES
+from emu_data.ledger import GATES, write_ledger
 from emu_data.samples import Sample, make_key
-from emu_data.shards import write_shard
+from emu_data.shards import shard_digest, write_shard
 from emu_models.alignment import AlignmentJob
 from emu_models.alignment_learner import AlignmentConfig
 from emu_models.judge_training import JudgeConfig, JudgeJob
 from emu_models.latent.jobs import AutoencoderJob, AutoencoderTrainingConfig, DenoiserJob, DenoiserTrainingConfig
+from emu_models.training import row_file
 from emu_models.training.jobs import LoopConfig
 from emu_models.training.order import held_out
+from emu_models.training.row_file import open_rows
 from emu_steps.layout import Layout
 from emu_steps.params import (
     AlignmentModel,
@@ -29,7 +34,7 @@ from emu_steps.params import (
     QualityTuning,
     Section,
 )
-from emu_steps.training_jobs import judge_job, write_training_rows
+from emu_steps.training_jobs import judge_job, write_gated_rows, write_training_rows
 from tests.profiles import params_of, text_of
 from tests.shards import encode
 
@@ -65,11 +70,45 @@ def test_the_sample_is_the_same_in_any_order_of_shards(tmp_path: Path) -> None:
     tables = [rows_of(shard) for shard in range(NUM_SHARDS)]
     chosen = choose(write_corpus(tmp_path / "one", tables), 60)
     turned = choose(write_corpus(tmp_path / "other", tables[::-1]), 60)
-    pd.testing.assert_frame_equal(chosen, turned)
+    pd.testing.assert_frame_equal(chosen.drop(columns="shard"), turned.drop(columns="shard"))
     assert len(set(chosen["key"])) == 60
     assert set(chosen["key"]) <= set(choose(Layout(tmp_path / "one"), 80)["key"])
     is_held_out = held_out(chosen["key"].tolist(), 0.2, 1)
     assert 0 < is_held_out.sum() < 30  # the sample does not depend on the hash by which rows are held out
+
+
+def test_a_pretraining_takes_the_ledgers_digests_and_reads_no_picture_at_its_start(tmp_path, monkeypatch) -> None:
+    """Of the shard that was measured as it is; those of the other one are hashed."""
+    layout = write_corpus(tmp_path, [rows_of(shard) for shard in range(2)])
+    for shard in ("00000", "00001"):
+        rows = rows_of(int(shard)).assign(shard=shard, stored_sha256=hashlib.sha256(PICTURE).hexdigest(), unmeasured="")
+        rows["first_failed_gate"] = ["", *["quota", "duplicate", "text_area"] * 16, "readable"]
+        mark = shard_digest(layout.raw / f"{shard}.parquet") if shard == "00000" else "of other bytes"
+        write_ledger(layout.filtered / "ledger", rows.astype("string"), {SHARD_MARK: mark})
+    read: list[str] = []
+    reader = row_file.read_samples
+    monkeypatch.setattr(
+        row_file, "read_samples", lambda path, on_error: read.append(path.stem) or reader(path, on_error)
+    )
+    for with_sizes, height in ((False, 0), (True, 64)):
+        table = write_gated_rows(layout, "pretrained_low", ["readable", "duplicate"], with_sizes)
+        file = open_rows(layout.raw, table, tmp_path / f"cache {with_sizes}")
+        keys, digests, heights, shards = file.read(np.arange(len(file)), "key", "digest", "height", "shard")
+        assert len(keys) == 2 * (1 + 32) and keys == sorted(keys)
+        assert set(digests) == {hashlib.sha256(PICTURE).digest()}
+        assert set(zip(shards, heights, strict=True)) == {(0, height), (1, 64)}
+    assert read == ["00001", "00001"]
+
+
+def test_an_autoencoders_rows_are_hashed_when_they_are_chosen(tmp_path, monkeypatch) -> None:
+    layout = write_corpus(tmp_path, [rows_of(0)])
+    section = params_of("smoke").autoencoder_study
+    table = write_training_rows(layout, section)
+    with monkeypatch.context() as patch:
+        patch.setattr(row_file, "read_samples", None)
+        taken = open_rows(layout.raw, table, tmp_path / "cache")
+    pd.read_parquet(table)[["key", "caption"]].to_parquet(table)
+    assert taken.hashes == open_rows(layout.raw, table, tmp_path / "other").hashes
 
 
 def test_pictures_that_are_too_small_or_did_not_arrive_are_not_trained_on(tmp_path: Path) -> None:
