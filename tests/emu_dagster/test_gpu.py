@@ -209,11 +209,12 @@ def test_workers_of_the_child_do_not_outlive_it(folder: Path) -> None:
     assert not runs(worker)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_interrupt_lets_the_children_save_and_cancels_the_run(folder: Path, ranks: int) -> None:
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGINT)])
+def test_interrupt_lets_the_children_save_and_cancels_the_run(folder: Path, ranks: int, number: int) -> None:
+    """SIGTERM is what Slurm and Kubernetes send."""
     with parent_process(folder, 10_000, ranks) as (parent, children):
         for pause in (0.05, 0.1, 0.2, 0.4):  # an impatient user
-            parent.send_signal(signal.SIGINT)
+            parent.send_signal(number)
             time.sleep(pause)
         assert parent.wait(timeout=120) != 0
     for rank, child in enumerate(children):
