@@ -4,6 +4,7 @@ ifeq ($(origin PYTHON), undefined)
 PYTHON := $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3 || echo python3.11)
 endif
 PROFILE ?= emoji
+GPU_PYTHON ?= python3
 UV = 0.13.9
 
 export EMU_ROOT ?= $(CURDIR)
@@ -25,11 +26,11 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 ENV = .venv/.complete .venv-dvc/.complete
 MAKEFLAGS += --jobs=2 # the two environments, and the checks, run side by side
 
-.PHONY: help env demo test check check-style check-types check-imports check-definitions check-graph up repro push lock bench clean
+.PHONY: help env demo test check check-style check-types check-imports check-definitions check-graph up repro push lock bench gpu gpu-packages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-7s%s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-13s%s\n", $$1, $$2 }'
 
 env: $(ENV) ## create .venv and .venv-dvc from the lock files
 
@@ -70,6 +71,12 @@ push: $(ENV) ## upload data to the DVC remote (.dvc/config)
 bench: $(ENV) ## run one file of benchmarks/: make bench NAME=…
 	@test -f 'benchmarks/$(NAME).py' || { echo 'make bench NAME=…, one of:'; ls benchmarks; exit 1; }
 	@python benchmarks/$(NAME).py
+
+gpu: ## run what needs a GPU, without .venv, and write gpu.json; says so and ends well where there is none
+	@$(GPU_PYTHON) scripts/gpu.py run
+
+gpu-packages: ## put into .gpu-packages what a machine with a GPU, torch and no network lacks
+	@$(GPU_PYTHON) scripts/gpu.py packages
 
 lock: ## make both lock files again from pyproject.toml (versions and hashes, no addresses)
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install -q uv==$(UV); }

@@ -25,7 +25,12 @@ defs = dg.Definitions.merge(
         assets=[as_asset(declaration, params, layout) for declaration in DECLARATIONS.values()],
         resources={
             "recorder": Recorder(mlflow=MlflowTracking(), dvc=DvcRepo()),
-            "trainer": TrainingProcess(launcher=params.launch.command, strategy=params.launch.strategy),
+            "trainer": TrainingProcess(
+                launcher=params.launch.command,
+                strategy=params.launch.strategy,
+                grace_seconds=params.launch.grace_seconds,
+                retries=params.launch.retries,
+            ),
         },
     ),
 )

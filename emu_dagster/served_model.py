@@ -70,7 +70,7 @@ class ServedPipeline(mlflow.pyfunc.PythonModel):
         It takes plain mappings instead of list[Request], because MLflow would check those itself and answer with a page
         of pydantic's messages.
         """
-        from emu_models.latent.pipeline import draw
+        from emu_models.latent.drawing import draw
 
         pictures = []
         for request in read_requests(model_input):

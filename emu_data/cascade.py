@@ -13,15 +13,17 @@ bytes change, it is measured again; if they come back, it is not.
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 
+from emu_data.costs import READING, Spent, spent_since, spent_so_far
 from emu_data.engine import Engine, Failure, Guard, run_shards
 from emu_data.files import write_parquet
 from emu_data.ledger import LIMITS, Limit, Thresholds
@@ -29,9 +31,10 @@ from emu_data.quarantine import unlisted_rows
 from emu_data.samples import STATUS_SUCCESS, DecodeError, Sample, SampleError
 from emu_data.shards import read_rows, read_samples, shard_digest
 from emu_data.signals import LazySample, Signal
+from emu_data.signals.networks import name_device
 from emu_data.texts import steady
 
-BATCH = 64  # samples per call of the measuring process; 200 MB of pixels at most (signals.MAX_SIDE); chosen here
+BATCH = 64  # samples per call of the measuring process; 200 MB of pixels at most (signals.SIDE); chosen here
 
 SHARD_MARK = "emu.shard"  # in a file's schema: the shards.shard_digest of the shard that was measured
 
@@ -86,12 +89,18 @@ class Task:
 
 @dataclass
 class Measured:
-    """What the child measured: values by column, the signals that gave them, and why the others could not."""
+    """What the child measured: values by column, the signals that gave them, and why the others could not.
+
+    spent: on "decode", "embedding" and each signal, of those that were asked. is_warm: whether the child had measured
+    others before: its first batch takes longer. device: where networks ran, costs.Cost.device.
+    """
 
     values: dict[str, Any]
     signals: list[str]
-    seconds: dict[str, float]  # for "decode", "embedding", and each signal
+    spent: dict[str, Spent]
     error: str | None = None
+    is_warm: bool = False
+    device: str = "cpu"
 
 
 def measure_group(
@@ -129,7 +138,7 @@ def measure_group(
 
 
 def _bring_up_to_date(*arguments: Any) -> int:
-    """measure_shard without the seconds per sample, since an engine keeps all results and only the pilot needs them."""
+    """measure_shard without what it measured, since an engine keeps all results and only the pilot needs them."""
     return measure_shard(*arguments)[0]
 
 
@@ -200,11 +209,12 @@ def measure_shard(
     shard: str,
     guard: Guard[Task],
     keys: Collection[str] | None = None,
-) -> tuple[int, list[dict[str, float]]]:
+) -> tuple[int, list[Measured]]:
     """Bring one shard's files up to date, for `keys` only if they are given. Return how many files were written, and
-    for each measured sample the seconds that each piece took. Raises RuntimeError if more than half of the samples
-    raise, because then a signal is at fault.
+    what the child measured; to what each took, this process's own part is added as costs.READING. Raises RuntimeError
+    if more than half of the samples raise, because then a signal is at fault.
     """
+    began = time.thread_time()  # not the process's, in which other threads read other shards
     state = _State(raw_dir, signals, out_dir, shard)
     wanted = [key for key, names in state.todo(rule).items() if names and (keys is None or key in keys)]
     unread = set(wanted)
@@ -246,7 +256,10 @@ def measure_shard(
         write_parquet(unlisted, unlisted_rows(tar, read_rows(tar), found, tar_errors), {SHARD_MARK: state.digest})
         num_written += 1
     num_written += sum(state.add(signal, results) for signal in signals)
-    return num_written, [result.seconds for result in results.values() if isinstance(result, Measured)]
+    measured = [result for result in results.values() if isinstance(result, Measured)]
+    for result in measured:
+        result.spent[READING] = Spent(core=(time.thread_time() - began) / len(measured))
+    return num_written, measured
 
 
 def is_measured(raw_dir: Path, signals: Sequence[Signal], out_dir: Path, shard: str, keys: Collection[str]) -> bool:
@@ -336,47 +349,52 @@ def _needed(
 def load_signals(signals: tuple[Signal, ...], rule: StopRule) -> Callable[[list[Task]], list[Measured]]:
     """Load the signals, in the child process, and return the function that measures a batch."""
     loaded = [(signal, signal.load()) for signal in signals]
+    num_batches = count()
 
     def measure(batch: list[Task]) -> list[Measured]:
-        samples = [LazySample(task.sample) for task in batch]
-        results = [Measured(dict(task.known), [], sample.seconds) for task, sample in zip(batch, samples, strict=True)]
+        samples, is_warm, device = [LazySample(task.sample) for task in batch], next(num_batches) > 0, name_device()
+        results = [
+            Measured(dict(task.known), [], sample.spent, is_warm=is_warm, device=device)
+            for task, sample in zip(batch, samples, strict=True)
+        ]
         going = list(range(len(batch)))
 
         def settled(i: int) -> bool:
             return rule.is_rejected(results[i].values) and not batch[i].is_control
 
         for signal, function in loaded:
-            ready = [
-                i for i in going if signal.name not in batch[i].done and _prepare(samples[i], results[i], signal.needs)
-            ]
+            ready = [i for i in going if signal.name not in batch[i].done and _prepare(samples[i], results[i], signal)]
             if ready:
-                before = [sum(samples[i].seconds.values()) for i in ready]
-                start = time.perf_counter()
+                shared, before = _total(results[i].spent for i in ready), spent_so_far()
                 columns = function([samples[i] for i in ready])
-                own = time.perf_counter() - start - sum(sum(samples[i].seconds.values()) for i in ready) + sum(before)
+                own = spent_since(before).plus(_total(results[i].spent for i in ready).plus(shared, -1), -1)
                 for column, values in columns.items():
                     assert column in signal.columns and len(values) == len(ready), (signal.name, column)
                     for i, value in zip(ready, values, strict=True):
                         results[i].values[column] = value
                 for i in ready:
                     results[i].signals.append(signal.name)
-                    results[i].seconds[signal.name] = own / len(ready)
+                    results[i].spent[signal.name] = Spent().plus(own, 1 / len(ready))
             going = [i for i in going if results[i].error is None and not settled(i)]
         for i in going:  # a picture is kept only if it can be decoded, even if no signal needs its pixels
-            if not _prepare(samples[i], results[i], "pixels"):
+            if not _prepare(samples[i], results[i]):
                 results[i].signals.clear()
         return results
 
     return measure
 
 
-def _prepare(sample: LazySample, result: Measured, needs: str) -> bool:
-    """Decode what a signal needs from the sample. If that fails, note the error in the result and return False."""
+def _total(parts: Iterable[Mapping[str, Spent]]) -> Spent:
+    return reduce(Spent.plus, (spent for part in parts for spent in part.values()), Spent())
+
+
+def _prepare(sample: LazySample, result: Measured, signal: Signal | None = None) -> bool:
+    """Decode what a signal needs, or the picture. If that fails, note the error in the result and return False."""
     try:
-        if needs == "header":
+        if signal is None or signal.needs == "pixels":
+            _ = sample.image if signal is None else sample.at(signal.side())
+        elif signal.needs == "header":
             _ = sample.size
-        elif needs == "pixels":
-            _ = sample.image
     except DecodeError as error:
         result.error = f"{error.reason}: {steady(str(error))}"
     return result.error is None

@@ -55,7 +55,8 @@ def measure_guarded(samples: Iterable[Sample]) -> Iterator[tuple[Sample, tuple[i
 
 
 def _measure(sample: LazySample) -> tuple[int, int]:
-    return sample.image.size
+    _ = sample.image  # raises DecodeError if the picture cannot be decoded; it may be smaller than what is in the file
+    return sample.size
 
 
 def _fit(sample: LazySample, size: int) -> np.ndarray:

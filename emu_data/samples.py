@@ -129,16 +129,19 @@ def published(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -> Image.Image:
     """Decode to 8-bit sRGB as a browser shows it on white: colours are converted by the embedded profile, transparency
     is composited on white, 16-bit grey is scaled (Pillow's own conversion clips it to white), palettes are converted,
     and EXIF's orientation is applied. Broken EXIF, XMP or profiles are ignored.
+
+    side: px; the picture is halved as long as its long side keeps that much: JPEGs while they are decoded (Pillow's
+    `draft`, which spares half of the time and more), others by means of boxes.
 
     Raises DecodeError with `reason` too_large (more than `max_pixels`, according to the header), animated (more than
     one frame or page: it is unknown which one the caption describes), unsupported (a format that is not read, floating
     point, CMYK without a usable profile) or corrupt (anything else).
     """
-    return _despite_notes(data, lambda data: _decode(data, max_pixels))
+    return _despite_notes(data, lambda data: _decode(data, max_pixels, side))
 
 
 Read = TypeVar("Read")
@@ -169,7 +172,7 @@ def _read_size(data: bytes) -> tuple[int, int]:
     return (height, width) if _turn(image, known) in _SWAPPING else (width, height)
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
+def _decode(data: bytes, max_pixels: int, side: int | None) -> Image.Image:
     known = _format_of(data)
     if known.name == "JPEG XL":  # its reader decodes on opening
         head = _jxl_head(data)
@@ -182,14 +185,30 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
         num_frames = getattr(image, "n_frames", 1)
         if known.frames == "animation" and num_frames > 1:
             raise DecodeError("animated", f"it has {num_frames} frames")
+        factor = 1 if side is None else _times_too_large(image.size, side)
+        factor //= _draft(image, factor)
         image.load()
         turn = _turn(image, known)
         image = _to_rgb(image, _profile_of(image, data))
+        if factor > 1:
+            image = image.reduce(factor)
         return image if turn is None else image.transpose(turn)
     except DecodeError:
         raise
     except Exception as error:  # decoders raise anything on broken bytes: SyntaxError, struct.error, …
         raise _corrupt(known, error) from error
+
+
+def _times_too_large(size: tuple[int, int], side: int) -> int:
+    """Return the largest power of two by which a picture can be divided so that its long side keeps `side` px."""
+    return 1 << max(0, (max(size) // side).bit_length() - 1)
+
+
+def _draft(image: Any, factor: int) -> int:
+    """Let the decoder of an opened picture halve it, if it can, up to `factor`; return the factor that it will give."""
+    width, height = image.size
+    drafted = image.draft(None, (max(1, width // factor), max(1, height // factor))) if factor > 1 else None
+    return round(width / drafted[1][2]) if drafted else 1  # the box in px of what it will give: (0, 0, width, height)
 
 
 def _format_of(data: bytes) -> Format:

@@ -109,7 +109,7 @@ def train_alignment(
         learners, results = {}, {}
         for fold, name in enumerate(names):
             learners[name] = AlignmentLearner(Rows(list(keys), list(captions), images, folds == fold), job.training)
-            place, heard = folder / "state" / name, _after(running, fold * job.loop.num_steps)
+            place, heard = folder / "states" / name, _after(running, fold * job.loop.num_steps)
             results[name] = run_training(learners[name], job.loop, place, identity.name, f"{job.name} {name}", heard)
         if running.world.leads:
             with atomic_dir(folder / "result") as partial:

@@ -103,6 +103,7 @@ class AlignmentLearner:
         ]
         self.modules = {"network": self.network}
         self.optimizers = {"network": torch.optim.AdamW(groups, betas=BETAS, fused=True)}
+        self.optimizers["network"].register_step_post_hook(self._limit_scale)
 
     def batch_keys(self, step: int) -> list[str]:
         """Return the keys of the pictures of a step."""
@@ -118,17 +119,17 @@ class AlignmentLearner:
         return Batch(augment(_to_pictures(self.trained.images[index]), generator), candidates_T, target_B)
 
     def learn(self, step: int, batch: Batch) -> dict[str, float]:
-        """Do one optimiser step. Return loss, the mean smoothed cross entropy in nats, and grad_norm, before
+        """Compute the gradients of a step. Return loss, the mean smoothed cross entropy in nats, and grad_norm, before
         clipping."""
-        optimizer = self.optimizers["network"]
         loss = self._loss(self._compare(self.network.train(), batch), batch)
-        optimizer.zero_grad()
+        self.optimizers["network"].zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.weights, MAX_GRAD_NORM)
-        optimizer.step()
-        with torch.no_grad():
-            self.network.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
         return {"loss": loss.item(), "grad_norm": norm.item()}
+
+    @torch.no_grad()
+    def _limit_scale(self, *of_hook: Any) -> None:
+        self.network.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
 
     def _compare(self, network: Any, batch: Batch) -> Tensor:
         """Return the logits (B, T) of each picture and caption."""

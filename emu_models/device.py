@@ -1,8 +1,12 @@
 """The device on which tensors are, and the precision of arithmetic."""
 
 import contextlib
+import resource
+import sys
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 
 def choose_device() -> torch.device:
@@ -21,3 +25,32 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager:
     if half_precision_pays(device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def autocast_on_gpu(device: torch.device) -> contextlib.AbstractContextManager:
+    """Return bf16 autocast on CUDA, otherwise nothing: what is encoded or drawn on a CPU must not depend on whether it
+    has AMX."""
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def lend(device: torch.device, *modules: nn.Module) -> Iterator[None]:
+    """Have modules on the device for a while; afterwards each is where it was, so that large encoders take the GPU's
+    memory only while they encode."""
+    before = [next(module.parameters()).device for module in modules]
+    try:
+        for module in modules:
+            module.to(device)
+        yield
+    finally:
+        for module, place in zip(modules, before, strict=True):
+            module.to(place)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory, in bytes, that this process has held so far: tensors on CUDA, otherwise all that is
+    resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): KiB, on macOS bytes

@@ -110,7 +110,12 @@ def choose_features(layout: Layout, section: AutoencoderStudy) -> "Features":
 
     if section.inception:
         return inception_features(layout.root / section.inception)
-    return encoder_features(layout.model("alignment_model") / "fold_1")
+    if not (folder := layout.model("alignment_model") / "fold_1").is_dir():
+        raise ValueError(
+            "no alignment model was trained, whose features measure distances: set autoencoder_study.inception to the "
+            "path of inception-2015-12-05.pt"
+        )
+    return encoder_features(folder)
 
 
 def late_gain(folder: Path) -> float:

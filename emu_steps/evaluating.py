@@ -145,15 +145,14 @@ def draw_all(
     number of prompts that are too long for the model, under the contestant's `name`.
     """
     from emu_models.latent.checkpoints import load_pipeline
-    from emu_models.latent.pipeline import draw
+    from emu_models.latent.drawing import draw_encoded, encode_for_drawing
 
     pipeline = load_pipeline(model)
     pipeline.set_progress_bar_config(disable=True)
     counts[f"num_prompts_cut_{name}"] = sum(bool(describe_cut(pipeline, prompt)) for prompt in prompts["prompt"])
-    for start in range(0, len(prompts), BATCH):
-        some = prompts.iloc[start : start + BATCH]
-        words, seeds = some["prompt"].tolist(), some["seed"].tolist()
-        yield from draw(pipeline, words, seeds, section.num_inference_steps, section.guidance_scale, size)
+    words, seeds = prompts["prompt"].tolist(), prompts["seed"].tolist()
+    encoded = encode_for_drawing(pipeline, words, BATCH)
+    yield from draw_encoded(pipeline, encoded, seeds, section.num_inference_steps, section.guidance_scale, size)
 
 
 def side_by_side(folder: Path, contestants: Sequence[str], prompts: pd.DataFrame) -> Image.Image:

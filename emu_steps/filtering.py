@@ -5,6 +5,7 @@ report.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,11 @@ from emu_data.cascade_order import (
     find_order,
     measured_costs,
     order_signals,
+    shares_reached,
 )
 from emu_data.clip_models import find_clip
 from emu_data.corpus_gates import CorpusPolicy, concept_entropy, final_ledger
+from emu_data.costs import Cost
 from emu_data.engine import Engine
 from emu_data.files import atomic_dir
 from emu_data.formatting import format_significant
@@ -100,10 +103,11 @@ def build_signals(layout: Layout, params: Params) -> list[Signal]:
 
 @dataclass(frozen=True)
 class Timings:
-    """How long the pilot took on this machine. It is reported but never written to data/.
+    """What the pilot cost on this machine. It is reported but never written to data/.
 
-    table: a row per signal in the cascade's order: declared and measured ms per picture, pass rate (0..1). expected: ms
-    per picture in this order, and in the order that the measured costs would give; None if a cost is unknown.
+    table: a row per piece in the cascade's order: declared and measured ms per picture, how many pictures the measured
+    ones are means of, the device of the networks, pass rate and share of the pictures that reach it (0..1). expected:
+    ms per picture in this order, and in the order that the measured costs would give; None if a cost is unknown.
     """
 
     table: pd.DataFrame
@@ -121,33 +125,53 @@ class Timings:
         )
 
 
-def arrange_signals(layout: Layout, params: Params) -> tuple[list[Signal], StopRule, Timings]:
-    """Return the signals in the cascade's order, the rule that decides which pictures are measured further, and how
-    long the pilot took.
-
-    A picture is measured further as long as filtering or a pretraining may still keep it: pretrainings use fewer gates.
+def build_rule(params: Params) -> StopRule:
+    """Return the rule that decides which pictures are measured further: as long as filtering or a pretraining may still
+    keep them, since pretrainings use fewer gates.
     """
     policy = params.filter_ledger.policy.model_dump()
     sections = (params.pretrained_low, params.pretrained_mid, params.pretrained_full)
     policies = [policy, *(_only(policy, section.gates) for section in sections)]
-    rule = StopRule(tuple(policies), params.filter_ledger.control_share)
+    return StopRule(tuple(policies), params.filter_ledger.control_share)
+
+
+def find_cascade(layout: Layout, params: Params, rule: StopRule, signals: list[Signal], out_dir: Path) -> CascadeOrder:
+    """Return the cascade's order, found on the corpus's first rows, whose values are in out_dir then. What measuring
+    them cost is noted in the cache.
+    """
     shards = [tar.stem for tar in list_shards(layout.raw)]
-    engine = build_engine(params)
-    signals = build_signals(layout, params)
-    timings = layout.cache / "pilot_ms.json"  # by the signals' versions
-    found = find_order(layout.raw, shards, signals, rule, layout.signals, timings, engine)
+    return find_order(layout.raw, shards, signals, rule, out_dir, pilot_costs(layout), build_engine(params))
+
+
+def pilot_costs(layout: Layout) -> Path:
+    """Return the file of what the pilot cost on this machine, by the signals' versions."""
+    return layout.cache / "pilot_costs.json"
+
+
+def arrange_signals(layout: Layout, params: Params) -> tuple[list[Signal], StopRule, Timings]:
+    """Return the signals in the cascade's order, the rule that decides which pictures are measured further, and what
+    the pilot cost.
+    """
+    rule, signals = build_rule(params), build_signals(layout, params)
+    found = find_cascade(layout, params, rule, signals, layout.signals)
     signals = found.arrange(signals)
-    return signals, rule, compare_costs(found, signals, measured_costs(timings, signals))
+    return signals, rule, compare_costs(found, signals, measured_costs(pilot_costs(layout), signals))
 
 
-def compare_costs(found: CascadeOrder, signals: list[Signal], measured: Mapping[str, float]) -> Timings:
+def compare_costs(found: CascadeOrder, signals: list[Signal], measured: Mapping[str, Cost]) -> Timings:
     """Compare the costs that the signals declare with those measured on this machine.
 
-    signals: in the order found. measured: signal -> ms per picture, from emu_data.cascade_order.measured_costs.
+    signals: in the order found. measured: as emu_data.cascade_order.measured_costs returns it.
     """
-    rows = [(name, found.costs[name], measured.get(name, np.nan), found.pass_rates[name]) for name in found.order]
-    table = pd.DataFrame(rows, columns=["signal", "declared ms", "measured ms", "pass rate"])
-    costs = {"embedding": 0.0, **measured}  # the embedding has no measured cost if no signal uses it
+    rows = []
+    for piece, share in shares_reached(found, signals, control_share=0.0).items():
+        cost = measured.get(piece)
+        known = (cost.core, cost.network, cost.num_pictures, cost.device) if cost else (np.nan, np.nan, 0, "")
+        rows.append((piece, found.costs.get(piece, np.nan), *known, found.pass_rates.get(piece, np.nan), share))
+    columns = ["piece", "declared ms", "core ms", "network ms", "pictures", "device", "pass rate", "reached by"]
+    table = pd.DataFrame(rows, columns=columns)
+    # the embedding has no measured cost if no signal uses it
+    costs = {"embedding": 0.0, **{piece: cost.total for piece, cost in measured.items()}}
     if found.costs.keys() - costs.keys():
         return Timings(table, None)
     order = order_signals(signals, costs, found.pass_rates)

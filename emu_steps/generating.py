@@ -39,7 +39,7 @@ def write_pictures(
     An existing file is not overwritten: another name is used. Prints a note on stderr if the model reads only the
     beginning of the prompt.
     """
-    from emu_models.latent.pipeline import draw
+    from emu_models.latent.drawing import draw
 
     if note := describe_cut(pipeline, prompt):
         print(f"emu: {note}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Any
 
 from emu_steps.layout import Layout
 from emu_steps.params import AutoencoderTraining, Params
+from emu_steps.params.references import trains_alignment
 
 LEAST_TRAINED = 2  # rows of a training: one to learn from and one held out (training.order.held_out)
 LEAST_STUDIED = 4  # pictures of the autoencoder study: two of them are held out, and fewer give no interval
@@ -80,9 +81,9 @@ def _wanted(layout: Layout, params: Params) -> dict[str, tuple[int, str, Count, 
             "let the rounds of votes keep more, or raise curated_set.num_images",
         ),
     }
-    if folds := params.alignment_model.num_folds:
+    if trains_alignment(params):
         wanted["alignment_model"] = (
-            2 * folds,
+            2 * params.alignment_model.num_folds,
             "rows have a picture",
             lambda: _count_arrived(layout),
             "use more pictures (emu ingest), or set alignment_model.num_folds to 0",

@@ -22,6 +22,7 @@ from emu_steps.params import (
     AutoencoderTraining,
     FaithfulnessJudge,
     FirstPretraining,
+    Launch,
     Params,
     Pretraining,
     QualityTuning,
@@ -42,7 +43,7 @@ PASSED_GATES = """first_failed_gate <> 'readable' AND NOT list_contains($gates, 
     AND NOT list_has_any(string_split(coalesce(unmeasured, ''), ','), $gates)"""
 ROW_COLUMNS = ("key", "caption", "status", "width", "height")  # of raw rows, for usable_rows
 PASSED_ALL = "first_failed_gate IN ('', 'quota')"  # every gate but the quota, which says nothing about a picture
-CHECKPOINT_SECONDS = 20.0  # wall time between two saved states, and about what a crash can cost; chosen here
+SAVING = {"checkpoint_minutes", "keep_states", "keep_every"}  # settings of launch that each loop takes
 
 
 def training_folder(layout: Layout, asset: str, identity: str = "") -> Path:
@@ -84,7 +85,7 @@ def published(target: Path) -> list[str]:
     return [name for meta in metas if (name := json.loads(meta.read_text()).get("identity"))]
 
 
-def alignment_job(layout: Layout, section: AlignmentModel) -> "AlignmentJob":
+def alignment_job(layout: Layout, section: AlignmentModel, launch: Launch) -> "AlignmentJob":
     """Make a job that trains the alignment models on all pictures that can be read; near-twins share a fold.
 
     Measuring needs these models, so there is no ledger yet that says which pictures can be read.
@@ -109,10 +110,11 @@ def alignment_job(layout: Layout, section: AlignmentModel) -> "AlignmentJob":
     path = layout.cache / "rows" / "alignment_model.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(path, table[["key", "caption", "group"]])
-    return make(AlignmentJob, {**_alignment_settings(section), **_places(layout, "alignment_model", layout.raw, path)})
+    places = _places(layout, "alignment_model", layout.raw, path)
+    return make(AlignmentJob, {**_alignment_settings(section, launch), **places})
 
 
-def judge_job(layout: Layout, section: FaithfulnessJudge) -> "JudgeJob":
+def judge_job(layout: Layout, section: FaithfulnessJudge, launch: Launch) -> "JudgeJob":
     """Make a job that trains the judge on the rows that passed every gate except the quota.
 
     Of near-twins, only the one that was kept is used: copies could be both in the training rows and in the held-out
@@ -126,11 +128,11 @@ def judge_job(layout: Layout, section: FaithfulnessJudge) -> "JudgeJob":
     with open_ledger(layout.filtered / "ledger") as con:
         rows = _write_rows(layout, "faithfulness_judge", con.execute(passed).df())
     places = _places(layout, "faithfulness_judge", layout.raw, rows)
-    return make(JudgeJob, {**_alignment_settings(section), **places, "root": layout.root})
+    return make(JudgeJob, {**_alignment_settings(section, launch), **places, "root": layout.root})
 
 
-def _alignment_settings(section: AlignmentTraining) -> dict[str, Any]:
-    return {**_at_every_level(section.model_dump()), "resolution": section.image_size}
+def _alignment_settings(section: AlignmentTraining, launch: Launch) -> dict[str, Any]:
+    return {**_at_every_level(section.model_dump(), launch), "resolution": section.image_size}
 
 
 def write_training_rows(layout: Layout, section: AutoencoderTraining) -> Path:
@@ -263,6 +265,7 @@ def autoencoder_job(
     section: AutoencoderStudy | AutoencoderSection,
     network: dict[str, Any] | None,
     start_from: Path | None,
+    launch: Launch,
 ) -> "AutoencoderJob":
     """Make a job that trains one autoencoder on raw pictures: a new `network`, or the one in the
     folder `start_from`.
@@ -271,13 +274,14 @@ def autoencoder_job(
     from emu_models.training.jobs import make
 
     settings = section.model_dump()
-    if given := section.losses.perceptual.path:
-        settings["losses"]["perceptual"]["path"] = str(layout.root / given)
+    if path := section.losses.perceptual.path:
+        settings["losses"]["perceptual"]["path"] = str(layout.root / path)
     elif section.losses.perceptual.kind == "encoder":
         # not fold_1, whose features measure the study's distances
         settings["losses"]["perceptual"]["path"] = str(layout.model("alignment_model") / "fold_0")
     places = {**_places(layout, asset, layout.raw, rows), "name": name, "out": out}
-    return make(AutoencoderJob, {**_at_every_level(settings), **places, "network": network, "start_from": start_from})
+    given = {**_at_every_level(settings, launch), **places}
+    return make(AutoencoderJob, {**given, "network": network, "start_from": start_from})
 
 
 def denoiser_job(
@@ -307,12 +311,13 @@ def denoiser_job(
         "guidance_scale": params.evaluation_images.guidance_scale,
         "adapters": settings.pop("lora", None),
     }
-    return make(DenoiserJob, {**_at_every_level(settings), **_places(layout, name, shards, rows), **others})
+    given = {**_at_every_level(settings, params.launch), **_places(layout, name, shards, rows)}
+    return make(DenoiserJob, {**given, **others})
 
 
-def _at_every_level(settings: dict[str, Any]) -> dict[str, Any]:
+def _at_every_level(settings: dict[str, Any], launch: Launch) -> dict[str, Any]:
     """Offer the entries of a section to a job, its loop and its learner: each takes those for which it has a field."""
-    return {**settings, "loop": {**settings, "checkpoint_seconds": CHECKPOINT_SECONDS}, "training": settings}
+    return {**settings, "loop": {**settings, **launch.model_dump(include=SAVING)}, "training": settings}
 
 
 def _places(layout: Layout, asset: str, shards: Path, rows: Path) -> dict[str, Any]:

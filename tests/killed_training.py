@@ -30,7 +30,7 @@ WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symli
 def train_and_publish(given: dict[str, Any]) -> None:
     layout = Layout(Path(given["root"]))
     corpus = (Path(given["shards"]), Path(given["rows"]))
-    loop = replace(LOOP, checkpoint_seconds=0.0, num_steps=given["num_steps"])
+    loop = replace(LOOP, checkpoint_minutes=0.0, num_steps=given["num_steps"])
     job, _ = denoiser_job(corpus, layout.cache, Path(given["autoencoder"]), loop)
     job = replace(job, states=training_folder(layout, "toy"), out=layout.model("toy"))
     result = trainings.train_denoiser(job)

@@ -1,18 +1,29 @@
 """Toy trainings for tests, and as a program: the same in processes of their own, alone or under torchrun.
 
 python tests/toy_training.py JSON       JSON: a list of {"out": …, "strategy": …} and what `denoiser_job` takes, or
-                                        {"kind": "alignment" or "judge", …} and what `matching_job` takes
+                                        {"kind": "alignment" or "judge", …} and what `matching_job` takes, or
+                                        {"kind": "autoencoder", …}
+
+Its processes save and end on SIGTERM, as those of a real training. "mishaps" of a job: what goes wrong at which step of
+which start of the processes (torchrun starts them again), as a list of [start, step, rank, one of MISHAPS].
 """
 
 import json
+import os
 import signal
 import sys
+import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from emu_dagster.machine.stopping import StopRequest, save_on_signal
 from emu_models.alignment import AlignmentJob
 from emu_models.alignment_learner import AlignmentConfig
 from emu_models.judge_training import JudgeConfig, JudgeJob
@@ -25,6 +36,7 @@ from emu_models.latent.jobs import (
     DenoiserJob,
     DenoiserTrainingConfig,
 )
+from emu_models.training import distributed
 from emu_models.training.distributed import World, join_world, make_mesh
 from emu_models.training.jobs import LoopConfig
 from emu_models.training.loop import Interrupted
@@ -37,7 +49,7 @@ LOOP = LoopConfig(
     ema_decay=0.9,
     validate_every=2,
     max_rise=0.0,
-    checkpoint_seconds=1e9,
+    checkpoint_minutes=1e9,
     seed=0,
 )
 
@@ -53,14 +65,14 @@ def places(name: str, corpus: tuple[Path, Path], folder: Path) -> dict[str, Any]
 
 
 def autoencoder_job(
-    corpus: tuple[Path, Path], folder: Path, loop: LoopConfig = LOOP, **running: Any
+    corpus: tuple[Path, Path], folder: Path, loop: LoopConfig = LOOP, batch_size: int = 4, **running: Any
 ) -> tuple[AutoencoderJob, Running]:
     losses = AutoencoderLossConfig(1e-6, 0.1, 0.5)
     job = AutoencoderJob(
         **places("autoencoder", corpus, folder),
         loop=loop,
         network={"latent_channels": 4, "widths": [16, 32], "fourier_bands": 1},
-        training=AutoencoderTrainingConfig(loop.num_steps, 4, loop.learning_rate, losses, 0),
+        training=AutoencoderTrainingConfig(loop.num_steps, batch_size, loop.learning_rate, losses, 0),
     )
     return job, Running(**running)
 
@@ -110,24 +122,54 @@ def result_of(folder: Path) -> Path:
     return training_of(folder) / "result"
 
 
+def newest_state(states: Path) -> Path:
+    """Return the folder of a training's newest state."""
+    return max(path for path in states.iterdir() if not path.name.startswith("."))
+
+
+def read_state(state: Path) -> dict[str, torch.Tensor]:
+    """Return the whole tensors of a state, as torch's own reader joins them from the files of all processes."""
+    reader = HuggingFaceStorageReader(str(state))
+    found = reader.read_metadata().state_dict_metadata
+    tensors: dict[str, torch.Tensor] = {
+        name: torch.zeros(entry.size, dtype=entry.properties.dtype)
+        for name, entry in found.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
+
+
 def keep_single_precision() -> None:
     """Use single precision, so that results agree to 1e-5 on CPUs on which bf16 is used, too."""
     torch.cpu._is_amx_tile_supported = lambda: False
 
 
-def train_from_json(given: dict[str, Any], world: World) -> None:
-    stop_at, kill_at = given.get("stop_at"), given.get("kill_at")
-    count = 0
+MISHAPS = {
+    "kill": lambda: signal.raise_signal(signal.SIGKILL),
+    "hang": lambda: time.sleep(600),
+    "terminate the launcher": lambda: (os.kill(os.getppid(), signal.SIGTERM), time.sleep(4)),  # until it told us
+}
+
+
+def train_from_json(given: dict[str, Any], world: World, stop: StopRequest) -> None:
+    stop_at, mishaps = given.get("stop_at"), given.get("mishaps", [])
+    begun, count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), 0
 
     def stop_requested() -> bool:
         """Called once per step."""
         nonlocal count
         count += 1
-        if count == kill_at:
-            signal.raise_signal(signal.SIGKILL)
-        return count == stop_at and not world.leads  # it is enough that one process gets the request
+        for start, step, rank, what in mishaps:
+            if (start, step, rank) == (begun, count, world.rank):
+                MISHAPS[what]()
+        # it is enough that one process gets the request
+        return stop.requested or (count == stop_at and not world.leads)
 
     folder, corpus = Path(given["folder"]), (Path(given["shards"]), Path(given["rows"]))
+    if given.get("kind") == "autoencoder":
+        trainings.train_autoencoder(*autoencoder_job(corpus, folder, GENTLE, 5, world=world))
+        return
     if "kind" in given:
         matching_job(given["kind"], corpus, folder).run(Running(world=world))
         return
@@ -150,9 +192,12 @@ def train_from_json(given: dict[str, Any], world: World) -> None:
 
 
 if __name__ == "__main__":
+    stop = save_on_signal()
+    if "TOY_PATIENCE" in os.environ:
+        distributed.PATIENCE = timedelta(seconds=float(os.environ["TOY_PATIENCE"]))
     keep_single_precision()
     torch.set_num_threads(1)
     with join_world() as world:
         for given in json.loads(sys.argv[1]):
             mesh = make_mesh(given["strategy"], world.size) if world.size > 1 else None
-            train_from_json(given, replace(world, mesh=mesh))
+            train_from_json(given, replace(world, mesh=mesh), stop)

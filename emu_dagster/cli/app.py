@@ -7,6 +7,8 @@ import typer
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 votes_app = typer.Typer(no_args_is_help=True, help="Rounds of votes, by people and by the rubric panel.")
 app.add_typer(votes_app, name="votes")
+plan_app = typer.Typer(invoke_without_command=True)
+app.add_typer(plan_app, name="plan")
 
 
 def not_blank(value: str | None) -> str | None:

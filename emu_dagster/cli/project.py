@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from emu_dagster.cli.app import Overwrite, Profile, app, not_blank, votes_app
+from emu_dagster.cli.app import Overwrite, Profile, app, not_blank, plan_app, votes_app
 from emu_steps.layout import project_root
 
 
@@ -51,8 +51,9 @@ def ingest(
     print("params.yaml: raw_corpus now reads it; next: emu materialize raw_corpus")
 
 
-@app.command()
+@plan_app.callback()
 def plan(
+    context: typer.Context,
     profile: Profile = "paper",
     gpu: Annotated[str, typer.Option(help="A100, H100 or H200")] = "H100",
     num_gpus: Annotated[int, typer.Option(min=1, max=1_000_000)] = 256,
@@ -67,8 +68,10 @@ def plan(
     ] = 1_100_000_000,
 ) -> None:
     """Estimate what the trainings of a profile need: parameters, FLOPs, memory, shards, days and dollars. Runs
-    nothing.
+    nothing. `emu plan filters` estimates what measuring a corpus needs.
     """
+    if context.invoked_subcommand:
+        return
     from emu_dagster.commands.plan import find_costs, print_plan
     from emu_models.cost.planning import Cluster, find_gpu
     from emu_steps.profiles import read_profile
@@ -76,6 +79,49 @@ def plan(
     root = project_root()
     params = read_profile(root / "profiles", profile)
     print_plan(params, find_costs(params, root), Cluster(find_gpu(gpu), num_gpus, mfu, price, strategy), pairs)
+
+
+@plan_app.command(name="filters")
+def plan_filters(
+    pictures: Annotated[
+        int, typer.Option(min=1, max=10**12, help="pictures to measure; default: as many as in the paper")
+    ] = 1_100_000_000,
+    machines: Annotated[int, typer.Option(min=1, max=1_000_000)] = 1,
+    cores: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="of a machine, a worker each; default: as many as this has")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=0, max=1_000, help="of a machine")] = 0,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=10_000,
+            help="dollars per GPU-hour with its cores (default 2.5), or per core-hour without GPUs (0.05); assumed",
+        ),
+    ] = None,
+    time_lost: Annotated[
+        float, typer.Option(min=0, max=10, help="share of the time on starts, retries and waiting; assumed")
+    ] = 0.25,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="measure the pilot anew now (512 pictures: minutes on a CPU)")
+    ] = False,
+) -> None:
+    """Estimate what measuring a corpus like this project's needs: hours of cores and GPUs, and dollars, from what its
+    first pictures cost on this machine.
+    """
+    from emu_dagster.commands.plan_filters import print_filter_plan
+    from emu_data.costs import Machines
+    from emu_data.engine.local import num_cores
+    from emu_steps.filter_plan import plan_corpus
+    from emu_steps.layout import Layout
+    from emu_steps.params import read_params
+
+    layout, cores = Layout(project_root()), cores or num_cores()
+    if price is None:
+        price = 2.5 if gpus else 0.05
+    which = Machines(machines * cores, machines * gpus, machines * price * (gpus or cores), time_lost)
+    params = read_params(layout.root / "params.yaml")
+    print_filter_plan(plan_corpus(layout, params, pictures, which, measure), pictures, which)
 
 
 @votes_app.command()

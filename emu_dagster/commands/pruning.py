@@ -33,7 +33,8 @@ from emu_steps.layout import Layout
 from emu_steps.training_jobs import published, training_folder
 
 QUIET_SECONDS = 3600.0  # what was written to since may be in use, perhaps by another machine; chosen here
-PARTS = {"identity.json", "caches.json", "metrics.jsonl", "state", "result"}  # of a training's folder (identity.py)
+STATES = ("states", "state")  # what a training continues from; state: written before 2026-11-27
+PARTS = {"identity.json", "caches.json", "metrics.jsonl", "result", *STATES}  # of a training's folder (identity.py)
 IDENTITY = re.compile(r"[0-9a-f]{16}")
 LEFTOVER = re.compile(rf"\.(.+){re.escape(TEMPORARY_MARK)}[0-9a-f]{{8}}(-old)?")  # files.atomic_file, atomic_dir
 CACHE = re.compile(r"[0-9a-f]{32}")
@@ -117,8 +118,8 @@ def _find_trainings(layout: Layout, asset: str, unfinished: bool) -> Iterator[Fo
                 stays = "it was written to within the last hour"
             yield Found(folder, "training that was not finished", stays)
         elif folder.name in names:
-            if (folder / "state").is_dir():
-                yield Found(folder / "state", "state of a training that is finished and published")
+            for states in (folder / name for name in STATES if (folder / name).is_dir()):
+                yield Found(states, "states of a training that is finished and published")
         elif _requested_at(folder) < requested_at:  # one requested later may still be published
             yield Found(folder, f"finished; {', '.join(names)} was requested later and is published")
     if training_folder(layout, asset).is_dir():
@@ -160,7 +161,7 @@ def _find_leftovers(layout: Layout) -> Iterator[Found]:
     folders = [data, data / "models", data / "reports", data / "curation", layout.cache]
     for asset in trained_assets():
         trainings = _trainings(layout, asset)
-        folders += [training_folder(layout, asset), *trainings, *(training / "state" for training in trainings)]
+        folders += [training_folder(layout, asset), *trainings, *(training / "states" for training in trainings)]
     encoded = layout.cache / "encoded"
     folders += [layout.ledger, layout.signals, *layout.signals.glob("*"), layout.cache / "captions"]
     folders += [layout.cache / "rows", encoded, *encoded.glob("*"), *encoded.glob("*/*")]

@@ -38,6 +38,7 @@ def autoencoder_study(record: Record) -> dg.MaterializeResult:
             section,
             autoencoder_network(section, variant),
             None,
+            record.params.launch,
         )
         for name, variant in section.variants.items()
     ]
@@ -83,6 +84,7 @@ def autoencoder(record: Record) -> dg.MaterializeResult:
         section,
         None,
         layout.model("autoencoder_study") / section.variant,
+        record.params.launch,
     )
     (result,) = train(record, [job])
     return record.trained(result)

@@ -43,28 +43,30 @@ def raw_corpus(record: Record) -> dg.MaterializeResult:
     kinds={"open_clip", "pytorch"},
     reads=["raw_corpus"],
     outs=["data/models/alignment_model"],
-    params=["alignment_model"],
+    params=["alignment_model", "filter_ledger.signals.alignment_weights"],
     how=["launch"],
     pool="gpu",
 )
 def alignment_model(record: Record) -> dg.MaterializeResult:
     """Small open_clip models trained on the corpus itself; each scores the pictures that it was not trained on.
 
-    If filter_ledger.signals.alignment_weights is set, filtering uses those weights instead. If
-    alignment_model.num_folds is 0, nothing is trained.
+    Nothing is trained if filter_ledger.signals.alignment_weights is set, since filtering uses those weights then, or if
+    alignment_model.num_folds is 0.
     """
     import pandas as pd
 
     from emu_dagster.training.train import train
     from emu_data.shards import read_images
     from emu_reports.sheets import contact_sheet
+    from emu_steps.params.references import trains_alignment
     from emu_steps.training_jobs import alignment_job, publish
 
     layout = record.layout
-    if not record.section.num_folds:
+    if not trains_alignment(record.params):
         publish(layout, record.key, [])
         return record.result({"num_folds": 0})
-    (result,) = train(record, [alignment_job(layout, record.params.alignment_model)])
+    job = alignment_job(layout, record.params.alignment_model, record.params.launch)
+    (result,) = train(record, [job])
     folds = pd.read_parquet(layout.model(record.key) / "folds.parquet").head(40)
     images = read_images(layout.raw, folds["key"].tolist(), 96)
     sheet = contact_sheet(images, [f"scored by fold_{fold}" for fold in folds["fold"]])

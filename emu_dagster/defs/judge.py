@@ -27,7 +27,7 @@ def faithfulness_judge(record: Record) -> dg.MaterializeResult:
     from emu_steps.training_jobs import judge_job
 
     layout = record.layout
-    (result,) = train(record, [judge_job(layout, record.params.faithfulness_judge)])
+    (result,) = train(record, [judge_job(layout, record.params.faithfulness_judge, record.params.launch)])
     _, error = load_faithfulness_judge(layout.model(record.key), layout.root)
     return record.result(
         {name: value for name, value in result.items() if not isinstance(value, str)},

@@ -30,7 +30,15 @@ import dagster as dg
 import psutil
 from dagster._utils.interrupts import capture_interrupts
 
-from emu_dagster.machine.stopping import CAUSE_VARIABLE, PARENT_VARIABLE, STOPPED, die_with_parent
+from emu_dagster.machine.stopping import (
+    CAUSE_VARIABLE,
+    GRACE_SECONDS,
+    GRACE_VARIABLE,
+    PARENT_VARIABLE,
+    STOPPED,
+    die_with_parent,
+    read_cause,
+)
 from emu_dagster.resources import INTERRUPTS
 from emu_steps.layout import Layout, project_root
 
@@ -38,6 +46,9 @@ from emu_steps.layout import Layout, project_root
 warnings.filterwarnings("ignore", module=r"dagster\._core\.pipes\.")
 
 POLL_SECONDS = 0.5  # between two checks whether the device is free; chosen here
+# A child's own deadline comes first; then that of torchrun, which kills what it started; then ours. Chosen here.
+MARGIN_SECONDS = 15.0
+RETRY_SECONDS = 30  # before a training is started again: a scheduler takes as long to replace a machine; chosen here
 
 
 class TrainingProcess(dg.ConfigurableResource):
@@ -47,13 +58,20 @@ class TrainingProcess(dg.ConfigurableResource):
     runs it in one process. `torchrun --nproc-per-node 8` and `accelerate launch --config_file …` start several, on this
     machine or on others that see the project's folder, and pass SIGINT on to all.
     `strategy`: how several processes share the weights, for emu_models.training.distributed: ddp, fsdp or hsdp.
-    `save_seconds`: how long a child may take to save after an interrupt before it is killed. Longer than the
-    grace of `save_on_signal` (60 s), so that the child's own deadline comes first.
+    `grace_seconds`: how long the processes may take to save after an interrupt; MARGIN_SECONDS later they are killed.
+    `retries`: how often Dagster starts a training again, which then continues from its last state, after it lost a
+    process or was stopped by a signal that we did not send.
     """
 
     launcher: str = ""
     strategy: str = "ddp"
-    save_seconds: float = 75.0
+    grace_seconds: float = GRACE_SECONDS
+    retries: int = 0
+
+    @property
+    def save_seconds(self) -> float:
+        """Seconds after which a child that was interrupted is killed."""
+        return self.grace_seconds + MARGIN_SECONDS
 
     def train(
         self,
@@ -70,8 +88,10 @@ class TrainingProcess(dg.ConfigurableResource):
         training holds it.
 
         The asset must return a MaterializeResult: inside a Pipes session Dagster does not make one. Raises
-        dagster.Failure if the child fails; the message says whether the same command resumes. An interrupt is passed on
-        to the child, which saves; then the Dagster run counts as canceled, and the interrupt is raised again.
+        dagster.Failure if the child fails; the message says whether the same command resumes. Raises
+        dagster.RetryRequested instead, up to `retries` times, if a process was killed or stopped by a signal, or if
+        contact with one was lost. An interrupt is passed on to the child, which saves; then the Dagster run counts as
+        canceled, and the interrupt is raised again.
         """
         if multiprocessing.parent_process() is not None:
             die_with_parent(signal.SIGINT)  # the step of a killed run worker must not continue to train
@@ -97,8 +117,12 @@ class TrainingProcess(dg.ConfigurableResource):
                     **session.get_bootstrap_env_vars(),
                     PARENT_VARIABLE: str(os.getpid()),
                     CAUSE_VARIABLE: str(cause),
+                    GRACE_VARIABLE: str(self.grace_seconds),
                     # torchrun kills what it started 30 s after an interrupt; a large state takes longer to save
-                    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.save_seconds)),
+                    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.grace_seconds + MARGIN_SECONDS / 2)),
+                    # one store for all starts, torchrun's default (2.14), keeps the addresses of killed processes, and
+                    # those that it starts again may read them
+                    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
                 },
                 pass_fds=lock_files,
                 start_new_session=True,
@@ -116,8 +140,11 @@ class TrainingProcess(dg.ConfigurableResource):
             finally:
                 end_session(process)
         if code:
-            message = cause.read_text(encoding="utf-8").strip() if cause.is_file() else ""
-            raise dg.Failure(_describe(module, code, message))
+            message, is_lost = read_cause(cause)
+            failure = dg.Failure(_describe(module, code, message), allow_retries=False)
+            if not self.retries or (message and not is_lost):
+                raise failure
+            raise dg.RetryRequested(self.retries, RETRY_SECONDS) from failure
         return list(session.get_custom_messages())
 
 

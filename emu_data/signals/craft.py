@@ -4,7 +4,7 @@ What differs from `easyocr.Reader.detect`, and why:
 - Pictures are shrunk to fit a canvas and padded to a multiple of the network's stride: cost grows with the pixels, a
   dozen sizes do not leak memory (EasyOCR's own calls at any size do). On a CPU they go one by one: with one thread a
   batch of four takes 1.2 times as long a picture (measured on an EPYC), and the padding of an unfinished one is lost.
-  On a GPU they go in padded batches of one size, so that a picture's values do not depend on its neighbours.
+  On a GPU every canvas is square, so that pictures of all shapes share a batch (networks.py).
 - Batch norms are folded into the convolutions, memory is channels_last, and where the CPU multiplies bfloat16 in
   hardware (AVX512-BF16, AMX) it computes in it: areas agree with fp32 to three digits. Elsewhere bfloat16 is ten
   times slower than fp32, measured on an AVX2 machine.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-GPU_BATCH = 16  # pictures a forward pass, padded to it; chosen here, not run
+from emu_data.signals.networks import GPU_BATCH, find_device, run_batches
 
 # EasyOCR's normalisation, in its imgproc.normalizeMeanVariance (ImageNet's).
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -38,40 +38,32 @@ class Craft:
         from easyocr.craft import CRAFT
         from easyocr.detection import copyStateDict
 
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = find_device()
         with torch.device("meta"):
             network = CRAFT()
         state = torch.load(weights_folder() / "craft_mlt_25k.pth", map_location="cpu", weights_only=True)
         network.load_state_dict(copyStateDict(state), assign=True)
         self.network: Any = _fold_batch_norms(network.eval()).to(self.device, memory_format=torch.channels_last)
+        self.mean, self.deviation = (torch.from_numpy(values).to(self.device) for values in (MEAN, DEVIATION))
         self.bfloat16 = self.device == "cuda" or torch.cpu._is_avx512_bf16_supported()
 
     def maps(self, images: Sequence[Image.Image], canvas: int) -> list[np.ndarray]:
         """Return for each picture the scores of text and of links between letters, float32 (h, w, 2), of its part of
         the canvas.
         """
-        padded = [letterbox(image, canvas) for image in images]
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for i, (pixels, _) in enumerate(padded):
-            by_shape.setdefault(pixels.shape, []).append(i)
-        batch_size = 1 if self.device == "cpu" else GPU_BATCH
-        found: dict[int, np.ndarray] = {}
-        for indices in by_shape.values():
-            for start in range(0, len(indices), batch_size):
-                part = indices[start : start + batch_size]
-                maps = self._run(np.stack([padded[i][0] for i in part]), batch_size)
-                for i, one in zip(part, maps, strict=False):
-                    width, height = (max(1, round(side / STRIDE)) for side in padded[i][1])
-                    found[i] = one[:height, :width]
-        return [found[i] for i in range(len(images))]
+        on_cpu = self.device == "cpu"
+        padded = [letterbox(image, canvas, MULTIPLE if on_cpu else canvas) for image in images]
+        size = 1 if on_cpu else GPU_BATCH
+        found = run_batches(self._run, [pixels for pixels, _ in padded], size, self.device)
+        sizes = [[max(1, round(side / STRIDE)) for side in shown] for _, shown in padded]
+        return [maps[:height, :width] for maps, (width, height) in zip(found, sizes, strict=True)]
 
-    def _run(self, pixels_BHWC: np.ndarray, batch_size: int) -> np.ndarray:
+    def _run(self, pixels_BHWC: np.ndarray) -> np.ndarray:
         import torch
 
-        x = (pixels_BHWC.astype(np.float32) / 255 - MEAN) / DEVIATION
-        padding = np.zeros((batch_size - len(x), *x.shape[1:]), np.float32)
-        x_BHWC = torch.from_numpy(np.concatenate([x, padding])).to(self.device)
         with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
+            x_BHWC = torch.from_numpy(pixels_BHWC).to(self.device).float() / 255
+            x_BHWC = (x_BHWC - self.mean) / self.deviation
             # Permuted, not copied: in memory this is channels_last, which is what the network was put into.
             return self.network(x_BHWC.permute(0, 3, 1, 2))[0].float().cpu().numpy()
 
@@ -102,13 +94,13 @@ def find_boxes(maps: np.ndarray, text_threshold: float, low_text: float = LOW_TE
     return list(getDetBoxes(maps[..., 0], maps[..., 1], text_threshold, LINK_THRESHOLD, low_text, False)[0])
 
 
-def letterbox(image: Image.Image, canvas: int) -> tuple[np.ndarray, tuple[int, int]]:
+def letterbox(image: Image.Image, canvas: int, multiple: int = MULTIPLE) -> tuple[np.ndarray, tuple[int, int]]:
     """Return the picture, its long side `canvas` px, in the upper left of a white canvas whose sides are the next
-    multiples of MULTIPLE, uint8 (H, W, 3), and its (width, height) there.
+    multiples of `multiple`, uint8 (H, W, 3), and its (width, height) there.
     """
     scale = canvas / max(image.size)
     width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    padded = np.full((-(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE, 3), 255, np.uint8)
+    padded = np.full((-(-height // multiple) * multiple, -(-width // multiple) * multiple, 3), 255, np.uint8)
     padded[:height, :width] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0))
     return padded, (width, height)
 

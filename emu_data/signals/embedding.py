@@ -4,7 +4,6 @@ An `Encoder` names the weights; `embed` returns the embeddings of a batch and ke
 alignment, concept, aesthetics, safety and the text probe together cost one forward pass.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -15,13 +14,15 @@ import numpy as np
 from PIL import ImageOps
 
 from emu_data.clip_models import find_clip, load_clip
+from emu_data.costs import Spent, in_network, spent_since, spent_so_far
 from emu_data.files import file_sha256
 from emu_data.signals import LazySample
+from emu_data.signals.networks import GPU_BATCH, find_device, place, run_batches
 
-# Pictures per forward pass; smaller batches are padded, so that values do not depend on the number of pictures. On one
-# core, four take as long per picture as eight or sixteen (ViT-B/32), and waste less on padding; 64 is chosen here and
-# was not tried.
-BATCH = {"cpu": 4, "cuda": 64}
+# Pictures per forward pass on a CPU. On one core, four take as long per picture as eight or sixteen (ViT-B/32), and
+# waste less on what fills the last batch.
+CPU_BATCH = 4
+TEXT_BATCH = 256  # texts per forward pass, of lists that are embedded once; chosen here
 # Increase it when clip_models loads the same name differently. 2: with the activation that the tag specifies.
 LOADING = 2
 FOLDS_FILE = "folds.parquet"  # key, fold: the model in fold_N/ was trained without the pairs of fold N
@@ -57,37 +58,48 @@ class Embedder:
     """An encoder in memory."""
 
     def __init__(self, encoder: Encoder):
-        import torch
-
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = find_device()
         loaded = load_clip(encoder.model)
-        self.network, self.preprocess = loaded.network.to(self.device), loaded.transform
+        self.network, self.preprocess = place(loaded.network, self.device), loaded.transform
         self.tokenizer = loaded.tokenize
+        self.dtype = next(self.network.parameters()).dtype
 
     def images(self, batch: Sequence[Any]) -> np.ndarray:
         """Return unit vectors, float32 (N, D), of RGB pictures."""
         import torch
 
-        parts, size = [], BATCH[self.device]
-        for start in range(0, len(batch), size):
-            pixels = [self.preprocess(image) for image in batch[start : start + size]]
-            num = len(pixels)
-            pixels += [torch.zeros_like(pixels[0])] * (size - num)
+        def forward(pixels_B3HW: np.ndarray) -> np.ndarray:
             with torch.inference_mode():
-                features = self.network.encode_image(torch.stack(pixels).to(self.device), normalize=True)
-            parts.append(features.float().cpu().numpy()[:num])
-        return np.concatenate(parts)
+                x_B3HW = torch.from_numpy(pixels_B3HW).to(self.device, self.dtype)
+                return self._unit(self.network.encode_image(x_B3HW))
+
+        pixels = [self.preprocess(image).numpy() for image in batch]
+        return np.stack(run_batches(forward, pixels, CPU_BATCH if self.device == "cpu" else GPU_BATCH, self.device))
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit vectors, float32 (T, D); (0, 1) without texts."""
+        """Return unit vectors, float32 (T, D), of a list of texts that is embedded once; (0, 1) without texts."""
+        parts = [self._texts(list(texts[start : start + TEXT_BATCH])) for start in range(0, len(texts), TEXT_BATCH)]
+        return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+    def captions(self, captions: Sequence[str]) -> list[np.ndarray]:
+        """Return unit vectors, float32 (D,), of captions that come with pictures: none depends on the others."""
+        size, found = 1 if self.device == "cpu" else GPU_BATCH, []
+        for start in range(0, len(captions), size):
+            part = list(captions[start : start + size])
+            found += list(self._texts(part + [""] * (size - len(part)))[: len(part)])
+        return found
+
+    def _texts(self, texts: list[str]) -> np.ndarray:
         import torch
 
-        parts = []
-        with torch.inference_mode():
-            for start in range(0, len(texts), 256):
-                tokens = self.tokenizer(list(texts[start : start + 256])).to(self.device)
-                parts.append(self.network.encode_text(tokens, normalize=True).float().cpu().numpy())
-        return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+        with in_network(self.device), torch.inference_mode():
+            return self._unit(self.network.encode_text(self.tokenizer(texts).to(self.device)))
+
+    @staticmethod
+    def _unit(features_BD: Any) -> np.ndarray:
+        import torch
+
+        return torch.nn.functional.normalize(features_BD.float(), dim=-1).cpu().numpy()
 
 
 @cache
@@ -102,12 +114,12 @@ def embed(encoder: Encoder, samples: Sequence[LazySample], mirrored: bool = Fals
     missing = [sample for sample in samples if (encoder, mirrored) not in sample.embeddings]
     if missing:
         images = [sample.image for sample in missing]
-        start = time.perf_counter()
+        before = spent_so_far()
         vectors = embedder.images([ImageOps.mirror(image) for image in images] if mirrored else images)
-        seconds = (time.perf_counter() - start) / len(missing)
+        spent = spent_since(before)
         for sample, vector in zip(missing, vectors, strict=True):
             sample.embeddings[encoder, mirrored] = vector
-            sample.seconds["embedding"] += seconds
+            sample.spent["embedding"] = sample.spent.get("embedding", Spent()).plus(spent, 1 / len(missing))
     return np.stack([sample.embeddings[encoder, mirrored] for sample in samples])
 
 

@@ -46,6 +46,7 @@ class LooksSignal(Signal):
 
     name: ClassVar = "looks"
     columns: ClassVar = {"looks": "string", "detail": "Float64", "stored_sha256": "string"}
+    sees: ClassVar = TRIM_SIDE
     milliseconds: ClassVar = 6.0
 
     @override

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from emu_data.signals.craft import weights_folder
+from emu_data.signals.networks import find_device, run_batches
 
 HEIGHT, WIDTH = 64, 320  # px of a box as it is read; EasyOCR's height, and a width for about 12 letters
 BATCH = 8
@@ -44,7 +45,7 @@ class Recogniser:
         from easyocr.config import recognition_models
         from easyocr.model.vgg_model import Model
 
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = find_device()
         self.letters = recognition_models["gen2"]["english_g2"]["characters"]
         with torch.device("meta"):
             network = Model(input_channel=1, output_channel=256, hidden_size=256, num_class=len(self.letters) + 1)
@@ -73,16 +74,14 @@ class Recogniser:
         import torch
 
         grey = image.convert("L")
-        crops = np.stack([_prepare(grey, box, turn) for box in boxes]) if boxes else np.zeros((0, HEIGHT, WIDTH))
-        found = []
-        for start in range(0, len(crops), BATCH):
-            batch = crops[start : start + BATCH]
-            padded = np.concatenate([batch, np.zeros((BATCH - len(batch), HEIGHT, WIDTH), np.float32)])
+        crops = [_prepare(grey, box, turn)[None] for box in boxes]
+
+        def forward(crops_B1HW: np.ndarray) -> np.ndarray:
             with torch.inference_mode():
-                logits_BTC = self.network(torch.from_numpy(padded[:, None]).to(self.device), None)
-                shares_BTC = logits_BTC.float().softmax(dim=-1).cpu().numpy()
-            found += [self._decode(shares) for shares in shares_BTC[: len(batch)]]
-        return found
+                logits_BTC = self.network(torch.from_numpy(crops_B1HW).to(self.device), None)
+                return logits_BTC.float().softmax(dim=-1).cpu().numpy()
+
+        return [self._decode(shares) for shares in run_batches(forward, crops, BATCH, self.device)]
 
     def _decode(self, shares_TC: np.ndarray) -> Reading:
         """Greedy CTC: class 0 is the blank, repeats without a blank between them are one letter."""

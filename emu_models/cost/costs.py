@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from emu_data.files import write_json
 
 if TYPE_CHECKING:
-    from emu_models.cost.measuring import Networks
+    from emu_models.cost.networks import Networks
 
 # Sizes of the paper's text encoders from their config.json on the hub, so that a plan needs no network access.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -61,10 +62,19 @@ class TextCost:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that autograd keeps until the backward pass: for any batch (half-precision weights), and per sample."""
+    """Bytes at the peak of a step beside the training's states: for any batch (half-precision weights, the
+    autoencoder), and per sample."""
 
     fixed: int
     per_sample: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes of work without gradients: the networks' weights, and what one item adds at its peak."""
+
+    weights: int
+    per_item: int
 
 
 class Costs:
@@ -93,37 +103,56 @@ class Costs:
 
     def denoiser(self) -> tuple[int, int]:
         """Return the numbers of parameters of the denoiser and of its largest block."""
-        return self._figure("denoiser", tuple[int, int], lambda m: m.count_denoiser(self._networks))
+        return self._figure("denoiser", tuple[int, int], "measuring:count_denoiser")
 
     def text(self) -> tuple[TextCost, ...]:
         """Return the cost of each text encoder, in their order."""
-        return self._figure("text", tuple[TextCost, ...], lambda m: m.measure_text(self._networks))
+        return self._figure("text", tuple[TextCost, ...], "measuring:measure_text")
 
     def flops(self, resolution: int) -> Flops:
         """Return the FLOPs for one picture of `resolution` px per side, with its caption."""
-        return self._figure(f"flops {resolution}", Flops, lambda m: m.count_flops(self._networks, resolution))
+        return self._figure(f"flops {resolution}", Flops, "measuring:count_flops", resolution)
 
-    def activations(self, resolution: int, checkpointing: bool) -> Activations:
-        """Return the denoiser's activations at `resolution` px per side. checkpointing: blocks are recomputed in the
-        backward pass."""
-        name = f"activations {resolution}" + (", again" if checkpointing else "")
-        return self._figure(
-            name, Activations, lambda m: m.measure_activations(self._networks, resolution, checkpointing)
-        )
+    def step(self, resolution: int, checkpointing: bool) -> Activations:
+        """Return what a step of the denoiser takes at `resolution` px per side. checkpointing: blocks are recomputed in
+        the backward pass."""
+        name = f"step {resolution}" + (", recomputed" if checkpointing else "")
+        return self._figure(name, Activations, "peaks:measure_step", resolution, checkpointing)
+
+    def validation(self, resolution: int) -> int:
+        """Return the bytes that a validated sample takes."""
+        return self._figure(f"validation {resolution}", int, "peaks:measure_validation", resolution)
+
+    def encoding(self, resolution: int) -> Peak:
+        """Return what encoding pictures of `resolution` px per side takes."""
+        return self._figure(f"encoding {resolution}", Peak, "peaks:measure_encoding", resolution)
+
+    def captions(self) -> Peak:
+        """Return what encoding captions takes."""
+        return self._figure("captions", Peak, "peaks:measure_captions")
+
+    def drawing(self, resolution: int) -> Peak:
+        """Return what drawing pictures of `resolution` px per side takes."""
+        return self._figure(f"drawing {resolution}", Peak, "peaks:measure_drawing", resolution)
+
+    def autoencoder(self, resolution: int, batch_size: int, with_lpips: bool) -> int:
+        """Return the bytes of a step of the autoencoder's training."""
+        name = f"autoencoder {resolution} {batch_size} {with_lpips}"
+        return self._figure(name, int, "peaks:measure_autoencoder", resolution, batch_size, with_lpips)
 
     def latents(self, resolution: int) -> tuple[int, int, int]:
         """Return the shape (C, h, w) of the latents of a picture of `resolution` px per side."""
         shape = tuple[int, int, int]
-        return self._figure(f"latents {resolution}", shape, lambda _: tuple(self._networks.latents(1, resolution)[1:]))
+        return self._figure(f"latents {resolution}", shape, "measuring:shape_of_latents", resolution)
 
-    def _figure(self, name: str, kind: Any, measure: Callable[[Any], Any]) -> Any:
-        """Return the figure called `name`, of type `kind`; `measure` receives the module measuring.py."""
+    def _figure(self, name: str, kind: Any, measure: str, *arguments: Any) -> Any:
+        """Return the figure called `name`, of type `kind`. measure: MODULE:FUNCTION of this package, called with the
+        networks and the arguments."""
         adapter = TypeAdapter(kind)
         with suppress(KeyError, ValidationError):
             return adapter.validate_python(self._figures[name])
-        from emu_models.cost import measuring  # imports torch, diffusers and transformers, which takes seconds
-
-        figure = measure(measuring)
+        # imports torch, diffusers and transformers, which takes seconds
+        figure = resolve_name(f"{__package__}.{measure}")(self._networks, *arguments)
         self._figures[name] = adapter.dump_python(figure, mode="json")
         if self._file:
             with suppress(OSError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from emu_models.cost.costs import Costs, Flops
 
-FP32 = 4  # bytes
+FP32, HALF = 4, 2  # bytes
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per GPU. gathered: if states are sharded, the whole weights of the current block and the next, and the
-    gradient of one. fixed, activations: see Activations."""
+    """Bytes per GPU at the peak of a step. gathered: if states are sharded, the whole weights of the current block and
+    the next, and the gradient of one. fixed, activations: see Activations."""
 
     weights: float
     gradients: float
@@ -115,11 +115,11 @@ def memory_per_gpu(
     accumulates: gradients of several micro-batches are summed before they are exchanged, so each GPU holds all of them.
     """
     num_parameters, largest_block = costs.denoiser()
-    kept = costs.activations(resolution, checkpointing)
+    beside = costs.step(resolution, checkpointing)
     share = FP32 * num_parameters / num_sharing
     gathered = 3 * FP32 * largest_block if num_sharing > 1 else 0
     gradients = FP32 * num_parameters if accumulates else share
-    return Memory(share, gradients, 2 * share, share, gathered, kept.fixed, micro_batch * kept.per_sample)
+    return Memory(share, gradients, 2 * share, share, gathered, beside.fixed, micro_batch * beside.per_sample)
 
 
 @dataclass(frozen=True)
@@ -204,15 +204,15 @@ class DataPlan:
 
 
 def plan_data(costs: Costs, training: TrainingPlan, num_rows: int) -> DataPlan:
-    """Plan a training's data. Caches keep fp32 (training/cache.py): two moments per value of the latents; tokens, mask
-    and pooled vector per caption."""
+    """Plan a training's data. Caches (training/cache.py) keep two moments per value of the latents and the captions'
+    tokens in half precision, and a mask and a pooled vector in fp32."""
     num_seen = training.num_steps * training.batch_size
     num_encoded = min(num_rows, num_seen)
-    moments = 2 * FP32 * math.prod(costs.latents(training.resolution))
+    moments = 2 * HALF * math.prod(costs.latents(training.resolution))
     text = costs.text()
     token_width = sum(encoder.width for encoder in text)  # each encoder has its own channels
     num_tokens = sum(encoder.num_tokens for encoder in text)
-    caption = num_tokens * (FP32 * token_width + 1) + FP32 * text[0].width  # the pooled vector is the first one's
+    caption = num_tokens * (HALF * token_width + 1) + FP32 * text[0].width  # the pooled vector is the first one's
     return DataPlan(
         num_rows=num_rows,
         num_passes=num_seen / num_rows,

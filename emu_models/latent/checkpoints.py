@@ -110,12 +110,13 @@ class PipelineCaptions:
     def encode(self, prompts: list[str], num_tokens: int) -> TextFeatures:
         """Return the text features of B prompts. num_tokens is ignored: the checkpoint decides it."""
         is_empty = torch.tensor([not prompt.strip() for prompt in prompts])
+        device: Any = self.models[0].device
         if isinstance(self.pipeline, StableDiffusionXLPipeline):
-            tokens, null, pooled, null_pooled = self.pipeline.encode_prompt(prompts)  # type: ignore[arg-type]
+            tokens, null, pooled, null_pooled = self.pipeline.encode_prompt(prompts, device=device)  # type: ignore[arg-type]
             assert isinstance(pooled, torch.Tensor) and isinstance(null_pooled, torch.Tensor)
             pooled = torch.where(is_empty[:, None].to(pooled.device), null_pooled, pooled)
         else:
-            tokens, null = self.pipeline.encode_prompt(prompts, self.pipeline.device, 1, True)
+            tokens, null = self.pipeline.encode_prompt(prompts, device, 1, True)
             pooled = tokens.new_zeros(len(prompts), 1)
         assert isinstance(null, torch.Tensor)
         tokens = torch.where(is_empty[:, None, None].to(tokens.device), null, tokens)
@@ -134,7 +135,7 @@ def hide_bars() -> None:
 
 
 def load_pipeline(folder: Path) -> Any:
-    """Load the pipeline saved in `folder`, in fp32, onto the device; code in the folder is not run.
+    """Load the pipeline saved in `folder`, in fp32, and `place` it; code in the folder is not run.
 
     Raises ValueError if there is none, or one that cannot be tuned (folders.inspect_checkpoint). If some part has only
     a variant ("fp16"), that variant is read for every part that has it. Nothing is unpickled.
@@ -146,7 +147,21 @@ def load_pipeline(folder: Path) -> Any:
     )
     _refuse_schedule(pipeline.scheduler, Path(folder))
     choose_attention(pipeline.unet)
-    return pipeline.to(choose_device())
+    return place(pipeline)
+
+
+def place(pipeline: Any) -> Any:
+    """Put the parts that draw on the device, and return the pipeline. Text encoders, which may have more parameters
+    than the U-Net, are lent to the device while they encode (drawing.py, training/cache.py)."""
+    for part in parts_that_draw(pipeline):
+        part.to(choose_device())
+    return pipeline
+
+
+def parts_that_draw(pipeline: Any) -> list[nn.Module]:
+    """Return the networks of a pipeline that are not its text encoders."""
+    encoders = set(map(id, captions_of(pipeline).models))
+    return [m for m in pipeline.components.values() if isinstance(m, nn.Module) and id(m) not in encoders]
 
 
 def _refuse_schedule(scheduler: Any, folder: Path) -> None:

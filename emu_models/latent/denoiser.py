@@ -18,11 +18,36 @@ from torch import Tensor
 from emu_models.text import TextFeatures
 
 
+class DeviceAttention:
+    """Attention by plain matrix products on the CPU, where they are faster (docs/log.md, 2026-11-23), and by the fused
+    kernel elsewhere, which does not keep a matrix of positions by positions. Chosen at each call, since a network is
+    built on the CPU and moved later."""
+
+    def __init__(self, plain: Any, fused: Any) -> None:
+        self._plain, self._fused = plain, fused
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the chosen processor of diffusers returns; it reads the names of these arguments."""
+        processor = self._plain if hidden_states.device.type == "cpu" else self._fused
+        given = {"encoder_hidden_states": encoder_hidden_states, "attention_mask": attention_mask}
+        return processor(attn, hidden_states, **given, **({} if temb is None else {"temb": temb}))
+
+
 def choose_attention(denoiser: UNet2DConditionModel) -> None:
-    """Make the network use plain matrix products on the CPU, where they are faster than the fused kernel."""
-    if denoiser.device.type == "cpu":
-        plain = {AttnProcessor2_0: AttnProcessor, AttnAddedKVProcessor2_0: AttnAddedKVProcessor}
-        denoiser.set_attn_processor({n: plain.get(type(p), type(p))() for n, p in denoiser.attn_processors.items()})
+    """Make the network choose its attention by the device of each call."""
+    chosen: dict[type, Any] = {
+        AttnProcessor2_0: DeviceAttention(AttnProcessor(), AttnProcessor2_0()),
+        AttnAddedKVProcessor2_0: DeviceAttention(AttnAddedKVProcessor(), AttnAddedKVProcessor2_0()),
+    }
+    processors: Any = {name: chosen.get(type(p), p) for name, p in denoiser.attn_processors.items()}
+    denoiser.set_attn_processor(processors)
 
 
 def denoise(denoiser: UNet2DConditionModel, z_BChw: Tensor, t_B: Tensor, text: TextFeatures, factor: int = 8) -> Tensor:

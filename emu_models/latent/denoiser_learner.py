@@ -1,5 +1,6 @@
 """How the denoiser learns: pretraining at one resolution (Emu paper, sec. 3.2) and quality-tuning (sec. 3.4)."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from emu_models.device import autocast, choose_device
+from emu_models.device import autocast
 from emu_models.diffusion.objective import denoising_loss, offset_noise
 from emu_models.diffusion.schedule import NUM_TIMESTEPS
 from emu_models.latent.autoencoder.network import Moments
@@ -18,6 +19,7 @@ from emu_models.latent.checkpoints import AnyAutoencoder
 from emu_models.latent.denoiser import denoise
 from emu_models.latent.jobs import DenoiserTrainingConfig
 from emu_models.text import TextFeatures
+from emu_models.training.compiling import compile_blocks
 from emu_models.training.distributed import ALONE, World, exchange_gradients, whole
 from emu_models.training.ema import copy_for_averaging
 from emu_models.training.order import BatchOrder, draw_rows
@@ -86,7 +88,8 @@ class DenoiserLearner:
     run in half precision. A step is AdamW with the gradients of the whole batch, clipped to norm MAX_GRAD_NORM.
 
     Args:
-        network: predicts (B, C, h, w) from noisy latents, timesteps and text (denoiser.denoise); moved to the device.
+        network: predicts (B, C, h, w) from noisy latents, timesteps and text (denoiser.denoise); it learns on its own
+            device.
         autoencoder: its `normalise` turns latents from the cached moments into the network's input.
         scheduler: any of diffusers' that adds Gaussian noise by `alphas_cumprod` (T,).
         trained, held: rows to learn from, and rows for `validate`.
@@ -105,12 +108,15 @@ class DenoiserLearner:
         config: DenoiserTrainingConfig,
         world: World = ALONE,
     ) -> None:
-        self.device = choose_device()
+        self.device = network.device
         self.config, self.trained, self.held, self.null, self.world = config, trained, held, null, world
-        self.network, self.autoencoder = network.to(self.device), autoencoder  # type: ignore[arg-type]
+        self.network, self.autoencoder = network, autoencoder
+        self._rows_at_once = config.micro_batch_size or config.batch_size
         self.averaged = copy_for_averaging(self.network)
         if config.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
+        if config.compile:
+            compile_blocks(self.network, self.device)
         for module in (self.network, self.averaged):
             world.spread(module)
         self.order = BatchOrder(trained.part, config.batch_size, config.seed, trained.in_windows)
@@ -147,22 +153,39 @@ class DenoiserLearner:
         return Batch(z0, noise, t_B, text, weights_B)
 
     def learn(self, step: int, batch: Batch) -> dict[str, float]:
-        """Do one optimiser step. Return loss, the mean over the rows, and grad_norm, before clipping."""
-        config, optimizer = self.config, self.optimizers["network"]
-        parts = batch.split(config.micro_batch_size or len(batch.z0))
-        scale = self.world.size / config.batch_size  # gradients are averaged over the processes
-        optimizer.zero_grad()
+        """Compute the gradients of a step. Return loss, the mean over the rows, and grad_norm, before clipping.
+
+        If one process trains and its rows do not fit into memory, half as many are computed at a time from here on.
+        Raises torch.OutOfMemoryError, which says what to set, if several train: all must have as many parts.
+        """
+        self.optimizers["network"].zero_grad()
+        try:
+            total = self._add_gradients(batch)
+        except torch.OutOfMemoryError as error:
+            rows = min(self._rows_at_once, len(batch.z0))
+            if self.world.size > 1 or rows == 1:
+                raise torch.OutOfMemoryError(_how_to_fit(rows, self.config.gradient_checkpointing)) from error
+            self._rows_at_once = rows // 2
+            logging.getLogger(__name__).warning(
+                "out of memory with %d rows at a time; %d from here on (micro_batch_size)", rows, self._rows_at_once
+            )
+            return self.learn(step, batch)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM))
+        return {"loss": total.item(), "grad_norm": norm.item()}
+
+    def _add_gradients(self, batch: Batch) -> Tensor:
+        """Add the gradients of the batch's mean loss, which is returned."""
+        parts = batch.split(self._rows_at_once)
+        scale = self.world.size / self.config.batch_size  # gradients are averaged over the processes
         total = torch.zeros((), device=self.device)
         for part in parts:
             exchange_gradients(self.network, part is parts[-1])
-            loss = scale * self._weighted_loss(self.network, part)
+            loss = scale * self.weighted_loss(self.network, part)
             loss.backward()
             total += loss.detach()
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM))
-        optimizer.step()
-        return {"loss": total.item(), "grad_norm": norm.item()}
+        return total
 
-    def _weighted_loss(self, network: torch.nn.Module, batch: Batch) -> Tensor:
+    def weighted_loss(self, network: torch.nn.Module, batch: Batch) -> Tensor:
         """Return the sum over the rows of weight times loss."""
         z0, noise, t_B = (x.to(self.device, non_blocking=True) for x in (batch.z0, batch.noise, batch.t_B))
         a2_B = self.alphas_cumprod[batch.t_B].to(self.device)
@@ -196,6 +219,13 @@ class DenoiserLearner:
         text, total = self.held.text.select(torch.from_numpy(index)), 0.0
         for t in VALIDATION_TIMESTEPS:
             batch = Batch(z0, noise, torch.full((len(z0),), t), text, weights_B)
-            parts = batch.split(self.config.micro_batch_size or self.config.batch_size)
-            total += sum(self._weighted_loss(network, part).item() for part in parts)
+            parts = batch.split(self._rows_at_once)
+            total += sum(self.weighted_loss(network, part).item() for part in parts)
         return total
+
+
+def _how_to_fit(rows: int, checkpointing: bool) -> str:
+    """Say what to set if `rows` rows at a time do not fit into memory."""
+    smaller = f"micro_batch_size {rows // 2}" if rows > 1 else "launch.strategy fsdp on more GPUs"
+    also = "" if checkpointing else ", or gradient_checkpointing: true"
+    return f"out of memory with {rows} rows at a time; set {smaller}{also} (launch.trainings in the profile)"

@@ -102,7 +102,7 @@ class DenoiserTrainingConfig:
     batch_size: rows per optimiser step, over all processes. micro_batch_size: rows that a process computes at a time,
     adding up their gradients, if its share does not fit in memory; None for the whole share at once.
     gradient_checkpointing: blocks keep only their inputs and are recomputed in the backward pass, which takes less
-    memory and more time for the same numbers.
+    memory and more time for the same numbers. compile: see training/compiling.py.
     """
 
     num_steps: int
@@ -113,6 +113,7 @@ class DenoiserTrainingConfig:
     seed: int
     micro_batch_size: Annotated[int | None, HOW] = None
     gradient_checkpointing: Annotated[bool, HOW] = False
+    compile: Annotated[bool, HOW] = False
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         seeds: int | list[int] | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 3.0,
@@ -87,6 +87,8 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         num_images_per_prompt: int = 1,
         generator: Generators | None = None,
         latents: Tensor | None = None,
+        text: TextFeatures | None = None,
+        negative_text: TextFeatures | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> EmuOutput | tuple:
@@ -96,16 +98,15 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         for itself and its successors), from `latents` (pictures, C, h, w), or is random. With one generator or seed per
         picture, a picture depends only on its prompt and seed, up to rounding. A guidance_scale of 1 or less means no
         guidance, in half the time. output_type: "pil", "np" (pictures, height, width, 3), "pt" (pictures, 3, height,
-        width), both in 0..1, or "latent". height and width in pixels default to the training resolution. Raises
+        width), both in 0..1, or "latent". height and width in pixels default to the training resolution. text and
+        negative_text: features (`encode_prompts`) instead of prompts, which then need no text encoder. Raises
         ValueError if numbers do not match or a side is not a multiple of the autoencoder's factor.
         """
         config: Any = self.config  # a dict whose entries diffusers makes readable as attributes
-        prompts, negative = _as_list(prompt), _as_list(negative_prompt)
-        if len(negative) not in (1, len(prompts)):
-            raise ValueError(
-                f"{len(negative)} negative prompts for {len(prompts)} prompts; give one, or one per prompt"
-            )
-        index = torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)
+        text, negative = self._features_of(text, prompt), self._features_of(negative_text, negative_prompt)
+        if len(negative) not in (1, len(text)):
+            raise ValueError(f"{len(negative)} negative prompts for {len(text)} prompts; give one, or one per prompt")
+        index = torch.arange(len(text)).repeat_interleave(num_images_per_prompt)
         height, width = height or config.resolution, width or config.resolution
         if height % self.vae.factor or width % self.vae.factor:
             raise ValueError(f"height {height} and width {width} must be multiples of {self.vae.factor}")
@@ -115,11 +116,9 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             latents = randn_tensor(shape, _generators(seeds, generator, len(index)), device, dtype)
         z = latents.to(device, dtype)
 
-        text = encode_prompts(prompts, self.text_encoders, config.num_text_tokens).select(index)
-        guided = guidance_scale > 1
+        text, guided = text.select(index), guidance_scale > 1
         if guided:
-            null = encode_prompts(negative, self.text_encoders, config.num_text_tokens)
-            text = TextFeatures.cat([text, null.select(index % len(null))])
+            text = TextFeatures.cat([text, negative.select(index % len(negative))])
         text = TextFeatures(
             text.tokens_BLD.to(device, dtype), text.mask_BL.to(device), text.pooled_BD.to(device, dtype)
         )
@@ -133,10 +132,22 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             z = self.scheduler.step(predicted, t, z).prev_sample
         images: Any = z
         if output_type != "latent":
-            pixels = self.vae.decode(self.vae.denormalise(z))
+            # one picture at a time: the decoder takes far more memory per picture than the denoiser
+            pixels = torch.cat([self.vae.decode(self.vae.denormalise(one)) for one in z.split(1)])
             images = self.image_processor.postprocess(pixels.float(), output_type=output_type)
         self.maybe_free_model_hooks()
         return EmuOutput(images=images) if return_dict else (images,)
+
+    def _features_of(self, text: TextFeatures | None, prompt: str | list[str] | None) -> TextFeatures:
+        """Return features that are given, or those of prompts. Raises ValueError without either."""
+        if text is not None:
+            return text
+        if prompt is None:
+            raise ValueError("there is neither prompt nor text; give one of them")
+        config: Any = self.config
+        return encode_prompts(
+            [prompt] if isinstance(prompt, str) else prompt, self.text_encoders, config.num_text_tokens
+        )
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write model_index.json, in which diffusers finds where the classes' code is, and that code: pipeline.py with
@@ -163,33 +174,6 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
                 found["vae"] = [network.__name__, found["vae"][1]]
         return config
-
-
-def draw(
-    pipeline: DiffusionPipeline,
-    prompts: list[str],
-    seeds: list[int],
-    num_inference_steps: int = 25,
-    guidance_scale: float = 3.0,
-    resolution: int | None = None,
-) -> list[Image.Image]:
-    """Draw a picture per prompt and seed with any text-to-image pipeline of diffusers, including EmuPipeline. The same
-    (prompt, seed) gives the same picture whatever else is in the batch, up to rounding. resolution: px; None for the
-    pipeline's. Raises ValueError if there are not as many seeds as prompts.
-    """
-    call: Any = pipeline
-    return call(
-        prompts,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        height=resolution,
-        width=resolution,
-        generator=_generators(seeds, None, len(prompts)),
-    ).images
-
-
-def _as_list(prompt: str | list[str]) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else list(prompt)
 
 
 def _generators(seeds: int | list[int] | None, generator: Generators | None, num: int) -> Generators | None:

@@ -16,10 +16,11 @@ import pandas as pd
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
+from torch import Tensor
 
 from emu_data.copies import Copies
 from emu_data.files import atomic_dir, link_or_copy, write_json
-from emu_models.device import choose_device, half_precision_pays
+from emu_models.device import choose_device, half_precision_pays, lend
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder_learner import AutoencoderLearner
@@ -31,21 +32,23 @@ from emu_models.latent.checkpoints import (
     hide_bars,
     latents_of,
     load_pipeline,
+    place,
     save_pipeline,
     set_resolution,
 )
 from emu_models.latent.denoiser import choose_attention, count_parameters
 from emu_models.latent.denoiser_learner import DenoiserLearner, LatentRows
+from emu_models.latent.drawing import draw_encoded, encode_for_drawing
 from emu_models.latent.jobs import AutoencoderJob, DenoiserJob
-from emu_models.latent.pipeline import EmuPipeline, draw
-from emu_models.text import load_text_encoders
+from emu_models.latent.pipeline import EmuPipeline
+from emu_models.text import TextFeatures, load_text_encoders
 from emu_models.training.buckets import bucket_sizes
 from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
 from emu_models.training.distributed import gather_weights
 from emu_models.training.identity import Identity, identify, open_folder, read_result, settings_of, weights_of
 from emu_models.training.loop import TrainingResult, read_log, run_training
 from emu_models.training.order import MAX_SHUFFLED
-from emu_models.training.row_file import open_rows
+from emu_models.training.row_file import RowFile, open_rows
 from emu_models.training.rows import PictureRows, Rows, load_rows
 from emu_models.training.running import UNHEARD, Running
 from emu_models.training.stored import CachedRows
@@ -56,8 +59,8 @@ NUM_MEASURED = 256  # pictures that determine an autoencoder's start and its lat
 def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> TrainingResult:
     """Train an autoencoder, unless that was done before, and return the result; the model is in `folder`/result.
 
-    The training continues from its own state (identity.py). Several processes all learn from the same batches, with the
-    same result as one and no faster.
+    The training continues from its own state (identity.py). Several processes share each batch; each has all pictures
+    in memory.
     """
     file = open_rows(job.shards, job.rows, job.cache, running.world)
     identity = identify(job, file.hashes["pictures"])  # captions do not matter
@@ -75,12 +78,13 @@ def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> Traini
         network = Autoencoder(**(job.network or {}))
         if network.shortcut_in is not None:
             network.start_from_principal_components(to_tensor(rows.trained.images[:NUM_MEASURED]))
-    learner = AutoencoderLearner(network, rows, job.training)
+    learner = AutoencoderLearner(network, rows, job.training, running.world)
     result = run_training(learner, job.loop, folder, identity.name, job.name, running)
     averaged = learner.averaged
     assert isinstance(averaged, Autoencoder)
-    averaged = averaged.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    averaged = averaged.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     averaged.measure_latents(to_tensor(rows.trained.images[:NUM_MEASURED]))
+    averaged = averaged.cpu()
     if running.world.leads:
         with atomic_dir(folder / "result") as partial:
             averaged.save_pretrained(partial)
@@ -111,13 +115,38 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
         pipeline = load_pipeline(job.start_from)
         set_resolution(pipeline, job.resolution)
     else:
-        pipeline = _new_pipeline(job).to(choose_device())
+        pipeline = place(_new_pipeline(job))
     pipeline.set_progress_bar_config(disable=True)
-    network: UNet2DConditionModel = pipeline.unet
     if job.adapters is not None:
-        add_adapters(network, job.adapters)
+        add_adapters(pipeline.unet, job.adapters)
+    num_parameters = count_parameters(pipeline.unet)
+    rows, trained, held, null = _read_rows(job, file, pipeline, folder, running)
+    # encoders of every batch stay on the device
+    encoders = [latents_of(pipeline), *captions_of(pipeline).models] if job.encode == "on_the_fly" else []
+    with lend(choose_device(), *encoders):
+        result, weights = _learn(job, pipeline, trained, held, null, folder, identity, running)
+    if running.world.leads:
+        averaged: Any = UNet2DConditionModel.from_config(pipeline.unet.config)
+        if job.adapters is not None:
+            add_adapters(averaged, job.adapters)
+        averaged.load_state_dict(weights)
+        choose_attention(averaged)
+        pipeline.unet = averaged.eval().to(choose_device())
+        with atomic_dir(folder / "result") as partial:
+            save_pipeline(pipeline, partial)
+            _write_beside(partial, job, identity, result, rows, num_parameters)
+            if job.prompts:
+                _draw_sheet(pipeline, job).save(partial / "preview.png")
+    running.world.wait()
+    return result
+
+
+def _read_rows(
+    job: DenoiserJob, file: RowFile, pipeline: Any, folder: Path, running: Running
+) -> tuple[PictureRows, LatentRows, LatentRows, TextFeatures]:
+    """Encode what is not cached; return all rows, those to train on, those held out, and the null condition."""
     autoencoder, encoders = latents_of(pipeline).eval(), captions_of(pipeline)
-    multiple = autoencoder.factor * 2 ** (len(network.config.block_out_channels) - 1)  # type: ignore[attr-defined]
+    multiple = autoencoder.factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
     buckets = bucket_sizes(job.resolution, multiple, job.aspect_buckets)
     copies = Copies(job.local_copies or job.cache / "copies", int(job.local_copies_gb * 1e9))
     rows = PictureRows(job.shards, file, buckets, job.training.batch_size, running.world, copies)
@@ -130,40 +159,44 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
         write_json(folder / "caches.json", sorted([file.name, *caches]))
     in_windows = is_live or len(rows.trained) > MAX_SHUFFLED
     trained, held = (LatentRows(rows.keys, moments, text, part, in_windows) for part in (rows.trained, rows.held_out))
+    return rows, trained, held, null
+
+
+def _learn(
+    job: DenoiserJob,
+    pipeline: Any,
+    trained: LatentRows,
+    held: LatentRows,
+    null: TextFeatures,
+    folder: Path,
+    identity: Identity,
+    running: Running,
+) -> tuple[TrainingResult, dict[str, Tensor]]:
+    """Train the pipeline's U-Net and return its averaged weights, whole, on the CPU. Afterwards nothing of the training
+    is in the device's memory but one network, which the caller replaces."""
+    # Before the training fills the GPU. Processes that share the weights must call them equally often, so they draw one
+    # picture at a time, whatever memory each has left.
+    encoded = encode_for_drawing(pipeline, list(job.prompts), 1 if running.world.size > 1 else None)
     learner = DenoiserLearner(
-        network.train(), autoencoder, pipeline.scheduler, trained, held, null, job.training, running.world
+        pipeline.unet.train(),
+        latents_of(pipeline),
+        pipeline.scheduler,
+        trained,
+        held,
+        null,
+        job.training,
+        running.world,
     )
 
     def draw_samples(step: int) -> None:
         pipeline.unet = learner.averaged
-        sheet = _draw_sheet(pipeline, job)  # by all processes, since the weights may be sharded
+        sheet = _draw_sheet(pipeline, job, encoded)  # by all processes, since the weights may be sharded
         if running.world.leads:
             running.picture_sink(step, sheet)
 
-    result = run_training(
-        learner,
-        job.loop,
-        folder,
-        identity.name,
-        job.name,
-        running,
-        draw_samples if job.prompts else lambda step: None,
-    )
-    weights = gather_weights(learner.averaged)
-    if running.world.leads:
-        averaged: Any = UNet2DConditionModel.from_config(network.config)
-        if job.adapters is not None:
-            add_adapters(averaged, job.adapters)
-        averaged.load_state_dict(weights)
-        choose_attention(averaged)
-        pipeline.unet = averaged.eval().to(choose_device())
-        with atomic_dir(folder / "result") as partial:
-            save_pipeline(pipeline, partial)
-            _write_beside(partial, job, identity, result, rows, count_parameters(network))
-            if job.prompts:
-                _draw_sheet(pipeline, job).save(partial / "preview.png")
-    running.world.wait()
-    return result
+    draws = draw_samples if job.prompts else lambda step: None
+    result = run_training(learner, job.loop, folder, identity.name, job.name, running, draws)
+    return result, gather_weights(learner.averaged, running.world)
 
 
 def _read_finished(running: Running, folder: Path) -> TrainingResult | None:
@@ -172,10 +205,11 @@ def _read_finished(running: Running, folder: Path) -> TrainingResult | None:
     return found
 
 
-def _draw_sheet(pipeline: Any, job: DenoiserJob) -> Image.Image:
-    """Draw a sheet of the fixed prompts, each always with the same seed, so that sheets can be compared."""
-    prompts = list(job.prompts)
-    pictures = draw(pipeline, prompts, list(range(len(prompts))), guidance_scale=job.guidance_scale)
+def _draw_sheet(pipeline: Any, job: DenoiserJob, encoded: list[dict[str, Any]] | None = None) -> Image.Image:
+    """Draw a sheet of the fixed prompts, each always with the same seed, so that sheets can be compared. encoded: the
+    prompts, if they were encoded before."""
+    encoded = encoded or encode_for_drawing(pipeline, list(job.prompts))
+    pictures = draw_encoded(pipeline, encoded, list(range(len(job.prompts))), guidance_scale=job.guidance_scale)
     return join_grid([np.asarray(p) for p in pictures], 8)
 
 

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from emu_data.samples import DECODING
+from emu_models.device import autocast_on_gpu, choose_device, lend
 from emu_models.latent.autoencoder.network import Moments
 from emu_models.latent.checkpoints import AnyAutoencoder, AnyTextEncoder
+from emu_models.memory import Batches
 from emu_models.text import TextFeatures, list_text_encoders, load_text_encoders
 from emu_models.training.distributed import ALONE, World
 from emu_models.training.identity import hash_all, hash_weights_at
@@ -92,9 +94,17 @@ def encode_moments(
     """Return the moments (C, h, w) of each row's picture at the size of its bucket. Those in `folder` are not encoded
     again; without a folder, rows are encoded whenever they are read."""
 
+    device = choose_device()
+    batches = Batches("encoding pictures", ENCODE_BATCH, device)
+
+    def encode_some(pictures: np.ndarray) -> list[Moments]:
+        return batches.run(
+            lambda some: _moments_of(autoencoder, pictures[some.start : some.stop], device), len(pictures)
+        )
+
     def encode(index: np.ndarray) -> dict[str, Tensor]:
-        pictures = rows.read(index, ENCODE_BATCH)
-        parts = [autoencoder.encode(to_tensor(batch).to(autoencoder.device)) for batch in pictures]
+        with lend(device, autoencoder):
+            parts = [part for pictures in rows.read(index, ENCODE_BATCH) for part in encode_some(pictures)]
         return {"mean": torch.cat([p.mean for p in parts]), "logvar": torch.cat([p.logvar for p in parts])}
 
     if folder is None:
@@ -124,12 +134,7 @@ def encode_captions(
     texts = Texts(rows.file, "caption", [""])
 
     def encode(index: np.ndarray) -> dict[str, Tensor]:
-        features = TextFeatures.cat(
-            [
-                encoders.encode([texts[i] for i in part], num_tokens)
-                for part in np.split(index, range(ENCODE_BATCH, len(index), ENCODE_BATCH))
-            ]
-        )
+        features = encode_texts([texts[i] for i in index], encoders, num_tokens)
         return {"tokens": features.tokens_BLD, "mask": features.mask_BL, "pooled": features.pooled_BD}
 
     last = torch.tensor([len(rows)])
@@ -145,6 +150,27 @@ def encode_captions(
     empty = hashlib.sha256(b"").digest()[:NUM_BYTES]
     text = CachedText(cache, *fill(cache, rows, digests, lambda block: 0, [empty], encode, world))
     return text, text.select(last)
+
+
+def _moments_of(autoencoder: AnyAutoencoder, images_NHWC: np.ndarray, device: torch.device) -> Moments:
+    """Return the moments of pictures, on the CPU."""
+    with autocast_on_gpu(device):
+        found = autoencoder.encode(to_tensor(images_NHWC).to(device))
+    return Moments(found.mean.float().cpu(), found.logvar.float().cpu())
+
+
+@torch.no_grad()
+def encode_texts(texts: list[str], encoders: AnyTextEncoder, num_tokens: int) -> TextFeatures:
+    """Return the features of texts, on the CPU. The encoders are on the device only meanwhile."""
+    device = choose_device()
+
+    def encode(some: range) -> TextFeatures:
+        with autocast_on_gpu(device):
+            found = encoders.encode(texts[some.start : some.stop], num_tokens)
+        return found.to(torch.device("cpu"))
+
+    with lend(device, *encoders.models):
+        return TextFeatures.cat(Batches("encoding captions", ENCODE_BATCH, device).run(encode, len(texts)))
 
 
 def _code_of(encoder: AnyAutoencoder | AnyTextEncoder) -> str:

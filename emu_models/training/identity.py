@@ -4,7 +4,7 @@ If a training is requested again with another *how* (sheets, micro-batches, anot
 from its state. With another *what* it gets its own folder, so that nothing is replaced:
 
     STATES/IDENTITY/identity.json     the settings and contents whose hash is the name; written at every start
-    STATES/IDENTITY/state/            what the training continues from (state.py); for several networks a folder each
+    STATES/IDENTITY/states/           what the training continues from (state.py); for several networks a folder each
     STATES/IDENTITY/metrics.jsonl     a line per point of its curves
     STATES/IDENTITY/result/           the finished model; exists only when it is complete
 """
@@ -146,8 +146,7 @@ def open_folder(states: Path, identity: Identity, leads: bool = True) -> Path:
     folder = states / identity.name
     if leads:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("state", "result"):
-            restore_dir(folder / name)
+        restore_dir(folder / "result")
         write_json(folder / "identity.json", identity)
     return folder
 

@@ -31,12 +31,13 @@ SHARD_MARKS = "emu.shards"
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The settings of the training loop; intervals are in optimiser steps, except checkpoint_seconds, the wall time
+    """The settings of the training loop; intervals are in optimiser steps, except checkpoint_minutes, the wall time
     between two saved states.
 
     learning_rate: at its peak. warmup_steps: over which it rises from 0. ema_decay: 0..1, per step. max_rise: share by
     which the held-out loss may rise above its best before the training stops; 0 never stops early. sample_every: steps
-    between two sheets of sample pictures, 0 for none.
+    between two sheets of sample pictures, 0 for none. keep_states: the newest states that are kept. keep_every: the
+    states after multiples of so many steps are saved and kept for good; 0 for none.
     """
 
     num_steps: int  # also the length of the learning rate's cosine
@@ -45,9 +46,11 @@ class LoopConfig:
     ema_decay: float
     validate_every: Annotated[int, STOPPING]
     max_rise: float
-    checkpoint_seconds: Annotated[float, HOW]
+    checkpoint_minutes: Annotated[float, HOW]
     seed: int
     sample_every: Annotated[int, HOW] = 0
+    keep_states: Annotated[int, HOW] = 1
+    keep_every: Annotated[int, HOW] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

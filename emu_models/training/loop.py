@@ -1,8 +1,9 @@
 """The training loop of every network here: schedule, average, validate, save, stop, resume.
 
-A step's rows and noise depend only on (seed, step) (order.py), so that a killed run resumes bitwise on CPU. A saved
-state replaces the previous one atomically. A NaN stops the run, and the error names the batch. SIGINT saves and exits.
-Several processes (distributed.py) take every decision together and at the same step; rank 0 writes.
+A step's rows and noise depend only on (seed, step) (order.py), so that a killed run resumes bitwise on CPU. States are
+written while the training goes on (state.py); a request to stop (SIGTERM, SIGINT) saves one and ends the run. A step
+whose loss or gradient is not finite changes nothing; MAX_SKIPPED of them in a row end the run, and the error names the
+rows. Several processes (distributed.py) take every decision together and at the same step.
 """
 
 import json
@@ -11,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,18 +20,21 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from emu_data.files import atomic_file, restore_dir
-from emu_models.device import choose_device
+from emu_data.files import atomic_file
+from emu_models.device import choose_device, peak_memory
 from emu_models.training.distributed import put_back
 from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage
 from emu_models.training.jobs import LoopConfig
 from emu_models.training.prefetch import Prefetcher
 from emu_models.training.running import UNHEARD, Running
-from emu_models.training.state import load_state, save_state
+from emu_models.training.state import States
 
 FINAL_LEARNING_RATE = 0.03  # share of the peak at which the cosine ends; chosen here, 2026-11-23
-NUM_POINTS = 1000  # at most, of a curve of values that are measured at every step; chosen here
+NUM_POINTS = 1000  # of a curve of values that are measured at every step, unless they lie too far apart; chosen here
+MAX_STEPS_APART = 100  # two such points; chosen here
+REPORT_SECONDS = 60.0  # at most, between two reports to the sink, which also gets steps between points; chosen here
+MAX_SKIPPED = 10  # steps in a row that are not finite before a run ends; chosen here
 
 
 class Interrupted(Exception):
@@ -38,7 +42,7 @@ class Interrupted(Exception):
 
 
 class NotFinite(ValueError):
-    """A loss or a gradient became NaN or infinite."""
+    """The loss or the gradient was NaN or infinite for MAX_SKIPPED steps in a row."""
 
 
 class Learner(Protocol):
@@ -71,8 +75,9 @@ class Learner(Protocol):
         ...
 
     def learn(self, step: int, batch: Any) -> dict[str, float]:
-        """Do one optimiser step and return its metrics, including `loss`, scaled so that their mean over the processes
-        is the value for the whole batch."""
+        """Compute the gradients with which the loop will call the optimisers, and return the step's metrics, including
+        `loss`, scaled so that their mean over the processes is the value for the whole batch. Metrics that are not
+        finite mean that the optimisers are not called."""
         ...
 
     def batch_keys(self, step: int) -> list[str]:
@@ -90,9 +95,8 @@ class TrainingResult:
     """The result of a training. Everything but `timings` is the same for every run of the same configuration, however
     often it was interrupted.
 
-    folder: with the training's state, metrics.jsonl and result. timings: seconds in total, resumed_from (the step at
-    which this process began) and, since then, steps_per_second and loader_wait_share (0..1, the share of the time spent
-    waiting for batches).
+    folder: with the training's states, metrics.jsonl and result. timings: seconds in total, resumed_from (the step at
+    which this process began) and, since then, what `Clock.measure` returns.
     """
 
     num_steps: int
@@ -111,6 +115,31 @@ def learning_rate(step: int, config: LoopConfig) -> float:
     return config.learning_rate * warm * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
 
 
+@dataclass
+class Clock:
+    """What a process measures about its own speed, since it began at step `start`. batch_size: rows per step."""
+
+    start: int
+    batch_size: int
+    began: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        """Return the seconds since the process began."""
+        return time.monotonic() - self.began
+
+    def measure(self, step: int, seconds_waited: float) -> dict[str, float]:
+        """Return steps_per_second, samples_per_second, loader_wait_share (0..1, the share of the time spent waiting for
+        batches) and peak_memory_gib, of this process (device.peak_memory)."""
+        seconds = self.seconds()
+        speed = (step - self.start) / seconds
+        return {
+            "loader_wait_share": seconds_waited / seconds,
+            "steps_per_second": speed,
+            "samples_per_second": speed * self.batch_size,
+            "peak_memory_gib": peak_memory(choose_device()) / 2**30,
+        }
+
+
 def run_training(
     learner: Learner,
     config: LoopConfig,
@@ -122,42 +151,39 @@ def run_training(
 ) -> TrainingResult:
     """Train to the end, or to an early stop; the averaged weights are then in `learner.averaged`.
 
-    folder: holds state/ and metrics.jsonl. fingerprint: of the training, to recognise its state. description: for the
+    folder: holds states/ and metrics.jsonl. fingerprint: of the training, to recognise its states. description: for the
     bar and messages. draw_samples: called every `sample_every` steps. Raises Interrupted, after saving, if
-    `running.stop_requested` returns True; NotFinite for a NaN loss or gradient (the last saved state is from before
-    it); ValueError if the state in `folder` is another training's. Values that depend on the clock go to the sink and
-    the result's timings, not to metrics.jsonl.
+    `running.stop_requested` returns True; NotFinite after MAX_SKIPPED steps in a row without a finite loss and gradient
+    (none of them is in the weights, and no state was saved since the first); ValueError if a state in `folder` is
+    another training's. Values that depend on the clock go to the sink and the result's timings, not to metrics.jsonl.
     """
     world = running.world
     folder.mkdir(parents=True, exist_ok=True)
-    if world.leads:
-        restore_dir(folder / "state")
-    world.wait()
     average = WeightAverage(learner.averaged, config.ema_decay)
     stopping = EarlyStopping(config.max_rise)
     modules = {**learner.modules, "averaged": learner.averaged}
-    meta = load_state(folder / "state", fingerprint, modules, learner.optimizers)
-    start, seconds_before, metrics = 0, 0.0, {}
+    states = States(
+        folder / "states", fingerprint, modules, learner.optimizers, world, config.keep_states, config.keep_every
+    )
+    meta = states.load()
+    start, seconds_before, metrics, num_skipped, in_a_row = 0, 0.0, {}, 0, 0
     if meta is not None:
         start, seconds_before, metrics = meta["step"], meta["seconds"], meta["metrics"]
+        num_skipped, in_a_row = meta["skipped_steps"], meta["skipped_in_a_row"]
         stopping = EarlyStopping(**meta["stopping"])
-    if world.mean({"start": start})["start"] != start:
-        raise ValueError(f"{description}: the processes see different states in {folder}; they must share that folder")
     keep_log = _open_log(folder / "metrics.jsonl", start) if world.leads else nullcontext()
-    began = last_saved = time.monotonic()
+    clock = Clock(start, len(learner.batch_keys(start)))
+    last_saved = last_reported = 0.0
 
-    def save(step: int) -> None:
-        seconds = seconds_before + time.monotonic() - began
-        state = {"step": step, "seconds": seconds, "metrics": metrics, "stopping": asdict(stopping)}
+    def describe() -> dict[str, Any]:
         if log is not None:
             os.fsync(log.fileno())  # a state is never ahead of its log
-        save_state(folder / "state", {"fingerprint": fingerprint, **state}, modules, learner.optimizers, world)
-
-    def timings(step: int) -> dict[str, float]:
-        seconds = time.monotonic() - began
         return {
-            "loader_wait_share": batches.seconds_waited / seconds,
-            "steps_per_second": (step - start) / seconds,
+            "seconds": seconds_before + clock.seconds(),
+            "metrics": metrics,
+            "skipped_steps": num_skipped,
+            "skipped_in_a_row": in_a_row,
+            "stopping": asdict(stopping),
         }
 
     step = start
@@ -165,6 +191,7 @@ def run_training(
     silent: dict[str, Any] = {} if world.leads else {"disable": True}
     progress = tqdm(total=config.num_steps, initial=start, desc=description, unit="step", mininterval=1, **silent)
     with (
+        states,
         keep_log as log,
         progress as bar,
         Prefetcher(learner.prepare, start, config.num_steps, choose_device()) as batches,
@@ -174,14 +201,31 @@ def run_training(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, config)
             learned = learner.learn(step, batches.get(step))
-            save_due = world.leads and time.monotonic() - last_saved > config.checkpoint_seconds
-            agreed = world.mean({**learned, "/stop": float(running.stop_requested()), "/save": float(save_due)})
-            stop_now, save_now = agreed.pop("/stop") > 0, agreed.pop("/save") > 0
+            minutes = (clock.seconds() - last_saved) / 60
+            asked = {
+                "/stop": running.stop_requested(),
+                "/save": world.leads and not states.in_flight and minutes >= config.checkpoint_minutes,
+                "/unwritten": not states.is_written,
+            }
+            agreed = world.mean({**learned, **{name: float(value) for name, value in asked.items()}})
+            stop_now, save_now, unwritten = (agreed.pop(name) > 0 for name in asked)
+            if states.in_flight and not unwritten:
+                states.publish()
             broken = [f"{name} is {value}" for name, value in agreed.items() if not math.isfinite(value)]
             if broken:
+                num_skipped, in_a_row, agreed = num_skipped + 1, in_a_row + 1, {}
+            else:
+                in_a_row = 0
+                for optimizer in learner.optimizers.values():
+                    optimizer.step()
+                average.update(learner.network, step)
+            agreed["skipped_steps"] = num_skipped
+            if in_a_row == MAX_SKIPPED:
                 keys = ", ".join(learner.batch_keys(step))
-                raise NotFinite(f"{description}: {' and '.join(broken)} at step {step}; its rows: {keys}")
-            average.update(learner.network, step)
+                raise NotFinite(
+                    f"{description}: {' and '.join(broken)} at step {step}, the last of {MAX_SKIPPED} such steps in a "
+                    f"row; its rows: {keys}"
+                )
             point = {**agreed, "learning_rate": learning_rate(step, config)}
             step += 1
             metrics.update(agreed)
@@ -194,9 +238,13 @@ def run_training(
                 put_back(learner.averaged)
                 if held_out:
                     stopping.observe(step, held_out["val_loss"])
-            if log is not None and (validates or step % point_every(config.num_steps) == 0):
-                _write_log(log, step, point)
-                running.sink(step, point | timings(step))
+            if log is not None:
+                logs = validates or step % point_every(config.num_steps) == 0
+                if logs:
+                    _write_log(log, step, point)
+                if logs or clock.seconds() - last_reported >= REPORT_SECONDS:
+                    running.sink(step, point | clock.measure(step, batches.seconds_waited))
+                    last_reported = clock.seconds()
             if validates:
                 shown = {name: f"{point[name]:.4f}" for name in ("loss", "val_loss") if name in point}
                 bar.set_postfix(shown, refresh=False)
@@ -204,20 +252,24 @@ def run_training(
                 draw_samples(step)
                 put_back(learner.averaged)
             if stop_now:
-                save(step)
+                states.save(step, describe())
                 raise Interrupted(f"{description}: stopped after step {step} of {config.num_steps}; state saved")
-            if save_now:
-                save(step)
-                last_saved = time.monotonic()
-        save(step)  # so that no training is lost if exporting the result crashes
-    seconds = seconds_before + time.monotonic() - began
-    taken = {"seconds": seconds, "resumed_from": start, **(timings(step) if step > start else {})}
+            if config.keep_every and step % config.keep_every == 0:
+                states.finish()
+                save_now = True
+            if save_now and not in_a_row:
+                states.begin(step, describe())
+                last_saved = clock.seconds()
+        states.save(step, describe())  # so that no training is lost if exporting the result crashes
+    taken = {"seconds": seconds_before + clock.seconds(), "resumed_from": start}
+    taken |= clock.measure(step, batches.seconds_waited) if step > start else {}
     return TrainingResult(step, stopping.best_step, step < config.num_steps, metrics, taken, folder)
 
 
 def point_every(num_steps: int) -> int:
-    """Return the number of steps between two points of a training's curves, which gives at most NUM_POINTS points."""
-    return math.ceil(num_steps / NUM_POINTS)
+    """Return the number of steps between two points of a training's curves: at most NUM_POINTS points, or more if they
+    would then be more than MAX_STEPS_APART apart."""
+    return min(math.ceil(num_steps / NUM_POINTS), MAX_STEPS_APART)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -47,8 +47,8 @@ class AlignmentTraining(Section):
 
 class AlignmentModel(AlignmentTraining):
     """The open_clip models that score how well captions fit. num_folds: number of models; each picture is scored by the
-    model whose training held it out. 0 trains none; then filter_ledger.signals.alignment_weights score captions, or
-    nothing does.
+    model whose training held it out. 0 trains none, nor does any number if filter_ledger.signals.alignment_weights are
+    given, which score captions then.
     """
 
     num_folds: Annotated[Whole, Field(ge=0, le=100)]

@@ -50,9 +50,14 @@ def _resolutions(params: "Params") -> dict[Any, str]:
     return wrong
 
 
+def trains_alignment(params: "Params") -> bool:
+    """Whether the alignment models are trained: only if they are asked for, and no weights are given instead."""
+    return bool(params.alignment_model.num_folds and not params.filter_ledger.signals.alignment_weights)
+
+
 def has_alignment(params: "Params") -> bool:
     """Whether anything scores how well captions fit: the alignment models, or weights that the user names."""
-    return bool(params.alignment_model.num_folds or params.filter_ledger.signals.alignment_weights)
+    return trains_alignment(params) or bool(params.filter_ledger.signals.alignment_weights)
 
 
 def _alignment(params: "Params") -> dict[Any, str]:

@@ -11,6 +11,7 @@ from emu_steps.params.kinds import (
     Batch,
     Channels,
     Count,
+    Few,
     Layers,
     LearningRate,
     Number,
@@ -227,13 +228,16 @@ def tunes_ours(start_from: str) -> bool:
 class TrainingLaunch(Section):
     """How one training is run; it changes results at most by rounding. micro_batch_size: rows that a process computes
     at a time, if its share of a batch does not fit in memory. gradient_checkpointing: recompute activations in the
-    backward pass; `emu plan` says if that is needed. sample_every: steps between two sheets of the fixed prompts in
-    MLflow; 0 draws one only at the end. local_copies: a folder on the machine's own disk for copies of shards that are
-    at a remote address; null uses data/cache. local_copies_gb: how large it may become, in 10^9 bytes.
+    backward pass; `emu plan` says if that is needed. compile: compile the network's repeated blocks (torch.compile); if
+    the machine has no usable compiler, the training says so and runs without. sample_every: steps between two sheets
+    of the fixed prompts in MLflow; 0 draws one only at the end. local_copies: a folder on the machine's own disk for
+    copies of shards that are at a remote address; null uses data/cache. local_copies_gb: how large it may become, in
+    10^9 bytes.
     """
 
     micro_batch_size: Batch | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
     sample_every: StepsOrNone = 0
     local_copies: Text | None = None
     local_copies_gb: Annotated[Number, Field(gt=0, le=1_000_000)] = 100.0
@@ -246,10 +250,21 @@ class Launch(Section):
     command: the command line before "-m MODULE", for example `torchrun --nproc-per-node 8`; empty starts one process.
     strategy: how processes hold a denoiser's state: each holds all of it (ddp), it is sharded over all (fsdp), or it is
     sharded within a node and replicated across nodes (hsdp). trainings: asset of a denoiser's training -> its settings.
+
+    checkpoint_minutes: between two saved states, and so about what a lost machine can cost. keep_states: how many of
+    the newest states are kept. keep_every: states after multiples of so many steps are kept for good; 0 keeps none.
+    grace_seconds: how long a training may take to save after SIGTERM or SIGINT before it is ended; a scheduler must
+    wait longer before it kills. retries: how often an asset starts its training again, from the last state, after it
+    lost a process or was stopped by a signal that was sent to the training alone.
     """
 
     command: str = ""
     strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    checkpoint_minutes: Annotated[Number, Field(gt=0, le=10_000)] = 15.0
+    keep_states: Few = 2
+    keep_every: StepsOrNone = 0
+    grace_seconds: Annotated[Number, Field(ge=1, le=3600)] = 60.0
+    retries: Annotated[Whole, Field(ge=0, le=1000)] = 0
     trainings: dict[DenoiserAsset, TrainingLaunch] = {}
 
     @field_validator("command")

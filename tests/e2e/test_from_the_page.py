@@ -229,7 +229,7 @@ def test_a_training_saves_when_the_pages_are_stopped(project: Project, clicked: 
         browser.close()
     assert pages.process.stdout is not None
     assert "waiting for 1 run(s)" in pages.process.stdout.read()
-    states = list((project.root / "data").rglob("state/*.json"))
+    states = list((project.root / "data").rglob("states/*/meta.json"))
     assert any("quality_tuned" in str(Path(path)) for path in states), states
     script = f"import dagster as dg; print(dg.DagsterInstance.get().get_run_by_id('{run}').status.value)"
     assert project.must("python", "-c", script).strip() == "CANCELED"

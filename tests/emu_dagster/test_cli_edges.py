@@ -49,12 +49,12 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE")
 
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield (words, command) for all commands, including those of groups."""
+    """Yield (words, command) for all commands, including those of groups, and groups that do something themselves."""
     group = group or typer.main.get_command(app)
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
-        else:
+        if getattr(command, "invoke_without_command", True):
             yield (*path, name), command
 
 

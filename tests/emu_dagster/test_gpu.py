@@ -13,6 +13,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from emu_dagster.resources import gpu
 from emu_dagster.resources.gpu import TrainingProcess, find_devices
 from tests.processes import runs
 
@@ -69,7 +70,9 @@ def folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-def materialize(module: str, config: dict, environment: dict[str, str] | None = None, launcher: str = "") -> list:
+def materialize(
+    module: str, config: dict, environment: dict[str, str] | None = None, launcher: str = "", retries: int = 0
+) -> list:
     """Run `module` as the child of an asset in this process; return its messages, or raise its error."""
     messages: list = []
 
@@ -79,7 +82,8 @@ def materialize(module: str, config: dict, environment: dict[str, str] | None = 
         return dg.MaterializeResult()
 
     with dg.DagsterInstance.ephemeral() as instance:
-        dg.materialize([network], instance=instance, resources={"trainer": TrainingProcess(launcher=launcher)})
+        trainer = TrainingProcess(launcher=launcher, retries=retries)
+        dg.materialize([network], instance=instance, resources={"trainer": trainer})
     return messages
 
 
@@ -91,9 +95,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 @contextmanager
-def parent_process(folder: Path, steps: int, ranks: int = 1) -> Iterator[tuple[subprocess.Popen, list[int]]]:
-    """Yield a Dagster process whose children are training, and their pids."""
-    environment = os.environ | {"LAUNCHER": TWO_PROCESSES if ranks == 2 else ""}
+def parent_process(
+    folder: Path, steps: int, ranks: int = 1, launcher: str = TWO_PROCESSES
+) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+    """Yield a Dagster process whose children are training, and their pids. launcher: of several."""
+    environment = os.environ | {"LAUNCHER": launcher if ranks > 1 else ""}
     with subprocess.Popen(
         [sys.executable, "parent.py", str(folder), str(steps)], cwd=folder, env=environment
     ) as parent:
@@ -154,6 +160,42 @@ def test_an_unexpected_error_is_reported_with_its_type(folder: Path) -> None:
 def test_a_launcher_that_does_not_exist_is_named(folder: Path) -> None:
     with pytest.raises(dg.Failure, match=r"No such file or directory"):
         materialize("trainer", {}, launcher="no-such-launcher --all")
+
+
+MISHAPS = """
+import os, signal, sys
+from pathlib import Path
+from emu_dagster.machine.stopping import STOPPED, leave_cause, save_on_signal
+stop = save_on_signal()
+from emu_dagster.training.child import read_extras
+with leave_cause(), read_extras() as (extras, report):
+    starts = Path(extras["folder"]) / "starts"
+    with starts.open("a") as file:
+        file.write("x")
+    mishap = (extras["mishaps"] + ["none"] * 9)[starts.stat().st_size - 1]
+    if mishap == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mishap == "stopped":
+        sys.exit(STOPPED)
+    if mishap == "lost":
+        raise ConnectionError("lost contact")
+    if mishap == "wrong":
+        raise ValueError("wrong data; bring others")
+    report("done")
+"""
+
+
+def test_a_training_that_lost_a_process_is_started_again_one_that_is_wrong_is_not(folder, monkeypatch) -> None:
+    monkeypatch.setattr(gpu, "RETRY_SECONDS", 0)
+    (folder / "mishaps.py").write_text(MISHAPS)
+    mishaps = ["killed", "lost", "stopped"]
+    config = {"folder": str(folder), "mishaps": mishaps}
+    assert materialize("mishaps", config, retries=3) == ["done"]
+    assert (folder / "starts").read_text() == "xxxx"
+    (folder / "starts").unlink()
+    with pytest.raises(dg.Failure, match="^wrong data"):
+        materialize("mishaps", {**config, "mishaps": ["lost", "wrong", "none"]}, retries=3)
+    assert (folder / "starts").read_text() == "xx"
 
 
 def test_workers_of_the_child_do_not_outlive_it(folder: Path) -> None:

@@ -19,14 +19,14 @@ def printed(profile: str, **changes) -> str:
     console = Console(file=io.StringIO(), width=200)
     cluster = Cluster(find_gpu("H100"), **{"num_gpus": 16, "utilisation": 0.4, "dollars_per_gpu_hour": 2.5, **changes})
     params = params_of(profile)
-    print_plan(params, Costs(lambda: plan_networks(params)), cluster, 1000, console)
+    print_plan(params, Costs(lambda: plan_networks(params, PROFILES.parent)), cluster, 1000, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def test_the_papers_denoiser_has_its_parameters_and_latents():
     """2.8 B, 16 channels, 1024 px in one training; CLIP ViT-L and T5-XXL."""
-    networks = plan_networks(params_of("paper"))
+    networks = plan_networks(params_of("paper"), PROFILES.parent)
     num_parameters, _ = count_denoiser(networks)
     assert num_parameters == pytest.approx(2.8e9, rel=0.02)
     assert tuple(networks.latents(1, 1024)) == (1, 16, 128, 128)
@@ -36,7 +36,7 @@ def test_the_papers_denoiser_has_its_parameters_and_latents():
 @pytest.mark.slow
 def test_the_papers_step_is_counted_at_full_resolution():
     """Four times the pixels are four times the convolutions and more than four times the attention."""
-    networks = plan_networks(params_of("paper"))
+    networks = plan_networks(params_of("paper"), PROFILES.parent)
     mid, full = (count_flops(networks, resolution) for resolution in (512, 1024))
     assert 4 < full.forward / mid.forward < 6
     assert 2.9 < full.step / full.forward < 3

@@ -60,7 +60,7 @@ def begin(root: Path, identity: str, asset: str = ASSET) -> Path:
     write(folder / "identity.json", json.dumps({"settings": {"spec": {"num_text_tokens": 8}}, "contents": {}}))
     write(folder / "caches.json", json.dumps([USED]))
     write(folder / "metrics.jsonl", "")
-    write(folder / "state" / "unet.optimizer.safetensors", identity * 3)
+    write(folder / "states" / "unet.optimizer.safetensors", identity * 3)
     return folder
 
 
@@ -99,13 +99,13 @@ def test_a_training_goes_once_a_later_one_is_published_in_its_place(root: Path) 
     first = finish(root, A)
     assert going(root) == set()
     ask(root, first)
-    assert going(root) == {f"{A}/state"}
+    assert going(root) == {f"{A}/states"}
     second = finish(root, B)  # not published yet: its asset may wait for others
-    assert going(root) == {f"{A}/state"}
+    assert going(root) == {f"{A}/states"}
     ask(root, second)
-    assert going(root) == {A, f"{B}/state"}
+    assert going(root) == {A, f"{B}/states"}
     ask(root, first)
-    assert going(root) == {B, f"{A}/state"}
+    assert going(root) == {B, f"{A}/states"}
     shutil.rmtree(layout.model(ASSET))
     assert going(root) == set()
 
@@ -122,7 +122,7 @@ def test_all_parts_of_a_study_count_as_published(root: Path) -> None:
     results = [finish(root, name, study, place) for name, place in ((A, "c4"), (B, "c8"), (C, "c16"))]
     ask(root, *results, asset=study)
     ask(root, *results[:2], asset=study)
-    assert going(root) == {f"states/{study}/{A}/state", f"states/{study}/{B}/state", f"states/{study}/{C}"}
+    assert going(root) == {f"states/{study}/{A}/states", f"states/{study}/{B}/states", f"states/{study}/{C}"}
 
 
 def test_unfinished_trainings_go_only_if_requested(root: Path) -> None:
@@ -132,7 +132,7 @@ def test_unfinished_trainings_go_only_if_requested(root: Path) -> None:
     assert going(root) == set()
     assert going(root, unfinished=True) == {A}  # B is the newest, and there is no model
     ask(root, finish(root, C))
-    assert going(root, unfinished=True) == {A, B, f"{C}/state"}
+    assert going(root, unfinished=True) == {A, B, f"{C}/states"}
 
 
 def test_what_is_being_written_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,13 +140,13 @@ def test_what_is_being_written_stays(root: Path, monkeypatch: pytest.MonkeyPatch
     begin(root, A)
     write(root / "data/models/.toy.tmp-0123abcd/weights")
     cache = write(root / f"data/cache/encoded/moments/{UNUSED}/x.safetensors").parent
-    found = {A, f"{C}/state", "models/.toy.tmp-0123abcd", f"cache/encoded/moments/{UNUSED}"}
+    found = {A, f"{C}/states", "models/.toy.tmp-0123abcd", f"cache/encoded/moments/{UNUSED}"}
     assert going(root, unfinished=True) == found
     monkeypatch.setattr(pruning, "QUIET_SECONDS", 3600.0)
     old = time.time() - 10 * 3600
     os.utime(cache / "x.safetensors", (old, old))  # as in a copy that keeps times
     os.utime(cache, (old, old))
-    assert going(root, unfinished=True) == {f"{C}/state"}
+    assert going(root, unfinished=True) == {f"{C}/states"}
 
 
 LEFT = [
@@ -176,10 +176,10 @@ KEPT = [
     "data/reports/.index.html.swp",
     f"data/states/{ASSET}/notes.txt",
     f"data/states/{ASSET}/replaced-1/weights",
-    f"data/states/{ASSET}/{C}-copy/state/x",
+    f"data/states/{ASSET}/{C}-copy/states/x",
     f"data/states/{ASSET}/{D}/result/meta.json",  # no identity.json: it is unknown whose it is
     f"data/states/not_an_asset/{A}/identity.json",
-    f"data/states/not_an_asset/{A}/state/x",
+    f"data/states/not_an_asset/{A}/states/x",
     "data/evaluation_images/0.png",
     "data/unknown/.thing.tmp-0123abcd",
     f"data/cache/encoded/moments/{USED}/x.safetensors",
@@ -197,7 +197,7 @@ def test_what_it_does_not_know_stays_to_the_byte(root: Path) -> None:
     linked.symlink_to(root / "a_disk_that_is_not_there")
     for identity in (B, A):
         ask(root, finish(root, identity))
-    elsewhere = write(root / "elsewhere" / "state" / "x").parents[1]
+    elsewhere = write(root / "elsewhere" / "states" / "x").parents[1]
     write(elsewhere / "identity.json", '{"settings": {"spec": {}}}')
     (training_folder(Layout(root), ASSET) / ("e" * 16)).symlink_to(elsewhere)
     for path in (*LEFT, *KEPT):
@@ -209,7 +209,7 @@ def test_what_it_does_not_know_stays_to_the_byte(root: Path) -> None:
     assert read_files(root) == before
 
     assert emu("--yes").endswith("freed")
-    tops = {f"data/states/{ASSET}/{A}/state", f"data/states/{ASSET}/{B}", *(top_of(path) for path in LEFT)}
+    tops = {f"data/states/{ASSET}/{A}/states", f"data/states/{ASSET}/{B}", *(top_of(path) for path in LEFT)}
     expected = {p: b for p, b in before.items() if not any(p == top or p.startswith(f"{top}/") for top in tops)}
     left = {p: b for p, b in read_files(root).items() if not p.startswith(".dvc/tmp")}
     assert left == expected
@@ -261,7 +261,7 @@ def test_a_result_that_a_kill_left_half_renamed_stays(root: Path) -> None:
     ask(root, finish(root, B))
     folder = Path(finish(root, A)["folder"])
     (folder / "result").rename(folder / ".result.tmp-0123abcd-old")
-    assert going(root, unfinished=True) == {f"{B}/state"}
+    assert going(root, unfinished=True) == {f"{B}/states"}
 
 
 @pytest.mark.parametrize("reported", ["[]", "not JSON", None])
@@ -285,7 +285,7 @@ def test_it_waits_for_a_command_that_is_at_work(root: Path) -> None:
             with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
                 assert other.stderr is not None
                 assert "which has been training since" in other.stderr.readline()
-                assert going(root) == {f"{A}/state"}
+                assert going(root) == {f"{A}/states"}
                 other.kill()
 
 
@@ -307,8 +307,8 @@ def test_killed_during_a_removal_it_leaves_no_half_of_a_training(root: Path, mon
 
 def test_a_linked_file_frees_nothing(root: Path) -> None:
     first = Path(finish(root, A)["folder"])
-    (first / "state" / "unet.optimizer.safetensors").unlink()
-    os.link(first / "result" / "unet" / "weights", first / "state" / "weights")
+    (first / "states" / "unet.optimizer.safetensors").unlink()
+    os.link(first / "result" / "unet" / "weights", first / "states" / "weights")
     publish(Layout(root), ASSET, [{"out": str(Layout(root).model(ASSET)), "folder": str(first)}])
     assert [one.size for one in find(Layout(root))] == [0]
 
@@ -352,7 +352,7 @@ def test_real_trainings_are_pruned_and_found_again(root: Path) -> None:
     assert len(list(moments.iterdir())) == 1
     for folder, asset in zip(with_a, ("autoencoder", ASSET), strict=True):
         assert published(layout.model(asset)) == [folder.name]
-        assert not (folder / "state").exists() and read_result(folder) is not None
+        assert not (folder / "states").exists() and read_result(folder) is not None
     shutil.rmtree(root / "data" / "models")
     assert not autoencoder(1).timings and not denoiser().timings  # found, not trained
     assert read_files(root / "data" / "models") == models

@@ -16,7 +16,15 @@ import pytest
 from PIL import Image
 
 from emu_data.cascade import StopRule, load_signals, measure_group, measure_shard, read_values
-from emu_data.cascade_order import expected_cost, find_order, measured_costs, order_signals, read_order
+from emu_data.cascade_order import (
+    expected_cost,
+    find_order,
+    measured_costs,
+    order_signals,
+    read_order,
+    shares_reached,
+)
+from emu_data.costs import READING
 from emu_data.files import file_sha256
 from emu_data.ledger import Thresholds, decide
 from emu_data.samples import Sample, make_key
@@ -329,7 +337,7 @@ def test_an_order_follows_from_the_rows_and_the_signals_and_measures_nothing_twi
     found = find_order(mixed, ["00000"], GATES, rule, out, timings)
     assert found.order[-1] == "looks"
     assert found.pass_rates["looks"] == 1 and 0.3 < found.pass_rates["geometry"] < 0.9
-    assert found.costs["geometry"] == GATES[0].cost() and measured_costs(timings, GATES)["decode"] > 0
+    assert found.costs["geometry"] == GATES[0].cost() and measured_costs(timings, GATES)["decode"].core > 0
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*.parquet")}
     shutil.rmtree(timings.parent)  # a cache, which may disappear at any time
     looser = StopRule((POLICY | {"min_side": None},))
@@ -339,3 +347,20 @@ def test_an_order_follows_from_the_rows_and_the_signals_and_measures_nothing_twi
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     assert measured_costs(timings, GATES) == {}  # nothing was measured again
     assert [signal.name for signal in found.arrange(GATES[::-1])] == list(found.order)
+
+
+def test_the_share_that_reaches_a_signal_is_what_a_run_asks(mixed: Path, tmp_path: Path) -> None:
+    rule = StopRule((POLICY,))
+    found = find_order(mixed, ["00000"], GATES, rule, tmp_path / "pilot", tmp_path / "costs.json")
+    whole = read_values(mixed, ["00000"], GATES, tmp_path / "pilot")
+    values = run(mixed, tmp_path / "out", found.arrange(GATES), rule)
+    readable = values[whole["error"].isna()]
+    for name in found.order:
+        asked = ~readable["unmeasured"].str.split(",").map(lambda names, name=name: name in names)
+        assert asked.mean() == pytest.approx(found.reached[name])
+    shares = shares_reached(found, GATES, 0.1)
+    first = next(signal.name for signal in found.arrange(GATES) if signal.needs == "pixels")
+    assert shares["decode"] == pytest.approx(0.1 + 0.9 * found.reached[first]) and "embedding" not in shares
+    costs = measured_costs(tmp_path / "costs.json", GATES)
+    assert costs.keys() == shares.keys()
+    assert {costs[name].num_pictures for name in ("geometry", "caption", READING)} <= {120 - 64, 120}  # warm ones

@@ -1,3 +1,4 @@
+import io
 import itertools
 import struct
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from emu_data.samples import DecodeError, decode_rgb, image_extension, make_key, read_size
 from tests.shards import encode
@@ -113,3 +114,37 @@ def test_the_header_alone_gives_size_and_extension() -> None:
     assert read_size(data) == (20, 10)
     assert image_extension(data) == "jpg"
     assert make_key(12, 34) == "000120034"
+
+
+@pytest.mark.parametrize(("width", "height", "factor"), [(1100, 700, 2), (2200, 90, 4), (4500, 3001, 8), (9001, 5, 16)])
+def test_a_large_jpeg_is_halved_in_its_decoder_as_by_boxes(width: int, height: int, factor: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (max(1, height // 8), width // 8, 3), np.uint8)
+    image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    halved, boxes = decode_rgb(buffer.getvalue(), side=512), decode_rgb(buffer.getvalue()).reduce(factor)
+    assert halved.size == boxes.size
+    # of noise in all colours, which are stored at half the size: what differs is how they are interpolated
+    assert np.abs(np.asarray(halved, int) - np.asarray(boxes, int)).mean() < 4
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.save(turned, "JPEG", exif=exif)
+    assert decode_rgb(turned.getvalue(), side=512).size == halved.size[::-1]
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_halving_in_the_decoder_refuses_what_decoding_does(data: st.DataObject) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (300, 1100), np.uint8)
+    broken = bytearray(encode(Image.fromarray(noise), "JPEG", quality=50))
+    where = data.draw(st.integers(0, len(broken) - 1))
+    del broken[where : where + data.draw(st.integers(0, 2000))]
+    reasons = []
+    for side in (None, 512):
+        try:
+            decode_rgb(bytes(broken), side=side)
+            reasons.append("")
+        except DecodeError as error:
+            reasons.append(error.reason)
+    assert reasons[0] == reasons[1]

@@ -21,9 +21,8 @@ from emu_models.latent import trainings
 from emu_models.training import prefetch
 from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage, copy_for_averaging
-from emu_models.training.loop import Interrupted, NotFinite, learning_rate, read_log, run_training
+from emu_models.training.loop import Interrupted, learning_rate, read_log
 from emu_models.training.order import batch_indices, draw_rows, generator_for, held_out
-from emu_models.training.running import Running
 from tests.shards import write_toy_shards
 from tests.toy_training import (
     GENTLE,
@@ -144,91 +143,6 @@ def test_a_training_that_encodes_on_the_fly_resumes_to_the_bit(corpus, autoencod
         trainings.train_denoiser(job, running)
         assert not list((tmp_path / name / "cache").rglob("*.safetensors"))
     assert_same_weights(result_of(tmp_path / "whole") / "unet", result_of(tmp_path / "stopped") / "unet")
-
-
-class Diverging:
-    """A learner whose loss is NaN at its third step."""
-
-    def __init__(self):
-        self.network = torch.nn.Linear(1, 1)
-        self.averaged = copy_for_averaging(self.network)
-        self.modules, self.optimizers = {"network": self.network}, {}
-
-    def prepare(self, step):
-        return step
-
-    def learn(self, step, batch):
-        with torch.no_grad():  # counts steps; the broken step has already reached the weights
-            self.network.weight.fill_(step + 1)
-        return {"loss": float("nan") if batch == 2 else 1.0}
-
-    def batch_keys(self, step):
-        return [f"key{step}"]
-
-    def validate(self, network):
-        return {"val_loss": 1.0}
-
-
-def test_a_nan_stops_names_the_rows_and_leaves_the_last_good_state(tmp_path):
-    with pytest.raises(NotFinite, match="loss is nan at step 2.*key2"):
-        run_training(Diverging(), replace(LOOP, checkpoint_seconds=0.0), tmp_path, "x", "diverging")
-    assert json.loads((tmp_path / "state" / "meta.json").read_text())["step"] == 2
-    assert (load_file(tmp_path / "state" / "network.safetensors")["weight"] == 2).all()
-
-
-def test_a_gradient_that_is_not_finite_stops_before_its_weights_are_saved(tmp_path):
-    class Exploding(Diverging):
-        def learn(self, step, batch):
-            return {"loss": 1.0, "grad_norm": float("inf") if step == 1 else 1.0}
-
-    with pytest.raises(NotFinite, match="grad_norm is inf at step 1.*key1"):
-        run_training(Exploding(), replace(LOOP, checkpoint_seconds=0.0), tmp_path, "x", "exploding")
-    assert json.loads((tmp_path / "state" / "meta.json").read_text())["step"] == 1
-
-
-class Overfitting(Diverging):
-    """Its weight counts steps; its held-out loss is best at step 4."""
-
-    def learn(self, step, batch):
-        with torch.no_grad():
-            self.network.weight.fill_(step + 1)
-        return {"loss": 1.0 / (step + 1)}
-
-    def validate(self, network):
-        self.seen = getattr(self, "seen", 0) + 1
-        return {"val_loss": [2.0, 1.0, 2.4, 2.6, 9.0][self.seen - 1]}
-
-
-class Learning(Overfitting):
-    """A learner whose held-out loss falls."""
-
-    def validate(self, network):
-        return {"val_loss": 1.0 / (network.weight.item() + 1)}
-
-
-def test_early_stopping_keeps_the_weights_of_that_moment(tmp_path):
-    config = replace(LOOP, num_steps=100, max_rise=1.5, ema_decay=0.0)
-    learner = Overfitting()
-    result = run_training(learner, config, tmp_path, "x", "overfitting")
-    assert (result.best_step, result.num_steps, result.stopped_early) == (4, 8, True)
-    assert learner.averaged.get_parameter("weight").item() == 8
-    assert [line["step"] for line in read_log(tmp_path) if "val_loss" in line] == [2, 4, 6, 8]
-
-
-@pytest.mark.parametrize("num_steps", [7, 40])
-def test_a_curve_has_a_point_per_step_or_as_many_as_can_be_drawn(tmp_path, monkeypatch, num_steps):
-    """MLflow gets what is in the training's log, and so on its page."""
-    monkeypatch.setattr("emu_models.training.loop.NUM_POINTS", 20)
-    sent: dict[int, dict[str, float]] = {}
-    config = replace(LOOP, num_steps=num_steps, validate_every=num_steps // 2, max_rise=0)
-    run_training(Learning(), config, tmp_path, "x", "curve", Running(sent.__setitem__))
-    lines = {line.pop("step"): line for line in read_log(tmp_path)}
-    assert lines.keys() == sent.keys() and min(num_steps, 20) <= len(lines) <= 20 + 2
-    validated = {step for step, line in lines.items() if "val_loss" in line}
-    assert validated == {step for step in range(1, num_steps + 1) if step % (num_steps // 2) == 0 or step == num_steps}
-    for step, line in lines.items():
-        assert line["loss"] == 1.0 / step and line["learning_rate"] == learning_rate(step - 1, config)
-        assert line.items() <= sent[step].items()
 
 
 @given(losses=st.lists(st.floats(0.1, 10), min_size=1, max_size=20), max_rise=st.floats(0.01, 2))

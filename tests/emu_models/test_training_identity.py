@@ -111,7 +111,9 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
             "ema_decay": 0.5,
             "validate_every": 5,
             "max_rise": 0.7,
-            "checkpoint_seconds": 1.0,
+            "checkpoint_minutes": 1.0,
+            "keep_states": 2,
+            "keep_every": 2,
             "seed": 9,
             "sample_every": 3,
         },
@@ -149,6 +151,7 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
             "caption_dropout": 0.5,
             "micro_batch_size": 2,
             "gradient_checkpointing": True,
+            "compile": True,
         },
         DenoiserConfig: {
             "widths": (64, 64),
@@ -329,10 +332,10 @@ def test_settings_that_decide_the_result_start_anew_and_the_old_training_is_foun
     first = denoiser_job(corpus, tmp_path, autoencoder)
     second = denoiser_job(corpus, tmp_path, autoencoder, replace(LOOP, learning_rate=2e-3))
     a = trainings.train_denoiser(*first)
-    state = read_files(a.folder / "state")
+    states = read_files(a.folder / "states")
     with pytest.raises(Interrupted):
         trainings.train_denoiser(second[0], Running(stop_requested=stop_after(3)))
-    assert read_files(a.folder / "state") == state and read_files(a.folder / "result") == read_files(alone)
+    assert read_files(a.folder / "states") == states and read_files(a.folder / "result") == read_files(alone)
     b = trainings.train_denoiser(*second)
     assert b.timings["resumed_from"] == 3 and b.folder.parent == a.folder.parent != b.folder
 
@@ -393,9 +396,10 @@ def test_the_state_of_another_training_is_neither_used_nor_overwritten(corpus, t
     with pytest.raises(Interrupted):
         trainings.train_autoencoder(job, running)
     (folder,) = (tmp_path / "states").iterdir()
-    meta = json.loads((folder / "state" / "meta.json").read_text())
-    write_json(folder / "state" / "meta.json", {**meta, "fingerprint": "another"})
-    before = read_files(folder / "state")
+    state = folder / "states" / "000000003"
+    meta = json.loads((state / "meta.json").read_text())
+    write_json(state / "meta.json", {**meta, "fingerprint": "another"})
+    before = read_files(folder / "states")
     with pytest.raises(ValueError, match="the state of another training"):
         trainings.train_autoencoder(job, running)
-    assert read_files(folder / "state") == before
+    assert read_files(folder / "states") == before

@@ -74,15 +74,19 @@ def test_the_late_gain_is_that_of_the_last_third(tmp_path):
 
 
 def test_no_report_measures_with_the_encoder_of_the_perceptual_loss(tmp_path, monkeypatch):
-    section = params_of("smoke").autoencoder_study
+    params = params_of("smoke")
+    section = params.autoencoder_study
     perceptual = section.losses.perceptual.model_copy(update={"kind": "encoder", "weight": 0.1})
     losses = section.losses.model_copy(update={"perceptual": perceptual})
     section = section.model_copy(update={"losses": losses})
     layout = Layout(tmp_path)
     network = autoencoder_network(section, next(iter(section.variants.values())))
-    job = autoencoder_job(layout, "a", "a", tmp_path, tmp_path, section, network, None)
+    job = autoencoder_job(layout, "a", "a", tmp_path, tmp_path, section, network, None, params.launch)
     assert job.training.losses.perceptual.path == str(layout.model("alignment_model") / "fold_0")
     measured_on = []
     monkeypatch.setattr("emu_models.evaluation.features.encoder_features", measured_on.append)
+    with pytest.raises(ValueError, match="no alignment model was trained.*autoencoder_study.inception"):
+        choose_features(layout, section)
+    (layout.model("alignment_model") / "fold_1").mkdir(parents=True)
     choose_features(layout, section)
     assert measured_on == [layout.model("alignment_model") / "fold_1"]

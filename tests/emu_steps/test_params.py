@@ -43,7 +43,8 @@ TAKEN: dict[str, tuple[set[str], str]] = {
     "pretrained_low.denoiser.attention.0": ({"true"}, A_SWITCH),
     "pretrained_low.denoiser.attention.1": ({"true"}, A_SWITCH),
     **{
-        f"launch.trainings.{name}.gradient_checkpointing": ({"true"}, A_SWITCH)
+        f"launch.trainings.{name}.{switch}": ({"true"}, A_SWITCH)
+        for switch in ("gradient_checkpointing", "compile")
         for name in ("pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned")
     },
     "launch.command": ({"empty"}, NO_COMMAND),
@@ -298,3 +299,13 @@ def test_without_a_model_nothing_needs_how_well_captions_fit(entry, value):
         Params.model_validate(with_entry(whole, entry, value))
     if entry[0] != "alignment_model":
         Params.model_validate(with_entry(with_entry(whole, ("alignment_model", "num_folds"), 2), entry, value))
+
+
+@pytest.mark.parametrize("profile", ["photos", "paper", "emoji"])
+def test_weights_that_are_given_spare_the_training_of_alignment_models(profile: str) -> None:
+    whole = Params.model_validate(yaml.safe_load(text_of(profile))).model_dump(by_alias=True)
+    whole = with_entry(whole, ("alignment_model", "num_folds"), 2)
+    assert references.trains_alignment(Params.model_validate(whole))
+    given = with_entry(whole, ("filter_ledger", "signals", "alignment_weights"), "ViT-L-14@openai@weights.safetensors")
+    params = Params.model_validate(given)
+    assert not references.trains_alignment(params) and references.has_alignment(params)

@@ -124,8 +124,9 @@ def test_the_judge_learns_nothing_that_a_gate_rejected(tmp_path: Path) -> None:
     ledger["caption"] = "caption of " + ledger["key"]
     write_parquet(layout.filtered / "ledger" / "00000.parquet", ledger.iloc[:5])
     write_parquet(layout.filtered / "ledger" / "00001.parquet", ledger.iloc[5:])
-    section = params_of("smoke").faithfulness_judge
-    job = judge_job(layout, section)
+    params = params_of("smoke")
+    section = params.faithfulness_judge
+    job = judge_job(layout, section, params.launch)
     passed = ledger["first_failed_gate"].isin(["", "quota"])
     pd.testing.assert_frame_equal(
         pd.read_parquet(job.rows), ledger.loc[passed, ["key", "caption"]].reset_index(drop=True), check_dtype=False

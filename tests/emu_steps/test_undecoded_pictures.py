@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from emu_data.cascade import StopRule, measure_group, read_values
-from emu_data.guarded import look_guarded
+from emu_data.guarded import look_guarded, measure_guarded
 from emu_data.ledger import decide, open_ledger, write_ledger
 from emu_data.samples import Sample, make_key
 from emu_data.shards import write_shard
@@ -88,7 +88,8 @@ def shown_first(layout: Layout) -> list[str]:
 
 
 def for_alignment(layout: Layout) -> list[str]:
-    return pd.read_parquet(alignment_job(layout, params_of("smoke").alignment_model).rows)["key"].tolist()
+    params = params_of("smoke")
+    return pd.read_parquet(alignment_job(layout, params.alignment_model, params.launch).rows)["key"].tolist()
 
 
 def for_autoencoder(layout: Layout) -> list[str]:
@@ -115,6 +116,11 @@ def test_rejected_pictures_that_were_never_decoded_are_shown_only_if_they_can_be
     small = [f"noise {index}" for index in range(3, NUM, 2)]
     assert {gate: [caption for _, caption in found] for gate, found in examples.items()} == {"geometry": small}
     assert [gate for _, gate in show_rejected(layout, ledger, NUM)] == ["geometry"] * len(small)
+
+
+def test_pictures_have_the_size_of_their_files_however_small_they_are_decoded() -> None:
+    samples = [Sample(str(side), encode(Image.new("RGB", (2 * side, side)), "JPEG"), "") for side in (100, 1500)]
+    assert [size for _, size in measure_guarded(samples)] == [(200, 100), (3000, 1500)]
 
 
 @pytest.mark.parametrize("how", ["raise", "crash"])

@@ -5,6 +5,8 @@ The adversary is a hinge PatchGAN with an adaptive weight (Esser et al., arXiv 2
 since an abrupt start ruins reconstructions. The perceptual distance is in perceptual.py.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,16 +40,24 @@ def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
-def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
+def adaptive_weight(
+    reconstruction_loss: Tensor,
+    adversarial_loss: Tensor,
+    last_layer: Tensor,
+    average: Callable[[Sequence[Tensor]], None] = lambda gradients: None,
+) -> Tensor:
     """Return |grad of reconstruction| / |grad of adversary| at the last layer, at most 1e4 (Esser et al., eq. 7).
+    average: replaces gradients by their means over the processes that share a batch.
 
     It is computed in fp32 whatever the gradients' precision: squares of small gradients vanish in fp16, and 0 / 0 would
     stop the training.
     """
-    lengths = [
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
+    gradients = [
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float()
         for loss in (reconstruction_loss, adversarial_loss)
     ]
+    average(gradients)
+    lengths = [gradient.norm() for gradient in gradients]
     return (lengths[0] / (lengths[1] + 1e-4)).clamp(max=1e4).detach()
 
 

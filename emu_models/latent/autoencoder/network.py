@@ -23,6 +23,7 @@ LIBRARY = "emu_models"  # the library of the class, for model_index.json and con
 LOGVAR_RANGE = (-30.0, 20.0)  # CompVis/latent-diffusion, DiagonalGaussianDistribution
 VISIBILITY_POWER = 0.7  # chosen here by trial, 2026-11-23: docs/log.md compares 0, 0.5, 0.7 and 1
 START_LOGVAR = -6.0  # a posterior std of 0.05 for a unit latent at the start; chosen here
+MEASURED_AT_ONCE = 16  # pictures of which latents are measured; 2 GB at 256 px in fp32; chosen here
 GROUP_SIZE = 16  # channels per group of GroupNorm; chosen here
 
 
@@ -191,18 +192,19 @@ class Autoencoder(ModelMixin, ConfigMixin):
         at 0 every channel counts the same, and a small denoiser spends its capacity on invisible ones; at 1 the less
         visible ones are lost.
         """
-        z = self.encode(x_NCHW).mean
+        z = torch.cat([self.encode(x.to(self.latent_mean.device)).mean for x in x_NCHW.split(MEASURED_AT_ONCE)])
         mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3)).clamp(min=1e-6)
-        decoded = self.decode(z)
-        shows = torch.stack(
-            [
-                (self.decode(z + std[c] * F.one_hot(torch.tensor(c), len(std)).to(z)[:, None, None]) - decoded)
-                .square()
-                .mean()
-                .sqrt()
-                for c in range(len(std))
+        parts = z.split(MEASURED_AT_ONCE)
+        decoded = [self.decode(part) for part in parts]
+
+        def change_of(channel: int) -> Tensor:
+            step = std[channel] * F.one_hot(torch.tensor(channel), len(std)).to(z)[:, None, None]
+            squares = [
+                (self.decode(z + step) - x).square().mean((1, 2, 3)) for z, x in zip(parts, decoded, strict=True)
             ]
-        )
+            return torch.cat(squares).mean().sqrt()
+
+        shows = torch.stack([change_of(channel) for channel in range(len(std))])
         scale = shows.clamp(min=1e-6) ** VISIBILITY_POWER
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std * scale.square().mean().sqrt() / scale)

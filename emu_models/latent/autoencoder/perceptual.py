@@ -58,23 +58,29 @@ class EncoderDistance(nn.Module):
 
 
 class LpipsDistance(nn.Module):
-    """LPIPS on VGG-16. y, x: (B, 3, H, W) in [-1, 1] -> (B,), at least 0. Raises ValueError if the weights are missing
-    or of another network."""
+    """LPIPS on VGG-16, with random weights until `load`. y, x: (B, 3, H, W) in [-1, 1] -> (B,), at least 0."""
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self) -> None:
         super().__init__()
         from torchmetrics.functional.image import lpips
 
+        network: Any = lpips._LPIPS(net="vgg", pnet_rand=True)  # the public class would download VGG-16
+        self.network = network.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, weights: Path) -> "LpipsDistance":
+        """Return the distance with torchvision's weights of VGG-16. Raises ValueError if the file is missing or of
+        another network."""
         if not weights.is_file():
             raise ValueError(f"perceptual.path {weights} is not a file; give torchvision's weights of VGG-16")
-        network: Any = lpips._LPIPS(net="vgg", pnet_rand=True)  # the public class would download VGG-16
+        made = cls()
         state = torch.load(weights, map_location="cpu", weights_only=True)
-        wanted = {name: f"features.{name.split('.', 1)[1]}" for name in network.net.state_dict()}
+        wanted = {name: f"features.{name.split('.', 1)[1]}" for name in made.network.net.state_dict()}
         missing = sorted(set(wanted.values()) - set(state))
         if missing:
             raise ValueError(f"perceptual.path {weights.name} lacks {missing[0]}; give torchvision's VGG-16")
-        network.net.load_state_dict({name: state[source] for name, source in wanted.items()})
-        self.network = network.eval().requires_grad_(False)
+        made.network.net.load_state_dict({name: state[source] for name, source in wanted.items()})
+        return made
 
     def train(self, mode: bool = True) -> "LpipsDistance":  # its heads have dropout
         """Stay in evaluation mode, whatever `mode` is."""
@@ -91,7 +97,8 @@ def build_perceptual(config: PerceptualConfig) -> EncoderDistance | LpipsDistanc
     if not config.is_on:
         return None
     assert config.path is not None
-    return (EncoderDistance if config.kind == "encoder" else LpipsDistance)(Path(config.path))
+    path = Path(config.path)
+    return EncoderDistance(path) if config.kind == "encoder" else LpipsDistance.load(path)
 
 
 def describe_perceptual(config: PerceptualConfig) -> str:

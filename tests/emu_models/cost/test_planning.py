@@ -5,27 +5,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from emu_models.cost.costs import Costs
-from emu_models.cost.measuring import (
-    Networks,
-    count_denoiser,
-    count_flops,
-    describe_text,
-    measure_activations,
-    measure_text,
-)
+from emu_models.cost.measuring import count_denoiser, count_flops, measure_text
+from emu_models.cost.networks import Networks, ProfileNetworks, describe_text, make_text
+from emu_models.cost.peaks import measure_step
 from emu_models.cost.planning import Cluster, find_gpu, memory_per_gpu, plan_data, plan_training
+from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.denoiser import count_parameters, denoise
 from emu_models.latent.jobs import DenoiserConfig
+from emu_models.text import load_text_encoders
+from emu_models.training.cache import HALVED, encode_captions
 
 AUTOENCODER = {"latent_channels": 4, "fold": 4, "widths": [16, 32], "fourier_bands": 0}  # f8
 
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
-    return Networks(DenoiserConfig((64, 128), (False, True), 1), AUTOENCODER, describe_text(None, 12))
+    return ProfileNetworks(DenoiserConfig((64, 128), (False, True), 1), AUTOENCODER, describe_text(None, 12))
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +68,11 @@ def flops_by_hand(network: nn.Module, run: Callable[[], object]) -> int:
 
 
 def test_counted_flops_are_those_counted_by_hand(networks):
-    denoiser, inputs = networks.build_denoiser(), networks.inputs(1, 128, "cpu")
-    for tensor in (inputs[0], inputs[2].tokens_BLD, inputs[2].pooled_BD):
-        tensor.zero_()
-    inputs[1].zero_()
-    inputs[2].mask_BL.fill_(True)
+    denoiser = networks.build_denoiser()
+    text = make_text(networks, 1, "cpu")
+    for tensor, value in ((text.tokens_BLD, 0), (text.pooled_BD, 0), (text.mask_BL, True)):
+        tensor.fill_(value)
+    inputs = torch.zeros(networks.latents(1, 128)), torch.zeros(1, dtype=torch.long), text
     with torch.no_grad():
         expected = flops_by_hand(denoiser, lambda: denoise(denoiser, *inputs))
     flops = count_flops(networks, 128)
@@ -83,8 +82,6 @@ def test_counted_flops_are_those_counted_by_hand(networks):
 
 
 def test_encoding_costs_what_its_layers_cost(networks):
-    from emu_models.latent.autoencoder.network import Autoencoder
-
     autoencoder = Autoencoder(**networks.autoencoder)
     with torch.no_grad():
         expected = flops_by_hand(autoencoder, lambda: autoencoder.encode(torch.zeros(1, 3, 64, 64)))
@@ -100,27 +97,17 @@ def test_the_papers_text_encoders_have_their_known_sizes(networks):
     assert t5.num_parameters == pytest.approx(4.76e9, rel=0.01)
     by_hand = 2 * (t5.num_parameters - 32128 * 4096) * 100 + 24 * 4 * 100 * 100 * 4096
     assert t5.flops == pytest.approx(by_hand, rel=1e-3)
-    assert (papers.token_width, papers.pooled_width) == (768 + 4096, 768)
+    assert papers.widths == (768 + 4096, 768)
 
 
-def test_activations_are_a_half_precision_copy_of_the_weights_and_a_part_per_sample(networks):
-    denoiser = networks.build_denoiser()
-    assert count_denoiser(networks)[0] == count_parameters(denoiser)
-    # a layer of whose input (latents, time, text) nobody needs the gradient need not keep its weights
-    first = ("conv_in", "time_embedding.linear_1", "class_embedding.linear_1", "attn2.to_k", "attn2.to_v")
-    needed = {n: p for n, p in denoiser.named_parameters() if p.ndim > 1 and not any(f"{f}." in n for f in first)}
-    kept = measure_activations(networks, 128, checkpointing=False)
-    assert kept.fixed == pytest.approx(2 * sum(p.numel() for p in needed.values()), rel=1e-3)
+def test_what_a_sample_takes_grows_with_its_pixels(networks):
+    """Four times the pixels take four times as much: no matrix of positions by positions is kept, otherwise a part
+    would grow sixteenfold. The half-precision copy of the weights does not grow."""
+    small, large = (measure_step(networks, resolution, False) for resolution in (128, 256))
+    assert count_denoiser(networks)[0] == count_parameters(networks.build_denoiser())
+    assert 3.5 < large.per_sample / small.per_sample <= 4.1
+    assert large.fixed == pytest.approx(small.fixed, rel=0.1)
     assert not torch.is_autocast_enabled("cuda")
-    larger = measure_activations(networks, 256, checkpointing=False)
-    assert larger.fixed == kept.fixed
-    # no matrix of positions by positions is kept, otherwise a part would grow sixteenfold
-    assert 3.5 < larger.per_sample / kept.per_sample <= 4
-
-
-def test_checkpointing_keeps_less(networks):
-    with_all, with_few = (measure_activations(networks, 128, checkpointing) for checkpointing in (False, True))
-    assert with_few.per_sample < 0.5 * with_all.per_sample
 
 
 def test_states_take_twenty_bytes_per_parameter_and_are_shared(networks, costs):
@@ -129,7 +116,7 @@ def test_states_take_twenty_bytes_per_parameter_and_are_shared(networks, costs):
     states = [m.weights + m.gradients + m.optimizer + m.average for m in (alone, shared)]
     assert states == [20 * num_parameters, 20 * num_parameters / 8]
     assert (alone.gathered, shared.gathered) == (0, 12 * largest)
-    assert alone.activations == 2 * measure_activations(networks, 128, False).per_sample
+    assert alone.activations == 2 * measure_step(networks, 128, False).per_sample
     assert alone.total == sum(vars(alone).values())
 
 
@@ -185,15 +172,19 @@ def test_twice_the_gpus_take_half_the_days_for_the_same_money(costs, cluster):
     assert few.step_seconds == pytest.approx(seconds / 1000)
 
 
-def test_a_cache_has_the_size_that_the_training_writes(networks, costs, cluster):
-    """The bytes of the tensors in the two cache files, for the rows that are seen."""
+def test_a_cache_has_the_size_that_the_training_writes(networks, costs, cluster, tmp_path):
+    """The bytes of the tensors in the files that encoding writes, for three different captions."""
     plan = plan_training(costs, cluster, "training", 128, 10, 64)
     data = plan_data(costs, plan, 100_000)
     assert (data.num_encoded, data.num_passes) == (640, 640 / 100_000)
-    text = networks.inputs(640, 128, "meta")[2]
-    assert data.captions_bytes == sum(t.nbytes for t in (text.tokens_BLD, text.mask_BL, text.pooled_BD))
-    assert data.moments_bytes == 640 * 2 * 4 * 4 * 16 * 16
     assert plan_data(costs, plan, 64).num_encoded == 64
+    text, null = encode_captions(["red", "a blue square"], load_text_encoders(), 12, tmp_path / "captions")
+    written = [load_file(shard) for shard in text.shards]
+    assert null.mask_BL.shape == (1, 12)
+    assert sum(t.nbytes for tensors in written for t in tensors.values()) == 3 * data.captions_bytes / 640
+    moments = Autoencoder(**networks.autoencoder).encode(torch.zeros(1, 3, 128, 128))
+    assert data.moments_bytes / 640 == moments.mean.half().nbytes + moments.logvar.half().nbytes
+    assert {"mean", "logvar"} <= set(HALVED)
 
 
 def test_what_was_measured_is_kept_exactly_and_not_measured_again(networks, cluster, tmp_path):

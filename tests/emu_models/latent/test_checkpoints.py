@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from emu_models.latent import trainings
 from emu_models.latent.checkpoints import captions_of, latents_of, load_pipeline
 from emu_models.latent.denoiser import denoise
+from emu_models.latent.drawing import draw
 from emu_models.latent.jobs import Adapters, DenoiserJob, DenoiserTrainingConfig
-from emu_models.latent.pipeline import draw
 from emu_models.training.jobs import LoopConfig
 from tests.checkpoints import make_checkpoint
 from tests.shards import write_toy_shards
-from tests.toy_training import places
+from tests.toy_training import newest_state, places, read_state
 
 KINDS = {"sd1": "epsilon", "sd2": "v_prediction", "sdxl": "epsilon"}
 LOOP = LoopConfig(
@@ -28,7 +28,7 @@ LOOP = LoopConfig(
     ema_decay=0.5,
     validate_every=2,
     max_rise=0.0,
-    checkpoint_seconds=1e9,
+    checkpoint_minutes=1e9,
     seed=0,
 )
 PROMPTS, SEEDS = ["a red square", "blue"], [3, 4]
@@ -110,8 +110,8 @@ def test_only_adapters_learn(corpus, checkpoints, tmp_path, kind):
         corpus, checkpoints[kind], tmp_path, Adapters(4, 8.0, ("to_q", "to_v")), replace(LOOP, learning_rate=0.05)
     )
     base = weights(checkpoints[kind] / "unet")
-    (state,) = (out.parent / "state").glob("network.safetensors")
-    trained = load_file(state)
+    trained = read_state(newest_state(out.parent / "states"))
+    trained = {name.removeprefix("network/"): w for name, w in trained.items() if name.startswith("network/")}
     frozen = {name.replace(".base_layer", ""): w for name, w in trained.items() if "lora_" not in name}
     assert frozen.keys() == base.keys()
     assert all(torch.equal(frozen[name], base[name]) for name in base)

@@ -10,14 +10,17 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from torch.nn import functional as F
 
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.building import build_denoiser
 from emu_models.latent.checkpoints import add_adapters, load_pipeline, save_pipeline
+from emu_models.latent.denoiser import denoise
+from emu_models.latent.drawing import draw
 from emu_models.latent.jobs import Adapters, DenoiserConfig
-from emu_models.latent.pipeline import EmuPipeline, draw
-from emu_models.text import load_text_encoders
+from emu_models.latent.pipeline import EmuPipeline
+from emu_models.text import TextFeatures, encode_prompts, load_text_encoders
 from tests.checkpoints import make_checkpoint
 
 
@@ -65,6 +68,34 @@ def test_guidance_is_switched_off_by_its_scale(pipeline):
     guided = pipeline("red", 1, 2, 4.0, output_type="latent").images
     assert sizes == [2, 2]
     assert not torch.equal(pipeline("red", 1, 2, 4.0, negative_prompt="blue", output_type="latent").images, guided)
+
+
+def test_features_can_be_given_instead_of_prompts(pipeline):
+    """As drawing does, which needs no text encoder while the denoiser runs."""
+    text, null = (encode_prompts(p, pipeline.text_encoders, 8) for p in (["red", "blue"], ["green"]))
+    given = pipeline(text=text, negative_text=null, seeds=[1, 2], num_inference_steps=2, output_type="np").images
+    named = pipeline(["red", "blue"], [1, 2], 2, negative_prompt="green", output_type="np").images
+    assert np.array_equal(given, named)
+    with pytest.raises(ValueError, match="neither prompt nor text"):
+        pipeline(seeds=1)
+
+
+@pytest.mark.parametrize("middle", ["full", "joint"])
+def test_attention_is_chosen_where_the_network_runs_not_where_it_was_built(middle, monkeypatch):
+    """A network that was built on the CPU must not keep a matrix of positions by positions on a GPU."""
+    calls = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(a) or fused(*a, **k))
+    network = build_denoiser(DenoiserConfig((32, 64), (False, True), 1, middle), 4, 8)
+    for device, expected in (("cpu", False), ("meta", True)):
+        text = TextFeatures(
+            torch.zeros(1, 5, 8, device=device),
+            torch.ones(1, 5, dtype=torch.bool, device=device),
+            torch.zeros(1, 8, device=device),
+        )
+        z, t = torch.zeros(1, 4, 8, 8, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        denoise(network.to(device), z, t, text)
+        assert bool(calls) == expected
 
 
 def test_output_types_sizes_and_precision(pipeline):

@@ -1,0 +1,186 @@
+"""The memory that each step of a training takes at its peak, measured by running the real code on a GPU that is not
+there (fake_gpu.py). It takes seconds on any machine."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from emu_models.cost.costs import Activations, Peak
+from emu_models.cost.fake_gpu import MemoryCounter, pretend_gpu
+from emu_models.cost.networks import Networks, ProfileNetworks, build_text_encoders, make_text
+from emu_models.device import autocast_on_gpu
+from emu_models.diffusion.schedule import build_scheduler
+from emu_models.latent import denoiser_learner
+from emu_models.latent.autoencoder.losses import PatchDiscriminator
+from emu_models.latent.autoencoder.network import Autoencoder
+from emu_models.latent.autoencoder.perceptual import LpipsDistance
+from emu_models.latent.checkpoints import AnyAutoencoder
+from emu_models.latent.denoiser import denoise
+from emu_models.latent.denoiser_learner import Batch, DenoiserLearner, LatentRows
+from emu_models.latent.jobs import DenoiserTrainingConfig
+
+
+@lru_cache(maxsize=32)
+def measure_step(networks: Networks, resolution: int, checkpointing: bool) -> Activations:
+    """Return what a step of the denoiser's training takes beside its states, at `resolution` px: what its forward pass
+    leaves for the backward pass. checkpointing: blocks keep their inputs only, and the largest one is recomputed."""
+    with pretend_gpu():
+        learner, counter = _make_learner(networks, checkpointing)
+        states = counter.now - sum(t.nbytes for t in _tensors_of(learner.autoencoder))
+        one, two = (_kept(learner, counter, _make_batch(networks, n, resolution)) - states for n in (1, 2))
+    block = _largest_block(networks, resolution) if checkpointing else 0
+    return Activations(fixed=2 * one - two, per_sample=two - one + block)
+
+
+def _kept(learner: DenoiserLearner, counter: MemoryCounter, batch: Batch) -> int:
+    """Return the bytes that live after a forward pass whose loss can be differentiated."""
+    with counter:
+        loss = learner.weighted_loss(learner.network, batch)
+        assert loss.requires_grad
+        return counter.now
+
+
+@lru_cache(maxsize=32)
+def measure_validation(networks: Networks, resolution: int) -> int:
+    """Return the bytes that a validated sample takes beside the states of the training, at `resolution` px."""
+    with pretend_gpu():
+        learner, counter = _make_learner(networks, False)
+        before = counter.now
+        with counter, torch.no_grad():
+            learner.weighted_loss(learner.averaged, _make_batch(networks, 1, resolution))
+    return counter.peak - before
+
+
+def _make_learner(networks: Networks, checkpointing: bool) -> tuple[DenoiserLearner, MemoryCounter]:
+    """Return a learner on the GPU, and a counter of its weights, the average and the autoencoder."""
+    config = DenoiserTrainingConfig(1, 1, 1e-4, 0.0, 0.0, 0, gradient_checkpointing=checkpointing)
+    with torch.device("cuda"):
+        network, autoencoder = networks.build_denoiser(), networks.build_autoencoder()
+    empty: Any = LatentRows([], None, None)  # type: ignore[arg-type]
+    null = make_text(networks, 1, "cpu")
+
+    def build_again(_: Any) -> torch.nn.Module:  # a deep copy would read the weights
+        with torch.device("cuda"):
+            return networks.build_denoiser().eval().requires_grad_(False)
+
+    with mock.patch.object(denoiser_learner, "copy_for_averaging", build_again):
+        learner = DenoiserLearner(network.train(), autoencoder, build_scheduler(), empty, empty, null, config)
+    counter = MemoryCounter()
+    counter.add(learner.network, learner.averaged, autoencoder)  # type: ignore[arg-type]
+    return learner, counter
+
+
+def _make_batch(networks: Networks, num: int, resolution: int) -> Batch:
+    z0, t_B = torch.empty(networks.latents(num, resolution)), torch.empty(num, dtype=torch.long)
+    return Batch(z0, torch.empty_like(z0), t_B, make_text(networks, num, "cpu"), torch.ones(num))
+
+
+@lru_cache(maxsize=32)
+def _largest_block(networks: Networks, resolution: int) -> int:
+    """Return the bytes that the largest block of the U-Net keeps of one sample."""
+    with pretend_gpu():
+        learner, counter = _make_learner(networks, False)
+        network, kept = learner.network, []
+        for block in (*network.down_blocks, network.mid_block, *network.up_blocks):
+            block.register_forward_pre_hook(lambda *_: kept.append(-counter.now))
+            block.register_forward_hook(lambda *_: kept.append(kept.pop() + counter.now))
+        with counter:
+            learner.weighted_loss(network, _make_batch(networks, 1, resolution))
+    return max(kept)
+
+
+def _tensors_of(module: Any) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+@lru_cache(maxsize=32)
+def measure_encoding(networks: Networks, resolution: int) -> Peak:
+    """Return what encoding pictures of `resolution` px takes."""
+    with _built(networks.build_autoencoder) as (autoencoder, counter):
+        return _of_one(counter, lambda: autoencoder.encode(torch.empty(1, 3, resolution, resolution, device="cuda")))
+
+
+@lru_cache(maxsize=32)
+def measure_captions(networks: Networks) -> Peak:
+    """Return what encoding captions takes, with all text encoders on the GPU."""
+    with _built(lambda: build_text_encoders(networks)) as (encoders, counter):
+
+        def encode() -> None:
+            for encoder, (_, num_tokens) in zip(encoders, networks.text, strict=True):
+                encoder(input_ids=torch.empty(1, num_tokens, dtype=torch.long, device="cuda"))
+
+        return _of_one(counter, encode)
+
+
+@lru_cache(maxsize=32)
+def measure_drawing(networks: Networks, resolution: int) -> Peak:
+    """Return what drawing pictures of `resolution` px with guidance takes, decoded one at a time."""
+
+    def build() -> Any:
+        return torch.nn.ModuleList([networks.build_denoiser(), networks.build_autoencoder()])  # type: ignore[list-item]
+
+    with _built(build) as ((denoiser, autoencoder), counter):
+
+        def draw() -> Tensor:
+            z = torch.empty(networks.latents(1, resolution), device="cuda")
+            text = make_text(networks, 2, "cuda")
+            predicted = denoise(denoiser, torch.cat([z, z]), torch.empty(2, dtype=torch.long, device="cuda"), text)
+            return _decode(autoencoder, z + predicted.chunk(2)[0])
+
+        return _of_one(counter, draw)
+
+
+@lru_cache(maxsize=8)
+def measure_autoencoder(networks: ProfileNetworks, resolution: int, batch_size: int, with_lpips: bool) -> int:
+    """Return the bytes that a step of the autoencoder's training takes, at `resolution` px, with its adversary."""
+    with pretend_gpu():
+        with torch.device("cuda"):
+            network, adversary = Autoencoder(**networks.autoencoder), PatchDiscriminator()
+            perceptual = LpipsDistance() if with_lpips else None
+        for part in perceptual.modules() if perceptual else ():  # some of its constants start on the CPU
+            part._buffers = {name: None if buffer is None else buffer.cuda() for name, buffer in part._buffers.items()}
+        trained = sum(p.nbytes for module in (network, adversary) for p in module.parameters())
+        average = sum(p.nbytes for p in network.parameters())
+        counter = MemoryCounter()
+        counter.add(network, adversary, *([perceptual] if perceptual else []))
+        with counter:
+            x = torch.empty(batch_size, 3, resolution, resolution, device="cuda")
+            with autocast_on_gpu(x.device):
+                moments = network.encode(x)
+                y = network.decode(moments.at(torch.empty_like(moments.mean)))
+            y = y.float()
+            losses = [(y - x).abs().mean(), moments.kl(), adversary(y).mean()]
+            if perceptual is not None:
+                losses.append(perceptual(y, x).mean())
+    # beside the weights: their gradients and AdamW's two moments, and the average
+    return counter.now + 3 * trained + average
+
+
+def _decode(autoencoder: AnyAutoencoder, z_BChw: Tensor) -> Tensor:
+    return autoencoder.decode(z_BChw) if isinstance(autoencoder, Autoencoder) else autoencoder.vae.decode(z_BChw).sample
+
+
+@contextmanager
+def _built(build: Callable[[], Any]) -> Iterator[tuple[Any, MemoryCounter]]:
+    """Yield frozen networks on the GPU and the counter of their memory, within bf16 autocast, as in encoding and
+    drawing."""
+    with pretend_gpu(), torch.no_grad(), autocast_on_gpu(torch.device("cuda")):
+        with torch.device("cuda"):
+            made = build().eval()
+        counter = MemoryCounter()
+        counter.add(made)
+        yield made, counter
+
+
+def _of_one(counter: MemoryCounter, act: Callable[[], Any]) -> Peak:
+    """Return the bytes that are there before one item, and the bytes that it adds at its peak (as memory.Batches
+    measures them)."""
+    before = counter.now
+    with counter:
+        act()
+    return Peak(before, counter.peak - before)

@@ -1,0 +1,97 @@
+"""Every step at the paper's scale, run on CUDA tensors without data: our 2.8 B and SDXL must fit into an 80 GB GPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from emu_models.cost.costs import Costs
+from emu_models.cost.fake_gpu import MemoryCounter, pretend_gpu
+from emu_models.cost.measuring import count_denoiser
+from emu_models.cost.networks import CheckpointNetworks, Networks, ProfileNetworks, describe_text
+from emu_models.cost.peaks import measure_step
+from emu_models.cost.planning import memory_per_gpu
+from emu_models.device import autocast_on_gpu
+from emu_models.latent.jobs import DenoiserConfig
+from emu_models.memory import fitting
+from tests.published import write_sdxl_configs
+
+USABLE = 72e9  # what `emu plan` calls fitting on 80 GB
+
+
+def test_what_lives_is_counted_and_what_dies_is_not():
+    with pretend_gpu(), MemoryCounter() as counter:
+        kept = torch.empty(1000, 256, device="cuda")
+        assert counter.now == kept.nbytes
+        del kept
+        other = torch.empty(10, device="cuda") + 1
+        assert (counter.now, counter.peak) == (512, 1000 * 256 * 4)
+        assert other.device.type == "cuda"
+
+
+def test_a_forward_pass_keeps_what_its_layers_need():
+    """By hand, under bf16 autocast: half-precision copies of the inputs, the output, and of the second layer's weights,
+    which the backward pass reads; those of the first layer only until autocast ends."""
+    with pretend_gpu(), torch.device("cuda"):
+        network = nn.Sequential(nn.Linear(512, 1024, bias=False), nn.Linear(1024, 256, bias=False))
+        x = torch.empty(64, 512)
+        counter = MemoryCounter()
+        counter.add(network, x)
+        before, features = counter.now, 2 * 64 * (512 + 1024 + 256)
+        assert before == sum(t.nbytes for t in (x, *network.parameters()))
+        with counter:
+            with autocast_on_gpu(x.device):
+                y = network(x)
+                assert counter.now - before == features + 2 * (512 * 1024 + 1024 * 256)
+            assert counter.now - before == features + 2 * 1024 * 256
+            assert (y.dtype, y.requires_grad) == (torch.bfloat16, True)
+
+
+@pytest.fixture(scope="module")
+def small() -> ProfileNetworks:
+    autoencoder = {"latent_channels": 4, "fold": 4, "widths": [16, 32], "fourier_bands": 0}
+    return ProfileNetworks(DenoiserConfig((64, 128), (False, True), 1), autoencoder, describe_text(None, 12))
+
+
+def test_the_plan_is_the_peak_of_the_step(small):
+    """The parts of the plan add up to the peak that the learner's own step has; more rows take in proportion more."""
+    costs = Costs(lambda: small)
+    beside = measure_step(small, 128, False)
+    for rows in (1, 3):
+        total = memory_per_gpu(costs, 128, rows, False, 1).total
+        assert total == 20 * count_denoiser(small)[0] + beside.fixed + rows * beside.per_sample
+
+
+def paper() -> Networks:
+    from emu_dagster.commands.plan import plan_networks
+    from tests.profiles import params_of
+
+    return plan_networks(params_of("paper"), Path())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ours", "sdxl"])
+def test_every_step_at_1024_px_fits(kind, tmp_path):
+    networks = paper() if kind == "ours" else CheckpointNetworks(write_sdxl_configs(tmp_path))
+    num_parameters = count_denoiser(networks)[0]
+    assert num_parameters == pytest.approx(
+        2.8e9 if kind == "ours" else 2_567_463_684, rel=0.02 if kind == "ours" else 0
+    )
+    costs = Costs(lambda: networks)
+    states = 20 * num_parameters
+    peaks = {"train": memory_per_gpu(costs, 1024, 1, False, 1).total}
+    peaks["recomputed"] = memory_per_gpu(costs, 1024, 1, True, 1).total
+    peaks["validate"] = states + costs.validation(1024)
+    peaks["sample"] = states + costs.drawing(1024).per_item
+    for name, found in (
+        ("captions", costs.captions()),
+        ("encode", costs.encoding(1024)),
+        ("draw", costs.drawing(1024)),
+    ):
+        num = fitting(64, found.per_item, USABLE - found.weights)
+        peaks[name] = found.weights + num * found.per_item
+        assert num >= 4, (name, found)
+    assert peaks["recomputed"] < peaks["train"] - 5e9
+    too_large = {name: f"{peak / 1e9:.1f} GB" for name, peak in peaks.items() if peak > USABLE}
+    assert not too_large, peaks
