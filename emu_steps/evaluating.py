@@ -152,7 +152,8 @@ def draw_all(
     counts[f"num_prompts_cut_{name}"] = sum(bool(describe_cut(pipeline, prompt)) for prompt in prompts["prompt"])
     words, seeds = prompts["prompt"].tolist(), prompts["seed"].tolist()
     encoded = encode_for_drawing(pipeline, words, BATCH)
-    yield from draw_encoded(pipeline, encoded, seeds, section.num_inference_steps, section.guidance_scale, size)
+    asked = section.num_inference_steps, section.guidance_scale, size, section.guidance_rescale
+    yield from draw_encoded(pipeline, encoded, seeds, *asked)
 
 
 def side_by_side(folder: Path, contestants: Sequence[str], prompts: pd.DataFrame) -> Image.Image:

@@ -160,7 +160,7 @@ def _data_table(params: Params, cluster: "Cluster", trainings: list["TrainingPla
     table.add_row("shards", *(f"{math.ceil(d.num_rows / params.raw_corpus.samples_per_shard):,}" for d in data))
     table.add_row("pictures", *(_bytes(p) for p in pictures))
     table.add_row("cache of moments", *(_bytes(d.moments_bytes) for d in data))
-    table.add_row("cache of captions", *(_bytes(d.captions_bytes) for d in data))
+    table.add_row("cache of captions, at most", *(_bytes(d.captions_bytes) for d in data))
     table.add_row("encoding, days", *(f"{d:,.2f}" for d in days))
     table.add_row("encoding, dollars", *(f"{cluster.dollars(d, cluster.num_gpus):,.0f}" for d in days))
     table.add_row("encoding, share of training", *(f"{share:.1%}" for share in shares))

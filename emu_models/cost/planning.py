@@ -205,7 +205,8 @@ class DataPlan:
 
 def plan_data(costs: Costs, training: TrainingPlan, num_rows: int) -> DataPlan:
     """Plan a training's data. Caches (training/cache.py) keep two moments per value of the latents and the captions'
-    tokens in half precision, and a mask and a pooled vector in fp32."""
+    tokens in half precision, and a mask and a pooled vector in fp32. Padding is not kept, so captions take at most what
+    is planned."""
     num_seen = training.num_steps * training.batch_size
     num_encoded = min(num_rows, num_seen)
     moments = 2 * HALF * math.prod(costs.latents(training.resolution))

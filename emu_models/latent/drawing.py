@@ -34,13 +34,15 @@ def draw(
     num_inference_steps: int = 25,
     guidance_scale: float = 3.0,
     resolution: int | None = None,
+    guidance_rescale: float = 0.0,
 ) -> list[Image.Image]:
     """Draw a picture per prompt and seed. The same (prompt, seed) gives the same picture whatever else is in the batch,
     up to rounding. resolution: px; None for the pipeline's. Raises ValueError if there are not as many seeds as
     prompts.
     """
     encoded = encode_for_drawing(pipeline, prompts)
-    return list(draw_encoded(pipeline, encoded, seeds, num_inference_steps, guidance_scale, resolution))
+    asked = num_inference_steps, guidance_scale, resolution, guidance_rescale
+    return list(draw_encoded(pipeline, encoded, seeds, *asked))
 
 
 @torch.no_grad()
@@ -60,6 +62,7 @@ def draw_encoded(
     num_inference_steps: int = 25,
     guidance_scale: float = 3.0,
     resolution: int | None = None,
+    guidance_rescale: float = 0.0,
 ) -> Iterator[Image.Image]:
     """Yield the picture of each encoded prompt, drawn together as they were encoded if they fit into memory."""
     sizes = [len(next(iter(texts.values()))) for texts in encoded]
@@ -78,6 +81,7 @@ def draw_encoded(
                     **{name: _select(value, some, device) for name, value in texts.items()},
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
+                    guidance_rescale=guidance_rescale,
                     height=resolution,
                     width=resolution,
                     # on the CPU: the same on every device

@@ -149,9 +149,10 @@ class DenoiserJob(LoopJob):
     trained instead of all weights.
 
     prompts: of the preview; without prompts there is none. aspect_buckets: number of picture shapes from tall to wide
-    (buckets.py); 1 crops all pictures to squares. encode: pictures and captions once, into a cache that every step
-    reads, or whenever a step needs them, in an order that reads a shard's pictures together (order.py). local_copies:
-    a folder on each machine's own disk for copies of remote shards, by default in `cache`; local_copies_gb: its size.
+    (buckets.py); 1 crops all pictures to squares. noise_shift: of the schedule (diffusion/schedule.py); None keeps that
+    of start_from. encode: pictures and captions once, into a cache that every step reads, or whenever a step needs
+    them, in an order that reads a shard's pictures together (order.py). local_copies: a folder on each machine's own
+    disk for copies of remote shards, by default in `cache`; local_copies_gb: its size.
     """
 
     autoencoder: Annotated[Path | None, WEIGHTS] = None
@@ -163,6 +164,7 @@ class DenoiserJob(LoopJob):
     prompts: Annotated[tuple[str, ...], HOW]
     guidance_scale: Annotated[float, HOW]
     aspect_buckets: int = 1
+    noise_shift: float | None = None
     adapters: Adapters | None = None
     encode: Encoding = "cached"
     local_copies: Annotated[Path | None, HOW] = None

@@ -114,6 +114,12 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
     if job.start_from is not None:
         pipeline = load_pipeline(job.start_from)
         set_resolution(pipeline, job.resolution)
+        if job.noise_shift is not None:
+            if not isinstance(pipeline, EmuPipeline):
+                raise ValueError(
+                    f"{job.name}.noise_shift is for models of this project; {job.start_from} has a schedule"
+                )
+            pipeline.scheduler = build_scheduler(job.noise_shift)
     else:
         pipeline = place(_new_pipeline(job))
     pipeline.set_progress_bar_config(disable=True)
@@ -243,7 +249,7 @@ def _new_pipeline(job: DenoiserJob) -> EmuPipeline:
     return EmuPipeline(
         vae=autoencoder,
         unet=build_denoiser(job.denoiser, channels, encoders.token_width, encoders.pooled_width),
-        scheduler=build_scheduler(),
+        scheduler=build_scheduler(job.noise_shift or 1.0),
         **encoders.components(),
         resolution=job.resolution,
         num_text_tokens=job.num_text_tokens,

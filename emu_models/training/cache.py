@@ -93,7 +93,6 @@ def encode_moments(
 ) -> CachedMoments | LiveMoments:
     """Return the moments (C, h, w) of each row's picture at the size of its bucket. Those in `folder` are not encoded
     again; without a folder, rows are encoded whenever they are read."""
-
     device = choose_device()
     batches = Batches("encoding pictures", ENCODE_BATCH, device)
 
@@ -122,7 +121,8 @@ def encode_moments(
 
     code = (_code_of(autoencoder), inspect.getsource(PictureRows.read), inspect.getsource(crop), str(DECODING))
     cache = folder / hash_all(hash_weights(autoencoder), *code)
-    return CachedMoments(cache, *fill(cache, rows, digests, buckets, [], encode, world))
+    with lend(device, autoencoder):
+        return CachedMoments(cache, *fill(cache, rows, digests, buckets, [], encode, world))
 
 
 @torch.no_grad()
@@ -148,7 +148,8 @@ def encode_captions(
     vocabularies = [json.dumps(sorted(tokenizer.get_vocab().items())) for tokenizer in encoders.tokenizers]
     cache = folder / hash_all(*weights, *vocabularies, _code_of(encoders), encoders.settings, str(num_tokens))
     empty = hashlib.sha256(b"").digest()[:NUM_BYTES]
-    text = CachedText(cache, *fill(cache, rows, digests, lambda block: 0, [empty], encode, world))
+    with lend(choose_device(), *encoders.models):  # once, not for every shard
+        text = CachedText(cache, *fill(cache, rows, digests, lambda block: 0, [empty], encode, world))
     return text, text.select(last)
 
 

@@ -48,7 +48,8 @@ class EvaluationImages(Section):
     emu_models.evaluation.prompts.read_prompt_file reads; null to use captions of the corpus. num_prompts: the number of
     all prompts, at most; null for all of prompts_file. Prompts beyond the fixed ones are chosen at random by `seed`,
     which is also the first picture's seed. num_inference_steps: denoising steps. guidance_scale: of classifier-free
-    guidance; none at 1 or less."""
+    guidance; none at 1 or less. guidance_rescale: share in which a guided step keeps the contrast of an unguided one;
+    0.7 for strong guidance (Lin et al., arXiv 2305.08891, sec. 3.4)."""
 
     contestants: Annotated[dict[str, Text], Field(min_length=2)]
     fixed_prompts: list[Text]
@@ -56,6 +57,7 @@ class EvaluationImages(Section):
     num_prompts: Annotated[Count, Field(le=10**6)] | None
     num_inference_steps: Annotated[Whole, Field(gt=0, le=NUM_TIMESTEPS)]
     guidance_scale: Annotated[Number, Field(ge=0, le=100)]
+    guidance_rescale: Share = 0.0
     seed: Seed
 
     @field_validator("contestants")

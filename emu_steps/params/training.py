@@ -160,13 +160,16 @@ class DenoiserTraining(Training):
     whose caption is left out, for classifier-free guidance. aspect_buckets: number of picture shapes of about the same
     area, from 1 : 2 to 2 : 1; with 1 all pictures are cropped to squares. encode: `cached` encodes each picture and
     caption once before the first step and keeps them on disk; `on_the_fly` encodes them whenever a step needs them,
-    reads the shards in a shuffled order, and keeps nothing. `emu plan` says which is cheaper.
+    reads the shards in a shuffled order, and keeps nothing. `emu plan` says which is cheaper. noise_shift: factor of
+    the ratio of noise to signal at every timestep, larger for larger pictures (emu_models.diffusion.schedule); null
+    keeps the schedule of the model that is trained further.
     """
 
     noise_offset: Share
     caption_dropout: Share
     aspect_buckets: Annotated[Whole, Field(gt=0, le=100)] = 1
     encode: Literal["cached", "on_the_fly"] = "cached"
+    noise_shift: Annotated[Number, Field(gt=0, le=100)] | None = None
 
 
 class Pretraining(DenoiserTraining):

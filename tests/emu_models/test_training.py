@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from diffusers.models.resnet import ResnetBlock2D
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -143,6 +144,18 @@ def test_a_training_that_encodes_on_the_fly_resumes_to_the_bit(corpus, autoencod
         trainings.train_denoiser(job, running)
         assert not list((tmp_path / name / "cache").rglob("*.safetensors"))
     assert_same_weights(result_of(tmp_path / "whole") / "unet", result_of(tmp_path / "stopped") / "unet")
+
+
+@given(shift=st.floats(0.25, 8))
+@settings(max_examples=10)
+def test_a_shifted_schedule_has_so_many_times_the_noise_at_every_timestep(shift, tmp_path_factory):
+    plain, shifted = build_scheduler(), build_scheduler(shift)
+    shifted.save_pretrained(folder := tmp_path_factory.mktemp("scheduler"))
+    loaded = DDIMScheduler.from_pretrained(folder)
+    ratios = [((1 - s.alphas_cumprod) / s.alphas_cumprod).sqrt()[:-1] for s in (plain, shifted, loaded)]
+    assert torch.allclose(ratios[1], shift * ratios[0], rtol=2e-3)
+    assert torch.equal(ratios[1], ratios[2])
+    assert shifted.alphas_cumprod[-1] == 0  # the last timestep is still pure noise
 
 
 @given(losses=st.lists(st.floats(0.1, 10), min_size=1, max_size=20), max_rise=st.floats(0.01, 2))

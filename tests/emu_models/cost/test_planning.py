@@ -17,7 +17,10 @@ from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.denoiser import count_parameters, denoise
 from emu_models.latent.jobs import DenoiserConfig
 from emu_models.text import load_text_encoders
-from emu_models.training.cache import HALVED, encode_captions
+from emu_models.training.cache import encode_captions
+from emu_models.training.row_file import open_rows
+from emu_models.training.rows import PictureRows
+from tests.shards import write_toy_shards
 
 AUTOENCODER = {"latent_channels": 4, "fold": 4, "widths": [16, 32], "fourier_bands": 0}  # f8
 
@@ -173,18 +176,22 @@ def test_twice_the_gpus_take_half_the_days_for_the_same_money(costs, cluster):
 
 
 def test_a_cache_has_the_size_that_the_training_writes(networks, costs, cluster, tmp_path):
-    """The bytes of the tensors in the files that encoding writes, for three different captions."""
+    """The bytes of the tensors in the files that encoding writes, but for the index."""
     plan = plan_training(costs, cluster, "training", 128, 10, 64)
     data = plan_data(costs, plan, 100_000)
     assert (data.num_encoded, data.num_passes) == (640, 640 / 100_000)
     assert plan_data(costs, plan, 64).num_encoded == 64
-    text, null = encode_captions(["red", "a blue square"], load_text_encoders(), 12, tmp_path / "captions")
-    written = [load_file(shard) for shard in text.shards]
-    assert null.mask_BL.shape == (1, 12)
-    assert sum(t.nbytes for tensors in written for t in tensors.values()) == 3 * data.captions_bytes / 640
+    short = replace(networks, text=describe_text(None, 3))  # so that every caption fills its tokens
+    per_caption = plan_data(Costs(lambda: short), plan, 100_000).captions_bytes / 640
+    shards, table = write_toy_shards(tmp_path, num_images=4)
+    rows = PictureRows(shards, open_rows(shards, table, tmp_path / "cache"), [(32, 32)], 2)
+    encode_captions(rows, load_text_encoders(), 3, tmp_path / "captions")
+    written = [load_file(shard) for shard in (tmp_path / "captions").rglob("*.safetensors")]
+    kept = sum(t.nbytes for tensors in written for name, t in tensors.items() if name not in ("ends", "digests"))
+    # four captions and the empty one, which has two of three tokens, and padding is not kept
+    assert kept == 5 * per_caption - 2 * 384
     moments = Autoencoder(**networks.autoencoder).encode(torch.zeros(1, 3, 128, 128))
     assert data.moments_bytes / 640 == moments.mean.half().nbytes + moments.logvar.half().nbytes
-    assert {"mean", "logvar"} <= set(HALVED)
 
 
 def test_what_was_measured_is_kept_exactly_and_not_measured_again(networks, cluster, tmp_path):

@@ -80,6 +80,18 @@ def test_features_can_be_given_instead_of_prompts(pipeline):
         pipeline(seeds=1)
 
 
+def test_rescaled_guidance_keeps_the_contrast_of_the_prediction_with_text(pipeline, monkeypatch):
+    """Lin et al., arXiv 2305.08891, eq. 14 to 16: at 1 the guided prediction has the other's standard deviation."""
+    seen: list[torch.Tensor] = []
+    step = pipeline.scheduler.step
+    monkeypatch.setattr(pipeline.scheduler, "step", lambda p, t, z: seen.append(p) or step(p, t, z))
+    for scale, rescale in ((1.0, 0.0), (8.0, 0.0), (8.0, 1.0), (8.0, 0.7)):
+        pipeline("red", 1, 1, scale, guidance_rescale=rescale, output_type="latent")
+    with_text, guided, rescaled, between = (p.std().item() for p in seen)
+    assert rescaled == pytest.approx(with_text, rel=1e-4)
+    assert between == pytest.approx(0.7 * with_text + 0.3 * guided, rel=1e-4)
+
+
 @pytest.mark.parametrize("middle", ["full", "joint"])
 def test_attention_is_chosen_where_the_network_runs_not_where_it_was_built(middle, monkeypatch):
     """A network that was built on the CPU must not keep a matrix of positions by positions on a GPU."""
