@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 
 from emu_data.files import atomic_dir, write_json, write_parquet
-from emu_data.shards import read_images
 from emu_models.alignment_learner import AlignmentConfig, AlignmentLearner, save_network
 from emu_models.training.identity import identify, open_folder, settings_of
 from emu_models.training.jobs import LoopJob
 from emu_models.training.loop import TrainingResult, run_training
 from emu_models.training.rows import Rows
 from emu_models.training.running import UNHEARD, Running
+from emu_models.training.squares import Squares, open_squares
 
 FOLDS_FILE = "folds.parquet"  # columns key, fold; read by emu_data.signals.alignment
 
@@ -45,7 +45,7 @@ class AlignmentJob(LoopJob):
         """Train one model after the other; see `train_alignment`."""
         table = pd.read_parquet(self.rows)
         keys, captions = table["key"].tolist(), table["caption"].tolist()
-        images = read_images(self.shards, keys, self.resolution)
+        images = open_squares(self.shards, keys, self.resolution, self.cache, running.world)
         folds = assign_folds(captions, table["group"].tolist(), self.num_folds)
         folder, metrics = train_alignment(self, images, captions, keys, folds, running)
         numbers = {f"{name}_{fold}": value for fold, of in metrics.items() for name, value in of.items()}
@@ -75,7 +75,7 @@ def assign_folds(captions: Sequence[str], groups: Sequence[str], num_folds: int)
 
 def train_alignment(
     job: AlignmentJob,
-    images: np.ndarray,
+    images: np.ndarray | Squares,
     captions: Sequence[str],
     keys: Sequence[str],
     folds: np.ndarray,
@@ -126,7 +126,7 @@ def train_alignment(
     return folder, {name: meta["metrics"] for name, meta in metas.items()}
 
 
-def describe_pairs(images: np.ndarray, *texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
+def describe_pairs(images: np.ndarray | Squares, *texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Yield, for a training's identity, a digest of the pixels of each picture, uint8 (N, S, S, 3), and its `texts` (N
     each)."""
     for image, *of_image in zip(images, *texts, strict=True):

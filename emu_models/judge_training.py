@@ -28,6 +28,7 @@ from emu_models.training.jobs import CONTENTS, HOW, LoopJob
 from emu_models.training.loop import TrainingResult, run_training
 from emu_models.training.rows import Rows
 from emu_models.training.running import UNHEARD, Running
+from emu_models.training.squares import Squares, open_squares
 
 KNOWN_FILE = "known_pairs.parquet"  # key_a, key_b, caption, right, decision
 HELD_FILE = "held.parquet"  # key, caption of the held-out pictures
@@ -62,7 +63,9 @@ class JudgeJob(LoopJob):
         """Train and measure; see `make_judge`."""
         table = pd.read_parquet(self.rows)
 
-        def read(keys: list[str], size: int) -> np.ndarray:
+        def read(keys: list[str], size: int) -> np.ndarray | Squares:
+            if size == self.resolution:  # of all rows
+                return open_squares(self.shards, keys, size, self.cache, running.world)
             return read_images(self.shards, keys, size)
 
         folder, numbers = make_judge(self, read, table["caption"].tolist(), table["key"].tolist(), running)
@@ -94,7 +97,7 @@ def hold_out(captions: Sequence[str], keys: Sequence[str], share: float) -> np.n
 
 def make_judge(
     job: JudgeJob,
-    read: Callable[[list[str], int], np.ndarray],
+    read: Callable[[list[str], int], np.ndarray | Squares],
     captions: Sequence[str],
     keys: Sequence[str],
     running: Running = UNHEARD,
@@ -145,14 +148,18 @@ def _train(
 
 
 def _measure(
-    job: JudgeJob, read: Callable[[list[str], int], np.ndarray], rows: Rows, folder: Path, numbers: dict[str, Any]
+    job: JudgeJob,
+    read: Callable[[list[str], int], np.ndarray | Squares],
+    rows: Rows,
+    folder: Path,
+    numbers: dict[str, Any],
 ) -> dict[str, Any]:
     """Measure the judge in `folder` (or `job.weights`) on pairs of held-out rows. Write the pairs and those rows to
     `folder`, add to `numbers`, and return the error as plain values for JSON."""
     held = rows.held
     keys, captions = np.array(held.keys, object)[:MAX_KNOWN], held.captions[:MAX_KNOWN]
     judge = load_judge(find_clip(job.weights, job.root) if job.weights else folder)
-    images = read(keys.tolist(), SIZE_SCALE * job.resolution)
+    images = read(keys.tolist(), SIZE_SCALE * job.resolution)[:]
     error, pairs = measure_judge(judge, images, captions, rows.captions, job.training.seed)
     numbers |= {"num_known_pairs": error.num_pairs, "num_known_wrong": error.num_wrong}
     ends = pd.DataFrame({"key_a": keys[pairs["a"].to_numpy(int)], "key_b": keys[pairs["b"].to_numpy(int)]})

@@ -100,9 +100,10 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         picture, a picture depends only on its prompt and seed, up to rounding. A guidance_scale of 1 or less means no
         guidance, in half the time. output_type: "pil", "np" (pictures, height, width, 3), "pt" (pictures, 3, height,
         width), both in 0..1, or "latent". height and width in pixels default to the training resolution. text and
-        negative_text: features (`encode_prompts`) instead of prompts, which then need no text encoder. guidance_rescale:
-        0..1, the share in which a guided prediction gets the standard deviation of the one with text; strong guidance
-        burns pictures otherwise, on schedules that end in pure noise (Lin et al., arXiv 2305.08891, sec. 3.4). Raises
+        negative_text: features (`encode_prompts`) instead of prompts, which then need no text encoder.
+        guidance_rescale: 0..1, the share in which a guided prediction gets the standard deviation of the one with text;
+        strong guidance burns pictures otherwise, on schedules that end in pure noise (Lin et al., arXiv 2305.08891,
+        sec. 3.4). Raises
         ValueError if numbers do not match or a side is not a multiple of the autoencoder's factor.
         """
         config: Any = self.config  # a dict whose entries diffusers makes readable as attributes

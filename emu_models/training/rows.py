@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from emu_models.training.distributed import ALONE, World
 from emu_models.training.order import held_out
 from emu_models.training.parts import HELD, Part
 from emu_models.training.row_file import HELD_OUT_MINIMUM, HELD_OUT_SHARE, RowFile, Texts
+from emu_models.training.squares import Squares
 
 DECODERS = 4  # threads that decode the pictures of a batch, since Pillow lets others run meanwhile; chosen here
 GROUPS_AT_ONCE = 1 << 24  # rows whose groups are in memory while they are written; chosen here
@@ -32,18 +34,19 @@ GROUPS_AT_ONCE = 1 << 24  # rows whose groups are in memory while they are writt
 
 @dataclass(frozen=True)
 class Rows:
-    """N rows: keys, captions, images (N, H, W, 3) uint8, is_held_out (N,) bool."""
+    """N rows: keys, captions, images (N, H, W, 3) uint8 in memory or as Squares, is_held_out (N,) bool."""
 
     keys: list[str]
     captions: list[str]
-    images: np.ndarray
+    images: Any
     is_held_out: np.ndarray
 
     def subset(self, mask: np.ndarray) -> "Rows":
         """Return the rows where `mask`, bool (N,), is true."""
         keys = [k for k, m in zip(self.keys, mask, strict=True) if m]
         captions = [c for c, m in zip(self.captions, mask, strict=True) if m]
-        return Rows(keys, captions, self.images[mask], self.is_held_out[mask])
+        images = self.images.subset(mask) if isinstance(self.images, Squares) else self.images[mask]
+        return Rows(keys, captions, images, self.is_held_out[mask])
 
     @property
     def trained(self) -> "Rows":
