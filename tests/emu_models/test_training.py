@@ -153,7 +153,7 @@ def test_a_shifted_schedule_has_so_many_times_the_noise_at_every_timestep(shift,
     shifted.save_pretrained(folder := tmp_path_factory.mktemp("scheduler"))
     loaded = DDIMScheduler.from_pretrained(folder)
     ratios = [((1 - s.alphas_cumprod) / s.alphas_cumprod).sqrt()[:-1] for s in (plain, shifted, loaded)]
-    assert torch.allclose(ratios[1], shift * ratios[0], rtol=2e-3)
+    assert torch.allclose(ratios[1], shift * ratios[0], rtol=1e-2)  # betas are kept in single precision
     assert torch.equal(ratios[1], ratios[2])
     assert shifted.alphas_cumprod[-1] == 0  # the last timestep is still pure noise
 

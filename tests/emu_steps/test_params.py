@@ -80,6 +80,10 @@ FREE = {
     "evaluation_images.prompts_file": A_PLACE,
     "evaluation_images.contestants": A_PLACE,
     "launch.command": "a program of this machine or of the cluster's",
+    **{
+        f"launch.trainings.{name}.local_copies": A_PLACE
+        for name in ("pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned")
+    },
 }
 
 
