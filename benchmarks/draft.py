@@ -72,7 +72,7 @@ def main() -> int:
             continue
         one, two = ([_value(row[limit.column]) for row in rows] for rows in (drafted, whole))
         differing = [(a > threshold) != (b > threshold) for a, b in zip(one, two, strict=True)]
-        apart = np.abs(np.subtract(one, two))
+        apart = np.abs([a - b for a, b in zip(one, two, strict=True) if np.isfinite(a) and np.isfinite(b)] or [0.0])
         print(
             f"{limit.column}: at most {apart.max():.3g} apart, mean {apart.mean():.2g}; beyond {threshold}: "
             f"{sum(differing)} of {len(one)} decisions differ"

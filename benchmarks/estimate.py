@@ -42,7 +42,7 @@ INPUTS = {
     "CRAFT at 384 px": Input(105, "GFLOP", f"{COUNTED}: 187 at 512 px"),
     "text probe": Input(1.1, "GFLOP", f"{COUNTED}"),
     "ViT-L/14 at 224 px": Input(162, "GFLOP", "2 x 304 M weights x 257 tokens, and attention"),
-    "its text tower": Input(13.1, "GFLOP", "2 x 85 M weights x 77 tokens"),
+    "its text tower": Input(5.4, "GFLOP", "2 x 85 M weights x 32 tokens; what follows a caption's end is cut off"),
     "H100, bf16": Input(989e3, "GFLOP/s", "NVIDIA's data sheet, dense"),
     "share of it, ViT": Input(0.40, "", ASSUMED),
     "share of it, CRAFT": Input(0.25, "", f"{ASSUMED}: a VGG with few channels and large maps"),
@@ -59,9 +59,20 @@ INPUTS = {
         500, "B", "signals of the demo, 204 rows in 5 shards: at most this, since footers weigh most"
     ),
 }
-# Milliseconds of one core per picture, besides networks that run on the GPU; measured (docs/log.md, 2026-11-27).
+# Milliseconds of one core per picture of 1.4 megapixels, besides networks that run on the GPU: the pilot of 128
+# photographs that this script measures, on 2 shared cores of a Xeon at 2.5 GHz (docs/log.md, 2026-11-27).
 CORE_MS = {
-    "reading": 0.0,
+    "reading": 1.1,  # 512 JPEGs of 380 kB, one worker
+    "geometry": 0.07,  # the header; docs/log.md, cameras
+    "caption": 0.0046,
+    "decode": 5.4,
+    "looks": 9.0,
+    "aesthetics": 7.8,
+    "safety": 4.8 + 25.4,  # open_nsfw runs on the CPU
+    "concept": 0.03,  # by the embedding; without weights by MiniLM, 25 ms
+    "embedding": 9.4,  # CLIP's preparation of the picture
+    "alignment": 0.16,
+    "text_area": 14.8,  # what prepares pictures for the probe and CRAFT, and boxes
 }
 
 
@@ -190,7 +201,7 @@ def measure_and_plan(num: int, folder: Path) -> float:
     rule = StopRule(({"max_unsafe": 0.5, "max_text_score": 0.42, "max_text_reading": 0.4},), control_share=0.01)
     for name, seed in (("pilot", 1), ("raw", 2)):
         write_corpus(folder / name, to_samples(list(photographs(num, PACKAGES, 0.3, 1.4, seed=seed))))
-    noted, engine = folder / "costs.json", Engine(num_workers=1)
+    noted, engine = folder / "costs.json", Engine(num_workers=1, base_timeout=600)
     order = find_order(folder / "pilot", ["00000"], signals, rule, folder / "pilot-signals", noted, engine)
     costs = measured_costs(noted, signals)
     pieces = [(name, share, costs[name]) for name, share in shares_reached(order, signals, rule.control_share).items()]

@@ -125,9 +125,9 @@ def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
         pool = stack.enter_context(ThreadPoolExecutor(cores))
         parts = [tasks[start::cores] for start in range(cores)]
         list(pool.map(lambda guard: guard.map(tasks[:4], BATCH), guards))  # loaded and warm, as the plain loop's are
-        start = time.perf_counter()
+        before, start = children_seconds(), time.perf_counter()
         done = list(pool.map(lambda guard, part: guard.map(part, BATCH), guards, parts))
-        ours = len(tasks) / (time.perf_counter() - start)
+        ours, spent = len(tasks) / (time.perf_counter() - start), children_seconds() - before
     found = [done[i % cores][i // cores] for i in range(len(tasks))]
     areas = np.array([one.values.get("text_area") or 0.0 for one in found])
     everything = TextAreaSignal(scale.canvas, sure_area=1.0, probed=False)
@@ -155,6 +155,15 @@ def speed(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:
     looks = pd.Series([one.values.get("text_canvas") or 0 for one in found]).value_counts().to_dict()
     print(f"pictures by the last canvas read (0: the probe was enough): {looks}")
     print(f"pictures per second: cascade {ours:.2f}, plain loop {plain['rate']:.3f}")
+    print(
+        f"CPU ms a picture, on which other programs have less influence: cascade {1000 * spent / len(tasks):.0f}, "
+        f"plain loop {1000 * plain['seconds']:.0f}, {plain['seconds'] * len(tasks) / spent:.1f} times as many"
+    )
+    pieces: dict[str, float] = {}
+    for one in found:
+        for piece, cost in one.spent.items():
+            pieces[piece] = pieces.get(piece, 0.0) + 1000 * (cost.core + cost.network) / len(tasks)
+    print("of these: " + ", ".join(f"{piece} {ms:.0f}" for piece, ms in sorted(pieces.items(), key=lambda p: -p[1])))
     return [
         at_least("cascade / plain loop, pictures per second", ours / plain["rate"], 50),
         at_least(
@@ -187,10 +196,10 @@ def plain_loop(tar: str, weights: str) -> dict[str, Any]:
     made: Any = open_clip.create_model_from_pretrained(f"local-dir:{weights}")
     model, preprocess = made
     tokenizer = open_clip.get_tokenizer(f"local-dir:{weights}")
-    areas, start, num = [], 0.0, 0
+    areas, start, spent, num = [], 0.0, 0.0, 0
     for number, sample in enumerate([*read_samples(Path(tar))][:1] + [*read_samples(Path(tar))]):
         if number == 1:  # the first picture is for warming up
-            start, areas = time.perf_counter(), []
+            start, areas, spent = time.perf_counter(), [], time.process_time()
         image = Image.open(io.BytesIO(sample.image)).convert("RGB")
         mask = np.zeros((image.height, image.width), np.uint8)
         for box, _, _ in reader.readtext(np.asarray(image)):
@@ -201,7 +210,16 @@ def plain_loop(tar: str, weights: str) -> dict[str, Any]:
             vector = model.encode_image(pixels[None], normalize=True)
             _ = vector @ model.encode_text(tokenizer([sample.caption]), normalize=True).T
         num = number
-    return {"areas": areas, "rate": num / (time.perf_counter() - start)}
+    seconds = (time.process_time() - spent) / num
+    return {"areas": areas, "rate": num / (time.perf_counter() - start), "seconds": seconds}
+
+
+def children_seconds() -> float:
+    """Return the CPU seconds that this process's children have spent."""
+    import psutil
+
+    times = [child.cpu_times() for child in psutil.Process().children()]
+    return sum(one.user + one.system for one in times)
 
 
 def decode(scale: Scale, folder: Path) -> list[tuple[str, float, str, bool]]:

@@ -363,11 +363,11 @@ def load_signals(signals: tuple[Signal, ...], rule: StopRule) -> Callable[[list[
             return rule.is_rejected(results[i].values) and not batch[i].is_control
 
         for signal, function in loaded:
+            shared, before = _total(results[i].spent for i in going), spent_so_far()
             ready = [i for i in going if signal.name not in batch[i].done and _prepare(samples[i], results[i], signal)]
             if ready:
-                shared, before = _total(results[i].spent for i in ready), spent_so_far()
                 columns = function([samples[i] for i in ready])
-                own = spent_since(before).plus(_total(results[i].spent for i in ready).plus(shared, -1), -1)
+                own = spent_since(before).plus(_total(results[i].spent for i in going).plus(shared, -1), -1)
                 for column, values in columns.items():
                     assert column in signal.columns and len(values) == len(ready), (signal.name, column)
                     for i, value in zip(ready, values, strict=True):

@@ -77,6 +77,7 @@ class Guard(Generic[Item]):
         self.max_memory = max_memory
         self.num_threads = num_threads
         self._process: subprocess.Popen[bytes] | None = None
+        self._watched: psutil.Process | None = None  # the same one; made once, since making it costs more than asking
         self._pipe: Connection | None = None
         self._has_answered = False
         self._cancelled = False
@@ -162,9 +163,9 @@ class Guard(Generic[Item]):
 
     def _memory(self) -> int:
         """Return the child's resident bytes, 0 if it is gone."""
-        assert self._process is not None
+        assert self._watched is not None
         try:
-            return psutil.Process(self._process.pid).memory_info().rss
+            return self._watched.memory_info().rss
         except psutil.Error:
             return 0
 
@@ -192,10 +193,11 @@ class Guard(Generic[Item]):
         )
         theirs.close()
         try:
+            self._watched = psutil.Process(self._process.pid)
             self._pipe.send((self.num_threads, pickle.dumps(self.factory)))
             failure = self._wait(START_TIMEOUT)
             problem = failure.detail if failure else self._pipe.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, ConnectionError, psutil.NoSuchProcess):
             problem = f"it ended with exit code {self._exit_code()}"
         if problem is not None:
             self.close(patience=0)

@@ -44,7 +44,7 @@ class AlignmentSignal(Signal):
     mirrored: bool = False
 
     name: ClassVar = "alignment"
-    revision: ClassVar = 2
+    revision: ClassVar = 3
     columns: ClassVar = {"alignment": "Float64", "alignment_rank": "Float64", "alignment_mirrored": "Float64"}
     milliseconds: ClassVar = 0.03
 

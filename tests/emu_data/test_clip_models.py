@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from emu_data.clip_models import ClipSource, find_clip, load_clip
 from emu_data.signals.alignment import AlignmentSignal
-from emu_data.signals.embedding import Encoder
+from emu_data.signals.embedding import Encoder, load_encoder
 
 CONFIG = {
     "embed_dim": 32,
@@ -169,3 +169,33 @@ def test_a_folders_tokenizer_matters_too(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     assert Encoder(str(tmp_path)).settings() != before
     assert re.fullmatch(r"[\w.-]+", Encoder(str(tmp_path)).label)
+
+
+TEXTS = ["a red apple", "a", "", "an apple " * 40]
+
+
+def test_a_caption_is_embedded_without_the_empty_places_after_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emu_data.signals.embedding.LENGTHS", 4)
+    embedder, lengths = load_encoder(Encoder(f"tiny@plain@{file}")), []
+    tower = embedder.network.transformer
+    monkeypatch.setattr(
+        tower, "forward", lambda x, **b: (lengths.append(x.shape[1]), type(tower).forward(tower, x, **b))[1]
+    )
+    with torch.inference_mode():
+        whole = embedder.network.encode_text(embedder.tokenizer(TEXTS), normalize=True).numpy()
+    assert np.allclose(np.stack(embedder.captions(TEXTS)), whole, atol=1e-6)
+    assert np.allclose(embedder.texts(TEXTS), whole, atol=1e-6) and np.allclose(
+        embedder.texts(TEXTS[:2]), whole[:2], atol=1e-6
+    )
+    context = CONFIG["text_cfg"]["context_length"]
+    assert lengths == [context, 8, 4, context, context, 8]  # the start, each word, and the end, in fours
+    assert np.array_equal(embedder.captions(TEXTS[1:2])[0], embedder.captions(TEXTS)[1])  # no neighbour counts
+    assert embedder.captions([]) == []
+
+
+def test_a_text_tower_that_sees_all_places_is_given_all(file: Path) -> None:
+    embedder = load_encoder(Encoder(f"tiny@quick@{file}"))
+    embedder.is_causal = False
+    with torch.inference_mode():
+        whole = embedder.network.encode_text(embedder.tokenizer(TEXTS), normalize=True).numpy()
+    assert np.allclose(np.stack(embedder.captions(TEXTS)), whole, atol=1e-6)
