@@ -153,6 +153,9 @@ class Beside(World):
         self.barrier.wait()
         return {name: mean}
 
+    def wait(self):
+        self.barrier.wait()
+
 
 def test_several_processes_share_the_work(autoencoder, encoded, tmp_path, monkeypatch):
     monkeypatch.setattr(Beside, "barrier", threading.Barrier(3), raising=False)
