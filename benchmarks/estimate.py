@@ -40,7 +40,7 @@ INPUTS = {
     "pictures": Input(1.1e9, "", "the paper's 1.1 billion pairs"),
     "bytes per picture": Input(300e3, "B", f"{ASSUMED}: photographs of 1.4 megapixels as img2dataset stores them"),
     "CRAFT at 384 px": Input(105, "GFLOP", f"{COUNTED}: 187 at 512 px"),
-    "text probe": Input(1.1, "GFLOP", f"{COUNTED}"),
+    "text probe": Input(0.71, "GFLOP", f"{COUNTED} at 384 px"),
     "ViT-L/14 at 224 px": Input(162, "GFLOP", "2 x 304 M weights x 257 tokens, and attention"),
     "its text tower": Input(5.4, "GFLOP", "2 x 85 M weights x 32 tokens; what follows a caption's end is cut off"),
     "H100, bf16": Input(989e3, "GFLOP/s", "NVIDIA's data sheet, dense"),

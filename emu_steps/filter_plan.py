@@ -5,6 +5,7 @@ from pathlib import Path
 
 from emu_data.cascade_order import measured_costs, read_order, shares_reached
 from emu_data.costs import FilterPlan, Machines, plan_filters
+from emu_data.shards import list_shards
 from emu_steps.filtering import build_rule, build_signals, find_cascade, pilot_costs
 from emu_steps.layout import Layout
 from emu_steps.params import Params
@@ -16,6 +17,8 @@ def plan_corpus(layout: Layout, params: Params, num_pictures: int, machines: Mac
 
     Raises ValueError if that is not known, or as emu_data.costs.plan_filters does.
     """
+    if not list_shards(layout.raw):
+        raise ValueError("data/raw holds no corpus, whose first pictures are measured: materialise raw_corpus")
     rule, signals = build_rule(params), build_signals(layout, params)
     if measure:
         with tempfile.TemporaryDirectory(prefix="emu-pilot-") as folder:

@@ -86,6 +86,7 @@ def test_every_leaf_of_params_makes_stale_exactly_what_declares_it(declarations,
     [
         ("filter_ledger.signals.concepts", "filter_ledger"),
         ("filter_ledger.signals.alignment_weights", "filter_ledger"),
+        ("filter_ledger.signals.alignment_weights", "alignment_model"),
         ("pretrained_mid.gates", "filter_ledger"),
         ("evaluation_images.fixed_prompts", "quality_tuned"),
         ("evaluation_images.guidance_scale", "pretrained_full"),

@@ -53,6 +53,11 @@ def test_a_plan_follows_from_the_pilot_and_touches_nothing_of_the_project(layout
     assert all(piece.name in text for piece in plan.pieces) and "1,000 pictures" in text and "assumed:" in text
 
 
+def test_without_a_corpus_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="materialise raw_corpus"):
+        plan_corpus(Layout(tmp_path), params_of("smoke"), 1, ONE_CORE, measure=True)
+
+
 def test_what_filter_ledger_measured_is_enough_and_a_lost_cache_is_named(layout: Layout) -> None:
     params = params_of("smoke")
     _, _, timings = filtering.arrange_signals(layout, params)
