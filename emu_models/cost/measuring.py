@@ -6,6 +6,7 @@ operations are not counted.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,7 +20,8 @@ from emu_models.latent.denoiser import count_parameters, denoise
 def count_flops(networks: Networks, resolution: int) -> Flops:
     """Return the FLOPs for one sample at `resolution` px; kept per networks and resolution."""
     with torch.device("meta"):
-        denoiser, autoencoder = networks.build_denoiser(), networks.build_autoencoder()
+        denoiser = networks.build_denoiser()
+        autoencoder: Any = networks.build_autoencoder()
         z, t_B = torch.empty(networks.latents(1, resolution)), torch.empty(1, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         predicted = denoise(denoiser, z, t_B, make_text(networks, 1, "meta"))

@@ -1,6 +1,7 @@
 """Shards read many times: from a copy of a remote tar, and from any place of a local one."""
 
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pandas as pd
@@ -26,7 +27,8 @@ def write(folder: Path, number: int, keys: list[str]) -> Path:
 def send_away(tar: Path) -> Path:
     """Move a tar to a store in memory and return its reference."""
     address = f"memory://far/{tar.parent.parent.name}/{tar.name}"
-    with fsspec.open(address, "wb") as file:
+    with fsspec.open(address, "wb") as opened:
+        file: Any = opened
         file.write(tar.read_bytes())
     Reference(tar.with_suffix(".ref"), "tar", Store(address)).write()
     tar.unlink()

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_a_training_that_encodes_on_the_fly_resumes_to_the_bit(corpus, autoencod
 def test_a_shifted_schedule_has_so_many_times_the_noise_at_every_timestep(shift, tmp_path_factory):
     plain, shifted = build_scheduler(), build_scheduler(shift)
     shifted.save_pretrained(folder := tmp_path_factory.mktemp("scheduler"))
-    loaded = DDIMScheduler.from_pretrained(folder)
+    loaded: Any = DDIMScheduler.from_pretrained(folder)
     ratios = [((1 - s.alphas_cumprod) / s.alphas_cumprod).sqrt()[:-1] for s in (plain, shifted, loaded)]
     assert torch.allclose(ratios[1], shift * ratios[0], rtol=1e-2)  # betas are kept in single precision
     assert torch.equal(ratios[1], ratios[2])

@@ -133,10 +133,10 @@ def test_what_is_missing_is_named(tmp_path, encoder):
     with pytest.raises(ValueError, match="not an open_clip model folder"):
         EncoderDistance(tmp_path)
     with pytest.raises(ValueError, match="is not a file"):
-        LpipsDistance(tmp_path / "vgg16.pth")
+        LpipsDistance.load(tmp_path / "vgg16.pth")
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="lacks features"):
-        LpipsDistance(tmp_path / "other.pth")
+        LpipsDistance.load(tmp_path / "other.pth")
 
 
 def test_the_report_says_which_features_were_used():

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_attention_is_chosen_where_the_network_runs_not_where_it_was_built(middl
     calls = []
     fused = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(a) or fused(*a, **k))
-    network = build_denoiser(DenoiserConfig((32, 64), (False, True), 1, middle), 4, 8)
+    network: Any = build_denoiser(DenoiserConfig((32, 64), (False, True), 1, middle), 4, 8)
     for device, expected in (("cpu", False), ("meta", True)):
         text = TextFeatures(
             torch.zeros(1, 5, 8, device=device),
