@@ -40,7 +40,7 @@ def measure_text(networks: Networks) -> tuple[TextCost, ...]:
     """Return the cost of each text encoder, in their order."""
     found = []
     with torch.device("meta"):
-        models = build_text_encoders(networks)
+        models: Any = build_text_encoders(networks)
     for model, (config, num_tokens) in zip(models, networks.text, strict=True):
         ids = torch.empty(1, num_tokens, dtype=torch.long, device="meta")
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
