@@ -30,7 +30,8 @@ def compile_blocks(network: nn.Module, device: torch.device) -> bool:
 def find_fault(device: torch.device) -> str:
     """Return why torch.compile does not work on `device`, in one line; "" if it does (a tiny function is compiled)."""
     try:
-        with config.patch(force_disable_caches=True):  # they may hold what a compiler made that is gone
+        # without caches, which may hold what a compiler made that is gone
+        with config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
             torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except Exception as error:  # anything: each compiler has errors of its own
         return " ".join(str(error).split())[:300] or type(error).__name__
