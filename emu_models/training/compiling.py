@@ -4,6 +4,7 @@ import logging
 
 import torch
 from torch import nn
+from torch.compiler import config
 
 BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")  # diffusers' classes that a U-Net repeats
 logger = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def find_fault(device: torch.device) -> str:
     """Return why torch.compile does not work on `device`, in one line; "" if it does (a tiny function is compiled)."""
     try:
         # without caches, which may hold what a compiler made that is gone
-        torch.compile(lambda x: x.sin() + 1, options={"force_disable_caches": True})(torch.ones(8, device=device))
+        with config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
+            torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except Exception as error:  # anything: each compiler has errors of its own
         return " ".join(str(error).split())[:300] or type(error).__name__
     return ""
