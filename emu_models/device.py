@@ -34,17 +34,27 @@ def autocast_on_gpu(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 @contextlib.contextmanager
-def lend(device: torch.device, *modules: nn.Module) -> Iterator[None]:
-    """Have modules on the device for a while; afterwards each is where it was, so that large encoders take the GPU's
-    memory only while they encode."""
-    before = [next(module.parameters()).device for module in modules]
+def lend(device: torch.device, *modules: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Have frozen modules on the device for a while, perhaps in another precision, so that large encoders take the
+    GPU's memory only while they encode. Afterwards they have the tensors that they had before."""
+    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    before = [tensor.data for tensor in tensors]
     try:
-        for module in modules:
-            module.to(device)
+        for tensor in tensors:
+            wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            if (tensor.device.type, tensor.dtype) != (device.type, wanted):
+                tensor.data = tensor.data.to(device, wanted)
         yield
     finally:
-        for module, place in zip(modules, before, strict=True):
-            module.to(place)
+        for tensor, data in zip(tensors, before, strict=True):
+            if tensor.data is not data:
+                tensor.data = data
+
+
+def precision_on(device: torch.device) -> torch.dtype | None:
+    """Return the precision of lent text encoders, whose weights may be most of a GPU's memory: bf16 on CUDA, otherwise
+    None, their own."""
+    return torch.bfloat16 if device.type == "cuda" else None
 
 
 def peak_memory(device: torch.device) -> int:

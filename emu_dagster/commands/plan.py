@@ -92,7 +92,8 @@ def print_plan(
     trainings, data = [], []
     for name in planned_trainings(params):
         section: Pretraining | QualityTuning = getattr(params, name)
-        sizes = section.resolution, section.num_steps, section.batch_size
+        is_live = section.encode == "on_the_fly"
+        sizes = section.resolution, section.num_steps, section.batch_size, is_live
         trainings.append(plan_training(costs, cluster, name, *sizes))
         num_rows = params.curated_set.num_images if name == "quality_tuned" else num_pairs
         data.append(plan_data(costs, trainings[-1], num_rows))
@@ -184,7 +185,9 @@ def _memory_table(costs: "Costs", cluster: "Cluster", trainings: list["TrainingP
         *("", *(f"{strategy}{recomputed}" for strategy in STRATEGIES for recomputed in ("", ", recomp."))),
     )
     sharing = [replace(cluster, strategy=strategy).num_sharing(full.num_gpus) for strategy in STRATEGIES]
-    cases = [memory_per_gpu(costs, full.resolution, 1, recomputed, n) for n in sharing for recomputed in (False, True)]
+    is_live = full.memory.encoders > 0
+    sizes = [(full.resolution, 1, recomputed, n, False, is_live) for n in sharing for recomputed in (False, True)]
+    cases = [memory_per_gpu(costs, *size) for size in sizes]
     table.add_row("GPUs that share states", *(str(n) for n in sharing for _ in range(2)))
     parts = {
         "weights, fp32": [m.weights for m in cases],
@@ -192,6 +195,7 @@ def _memory_table(costs: "Costs", cluster: "Cluster", trainings: list["TrainingP
         "AdamW's moments, fp32": [m.optimizer for m in cases],
         "average, fp32": [m.average for m in cases],
         "gathered blocks, fp32": [m.gathered for m in cases],
+        "encoders on the fly": [m.encoders for m in cases],
         "weights in bf16": [m.fixed for m in cases],
         "activations": [m.activations for m in cases],
         "total": [m.total for m in cases],

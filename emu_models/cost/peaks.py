@@ -107,8 +107,16 @@ def measure_encoding(networks: Networks, resolution: int) -> Peak:
 
 @lru_cache(maxsize=32)
 def measure_captions(networks: Networks) -> Peak:
-    """Return what encoding captions takes, with all text encoders on the GPU."""
-    with _built(lambda: build_text_encoders(networks)) as (encoders, counter):
+    """Return what encoding captions takes, with all text encoders on the GPU, in bf16 as they are lent to it."""
+
+    def build() -> Any:
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            return build_text_encoders(networks)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    with _built(build) as (encoders, counter):
 
         def encode() -> None:
             for encoder, (_, num_tokens) in zip(encoders, networks.text, strict=True):

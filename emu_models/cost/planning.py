@@ -85,13 +85,15 @@ class Cluster:
 @dataclass(frozen=True)
 class Memory:
     """Bytes per GPU at the peak of a step. gathered: if states are sharded, the whole weights of the current block and
-    the next, and the gradient of one. fixed, activations: see Activations."""
+    the next, and the gradient of one. encoders: of captions and pictures, if they are encoded whenever a step needs
+    them. fixed, activations: see Activations."""
 
     weights: float
     gradients: float
     optimizer: float
     average: float
     gathered: float
+    encoders: float
     fixed: float
     activations: float
 
@@ -108,18 +110,24 @@ def memory_per_gpu(
     checkpointing: bool,
     num_sharing: int,
     accumulates: bool = False,
+    on_the_fly: bool = False,
 ) -> Memory:
     """Return the memory for fp32 weights, gradients, AdamW's two moments and the average, divided among num_sharing
     GPUs, and for activations, which are not divided.
 
     accumulates: gradients of several micro-batches are summed before they are exchanged, so each GPU holds all of them.
+    on_the_fly: a caption and a picture are encoded meanwhile; more at a time only if more is free (memory.py).
     """
     num_parameters, largest_block = costs.denoiser()
     beside = costs.step(resolution, checkpointing)
     share = FP32 * num_parameters / num_sharing
     gathered = 3 * FP32 * largest_block if num_sharing > 1 else 0
     gradients = FP32 * num_parameters if accumulates else share
-    return Memory(share, gradients, 2 * share, share, gathered, beside.fixed, micro_batch * beside.per_sample)
+    encoders = 0.0
+    if on_the_fly:
+        captions = costs.captions()
+        encoders = captions.weights + captions.per_item + costs.encoding(resolution).per_item
+    return Memory(share, gradients, 2 * share, share, gathered, encoders, beside.fixed, micro_batch * beside.per_sample)
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,13 @@ class TrainingPlan:
 
 
 def plan_training(
-    costs: Costs, cluster: Cluster, name: str, resolution: int, num_steps: int, batch_size: int
+    costs: Costs,
+    cluster: Cluster,
+    name: str,
+    resolution: int,
+    num_steps: int,
+    batch_size: int,
+    on_the_fly: bool = False,
 ) -> TrainingPlan:
     """Plan a training with the largest micro-batch that fits, without checkpointing if one sample fits. Raises
     ValueError if none fits even with checkpointing."""
@@ -165,7 +179,8 @@ def plan_training(
     for checkpointing in (False, True):
         for micro_batch in (m for m in range(per_gpu, 0, -1) if per_gpu % m == 0):
             accumulates = micro_batch < per_gpu
-            memory = memory_per_gpu(costs, resolution, micro_batch, checkpointing, sharing, accumulates)
+            sizes = (resolution, micro_batch, checkpointing, sharing, accumulates, on_the_fly)
+            memory = memory_per_gpu(costs, *sizes)
             if memory.total > usable:
                 continue
             flops = batch_size * (sample.step + checkpointing * sample.forward)

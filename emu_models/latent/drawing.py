@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
 
-from emu_models.device import autocast_on_gpu, choose_device, lend
+from emu_models.device import autocast_on_gpu, choose_device, lend, precision_on
 from emu_models.latent.checkpoints import captions_of, parts_that_draw
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.memory import Batches
@@ -50,7 +50,7 @@ def encode_for_drawing(pipeline: Any, prompts: list[str], at_once: int | None = 
     """Return what `draw_encoded` draws: for every `at_once` prompts (None: all of them) the pipeline's arguments that
     stand for them, on the CPU. Encoded ahead, prompts can be drawn while a training fills the GPU."""
     device, size = choose_device(), at_once or max(1, len(prompts))
-    with lend(device, *captions_of(pipeline).models):
+    with lend(device, *captions_of(pipeline).models, dtype=precision_on(device)):
         return [_encode(pipeline, prompts[i : i + size], device) for i in range(0, len(prompts), size)]
 
 

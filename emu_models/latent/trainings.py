@@ -20,7 +20,7 @@ from torch import Tensor
 
 from emu_data.copies import Copies
 from emu_data.files import atomic_dir, link_or_copy, write_json
-from emu_models.device import choose_device, half_precision_pays, lend
+from emu_models.device import choose_device, half_precision_pays, lend, precision_on
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder_learner import AutoencoderLearner
@@ -128,8 +128,8 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
     num_parameters = count_parameters(pipeline.unet)
     rows, trained, held, null = _read_rows(job, file, pipeline, folder, running)
     # encoders of every batch stay on the device
-    encoders = [latents_of(pipeline), *captions_of(pipeline).models] if job.encode == "on_the_fly" else []
-    with lend(choose_device(), *encoders):
+    encoders, device = captions_of(pipeline).models if job.encode == "on_the_fly" else (), choose_device()
+    with lend(device, *encoders, dtype=precision_on(device)):
         result, weights = _learn(job, pipeline, trained, held, null, folder, identity, running)
     if running.world.leads:
         averaged: Any = UNet2DConditionModel.from_config(pipeline.unet.config)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from emu_data.samples import DECODING
-from emu_models.device import autocast_on_gpu, choose_device, lend
+from emu_models.device import autocast_on_gpu, choose_device, lend, precision_on
 from emu_models.latent.autoencoder.network import Moments
 from emu_models.latent.checkpoints import AnyAutoencoder, AnyTextEncoder
 from emu_models.memory import Batches
@@ -148,7 +148,8 @@ def encode_captions(
     vocabularies = [json.dumps(sorted(tokenizer.get_vocab().items())) for tokenizer in encoders.tokenizers]
     cache = folder / hash_all(*weights, *vocabularies, _code_of(encoders), encoders.settings, str(num_tokens))
     empty = hashlib.sha256(b"").digest()[:NUM_BYTES]
-    with lend(choose_device(), *encoders.models):  # once, not for every shard
+    device = choose_device()
+    with lend(device, *encoders.models, dtype=precision_on(device)):  # once, not for every shard
         text = CachedText(cache, *fill(cache, rows, digests, lambda block: 0, [empty], encode, world))
     return text, text.select(last)
 
@@ -170,7 +171,7 @@ def encode_texts(texts: list[str], encoders: AnyTextEncoder, num_tokens: int) ->
             found = encoders.encode(texts[some.start : some.stop], num_tokens)
         return found.to(torch.device("cpu"))
 
-    with lend(device, *encoders.models):
+    with lend(device, *encoders.models, dtype=precision_on(device)):
         return TextFeatures.cat(Batches("encoding captions", ENCODE_BATCH, device).run(encode, len(texts)))
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emu_models.device import lend
 from emu_models.memory import BUDGET, Batches, fitting
 
 
@@ -52,3 +53,15 @@ def test_a_batch_stays_within_the_budget_unless_it_is_one_item(largest, per_item
     assert 1 <= num <= largest
     assert num == 1 or num * per_item <= BUDGET * free
     assert num == largest or (num + 1) * per_item > BUDGET * free
+
+
+def test_what_is_lent_comes_back_as_it_was():
+    """Also after an error, with the same tensors: no rounding of another precision stays, and numbers stay numbers."""
+    module = torch.nn.BatchNorm1d(4)
+    places = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+    values = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(RuntimeError, match="half way"), lend(torch.device("cpu"), module, dtype=torch.bfloat16):
+        assert {t.dtype for t in module.state_dict().values()} == {torch.bfloat16, torch.int64}
+        raise RuntimeError("half way")
+    assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == places
+    assert all(torch.equal(values[name], tensor) for name, tensor in module.state_dict().items())
