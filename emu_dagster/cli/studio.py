@@ -34,9 +34,9 @@ Pseudonym = Annotated[str, typer.Argument(help="as `emu studio people` lists it"
 def studio(
     context: typer.Context,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
-    host: Annotated[str, typer.Option(help="where it listens; others than this machine need https before it")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(help="where it listens; others than this machine need https before it", callback=not_blank)
+    ] = "127.0.0.1",
     address: Annotated[
         str | None,
         typer.Option(metavar="URL", help="at which people reach it, if a proxy with https stands before it"),

@@ -81,10 +81,10 @@ class Pages:
 @contextmanager
 def serve(project: Project) -> Iterator[Pages]:
     """`emu up` until the block ends; then Ctrl-C, and all has to be gone."""
-    ports = [free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(4)]
     options = [
         item
-        for name, port in zip(("dagster", "mlflow", "reports"), ports, strict=True)
+        for name, port in zip(("dagster", "mlflow", "reports", "studio"), ports, strict=True)
         for item in (f"--{name}-port", str(port))
     ]
     process = subprocess.Popen(
