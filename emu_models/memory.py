@@ -6,16 +6,16 @@ from typing import TypeVar
 
 import torch
 
-T = TypeVar("T")
+from emu_models.budget import fitting
 
-BUDGET = 0.8  # share of the free memory that a batch may take; the rest is for fragments; chosen here
+T = TypeVar("T")
 
 
 class Batches:
     """Runs a function over numbered items in batches, none larger than `largest`.
 
     On the CPU every batch has `largest` items, so that results do not depend on the machine. On CUDA the first item is
-    run alone and measured, and as many then run at a time as fit into BUDGET of the free memory; after an out-of-memory
+    run alone and measured, and as many then run at a time as fit into the budget (budget.py); after an out-of-memory
     error half as many. what: what is done, for the message that says so once.
     """
 
@@ -59,8 +59,3 @@ class Batches:
         torch.cuda.empty_cache()
         self.size = size
         logging.getLogger(__name__).warning("%s: out of memory; %d at a time from here on", self._what, size)
-
-
-def fitting(largest: int, per_item: float, free: float) -> int:
-    """Return how many items of `per_item` bytes run at a time in `free` bytes: at least 1, at most `largest`."""
-    return max(1, min(largest, int(BUDGET * free / max(per_item, 1))))

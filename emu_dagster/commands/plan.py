@@ -210,8 +210,7 @@ def _memory_table(costs: "Costs", cluster: "Cluster", trainings: list["TrainingP
 def _peaks_table(params: Params, costs: "Costs", cluster: "Cluster", trainings: list["TrainingPlan"]) -> Table:
     """Return the table of the peaks of all steps at the highest resolution, in batches as the training's own budget
     makes them (memory.py)."""
-    from emu_models.memory import fitting
-    from emu_models.training.cache import ENCODE_BATCH
+    from emu_models.budget import ENCODE_BATCH, fitting
 
     full = _largest(trainings)
     usable = cluster.gpu.memory * (1 - cluster.reserve)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from emu_data.samples import DECODING
+from emu_models.budget import ENCODE_BATCH
 from emu_models.device import autocast_on_gpu, choose_device, lend, precision_on
 from emu_models.latent.autoencoder.network import Moments
 from emu_models.latent.checkpoints import AnyAutoencoder, AnyTextEncoder
@@ -32,8 +33,6 @@ from emu_models.training.parts import ROWS_PER_BLOCK
 from emu_models.training.row_file import Texts
 from emu_models.training.rows import PictureRows, crop
 from emu_models.training.stored import NUM_BYTES, CachedMoments, CachedText, fill
-
-ENCODE_BATCH = 64  # pictures or captions at a time; fixed, since bytes change with the batch; chosen here
 
 
 def hash_weights(module: nn.Module) -> str:

@@ -25,7 +25,7 @@ from emu_models.training.identity import hash_all
 from emu_models.training.parts import ROWS_PER_BLOCK
 from emu_models.training.rows import PictureRows
 
-ROWS_PER_SHARD = 1024  # a multiple of cache.ENCODE_BATCH; 1 GB of 16-channel moments at 1024 px; chosen here
+ROWS_PER_SHARD = 1024  # a multiple of budget.ENCODE_BATCH; 1 GB of 16-channel moments at 1024 px; chosen here
 OPEN_SHARDS = 256  # memory maps kept open; chosen here
 HALVED = ("mean", "logvar", "tokens")  # tensors kept in half precision
 NUM_BYTES = 16  # of a digest by which a cache knows a row: 128 bits of a SHA-256

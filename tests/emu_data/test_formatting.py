@@ -78,6 +78,7 @@ FORMATS = re.compile(r"\.\d*[fgeE%]|[fgeE%,]$")
 ALLOWED = {
     "emu_dagster/machine/processes.py": "a process's start is part of its name",
     "emu_dagster/commands/plan.py": "tables on the terminal, of numbers that are on no page, in units of their own",
+    "emu_dagster/commands/plan_filters.py": "likewise",
     "emu_dagster/commands/doctor.py": "sizes of files and disks, on the terminal",
 }
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emu_models.budget import BUDGET, fitting
 from emu_models.device import lend
-from emu_models.memory import BUDGET, Batches, fitting
+from emu_models.memory import Batches
 
 
 @given(st.integers(0, 300), st.integers(1, 64), st.integers(1, 70))

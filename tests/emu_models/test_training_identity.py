@@ -140,6 +140,7 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
             "prompts": ("another",),
             "guidance_scale": 7.0,
             "aspect_buckets": 3,
+            "noise_shift": 2.0,
             "adapters": Adapters(2, 8.0, ("q",)),
             "encode": "on_the_fly",
             "local_copies": other,

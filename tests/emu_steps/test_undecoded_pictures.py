@@ -43,7 +43,7 @@ DECODERS = {
     "emu_data/shards.py": "read_images: of keys that its callers know to be readable",
     "emu_data/signals": "measured in the guard's child",
     "emu_data/sources/packages.py": "pictures of packages whose digests are pinned in the code",
-    "emu_models/alignment.py": "rows of the alignment training, which look_guarded decoded",
+    "emu_models/training/squares.py": "rows that look_guarded decoded or that passed the gates",
     "emu_models/judge_training.py": "rows that passed the gates",
     "emu_models/training/rows.py": "rows of a training, which passed the gates or look_guarded",
     "emu_steps/aesthetics_head.py": "data/filtered, whose pictures passed the cascade",

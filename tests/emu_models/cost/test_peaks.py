@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from emu_models.budget import fitting
 from emu_models.cost.costs import Costs
 from emu_models.cost.fake_gpu import MemoryCounter, pretend_gpu
 from emu_models.cost.measuring import count_denoiser
@@ -14,7 +15,6 @@ from emu_models.cost.peaks import measure_step
 from emu_models.cost.planning import memory_per_gpu
 from emu_models.device import autocast_on_gpu
 from emu_models.latent.jobs import DenoiserConfig
-from emu_models.memory import fitting
 from tests.published import write_sdxl_configs
 
 USABLE = 72e9  # what `emu plan` calls fitting on 80 GB
