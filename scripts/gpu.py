@@ -10,6 +10,7 @@ torch code are brought.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,7 @@ def bring() -> None:
         ],
         check=True,
     )
+    shutil.rmtree(FOLDER / "easyocr/character")  # of the recogniser's languages, which nothing here reads
     size = sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file())
     if size > LIMIT:
         raise SystemExit(f"{FOLDER.name} has {size / 2**20:.0f} MiB, more than the {LIMIT / 2**20:.0f} that may travel")

@@ -311,8 +311,17 @@ HOWS = [
 
 @pytest.mark.parametrize(("owner", "field"), HOWS, ids=[f"{owner.__name__}.{field}" for owner, field in HOWS])
 def test_other_settings_that_do_not_decide_the_result_continue_from_the_state(
-    given: Path, corpus: tuple[Path, Path], autoencoder: Path, alone: Path, tmp_path: Path, owner: type, field: str
+    given: Path,
+    corpus: tuple[Path, Path],
+    autoencoder: Path,
+    alone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    field: str,
 ) -> None:
+    # compiled blocks round otherwise and take minutes; test_training_compiling.py runs them
+    monkeypatch.setattr("emu_models.training.compiling.find_fault", lambda device: "this test does not compile")
     torch.cpu._is_amx_tile_supported = lambda: False
     job, running = denoiser_job(corpus, tmp_path, autoencoder, stop_requested=stop_after(3))
     with pytest.raises(Interrupted):
