@@ -28,8 +28,7 @@ class Encoding:
 
 def compare_encodings(cluster: Cluster, training: TrainingPlan, data: DataPlan) -> Encoding:
     """Compare the two ways for a training on a cluster."""
-    num_seen = training.num_steps * training.batch_size
-    again = data.encode_flops * (num_seen / data.num_encoded - 1)
+    again = data.encode_flops * (max(data.num_passes, 1.0) - 1)
     days = training.days + cluster.days(data.encode_flops, training.num_gpus)
     gigabytes = (data.moments_bytes + data.captions_bytes) / 1e9
     return Encoding(

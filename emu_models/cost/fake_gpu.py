@@ -59,13 +59,11 @@ class MemoryCounter(TorchDispatchMode):
         self._seen = WeakIdKeyDictionary()
 
     def add(self, *found: Tensor | nn.Module) -> None:
-        """Count tensors, and modules' weights and gradients, that were made before."""
+        """Count tensors, and those of modules, that were made before."""
         for one in found:
             tensors = [*one.parameters(), *one.buffers()] if isinstance(one, nn.Module) else [one]
             for tensor in tensors:
                 self._add(tensor)
-                if tensor.grad is not None:
-                    self._add(tensor.grad)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))

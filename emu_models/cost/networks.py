@@ -34,6 +34,11 @@ class Networks(Protocol):
         """Channels of the token features and of the pooled vector."""
         ...
 
+    @property
+    def num_positions(self) -> int:
+        """The positions of text that the U-Net attends to."""
+        ...
+
     def build_denoiser(self) -> UNet2DConditionModel:
         """Return the U-Net."""
         ...
@@ -59,6 +64,11 @@ class ProfileNetworks:
     def widths(self) -> tuple[int, int]:
         """Channels of the token features, summed over the encoders, and of the pooled vector, the first encoder's."""
         return sum(config.hidden_size for config, _ in self.text), self.text[0][0].hidden_size
+
+    @property
+    def num_positions(self) -> int:
+        """The tokens of all encoders, which follow each other."""
+        return sum(length for _, length in self.text)
 
     def build_denoiser(self) -> UNet2DConditionModel:
         """Return the U-Net."""
@@ -98,6 +108,11 @@ class CheckpointNetworks:
         config, text = self._config("unet"), self.text
         return config["cross_attention_dim"], text[1][0].projection_dim if len(text) == 2 else 1
 
+    @property
+    def num_positions(self) -> int:
+        """The tokens of one encoder: SDXL's two share their positions."""
+        return max(length for _, length in self.text)
+
     def build_denoiser(self) -> UNet2DConditionModel:
         """Return the U-Net."""
         network: Any = UNet2DConditionModel.from_config(self._config("unet"))
@@ -116,17 +131,9 @@ class CheckpointNetworks:
         return torch.Size((batch, config["latent_channels"], side, side))
 
 
-def num_text_positions(networks: Networks) -> int:
-    """Return the positions that the U-Net attends to: ours are those of all encoders in turn, SDXL's two encoders share
-    theirs."""
-    lengths = [length for _, length in networks.text]
-    return sum(lengths) if isinstance(networks, ProfileNetworks) else max(lengths)
-
-
 def make_text(networks: Networks, batch: int, device: str) -> TextFeatures:
     """Return uninitialised text features of `batch` captions."""
-    tokens, pooled = networks.widths
-    length = num_text_positions(networks)
+    (tokens, pooled), length = networks.widths, networks.num_positions
     return TextFeatures(
         torch.empty(batch, length, tokens, device=device),
         torch.empty(batch, length, dtype=torch.bool, device=device),

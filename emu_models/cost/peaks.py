@@ -19,7 +19,6 @@ from emu_models.latent import denoiser_learner
 from emu_models.latent.autoencoder.losses import PatchDiscriminator
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder.perceptual import LpipsDistance
-from emu_models.latent.checkpoints import AnyAutoencoder
 from emu_models.latent.denoiser import denoise
 from emu_models.latent.denoiser_learner import Batch, DenoiserLearner, LatentRows
 from emu_models.latent.jobs import DenoiserTrainingConfig
@@ -31,7 +30,9 @@ def measure_step(networks: Networks, resolution: int, checkpointing: bool) -> Ac
     leaves for the backward pass. checkpointing: blocks keep their inputs only, and the largest one is recomputed."""
     with pretend_gpu():
         learner, counter = _make_learner(networks, checkpointing)
-        states = counter.now - sum(t.nbytes for t in _tensors_of(learner.autoencoder))
+        autoencoder = MemoryCounter()
+        autoencoder.add(learner.autoencoder)  # type: ignore[arg-type]
+        states = counter.now - autoencoder.now
         one, two = (_kept(learner, counter, _make_batch(networks, n, resolution)) - states for n in (1, 2))
     block = _largest_block(networks, resolution) if checkpointing else 0
     return Activations(fixed=2 * one - two, per_sample=two - one + block)
@@ -94,10 +95,6 @@ def _largest_block(networks: Networks, resolution: int) -> int:
     return max(kept)
 
 
-def _tensors_of(module: Any) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
 @lru_cache(maxsize=32)
 def measure_encoding(networks: Networks, resolution: int) -> Peak:
     """Return what encoding pictures of `resolution` px takes."""
@@ -138,7 +135,7 @@ def measure_drawing(networks: Networks, resolution: int) -> Peak:
             z = torch.empty(networks.latents(1, resolution), device="cuda")
             text = make_text(networks, 2, "cuda")
             predicted = denoise(denoiser, torch.cat([z, z]), torch.empty(2, dtype=torch.long, device="cuda"), text)
-            return _decode(autoencoder, z + predicted.chunk(2)[0])
+            return autoencoder.decode(z + predicted.chunk(2)[0])
 
         return _of_one(counter, draw)
 
@@ -167,10 +164,6 @@ def measure_autoencoder(networks: ProfileNetworks, resolution: int, batch_size: 
                 losses.append(perceptual(y, x).mean())
     # beside the weights: their gradients and AdamW's two moments, and the average
     return counter.now + 3 * trained + average
-
-
-def _decode(autoencoder: AnyAutoencoder, z_BChw: Tensor) -> Tensor:
-    return autoencoder.decode(z_BChw) if isinstance(autoencoder, Autoencoder) else autoencoder.vae.decode(z_BChw).sample
 
 
 @contextmanager

@@ -71,6 +71,10 @@ class ScaledAutoencoder(nn.Module):
         found = self.vae.encode(x_BCHW).latent_dist
         return Moments(found.mean, found.logvar)
 
+    def decode(self, z_BChw: Tensor) -> Tensor:
+        """Return pictures (B, 3, H, W), about in [-1, 1], from latents (B, C, h, w) that are not normalised."""
+        return self.vae.decode(z_BChw).sample
+
     def normalise(self, z_BChw: Tensor) -> Tensor:
         """Return the input of the checkpoint's denoiser, (z - latent_mean) / latent_std, for latents (B, C, h, w) from
         `encode`."""

@@ -97,7 +97,7 @@ def _encode(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str
     with autocast_on_gpu(device):
         if isinstance(pipeline, EmuPipeline):
             length = pipeline.config.num_text_tokens  # type: ignore[attr-defined]
-            text, null = (pipeline.text_encoders.encode(some, length) for some in (prompts, [""] * len(prompts)))
+            text, null = (pipeline.text_encoders.encode(some, length) for some in (prompts, [""]))
             return {"text": text.to(torch.device("cpu")), "negative_text": null.to(torch.device("cpu"))}
         encoded = pipeline.encode_prompt(
             prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=True
@@ -107,9 +107,10 @@ def _encode(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str
 
 
 def _select(value: Tensor | TextFeatures, some: range, device: torch.device) -> Tensor | TextFeatures:
-    """Return the rows of some prompts, as the pipelines expect them: ours takes them from the CPU."""
+    """Return the rows of some prompts, as the pipelines expect them: ours takes them from the CPU, and a single null
+    condition for all."""
     if isinstance(value, TextFeatures):
-        return value.select(torch.arange(some.start, some.stop))
+        return value if len(value) == 1 else value.select(torch.arange(some.start, some.stop))
     return value[some.start : some.stop].to(device)
 
 

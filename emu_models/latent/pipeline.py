@@ -107,9 +107,10 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         ValueError if numbers do not match or a side is not a multiple of the autoencoder's factor.
         """
         config: Any = self.config  # a dict whose entries diffusers makes readable as attributes
-        text, negative = self._features_of(text, prompt), self._features_of(negative_text, negative_prompt)
-        if len(negative) not in (1, len(text)):
-            raise ValueError(f"{len(negative)} negative prompts for {len(text)} prompts; give one, or one per prompt")
+        text = self._features_of(text, prompt)
+        num_negative = len(_as_list(negative_prompt) if negative_text is None else negative_text)
+        if num_negative not in (1, len(text)):
+            raise ValueError(f"{num_negative} negative prompts for {len(text)} prompts; give one, or one per prompt")
         index = torch.arange(len(text)).repeat_interleave(num_images_per_prompt)
         height, width = height or config.resolution, width or config.resolution
         if height % self.vae.factor or width % self.vae.factor:
@@ -122,7 +123,8 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         text, guided = text.select(index), guidance_scale > 1
         if guided:
-            text = TextFeatures.cat([text, negative.select(index % len(negative))])
+            null = self._features_of(negative_text, negative_prompt)
+            text = TextFeatures.cat([text, null.select(index % len(null))])
         text = TextFeatures(
             text.tokens_BLD.to(device, dtype), text.mask_BL.to(device), text.pooled_BD.to(device, dtype)
         )
@@ -152,9 +154,7 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if prompt is None:
             raise ValueError("there is neither prompt nor text; give one of them")
         config: Any = self.config
-        return encode_prompts(
-            [prompt] if isinstance(prompt, str) else prompt, self.text_encoders, config.num_text_tokens
-        )
+        return encode_prompts(_as_list(prompt), self.text_encoders, config.num_text_tokens)
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write model_index.json, in which diffusers finds where the classes' code is, and that code: pipeline.py with
@@ -181,6 +181,10 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
                 found["vae"] = [network.__name__, found["vae"][1]]
         return config
+
+
+def _as_list(prompt: str | list[str]) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else list(prompt)
 
 
 def _generators(seeds: int | list[int] | None, generator: Generators | None, num: int) -> Generators | None:

@@ -70,7 +70,7 @@ class LiveMoments:
         """Return the moments of the rows at `index_B`, int64 (B,): (B, C, h, w) in fp32 on the CPU; the rows must have
         one shape."""
         found = self.encode(index_B.numpy())
-        return Moments(found["mean"].float().cpu(), found["logvar"].float().cpu())
+        return Moments(found["mean"], found["logvar"])
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class LiveText:
     @torch.no_grad()
     def select(self, index_B: Tensor) -> TextFeatures:
         """Return the features of the rows at `index_B`, int64 (B,), on the CPU, tokens in half precision."""
-        found = {name: tensor.cpu() for name, tensor in self.encode(index_B.numpy()).items()}
+        found = self.encode(index_B.numpy())
         return TextFeatures(found["tokens"].half(), found["mask"], found["pooled"])
 
 
@@ -120,8 +120,7 @@ def encode_moments(
 
     code = (_code_of(autoencoder), inspect.getsource(PictureRows.read), inspect.getsource(crop), str(DECODING))
     cache = folder / hash_all(hash_weights(autoencoder), *code)
-    with lend(device, autoencoder):
-        return CachedMoments(cache, *fill(cache, rows, digests, buckets, [], encode, world))
+    return CachedMoments(cache, *fill(cache, rows, digests, buckets, [], encode, world))
 
 
 @torch.no_grad()

@@ -194,8 +194,7 @@ def test_encoding_and_drawing_at_1024_px_take_the_memory_that_was_predicted(netw
     with torch.no_grad(), autocast_on_gpu(CUDA):
         torch.cuda.reset_peak_memory_stats()
         seconds = seconds_of(lambda: denoise(denoiser, z, t_B, text))
-        decode: Any = getattr(autoencoder, "decode", None) or autoencoder.vae.decode
-        seconds_decoding = seconds_of(lambda: decode(z[:1]))
+        seconds_decoding = seconds_of(lambda: autoencoder.decode(z[:1]))
         batches.run(lambda items: denoise(denoiser, z[:1], t_B[:1], text.select(torch.tensor([0]).to(CUDA))), 4)
     predicted = measure_drawing(networks, 1024)
     measured = torch.cuda.max_memory_allocated()
