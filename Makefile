@@ -21,7 +21,6 @@ export GRADIO_ANALYTICS_ENABLED = False
 export MLFLOW_DISABLE_TELEMETRY = true
 export RAY_USAGE_STATS_ENABLED = 0
 export MPLBACKEND = Agg
-export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 ENV = .venv/.complete .venv-dvc/.complete
 MAKEFLAGS += --jobs=2 # the two environments, and the checks, run side by side
@@ -46,9 +45,9 @@ demo: $(ENV) ## the whole graph on PROFILE (default emoji), then a summary and d
 test: $(ENV) ## all tests, including the whole graph on the smoke profile
 	@pytest --numprocesses logical --maxprocesses 4
 
-check: check-types check-style check-imports check-definitions check-graph ## style, types, import rules, Dagster's definitions, dvc.yaml against the asset graph
-check-types: $(ENV) # the longest check first, beside the others
-	pyright
+check: check-definitions check-types check-style check-imports check-graph ## style, types, import rules, Dagster's definitions, dvc.yaml against the asset graph
+check-types: $(ENV)
+	pyrefly check --min-severity warn
 check-style: $(ENV)
 	ruff check .
 	ruff format --check .

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -137,7 +138,7 @@ def write_words(image: Image.Image, target: float, rng: np.random.Generator) -> 
         if kind < 0.3:  # on a plate
             paper = _contrasting(float(np.dot(ink, (0.299, 0.587, 0.114))), rng)
             draw.rectangle((x - 3, y - 3, x + width + 3, y + height + 3), fill=paper)
-        stroke = {"stroke_width": max(1, int(size / 16)), "stroke_fill": tuple(255 - v for v in ink)}
+        stroke: dict[str, Any] = {"stroke_width": max(1, int(size / 16)), "stroke_fill": tuple(255 - v for v in ink)}
         draw.text((x - left, y - upper), words, font=font, fill=ink, **(stroke if kind > 0.6 else {}))
         mask[rows, columns] = True
     return canvas, float(mask.mean())

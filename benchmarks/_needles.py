@@ -42,7 +42,11 @@ def drawn(num: int, seed: int, separation: float = 2.4, dimensions: int = 64, sh
     embeddings = centres[strata] + rng.normal(size=(num, dimensions))
     embeddings[is_needle] += separation * direction / np.linalg.norm(direction)
     return Corpus(
-        f"drawn {seed}", [f"item-{i}" for i in range(num)], [str(s) for s in strata], np.float32(embeddings), is_needle
+        f"drawn {seed}",
+        [f"item-{i}" for i in range(num)],
+        [str(s) for s in strata],
+        embeddings.astype(np.float32),
+        is_needle,
     )
 
 

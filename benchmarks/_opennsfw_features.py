@@ -18,7 +18,9 @@ def main(model: str, given: str, out: str, num: str) -> None:
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     pictures = np.load(given, mmap_mode="r")
-    np.save(out, np.concatenate([session.run([FEATURES], {name: one[None]})[0] for one in pictures[: int(num)]]))
+    np.save(
+        out, np.concatenate([np.asarray(session.run([FEATURES], {name: one[None]})[0]) for one in pictures[: int(num)]])
+    )
 
 
 if __name__ == "__main__":

@@ -294,7 +294,7 @@ def write(
     if layout == "watermark" and rng.random() < 0.4:  # all over the picture
         step_y, step_x = int(ink.shape[0] * 1.6), int(ink.shape[1] * 1.2)
         places = [(x, y) for y in range(0, image.height, step_y) for x in range(0, image.width, step_x)]
-    colour = None
+    colour, outline = None, False
     for x, y in places:
         piece = ink[: image.height - y, : image.width - x]
         rows, columns = slice(y, y + piece.shape[0]), slice(x, x + piece.shape[1])

@@ -34,12 +34,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
-import diffusers
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from diffusers.models.attention_processor import (
     AttnAddedKVProcessor,
     AttnAddedKVProcessor2_0,
@@ -47,12 +46,14 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
 )
 from diffusers.training_utils import EMAModel, compute_snr
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
+from transformers.utils import logging as transformers_logging
 
 from emu_data.samples import Sample, make_key
 from emu_data.shards import list_shards, read_samples, write_shard
@@ -152,8 +153,8 @@ def write_corpus(folder: Path, num_rows: int) -> tuple[Path, Path]:
 
 def quiet() -> None:
     """Switch off progress bars."""
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -195,11 +196,14 @@ class Peer:
         self.vae = Autoencoder(**setup.autoencoder).eval().requires_grad_(False).to(self.device)
         self.encoders = load_text_encoders()
         for model in self.encoders.models:
-            model.to(self.device)
+            cast(torch.nn.Module, model).to(self.device)
         widths = self.encoders.token_width, self.encoders.pooled_width
         channels = setup.autoencoder["latent_channels"]
         self.unet = build_denoiser(setup.denoiser, channels, *widths).train().to(self.device)
-        fused = {AttnProcessor: AttnProcessor2_0, AttnAddedKVProcessor: AttnAddedKVProcessor2_0}  # diffusers' default
+        fused: dict[type, type] = {
+            AttnProcessor: AttnProcessor2_0,
+            AttnAddedKVProcessor: AttnAddedKVProcessor2_0,
+        }  # diffusers' default
         self.unet.set_attn_processor(
             {name: fused.get(type(p), type(p))() for name, p in self.unet.attn_processors.items()}
         )
@@ -325,8 +329,8 @@ def compare_loops(setup: Setup, num_rows: int, num_steps: int, num_repeats: int)
             warm, waited = ours.seconds_per_step(num_steps)
             encode = ours.seconds_to_encode() / num_rows * setup.batch_size
             found.append((*peer.seconds_per_step(num_steps), warm, warm + encode, waited))
-    *seconds, waited = np.median(found, axis=0)
-    speed = Speed(*(1e3 * s for s in seconds), waited)
+    peer, training, warm, off, waited = (float(value) for value in np.median(found, axis=0))
+    speed = Speed(1e3 * peer, 1e3 * training, 1e3 * warm, 1e3 * off, waited)
     print(
         f"{setup.name}, batch {setup.batch_size}: example's loop {speed.peer:.0f} ms per step, {speed.training:.0f} of "
         f"them after encoding · ours with caches off {speed.off:.0f} ({speed.peer / speed.off:.2f}x), warm "

@@ -64,7 +64,7 @@ class ServedPipeline(mlflow.pyfunc.PythonModel):
         self.pipeline = load_pipeline(context.artifacts["pipeline"])
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def predict(self, model_input: list[dict[str, Any]]) -> list[str]:
+    def predict(self, model_input: list[dict[str, Any]]) -> list[str]:  # pyrefly: ignore
         """Draw a PNG, returned as base64, for each request. Raises MlflowException as `read_requests` does.
 
         It takes plain mappings instead of list[Request], because MLflow would check those itself and answer with a page

@@ -144,7 +144,7 @@ def open_tar(store: Store) -> Iterator[tuple[IO[bytes], bool]]:
             head = file.read(len(_XZ))
             file.seek(0)
         else:
-            file = io.BufferedReader(file)  # pyright: ignore[reportArgumentType]  # fsspec's files suffice
+            file = io.BufferedReader(file)  # pyrefly: ignore  # fsspec's files suffice
             head = file.peek(len(_XZ))[: len(_XZ)]
         for magic, unpacked in _COMPRESSED.items():
             if head.startswith(magic):

@@ -311,7 +311,7 @@ class _State:
         whether it was written.
         """
         table, path = self.tables[signal.name], self.paths[signal.name]
-        added = []
+        added: list[dict[str, Any]] = []
         for key, result in results.items():
             if key in table.index:
                 continue

@@ -103,7 +103,8 @@ def read_order(out_dir: Path) -> CascadeOrder | None:
     written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if written.keys() != {field.name for field in fields(CascadeOrder)}:
         return None
-    return CascadeOrder(**{**written, "order": tuple(written["order"])})
+    written["order"] = tuple(written["order"])
+    return CascadeOrder(**written)
 
 
 def order_signals(

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -134,7 +134,11 @@ def open_database(memory_limit: str = MEMORY_LIMIT, num_threads: int | None = No
     import duckdb
 
     with tempfile.TemporaryDirectory(prefix="emu-ledger-") as temporary:
-        options = {"memory_limit": memory_limit, "temp_directory": temporary, "preserve_insertion_order": False}
+        options: dict[str, Any] = {
+            "memory_limit": memory_limit,
+            "temp_directory": temporary,
+            "preserve_insertion_order": False,
+        }
         options |= {} if num_threads is None else {"threads": num_threads}
         with duckdb.connect(":memory:", config=options) as con:
             yield con

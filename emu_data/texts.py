@@ -25,7 +25,8 @@ def find_encoding(head: bytes) -> str:
     is 0, otherwise UTF-8.
     """
     zeros = [byte == 0 for byte in head[:4]]
-    shown = {(False, True) * 2: "utf-16-le", (True, False) * 2: "utf-16-be"}.get(tuple(zeros), "utf-8")
+    by_zeros: dict[tuple[bool, ...], str] = {(False, True) * 2: "utf-16-le", (True, False) * 2: "utf-16-be"}
+    shown = by_zeros.get(tuple(zeros), "utf-8")
     return next((encoding for mark, encoding in _MARKS if head.startswith(mark)), shown)
 
 

@@ -138,7 +138,8 @@ def _load_one(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         raise ValueError(f"text_encoder {name!r} has no config.json; give a folder saved by transformers")
     try:
         model_class = TEXT_HALVES.get(AutoConfig.from_pretrained(name).model_type, AutoModel)
-        tokenizer, model = AutoTokenizer.from_pretrained(name), model_class.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        model: Any = model_class.from_pretrained(name)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(
             f"text_encoder {name!r} cannot be loaded; give a folder that holds config.json, safetensors and "

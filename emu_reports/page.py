@@ -141,6 +141,10 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def _to_sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -159,6 +163,6 @@ def _environment() -> Environment:
         "signed": format_signed,
         "significant": format_significant,
         "p_value": format_p_value,
-        "sentence": lambda text: f"{text[:1].upper()}{text[1:]}.",
+        "sentence": _to_sentence,
     }
     return environment

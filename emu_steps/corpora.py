@@ -60,7 +60,8 @@ def new_in_source(section: RawCorpus, layout: Layout, digest: Digest = digest_fi
         case "table":
             config = table.describe(store, section.image_column, section.caption_column, section.base)
             return new_in(layout.raw, table.SOURCE, config, table.inspect_source(store), digest)
-    return []  # packages are pinned by their digests
+        case "packages":
+            return []  # they are pinned by their digests
 
 
 def first_images(raw: Path, num: int, size: int) -> tuple[np.ndarray, list[str]]:

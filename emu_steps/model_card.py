@@ -62,7 +62,7 @@ def gather_facts(layout: Layout, params: Params, key: str, inputs: Mapping[str, 
     meta = json.loads((layout.model(key) / "meta.json").read_text())
     is_tuned = key == "quality_tuned"
     brought = params.quality_tuned.start_from if is_tuned and not tunes_ours(params.quality_tuned.start_from) else None
-    licences = _data_licences(params)
+    licences, base_licence = _data_licences(params), NOT_STATED
     if brought:
         base_licence = _licence_of(layout.root / brought)
         licences.append(f"the checkpoint that was tuned, {Path(brought).name}: {base_licence}")
@@ -79,7 +79,7 @@ def gather_facts(layout: Layout, params: Params, key: str, inputs: Mapping[str, 
     return CardFacts(
         name=key,
         title=f"emu {key.replace('_', ' ')}, profile {params.profile}",
-        licence=base_licence if brought and base_licence != NOT_STATED else "other",
+        licence=base_licence if base_licence != NOT_STATED else "other",
         licences=licences,
         digests={name: digest for name, digest in inputs.items() if digest},
         metrics={name: float(value) for name, value in meta["result"]["metrics"].items()},

@@ -144,7 +144,8 @@ def write_training_rows(layout: Layout, section: AutoencoderTraining) -> Path:
     from emu_data.guarded import measure_guarded
     from emu_data.shards import iter_rows, iter_samples, shard_digest
 
-    resolution, chosen = section.resolution, []
+    resolution = section.resolution
+    chosen: list[pd.DataFrame] = []
     for rows in iter_rows(layout.raw, ROW_COLUMNS):
         found = usable_rows(rows, resolution)[["key", "caption", "shard"]]
         # Another hash than the one by which trainings choose held-out rows (emu_models.training.order), which would

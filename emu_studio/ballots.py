@@ -216,7 +216,7 @@ def _check_decisions(ballots: Sequence[Ballot], question: str) -> None:
 def votes_of(ballot: Ballot, item: Item, queue: Queue, person: Person) -> list[Vote]:
     """The votes that a ballot is: one, or one per picture of a burst, the picked one's first."""
     plan = queue.plan
-    common = {
+    common: dict[str, Any] = {
         "round": plan.recorded_as,
         "rater": person.pseudonym,
         "rater_kind": "person",
@@ -237,11 +237,12 @@ def votes_of(ballot: Ballot, item: Item, queue: Queue, person: Person) -> list[V
     picked = pictures[ballot.picked]
     votes = [Vote(**common, key=picked["key"], seen=picked["digest"], decision=ballot.decision)]
     is_kept = ballot.decision == "keep"
-    rest = {**common, "reason": TWIN_PICKED if is_kept else common["reason"]}
+    if is_kept:
+        common["reason"] = TWIN_PICKED
     for one in pictures:
         if one is not picked:
             decision = "drop" if is_kept else ballot.decision
-            votes.append(Vote(**rest, key=one["key"], seen=one["digest"], decision=decision))
+            votes.append(Vote(**common, key=one["key"], seen=one["digest"], decision=decision))
     return votes
 
 

@@ -43,12 +43,13 @@ class Harvester:
         self.plan = plan_queue(keys, strata, plan.seed, plan.num_control, plan.explore_share)
         with database.read() as session:
             where = select(HarvestStep).where(HarvestStep.round_id == round_.id).order_by(HarvestStep.number)
-            steps = [Step(row.place, row.why, row.is_shown) for row in session.scalars(where)]  # pyright: ignore
+            steps = [Step(row.place, row.why, row.is_shown) for row in session.scalars(where)]  # pyrefly: ignore
         self._harvest = Harvest(embeddings, self.plan, steps)
         self._can_learn = embeddings.shape[1] > 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="probe")
         self._lock, self._is_learning = threading.Lock(), False
-        self._num_learned, self.ranking = 0, None
+        self._num_learned = 0
+        self.ranking: Ranking | None = None
 
     @property
     def shown(self) -> list[int]:
@@ -101,7 +102,7 @@ class Harvester:
 
     def _rank(self, labels: Mapping[int, bool]) -> None:
         try:
-            self.ranking: Ranking | None = self._harvest.rank(labels)
+            self.ranking = self._harvest.rank(labels)
         finally:
             with self._lock:
                 self._is_learning = False

@@ -131,4 +131,4 @@ def _name(session, rater_id: int) -> str:
 
 
 def _to_person(rater: Rater, name: str) -> Person:
-    return Person(rater.id, rater.pseudonym, rater.role, name, rater.invited, rater.revoked)  # pyright: ignore
+    return Person(rater.id, rater.pseudonym, rater.role, name, rater.invited, rater.revoked)  # pyrefly: ignore

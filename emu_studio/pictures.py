@@ -11,7 +11,7 @@ from PIL import Image
 
 from emu_data.files import atomic_file
 from emu_data.formats import recognise
-from emu_data.samples import DecodeError, decode_rgb, published
+from emu_data.samples import decode_rgb, published
 from emu_studio.items import read_picture
 
 # The longer side of a preview in px: of a contact sheet's tile on a screen of two pixels per point, and of a window.
@@ -69,7 +69,7 @@ class Previews:
     def _try(self, picture: Mapping[str, Any], size: str, file: Path) -> None:
         try:
             self.path(picture, size)
-        except (OSError, ValueError, DecodeError):
+        except (OSError, ValueError):
             pass
         finally:
             with self._lock:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyterrier_tar as tar  # pyright: ignore[reportMissingImports]  # not locked: see the docstring
+import pyterrier_tar as tar  # pyrefly: ignore  # not locked: see the docstring
 
 TABLE = Path(__file__).resolve().parent.parent / "tests" / "emu_data" / "votes" / "pyterrier_tar.json"
 RECALLS, CONFIDENCES, NUM_KEEPERS = (0.5, 0.8, 0.9, 0.95), (0.9, 0.95, 0.99), 200

@@ -38,7 +38,7 @@ def train_and_publish(given: dict[str, Any]) -> None:
 
 
 def run(given: dict[str, Any], kill_at: int, pipe: int) -> None:
-    count = 0
+    count: int = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count

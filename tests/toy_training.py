@@ -103,8 +103,8 @@ def denoiser_job(
 
 def matching_job(kind: str, corpus: tuple[Path, Path], folder: Path) -> AlignmentJob | JudgeJob:
     """Return a training of models that compare pictures with captions. The rows must have a column group."""
-    common = {**places(kind, corpus, folder), "loop": GENTLE}
-    network = {"width": 8, "embed_dim": 32, "text_width": 32, "batch_size": 8}
+    common: dict[str, Any] = {**places(kind, corpus, folder), "loop": GENTLE}
+    network: dict[str, Any] = {"width": 8, "embed_dim": 32, "text_width": 32, "batch_size": 8}
     if kind == "alignment":
         return AlignmentJob(**common, num_folds=2, training=AlignmentConfig(**network))
     return JudgeJob(**common, root=folder, held_share=0.25, training=JudgeConfig(**network))

@@ -258,7 +258,7 @@ def examine() -> list[Finding]:
 def _examine_one(what: str, check: Callable[[], str], fix: str, needed: bool) -> Finding:
     try:
         return Finding(what, True, check(), needed=needed)
-    except (_Missing, ImportError, PackageNotFoundError, OSError, subprocess.TimeoutExpired) as error:
+    except (_Missing, ImportError, OSError, subprocess.TimeoutExpired) as error:
         return Finding(what, False, str(error) or type(error).__name__, fix, needed)
 
 

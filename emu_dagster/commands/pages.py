@@ -282,7 +282,7 @@ class _Reports(SimpleHTTPRequestHandler):
 
     error_message_format = "<h1>%(code)d</h1><p>%(explain)s. Reports appear here as the graph writes them.</p>\n"
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 

@@ -108,7 +108,7 @@ def _load_minilm() -> Any:
 
     logging.disable_progress_bar()
     folder, device = str(get_model_path()), find_device()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     network = place(AutoModel.from_pretrained(folder, local_files_only=True), device)
 
     def forward(tokens_B2L: np.ndarray) -> np.ndarray:

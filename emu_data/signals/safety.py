@@ -112,8 +112,8 @@ class SafetySignal(Signal):
         return measure
 
     def _load_zero_shot(self) -> Any:
-        encoder = self.encoder
-        assert encoder is not None
+        assert self.encoder is not None
+        encoder: Encoder = self.encoder
         prompts = load_encoder(encoder).texts([text for texts in PROMPTS.values() for text in texts])
         num_unsafe = len(PROMPTS["unsafe"])
 

@@ -74,7 +74,7 @@ def score_text(images: Sequence[Image.Image]) -> list[float]:
 
 
 def _is_plain(image: Image.Image) -> bool:
-    return all(low == high for low, high in image.getextrema())  # pyright: ignore[reportGeneralTypeIssues]
+    return all(low == high for low, high in image.getextrema())  # pyrefly: ignore
 
 
 def _run(pixels_BHWC: np.ndarray) -> np.ndarray:

@@ -223,7 +223,7 @@ def _to_chunk(rows: pa.Table, table: Store, image: str, caption: str, start: int
         problems |= {row: f"bad_text: {detail}" for row, detail in wrong.items() if name in (image, caption)}
     others = [name for name in rows.column_names if name not in (image, caption)]
     pictures = [name for name in others if pa.types.is_struct(rows[name].type) and holds_pictures(rows[name].type)]
-    frame: pd.DataFrame = rows.drop_columns(pictures).to_pandas(types_mapper=pd.ArrowDtype)  # pyright: ignore[reportAssignmentType]
+    frame: pd.DataFrame = rows.drop_columns(pictures).to_pandas(types_mapper=pd.ArrowDtype)  # pyrefly: ignore
     frame[ERROR] = pd.Series([problems.get(row) for row in range(len(rows))], dtype=object)
     return Chunk(_rename(frame, image, caption), inside)
 

@@ -89,7 +89,7 @@ def _open(file: Path) -> IO[str]:
         encoding = find_encoding(binary.read(4))
     # a byte-order mark is not part of the first column's name; surrogateescape works only with UTF-8
     errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
-    return opened(file, "rt", encoding=encoding, errors=errors, newline="")  # pyright: ignore[reportReturnType]
+    return opened(file, "rt", encoding=encoding, errors=errors, newline="")  # pyrefly: ignore
 
 
 def _read_rows(file: Path) -> Iterator[dict[str, Any]]:

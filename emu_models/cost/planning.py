@@ -176,6 +176,7 @@ def plan_training(
     per_gpu, sharing = batch_size // num_gpus, cluster.num_sharing(num_gpus)
     sample = costs.flops(resolution)
     usable = cluster.gpu.memory * (1 - cluster.reserve)
+    memory = None
     for checkpointing in (False, True):
         for micro_batch in (m for m in range(per_gpu, 0, -1) if per_gpu % m == 0):
             accumulates = micro_batch < per_gpu
@@ -200,6 +201,7 @@ def plan_training(
                 days=days,
                 dollars=cluster.dollars(days, num_gpus),
             )
+    assert memory is not None
     raise ValueError(
         f"{name}: one sample needs {memory.total / 1e9:.0f} GB with {cluster.strategy} and gradient checkpointing, but "
         f"only {usable / 1e9:.0f} GB of a {cluster.gpu.name} are usable; choose --strategy fsdp, or more GPUs"

@@ -156,7 +156,7 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         config: Any = self.config
         return encode_prompts(_as_list(prompt), self.text_encoders, config.num_text_tokens)
 
-    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:  # pyrefly: ignore
         """Write model_index.json, in which diffusers finds where the classes' code is, and that code: pipeline.py with
         the modules that it imports, and the autoencoder's in vae/. (diffusers calls this last in `save_pretrained`.)
         """

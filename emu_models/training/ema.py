@@ -30,6 +30,6 @@ class WeightAverage:
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
         pairs = zip(self.averaged.parameters(), module.parameters(), strict=True)
         learnt = [(mine, theirs) for mine, theirs in pairs if theirs.requires_grad]  # frozen weights stay equal
-        torch._foreach_lerp_([mine for mine, _ in learnt], [theirs for _, theirs in learnt], 1 - decay)
+        torch._foreach_lerp_((*(mine for mine, _ in learnt),), (*(theirs for _, theirs in learnt),), 1 - decay)
         for mine, theirs in zip(self.averaged.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)

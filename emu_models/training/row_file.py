@@ -377,7 +377,7 @@ def _database(folder: Path) -> Iterator["DuckDBPyConnection"]:
     import duckdb
 
     with tempfile.TemporaryDirectory(prefix=".spill-", dir=folder) as spill:
-        options = {"memory_limit": MEMORY, "temp_directory": spill, "preserve_insertion_order": True}
+        options: dict[str, Any] = {"memory_limit": MEMORY, "temp_directory": spill, "preserve_insertion_order": True}
         with duckdb.connect(":memory:", config=options) as con:
             yield con
 

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from emu_data.samples import DecodeError
 from emu_studio.access import why_not
 from emu_studio.app import Studio, changes, studio_of, who
 from emu_studio.ballots import MAX_BALLOTS, Ballot, NotTaken, side_order
@@ -120,7 +119,7 @@ def picture(
             data, media = original(chosen)
             return Response(data, media_type=media, headers=KEPT)
         path = studio.previews.path(chosen, size)
-    except (OSError, ValueError, DecodeError) as error:
+    except (OSError, ValueError) as error:
         raise HTTPException(410, f"This picture can no longer be read: {error}") from None
     return FileResponse(path, media_type="image/webp", headers=KEPT)
 
@@ -138,7 +137,7 @@ def turn_to_json(queue: Queue, item: Item, turn: Turn) -> dict[str, Any]:
     """What a page may know of an item: no score, no name, no source, and a caption only where it is judged. group: the
     same number for pairs of the same prompt."""
     question = queue.plan.question
-    found = {"item": item.id, "is_repeat": turn.is_repeat, "num_pictures": len(item.pictures)}
+    found: dict[str, Any] = {"item": item.id, "is_repeat": turn.is_repeat, "num_pictures": len(item.pictures)}
     if question == "faithfulness":
         found["caption"] = item.caption
     if queue.plan.is_pairs:

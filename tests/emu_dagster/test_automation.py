@@ -120,6 +120,7 @@ def test_a_failed_run_is_requested_again_but_not_for_ever(ticks, project, monkey
     monkeypatch.setattr(requests.time, "time", lambda: now[0])
     put_shards(project, "00000")
     ticks()
+    run = None
     for num_runs, pause in enumerate(PAUSES):
         if num_runs:
             assert not ticks() and "next try in" in ticks.skip_reason
@@ -130,6 +131,7 @@ def test_a_failed_run_is_requested_again_but_not_for_ever(ticks, project, monkey
         ticks.instance.report_run_failed(run)
         now[0] = ticks.instance.get_run_record_by_id(run.run_id).end_time
     now[0] += 10 * max(PAUSES)
+    assert run is not None
     assert not ticks() and "by hand" in ticks.skip_reason and run.run_id[:8] in ticks.skip_reason
     put_shards(project, "00001")  # other news, other runs
     assert not ticks()

@@ -4,7 +4,7 @@ traceback and no exit code 0."""
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import typer
@@ -50,8 +50,7 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE")
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield (words, command) for all commands, including those of groups, and groups that do something themselves."""
-    group = group or typer.main.get_command(app)
-    for name, command in group.commands.items():
+    for name, command in (group or cast(Any, typer.main.get_command(app))).commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
         if getattr(command, "invoke_without_command", True):

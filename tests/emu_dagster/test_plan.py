@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,8 @@ PROFILES = Path(__file__).parents[2] / "profiles"
 
 def printed(profile: str, **changes) -> str:
     console = Console(file=io.StringIO(), width=200)
-    cluster = Cluster(find_gpu("H100"), **{"num_gpus": 16, "utilisation": 0.4, "dollars_per_gpu_hour": 2.5, **changes})
+    given: dict[str, Any] = {"num_gpus": 16, "utilisation": 0.4, "dollars_per_gpu_hour": 2.5} | changes
+    cluster = Cluster(find_gpu("H100"), **given)
     params = params_of(profile)
     print_plan(params, Costs(lambda: plan_networks(params, PROFILES.parent)), cluster, 1000, console)
     assert isinstance(console.file, io.StringIO)

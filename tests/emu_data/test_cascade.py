@@ -242,7 +242,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(raw: Path, out: Path, signals: Sequence[Signal], rule: StopRule) -> pd.DataFrame:
-    measure_shard(raw, signals, out, rule, "00000", Here(signals, rule))  # pyright: ignore
+    measure_shard(raw, signals, out, rule, "00000", Here(signals, rule))  # pyrefly: ignore
     return read_values(raw, ["00000"], signals, out)
 
 

@@ -17,7 +17,7 @@ from emu_data.clip_models import ClipSource, find_clip, load_clip
 from emu_data.signals.alignment import AlignmentSignal
 from emu_data.signals.embedding import Encoder, load_encoder
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},

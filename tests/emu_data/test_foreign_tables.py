@@ -88,7 +88,7 @@ def test_a_folder_with_metadata_is_read_as_datasets_reads_it(tmp_path: Path, kin
     assert find_corpus(store).source == "folder"
     assert register_folder(store, tmp_path / "raw", progress=False) == 5
     found = [(s.caption, s.image) for path in list_shards(tmp_path / "raw") for s in read_samples(path)]
-    assert found == [(row["text"], PICTURES[i]) for i, row in enumerate(theirs)]  # pyright: ignore
+    assert found == [(row["text"], PICTURES[i]) for i, row in enumerate(theirs)]  # pyrefly: ignore
     reported = read_all_rows(tmp_path / "raw").set_index("url")["error_message"].dropna()
     assert dict(reported) == {"train/stranger.png": "no_caption: no metadata lists it"}
 

@@ -38,7 +38,7 @@ APPLE_DOUBLE = b"\x00\x05\x16\x07" + bytes(80)
 def write_tar(path: Path, members: Sequence[tuple[str, bytes | None]], kind: str = "PAX", mode: str = "w") -> None:
     """Write a tar; a member of None is a folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode, format=getattr(tarfile, f"{kind}_FORMAT")) as tar:  # pyright: ignore
+    with tarfile.open(path, mode, format=getattr(tarfile, f"{kind}_FORMAT")) as tar:  # pyrefly: ignore
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.mtime, info.size = 1.5, len(data or b"")
@@ -48,7 +48,7 @@ def write_tar(path: Path, members: Sequence[tuple[str, bytes | None]], kind: str
 
 def read_plain(path: Path) -> dict[str, dict[str, bytes]]:
     """Return what plain webdataset makes of a tar: key -> ending -> bytes."""
-    found = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)  # pyright: ignore
+    found = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)  # pyrefly: ignore
     return {one["__key__"].removeprefix("./"): {k: v for k, v in one.items() if k[0] != "_"} for one in found}
 
 

@@ -65,6 +65,7 @@ def test_a_truncated_tar_keeps_its_good_beginning(tmp_path: Path) -> None:
     samples = write(tmp_path, 0, 6)
     tar = tmp_path / "00000.tar"
     data = tar.read_bytes()
+    read = []
     for num_blocks in range(1, 45):  # of 512 bytes: member headers, contents, and the bounds between them
         tar.write_bytes(data[: num_blocks * 512 - (num_blocks % 2) * 100])
         errors: list[SampleError] = []

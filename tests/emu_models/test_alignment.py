@@ -62,8 +62,13 @@ def draw_pairs(num_each: int) -> tuple[np.ndarray, list[str]]:
 
 def job_in(states: Path, **changes: Any) -> AlignmentJob:
     """Return the toy training, whose states are in `states`; its pictures are given to `train_alignment`."""
-    asked = {**places("alignment_model", (states, states), states), "states": states, "num_folds": 2, "loop": BY}
-    return AlignmentJob(**{**asked, "training": CONFIG, **changes})
+    asked: dict[str, Any] = {
+        **places("alignment_model", (states, states), states),
+        "states": states,
+        "num_folds": 2,
+        "loop": BY,
+    }
+    return AlignmentJob(**(asked | {"training": CONFIG} | changes))
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def whole_jobs(given: Path) -> list[LoopJob]:
     encoder, _ = autoencoder_job((given, given), given)
     losses = AutoencoderLossConfig(1e-6, 0.1, 0.5, PerceptualConfig("encoder", str(given / "one"), 0.1))
     encoder = replace(encoder, start_from=given / "one", training=replace(encoder.training, losses=losses))
-    elsewhere = {**places("aligned", (given, given), given), "loop": LOOP}
+    elsewhere: dict[str, Any] = {**places("aligned", (given, given), given), "loop": LOOP}
     aligned = AlignmentJob(**elsewhere, num_folds=2, training=AlignmentConfig())
     judge = JudgeJob(**elsewhere, root=given, held_share=0.3, weights=str(given / "one"), training=JudgeConfig())
     return [job, tuned, encoder, aligned, judge]

@@ -65,15 +65,15 @@ def test_a_written_caption_takes_the_place_of_the_corpus_s_everywhere_in_the_set
     assert (read_manifest(layout.curated)["caption"] == CAPTION).all()  # until it is recorded and made again
     record(layout)
     manifest = curate(layout)
-    assert manifest.loc[first, "caption"] == "a red ball" and manifest.loc[first, "long"] == "A red ball on white."  # pyright: ignore
-    assert manifest.loc[first, "captioned_by"] == "specialist-1" and pd.isna(manifest.loc[second, "long"])  # pyright: ignore
+    assert manifest.loc[first, "caption"] == "a red ball" and manifest.loc[first, "long"] == "A red ball on white."  # pyrefly: ignore
+    assert manifest.loc[first, "captioned_by"] == "specialist-1" and pd.isna(manifest.loc[second, "long"])  # pyrefly: ignore
     assert (manifest["caption_old"] == CAPTION).all() and (manifest.loc[others, "caption"] == CAPTION).all()
     assert read_captioned_by(layout) == "1 person: 2 of 4 captions, the others are the corpus's"
     (tar,) = list_shards(layout.curated)
     told = {sample.key: sample.caption for sample in read_samples(tar)}
     assert told == manifest["caption"].to_dict()
     rows = next(iter_rows(layout.curated)).set_index("key")
-    assert rows["caption"].to_dict() == told and rows.loc[first, "short"] == "a red ball"  # pyright: ignore
+    assert rows["caption"].to_dict() == told and rows.loc[first, "short"] == "a red ball"  # pyrefly: ignore
 
 
 def test_a_caption_of_another_picture_under_the_same_key_is_left_out(layout: Layout):

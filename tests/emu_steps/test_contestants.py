@@ -101,7 +101,7 @@ def test_a_model_is_compared_with_foreign_pictures_from_drawing_to_the_gate(
     draw_foreign(layout.root / "rivals" / "two", 2)
     contestants = {"ours": "data/models/quality_tuned", "one": "rivals/one", "two": "rivals/two"}
     params = write_params(contestants, ["ours", "one"], num_inference_steps=1)
-    judged = {"quality_tuned": "a" * 32}
+    judged: dict[str, str] = {"quality_tuned": "a" * 32}
     metrics, *sheets = evaluating.draw_contestants(layout, params, drawn_of(params, judged), {})
     counts = {"num_prompts": 4, "num_images": 12, "num_captions": 1, "num_prompts_cut_ours": 0}
     assert metrics == counts and sheets[0].width > 1

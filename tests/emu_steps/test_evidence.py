@@ -112,10 +112,10 @@ def test_a_faithful_model_is_no_champion_with_a_judge_that_errs(layout: Layout):
         {"max_judge_error": 0.75},
     ],
 )
-def test_a_bound_that_nothing_can_miss_or_meet_is_refused(entry: dict[str, float]):
-    given = {"name": "emu", "min_appeal_win": 0.5, "max_near_copies": 0.25}
+def test_a_bound_that_nothing_can_miss_or_meet_is_refused(entry: dict[str, Any]):
+    given: dict[str, Any] = {"name": "emu", "min_appeal_win": 0.5, "max_near_copies": 0.25}
     with pytest.raises(ValueError, match=next(iter(entry))):
-        RegisteredModel(**{**given, **entry})
+        RegisteredModel(**(given | entry))
 
 
 def all_checks() -> dict[str, Any]:

@@ -111,7 +111,7 @@ def report(
     return automatic, faithful, " ".join(page.split()), " ".join(other.split())
 
 
-JUDGED = {"quality_tuned": "a" * 32}
+JUDGED: dict[str, str] = {"quality_tuned": "a" * 32}
 
 
 def test_for_prompts_that_the_corpus_lacks_the_reports_say_what_they_cannot_say(corpus, project):

@@ -179,7 +179,8 @@ def test_twenty_votes_of_people_survive_whatever_is_made_in_whatever_order(filte
             for rater in ("anna", "ben")
             for name in ("generalist", "specialist")
         ]
-        waiting, heads = list(votes), {"generalist": [GENESIS], "specialist": [GENESIS]}
+        waiting = list(votes)
+        heads: dict[str, list[str]] = {"generalist": [GENESIS], "specialist": [GENESIS]}
         original = filtered.filtered
 
         def step(what: str) -> None:

@@ -1,5 +1,6 @@
 """`voters` in params.yaml: who may decide, what waits for people, and that labels say so."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_a_round_that_was_closed_over_these_pictures_waits_no_longer(layout: Lay
     put_plan(layout.votes("generalist"), plan)  # opened, not closed
     with pytest.raises(ValueError, match="wait for people"):
         refuse_shortage(layout, params, "generalist_votes", STUDIO)
-    put_plan(layout.votes("generalist"), RecordedPlan(**{**vars(plan), "closed": "2026-11-28"}))
+    put_plan(layout.votes("generalist"), replace(plan, closed="2026-11-28"))
     refuse_shortage(layout, params, "generalist_votes", STUDIO)
     write_filtered(layout, draw_balls(True)[::2])
     with pytest.raises(ValueError, match="pictures wait for people"):
@@ -174,7 +175,7 @@ def test_reports_on_pairs_say_who_decides_too(layout: Layout):
     items = shown_items(layout, params_with("people"), "appeal")
     vote(layout, "appeal", list(items), "B")
     for voters, lose, told in (("people", 100, "6 votes of 1 person"), ("panel", None, "voters is `panel`")):
-        params = params_with(voters)  # pyright: ignore[reportArgumentType]
+        params = params_with(voters)  # pyrefly: ignore
         section = AppealVotes(voters=params.appeal_votes.voters, num_raters=3, repeat_share=0, seed=0)
         with recorded_round(layout, "appeal", appeal_ballots(layout, section, COMPARISON)) as found:
             assert told in found.voters
@@ -190,4 +191,4 @@ def test_people_alone_need_no_judge_of_faithfulness(layout: Layout):
 
 def test_an_unknown_decider_is_refused():
     with pytest.raises(ValueError, match="'people, then panel', 'people' or 'panel'"):
-        CurationVotes(voters="nobody", num_raters=1, seed=0)  # pyright: ignore[reportArgumentType]
+        CurationVotes(voters="nobody", num_raters=1, seed=0)  # pyrefly: ignore

@@ -50,5 +50,5 @@ def record_of(plan: RoundPlan, num: int, votes: Sequence[Vote] = (), gold: dict[
 def vote_of(rater: str, item: int, decision: str, **more: Any) -> Vote:
     """A vote of a person on item k0, k1, …; of a pair A stood left, unless `side_order` says otherwise."""
     sides = {"side_order": "AB"} if decision in ("A", "B", "tie", "both", "neither") else {}
-    given = {"round": "round", "rater_kind": "person", "seen": f"s{item}", **sides, **more}
+    given: dict[str, Any] = {"round": "round", "rater_kind": "person", "seen": f"s{item}", **sides, **more}
     return Vote(rater=rater, key=f"k{item}", decision=decision, **given)

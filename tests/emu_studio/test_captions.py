@@ -93,7 +93,7 @@ def test_words_and_sentences_are_counted_in_any_script():
 @given(st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=20), st.text("abc", max_size=20))
 def test_the_edit_distance_is_levenshteins(first: str, second: str):
     """DuckDB's as the oracle."""
-    (expected,) = CONNECTION.execute("SELECT levenshtein(?, ?)", [first, second]).fetchone()  # pyright: ignore
+    (expected,) = CONNECTION.execute("SELECT levenshtein(?, ?)", [first, second]).fetchone()  # pyrefly: ignore
     assert edit_distance(first, second) == edit_distance(second, first) == expected
 
 
@@ -163,7 +163,7 @@ def test_an_item_with_a_caption_is_finished_also_after_a_restart(round_: tuple[D
 def test_a_draft_is_kept_with_its_distance_and_flagged_where_it_is_unedited(round_: tuple[Database, Queue, Person]):
     database, queue, anna = round_
     before = draft("0000.png")
-    texts = [
+    texts: list[dict[str, Any]] = [
         {"short": before["short"], "long": "Soft patches of pale light.", "used_draft": True},
         {"short": SHORT, "long": LONG},  # written without it
         {"short": SHORT, "long": before["long"]},  # the page says that it was not used, the words say that it was

@@ -48,7 +48,7 @@ def test_no_request_breaks_the_server_or_the_chain(tmp_path: Path, is_lead: bool
         @settings(
             max_examples=40, deadline=None, suppress_health_check=[*HealthCheck.__members__.values()], database=None
         )
-        @given(case=found.ok().as_strategy())  # pyright: ignore
+        @given(case=found.ok().as_strategy())  # pyrefly: ignore
         def check(case: schemathesis.Case) -> None:
             answer = case.call(cookies={COOKIE: cookie}, headers={"X-CSRF-Token": csrf})
             case.validate_response(answer, checks=[not_a_server_error, response_schema_conformance])

@@ -1,5 +1,6 @@
 """A lead's numbers, against cases counted by hand; what a comparison shows, and when."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -121,8 +122,7 @@ def test_a_planned_comparison_is_hidden_until_its_number_and_then_shows_just_tha
 def test_a_closed_comparison_is_not_hidden():
     plan = default_plan("appeal", raters_per_item=PER_PROMPT, planned_prompts=10)
     record = record_of(plan, 12, votes_on(6, 6))
-    closed = record.round.__class__(**{**vars(record.round), "closed": "2026-11-27T12:00:00.000Z"})
-    record.round = closed
+    record.round = replace(record.round, closed="2026-11-27T12:00:00.000Z")
     found = result_of(record)
     assert not is_hidden(record) and found and found.num_prompts == 6 and not found.is_anytime
 

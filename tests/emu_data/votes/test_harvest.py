@@ -252,7 +252,7 @@ def test_the_work_for_a_batch_of_200_000_items_is_bounded():
 
     num_lines = 0
 
-    def trace(frame, event, _):
+    def trace(frame: Any, event: str, _: Any) -> Any:
         nonlocal num_lines
         num_lines += event == "line"
         return trace
@@ -279,7 +279,7 @@ def test_scores_are_those_of_the_whole_in_chunks_and_from_a_memory_map(tmp_path:
     probe, other = fit_probe(embeddings, labels), fit_probe(on_disk, labels)
     assert np.array_equal(probe.weights, other.weights)
     np.testing.assert_allclose(probe.scores(on_disk), embeddings @ probe.weights + probe.bias, rtol=1e-5, atol=1e-5)
-    assert stats.spearmanr(probe.scores(embeddings), embeddings[:, 0]).statistic > 0.9  # pyright: ignore
+    assert stats.spearmanr(probe.scores(embeddings), embeddings[:, 0]).statistic > 0.9  # pyrefly: ignore
     with pytest.raises(ValueError, match="both kinds"):
         fit_probe(embeddings, dict.fromkeys(range(5), True))
 
@@ -290,7 +290,7 @@ def test_a_probe_ranks_the_same_whatever_the_length_and_the_centre_of_the_embedd
     labels = {row: bool(corpus.is_needle[row]) for row in range(300)}
     scores = fit_probe(corpus.embeddings, labels).scores(corpus.embeddings)
     moved = (scale * (corpus.embeddings + 3)).astype(np.float32)
-    assert stats.spearmanr(scores, fit_probe(moved, labels).scores(moved)).statistic > 0.999  # pyright: ignore
+    assert stats.spearmanr(scores, fit_probe(moved, labels).scores(moved)).statistic > 0.999  # pyrefly: ignore
 
 
 # ---- stopping

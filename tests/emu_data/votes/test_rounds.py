@@ -60,7 +60,8 @@ def test_what_counts_of_a_panel_is_what_it_says_now_where_no_person_voted(histor
 
     with tempfile.TemporaryDirectory() as folder:
         log = open_log(Path(folder))
-        given_votes, heads = [], [GENESIS]
+        given_votes: list[Vote] = []
+        heads: list[str] = [GENESIS]
         for kind, first, second in history:
             if kind == "panel":
                 append_panel(log, panel(first, second), ITEMS)

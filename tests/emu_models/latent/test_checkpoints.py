@@ -47,8 +47,10 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 def tune(corpus, start_from: Path, folder: Path, adapters: Adapters | None = None, loop: LoopConfig = LOOP) -> Path:
     """Tune at 24 px, not at the 32 px at which the checkpoints draw; return the folder of the result."""
+    where = places("tuned", corpus, folder)
+    where["resolution"] = 24
     job = DenoiserJob(
-        **{**places("tuned", corpus, folder), "resolution": 24},
+        **where,
         loop=loop,
         start_from=start_from,
         num_text_tokens=12,

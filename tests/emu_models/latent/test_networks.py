@@ -162,7 +162,7 @@ def test_the_text_changes_what_the_denoiser_predicts(text, middle):
 
 def test_unknown_middle_and_unequal_levels_are_refused():
     with pytest.raises(ValueError, match="middle"):
-        DenoiserConfig((32,), (False,), 1, middle="none")  # pyright: ignore[reportArgumentType]
+        DenoiserConfig((32,), (False,), 1, middle="none")  # pyrefly: ignore
     with pytest.raises(ValueError, match="widths"):
         DenoiserConfig((32, 64), (False,), 1)
     with pytest.raises(ValueError, match="multiple of head_width 64"):
