@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from emu_data.samples import Sample, make_key
 from emu_data.sources.npm import fetch_package
-from emu_data.sources.packages import STYLES
+from emu_data.sources.styles import STYLES
 
 # Bundled with scikit-image, without those that show writing (page, text, logo, clock) and without microscopy. The
 # astronaut's patches have letters, as pictures from the web do.

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -164,6 +162,8 @@ def _plain(value: Any) -> Any:
         return sorted(_plain(item) for item in value)
     if isinstance(value, Path):
         return value.as_posix()
+    import numpy as np  # here, because every command imports this module and few have a number of numpy's
+
     if isinstance(value, np.generic):
         return value.item()
     raise ValueError(f"cannot write a {type(value).__name__} as JSON: turn it into numbers, text, lists or dicts first")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage
+import scipy  # its parts are loaded when they are first used
 
 from emu_reports.page import Card, Picture, Run, describe_run, write_report
 from emu_reports.paper import RECONSTRUCTION, RECONSTRUCTION_NOTE
@@ -104,9 +104,9 @@ def find_detail(picture: np.ndarray, size: int = CROP) -> tuple[int, int]:
     """Return the corner (y, x) of the window of `size` px per side that has the most fine detail (energy of the
     Laplacian) in a picture, uint8 (H, W, 3).
     """
-    energy = ndimage.laplace(picture.astype(float).mean(-1)) ** 2
+    energy = scipy.ndimage.laplace(picture.astype(float).mean(-1)) ** 2
     size = min(size, *picture.shape[:2])
-    sums = ndimage.uniform_filter(energy, size, mode="constant")
+    sums = scipy.ndimage.uniform_filter(energy, size, mode="constant")
     half = size // 2
     inner = sums[half : half + picture.shape[0] - size + 1, half : half + picture.shape[1] - size + 1]
     y, x = np.unravel_index(int(np.argmax(inner)), inner.shape)

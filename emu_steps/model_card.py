@@ -14,7 +14,7 @@ from emu_steps.choosing import read_captioned_by, read_chosen_by
 from emu_steps.layout import Layout
 from emu_steps.params import Params, tunes_ours
 
-# As the packages state them; see emu_data/sources/packages.py.
+# As the packages state them; see emu_data/sources/styles.py.
 DEMO_LICENCES = {
     "google": "Noto emoji by emoji-datasource-google (pictures Apache-2.0)",
     "twitter": "Twemoji by emoji-datasource-twitter (pictures CC-BY-4.0, © Twitter and contributors)",

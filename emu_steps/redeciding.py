@@ -98,7 +98,8 @@ def parse_changes(params: Params, texts: Sequence[str]) -> tuple[Thresholds, Fil
 
 
 def show_funnel(layout: Layout, params: Params, texts: Sequence[str], gate: str | None = None) -> None:
-    """Print the ledger's funnel or, with `texts`, the funnel before and after the changes; write data/reports/funnel/.
+    """Print the ledger's funnel or, with `texts`, the funnel before and after the changes, which data/reports/funnel/
+    then shows, too.
 
     gate: also list some rows that this gate rejected. Raises ValueError if there is no such gate.
     """
@@ -126,11 +127,11 @@ def show_funnel(layout: Layout, params: Params, texts: Sequence[str], gate: str 
             _print_unmeasured(console, after[UNMEASURED], estimate_unmeasured(con, policy))
         if gate is not None:
             _print_examples(console, con, now, gate)
-        findings = read_findings(con, layout.raw, layout.signals, layout.damage, after, now)
-    report = layout.report("funnel")
-    write_funnel_report(
-        report, findings, {}, Run(params.profile, params.toy), before, [str(change) for change in changes]
-    )
+        report = layout.report("funnel" if changes else "filtered_corpus")
+        if changes:
+            findings = read_findings(con, layout.raw, layout.signals, layout.damage, after, now)
+            run, told = Run(params.profile, params.toy), [str(change) for change in changes]
+            write_funnel_report(report, findings, {}, run, before, told)
     for change in changes:
         line = _line_of(layout, change)
         console.print(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,14 @@ class LockFile:
         self.journal = self.own / "journal.json"
 
     def stages(self) -> dict[str, Any]:
-        """Return stage -> entry. While another process lets DVC write, these are the earlier entries."""
+        """Return stage -> entry, not to be changed; while another process lets DVC write, the earlier entries."""
         self.repair()
         before = self._read_journal()
         content = self._content()
         during = before or self._read_journal()  # another process may have begun one while we read
         if during is not None:
             content = during["earlier"].encode() if during["earlier"] is not None else None
-        return ((parse_yaml(content) if content else None) or {}).get("stages") or {}
+        return _stages(content)
 
     @contextmanager
     def guard(self, before: Snapshot | None, writer: psutil.Process | None = None) -> Iterator[None]:
@@ -228,8 +229,14 @@ def find_repro() -> psutil.Process:
     return parents[0]
 
 
+@lru_cache(maxsize=8)  # a command asks for the same bytes a hundred times
+def _parse(content: bytes) -> Any:
+    """Return what a YAML document holds, not to be changed. Raises yaml.YAMLError."""
+    return parse_yaml(content)
+
+
 def _stages(content: bytes | None) -> dict[str, Any]:
-    return (parse_yaml(content or b"") or {}).get("stages") or {}
+    return (_parse(content or b"") or {}).get("stages") or {}
 
 
 def _is_lock(content: bytes | None) -> bool:
@@ -237,7 +244,7 @@ def _is_lock(content: bytes | None) -> bool:
     if content is None:
         return True
     try:
-        return isinstance(parse_yaml(content), dict) and isinstance(_stages(content), dict)
+        return isinstance(_parse(content), dict) and isinstance(_stages(content), dict)
     except (yaml.YAMLError, AttributeError):
         return False
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special  # quantiles come from here: importing scipy.stats takes half a second
+import scipy  # its parts are loaded when they are first used
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def exact_rate(num: float, total: float, confidence: float = 0.95) -> Interval:
     if not total:
         return Interval(float("nan"), 0.0, 100.0)
     tail = (1 - confidence) / 2
-    low = float(special.betaincinv(num, total - num + 1, tail)) if num else 0.0
-    high = float(special.betainccinv(num + 1, total - num, tail)) if num < total else 1.0
+    low = float(scipy.special.betaincinv(num, total - num + 1, tail)) if num else 0.0
+    high = float(scipy.special.betainccinv(num + 1, total - num, tail)) if num < total else 1.0
     return Interval(100 * num / total, 100 * low, 100 * high)
 
 
@@ -62,13 +62,11 @@ def paired_difference(num_won: float, num_lost: float, num_pairs: float, confide
     z^2 / (n + z^2), not a point. Without pairs it is -100 to 100 and the estimate NaN. Raises ValueError if the counts
     do not fit together.
     """
-    from scipy import optimize
-
     if num_won < 0 or num_lost < 0 or num_won + num_lost > num_pairs * (1 + 1e-9):  # sums of shares are inexact
         raise ValueError(f"{num_won} won and {num_lost} lost of {num_pairs} pairs: the counts do not fit together")
     if not num_pairs:
         return Interval(float("nan"), -100.0, 100.0)
-    z = float(special.ndtri(0.5 + confidence / 2))
+    z = float(scipy.special.ndtri(0.5 + confidence / 2))
     estimate = (num_won - num_lost) / num_pairs
 
     def score(difference: float) -> float:
@@ -86,9 +84,9 @@ def paired_difference(num_won: float, num_lost: float, num_pairs: float, confide
     edge = 1e-12  # keeps away from -1 and 1, where the variance is 0
     low = high = estimate
     if estimate > -1:
-        low = float(optimize.brentq(lambda d: min(score(d), 2 * z) - z, -1 + edge, estimate))  # type: ignore
+        low = float(scipy.optimize.brentq(lambda d: min(score(d), 2 * z) - z, -1 + edge, estimate))  # type: ignore
     if estimate < 1:
-        high = float(optimize.brentq(lambda d: max(score(d), -2 * z) + z, estimate, 1 - edge))  # type: ignore
+        high = float(scipy.optimize.brentq(lambda d: max(score(d), -2 * z) + z, estimate, 1 - edge))  # type: ignore
     return Interval(100 * estimate, 100 * low, 100 * high)
 
 
@@ -99,9 +97,7 @@ def auc_interval(value: float, num_first: int, num_second: int, confidence: floa
     It takes Hanley and McNeil's variance at each end of the interval, so that an AUC of 1 from a few rows does not look
     certain.
     """
-    from scipy import optimize
-
-    z = float(special.ndtri(0.5 + confidence / 2))
+    z = float(scipy.special.ndtri(0.5 + confidence / 2))
     half = (num_first + num_second) / 2 - 1
 
     def variance(auc: float) -> float:
@@ -112,8 +108,8 @@ def auc_interval(value: float, num_first: int, num_second: int, confidence: floa
         return abs(auc - value) - z * math.sqrt(variance(auc))
 
     near = 1e-9  # at 0 and 1 the variance is 0, and the estimate its own limit
-    low = 0.0 if value <= near else float(optimize.brentq(beyond, 0.0, min(value, 1 - near)))  # type: ignore
-    high = 1.0 if value >= 1 - near else float(optimize.brentq(beyond, max(value, near), 1.0))  # type: ignore
+    low = 0.0 if value <= near else float(scipy.optimize.brentq(beyond, 0.0, min(value, 1 - near)))  # type: ignore
+    high = 1.0 if value >= 1 - near else float(scipy.optimize.brentq(beyond, max(value, near), 1.0))  # type: ignore
     return Interval(value, low, high)
 
 
@@ -126,8 +122,6 @@ def bootstrap_mean(
     If all values are equal, or there is only one, nothing is known about the mean's spread: low and high are NaN.
     Raises ValueError if there are no values, or some are not finite.
     """
-    from scipy import stats
-
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"a mean needs at least one value in one dimension, but the shape is {values.shape}")
@@ -137,9 +131,9 @@ def bootstrap_mean(
     if np.all(values == values[0]):
         return Interval(mean, float("nan"), float("nan"))
     if len(values) < MIN_BOOTSTRAP:
-        half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
+        half = float(scipy.stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * scipy.stats.sem(values))
         return Interval(mean, mean - half, mean + half)
-    interval = stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (values,),
         np.mean,
         confidence_level=confidence,

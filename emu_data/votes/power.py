@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from scipy import special
+import scipy  # its parts are loaded when they are first used
 
 from emu_data.votes.intervals import Interval, exact_rate, is_above, paired_difference
 
@@ -22,7 +22,7 @@ def trials_for_share(share: float, bound: float, confidence: float = 0.95, power
     """
     if not share > bound:
         return None
-    z, z_power = _z(confidence), float(special.ndtri(power))
+    z, z_power = _z(confidence), float(scipy.special.ndtri(power))
     spread = z * math.sqrt(bound * (1 - bound)) + z_power * math.sqrt(share * (1 - share))
     return _first(
         (spread / (share - bound)) ** 2,
@@ -45,7 +45,7 @@ def prompts_for_non_inferiority(
     difference = win - lose
     if not difference > -margin:
         return None
-    spread = (_z(confidence) + float(special.ndtri(power))) ** 2 * (win + lose - difference**2)
+    spread = (_z(confidence) + float(scipy.special.ndtri(power))) ** 2 * (win + lose - difference**2)
     return _first(
         max(at_least, spread / (difference + margin) ** 2),
         lambda n: paired_difference(win * n, lose * n, n, confidence),
@@ -69,4 +69,4 @@ def _first(start: float, interval: Callable[[int], Interval], passes: Callable[[
 
 
 def _z(confidence: float) -> float:
-    return float(special.ndtri(0.5 + confidence / 2))
+    return float(scipy.special.ndtri(0.5 + confidence / 2))

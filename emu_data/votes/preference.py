@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy  # its parts are loaded when they are first used
 
 from emu_data.votes.intervals import Interval, bootstrap_rate, exact_rate, paired_difference
 
@@ -148,10 +149,8 @@ def decided_rate(num_won: int, num_lost: int, confidence: float = 0.95) -> Inter
 
 def sign_test(num_won: int, num_lost: int) -> float:
     """Return the two-sided p of `num_won` against `num_lost` prompts under a fair coin; 1.0 without prompts."""
-    from scipy import stats
-
     num_decided = num_won + num_lost
-    return float(stats.binomtest(num_won, num_decided, 0.5).pvalue) if num_decided else 1.0
+    return float(scipy.stats.binomtest(num_won, num_decided, 0.5).pvalue) if num_decided else 1.0
 
 
 def position_bias(votes: pd.DataFrame) -> PositionBias:
@@ -161,14 +160,14 @@ def position_bias(votes: pd.DataFrame) -> PositionBias:
     probability 1/2, independently of the others and of which model is better: an exact binomial test on single votes is
     valid here, although votes on one prompt resemble each other.
     """
-    from scipy import stats
-
     check_table(votes)
     chosen = votes.loc[votes["decision"].isin(["A", "B"])]
     if chosen.empty:
         return PositionBias(0, float("nan"), 1.0)
     num_left = int((chosen["decision"] == chosen["side_order"].str[0]).sum())
-    return PositionBias(len(chosen), num_left / len(chosen), float(stats.binomtest(num_left, len(chosen), 0.5).pvalue))
+    return PositionBias(
+        len(chosen), num_left / len(chosen), float(scipy.stats.binomtest(num_left, len(chosen), 0.5).pvalue)
+    )
 
 
 def self_consistency(votes: pd.DataFrame, repeats: pd.DataFrame) -> SelfConsistency:

@@ -73,7 +73,7 @@ class RawCorpus(Section):
                     wrong["subjects", concept, i] = "a subject needs a name, as in emoji.json"
                 wrong |= unknown_names(("subjects", concept, i), subject, SUBJECT)
         if self.styles:
-            from emu_data.sources.packages import STYLES
+            from emu_data.sources.styles import STYLES
 
             wrong |= unknown_names(("styles",), self.styles, STYLES)
         if self.source == "packages":

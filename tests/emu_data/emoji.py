@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from emu_data.sources.npm import PackageUnavailable, fetch_package
-from emu_data.sources.packages import STYLES
+from emu_data.sources.styles import STYLES
 
 PREFIXES = {  # name in tests -> the demo's style and its folder in the package
     "google": ("google", "package/img/google/64/"),

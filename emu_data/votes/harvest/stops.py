@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import special
+import scipy  # its parts are loaded when they are first used
 
 from emu_data.formatting import format_count, format_share
 from emu_data.votes.harvest.plan import QueuePlan
@@ -109,7 +109,7 @@ def required_rank(num_keepers: int, recall: float = RECALL, confidence: float = 
     """
     _check(recall, confidence)
     ranks = np.arange(1, num_keepers + 1)
-    is_enough = special.bdtr(ranks - 1.0, num_keepers, recall) >= confidence
+    is_enough = scipy.special.bdtr(ranks - 1.0, num_keepers, recall) >= confidence
     return int(ranks[np.argmax(is_enough)]) if is_enough.any() else None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+import scipy  # its parts are loaded when they are first used
 from skimage.color import rgb2lab
 
 from emu_data.votes.items import Pair, keys_of, stack_pictures
@@ -42,7 +42,7 @@ def prepare(images: np.ndarray) -> Plate:
     rgb = resize_all(images, JUDGE_SIZE).astype(np.float32)
     grey = rgb @ _LUMA
     slope_y, slope_x = (part[..., 0] for part in gradients(grey[..., None]))
-    median = ndimage.median_filter(rgb, (1, 3, 3, 1))
+    median = scipy.ndimage.median_filter(rgb, (1, 3, 3, 1))
     calm_lab = rgb2lab(median / 255).astype(np.float32)
     return Plate(rgb, grey, np.hypot(slope_y, slope_x), slope_y, slope_x, calm_lab)
 
@@ -69,8 +69,8 @@ def sharpness(plate: Plate) -> np.ndarray:
     """Log variance of the Laplacian (Pech-Pacheco et al. 2000) of the luma, median-filtered so that noise does not
     count as detail; 0 at 3.5, 1 at 7.
     """
-    grey = ndimage.median_filter(plate.grey, (1, 3, 3))
-    variance = np.array([ndimage.laplace(one).var() for one in grey])
+    grey = scipy.ndimage.median_filter(plate.grey, (1, 3, 3))
+    variance = np.array([scipy.ndimage.laplace(one).var() for one in grey])
     return _ramp(np.log1p(variance), 3.5, 7)
 
 
@@ -92,7 +92,7 @@ def edge_coherence(plate: Plate) -> np.ndarray:
     0.5, 1 at 0.85.
     """
     xx, yy, xy = (
-        ndimage.gaussian_filter(product, (0, 1.5, 1.5))
+        scipy.ndimage.gaussian_filter(product, (0, 1.5, 1.5))
         for product in (plate.slope_x**2, plate.slope_y**2, plate.slope_x * plate.slope_y)
     )
     coherence = np.sqrt((xx - yy) ** 2 + 4 * xy**2) / (xx + yy + 1e-3)
@@ -105,7 +105,7 @@ def noiselessness(plate: Plate) -> np.ndarray:
     hardly affect; 1 at 2 or less, 0 at 25.
     """
     mask = np.array([[[1, -2, 1], [-2, 4, -2], [1, -2, 1]]], np.float32)
-    return _ramp(np.median(np.abs(ndimage.correlate(plate.grey, mask)), axis=(1, 2)), 25, 2)
+    return _ramp(np.median(np.abs(scipy.ndimage.correlate(plate.grey, mask)), axis=(1, 2)), 25, 2)
 
 
 def calm(plate: Plate) -> np.ndarray:

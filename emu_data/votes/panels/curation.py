@@ -16,8 +16,8 @@ from statistics import NormalDist
 from typing import Literal, cast
 
 import numpy as np
+import scipy  # its parts are loaded when they are first used
 from PIL import Image
-from scipy import ndimage
 from skimage.color import rgb2lab
 
 from emu_data.votes.items import Picture, keys_of, stack_pictures
@@ -65,7 +65,7 @@ def look_at(images: np.ndarray) -> Look:
     )
     ground = np.median(border, axis=1)
     subject = np.linalg.norm(lab - ground[:, None, None], axis=-1) > GROUND_DISTANCE
-    inside = ndimage.binary_erosion(subject, np.ones((1, 5, 5), bool), border_value=1)
+    inside = scipy.ndimage.binary_erosion(subject, np.ones((1, 5, 5), bool), border_value=1)
     # A subject of thin lines has no inside; then all of it counts as inside.
     is_thin = inside.sum((1, 2)) < 0.2 * subject.sum((1, 2))
     inside[is_thin] = subject[is_thin]
@@ -87,14 +87,14 @@ def gradients(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     over N and C.)
     """
     slope, smooth = np.array([-1.0, 0.0, 1.0]) / 2, np.array([1.0, 2.0, 1.0]) / 4
-    along_y = ndimage.correlate1d(ndimage.correlate1d(planes, slope, axis=1), smooth, axis=2)
-    along_x = ndimage.correlate1d(ndimage.correlate1d(planes, slope, axis=2), smooth, axis=1)
+    along_y = scipy.ndimage.correlate1d(scipy.ndimage.correlate1d(planes, slope, axis=1), smooth, axis=2)
+    along_x = scipy.ndimage.correlate1d(scipy.ndimage.correlate1d(planes, slope, axis=2), smooth, axis=1)
     return along_y, along_x
 
 
 def _mean_around(planes: np.ndarray) -> np.ndarray:
     """Return the mean over 3 x 3 pixels of (N, H, W) or (N, H, W, C) planes."""
-    return ndimage.uniform_filter1d(ndimage.uniform_filter1d(planes, 3, axis=1), 3, axis=2)
+    return scipy.ndimage.uniform_filter1d(scipy.ndimage.uniform_filter1d(planes, 3, axis=1), 3, axis=2)
 
 
 def tonal_range(look: Look) -> np.ndarray:
@@ -170,12 +170,12 @@ def clean_ground(look: Look) -> np.ndarray:
     largest connected part is all of the subject, 0.4 if it is half of it or less.
     """
     distance = np.linalg.norm(look.lab - look.ground_lab[:, None, None], axis=-1)
-    opened = ndimage.binary_opening(look.subject, np.ones((1, 2, 2), bool))
-    away = np.logical_not(ndimage.binary_dilation(opened, np.ones((1, 5, 5), bool)))
+    opened = scipy.ndimage.binary_opening(look.subject, np.ones((1, 2, 2), bool))
+    away = np.logical_not(scipy.ndimage.binary_dilation(opened, np.ones((1, 5, 5), bool)))
     restless = _share(distance > 2.0, away)
     marks = np.zeros(len(look.lab))
     for index, mask in enumerate(look.subject):
-        parts, num_parts = cast(tuple[np.ndarray, int], ndimage.label(mask, np.ones((3, 3))))
+        parts, num_parts = cast(tuple[np.ndarray, int], scipy.ndimage.label(mask, np.ones((3, 3))))
         if num_parts:
             largest = np.bincount(parts.ravel())[1:].max() / mask.sum()
             marks[index] = _ramp(restless[index], 0.04, 0.002) * (0.4 + 0.6 * _ramp(largest, 0.5, 1.0))
