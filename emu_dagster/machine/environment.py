@@ -4,6 +4,7 @@ The Makefile exports the same variables; these are for `emu`, `dagster` or `pyte
 """
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -56,11 +57,16 @@ def imports_without(*packages: str) -> Iterator[None]:
     """Import inside as if these packages were not installed, so that libraries skip their optional parts.
 
     Packages that are already imported stay. What was imported inside lacks the optional parts until the process ends.
+    Warnings are not logged inside: a library would say that a hidden package is not installed.
     """
     hidden = [name for name in packages if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is Python's own way to block an import
+    before = logging.root.manager.disable
+    if hidden:
+        logging.disable(logging.WARNING)
     try:
         yield
     finally:
+        logging.disable(before)
         for name in hidden:
             sys.modules.pop(name, None)

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import sys
 
 import pytest
@@ -22,3 +23,10 @@ def test_what_was_imported_before_stays() -> None:
     with imports_without("sys", "importlib"):
         assert importlib.import_module("sys") is sys
     assert sys.modules["sys"] is sys
+
+
+def test_no_library_says_that_a_hidden_package_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+    with imports_without("colorsys"):
+        logging.getLogger("some.library").warning("colorsys is not installed")
+    logging.getLogger("some.library").warning("after it")
+    assert [record.message for record in caplog.records] == ["after it"]
