@@ -25,7 +25,10 @@ def test_what_was_imported_before_stays() -> None:
     assert sys.modules["sys"] is sys
 
 
-def test_no_library_says_that_a_hidden_package_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_library_says_that_a_hidden_package_is_missing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     with imports_without("colorsys"):
         logging.getLogger("some.library").warning("colorsys is not installed")
     logging.getLogger("some.library").warning("after it")
