@@ -1,4 +1,5 @@
-"""The gates that compare pictures: of near-twins one is kept, then exactly N pictures under concept quotas.
+"""The gates on the whole corpus: of near-twins one is kept, then what is large enough to be curated, then exactly N
+pictures under concept quotas.
 
 Emu paper, section 3.3: balancing over visual concepts by a classifier; the paper does not give its quotas. Results do
 not depend on the order of the rows or the number of threads: every sort ends with the key. DuckDB does the work over
@@ -30,6 +31,8 @@ class CorpusPolicy:
 
     Args:
         min_similarity: 0..1, between the looks of a near-twin and those of the centre of its cluster.
+        min_side: px of the shorter side that a picture needs to be curated; None for any. (A smaller one may be
+            pretrained on at a lower resolution.)
         keep_best_by: columns that decide which picture of a cluster of near-twins is kept: the largest value of the
             first column that differs, then the smallest key.
         num_images: how many to keep, exactly; None keeps all that are not duplicates, without quotas.
@@ -41,6 +44,7 @@ class CorpusPolicy:
     """
 
     min_similarity: float = MIN_SIMILARITY
+    min_side: int | None = None
     keep_best_by: tuple[str, ...] = KEEP_BEST_BY
     num_images: int | None = None
     min_share: float = 0.0
@@ -62,8 +66,8 @@ class Decision:
     """What the gates decided. counts: gate -> rows that failed it first; "" -> rows kept. concepts_before,
     concepts_after: concept -> rows that passed the row gates, rows that were kept.
 
-    The rows are in tables of the connection: `passed` (key, shard, concept, …), `duplicates` (key, shard, duplicate_of)
-    and `over` (key, shard; beyond the quota).
+    The rows are in tables of the connection: `passed` (key, shard, concept, …), `duplicates` (key, shard,
+    duplicate_of), `small` (key, shard; below min_side) and `over` (key, shard; beyond the quota).
     """
 
     counts: Mapping[str, int]
@@ -84,10 +88,11 @@ def final_ledger(source: Path, out: Path, policy: CorpusPolicy, num_threads: int
         con.execute("""
             CREATE TEMP TABLE changes AS
             SELECT l.key, l.shard, c.cluster, d.duplicate_of,
-                CASE WHEN d.key IS NOT NULL THEN 'duplicate' WHEN o.key IS NOT NULL THEN 'quota' END AS gate
+                CASE WHEN d.key IS NOT NULL THEN 'duplicate' WHEN s.key IS NOT NULL THEN 'size'
+                    WHEN o.key IS NOT NULL THEN 'quota' END AS gate
             FROM ledger l LEFT JOIN clusters c USING (key)
-            LEFT JOIN duplicates d USING (key) LEFT JOIN over o USING (key)
-            WHERE coalesce(c.key, d.key, o.key) IS NOT NULL
+            LEFT JOIN duplicates d USING (key) LEFT JOIN small s USING (key) LEFT JOIN over o USING (key)
+            WHERE coalesce(c.key, d.key, s.key, o.key) IS NOT NULL
             ORDER BY l.shard, l.key
         """)
         for file in sorted(Path(source).glob("*.parquet")):
@@ -116,9 +121,10 @@ def decide_corpus(con: "DuckDBPyConnection", gate: str, policy: CorpusPolicy) ->
     """
     columns = ledger_columns(con)
     needed = {*policy.keep_best_by, *([policy.order_by] if policy.order_by else [])}
+    needed |= {"min_side"} if policy.min_side is not None else set()
     if unknown := sorted(needed - set(columns)):
         raise ValueError(
-            f"the ledger has no column {', '.join(unknown)}, which keep_best_by or order_by names; "
+            f"the ledger has no column {', '.join(unknown)}, which keep_best_by, order_by or min_curated_side needs; "
             f"its columns: {', '.join(sorted(columns))}"
         )
     has_clusters = con.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'clusters'").fetchone()
@@ -137,14 +143,19 @@ def decide_corpus(con: "DuckDBPyConnection", gate: str, policy: CorpusPolicy) ->
         SELECT key, shard, concept, first_value(key) OVER w AS duplicate_of FROM passed WHERE cluster IS NOT NULL
         WINDOW w AS (PARTITION BY cluster ORDER BY {best}key) QUALIFY row_number() OVER w > 1
     """)
-    before = _concepts(con, "passed")
-    less = _concepts(con, "duplicates")
-    unique = {name: n - less.get(name, 0) for name, n in before.items() if n > less.get(name, 0)}
+    con.execute(f"""
+        CREATE OR REPLACE TEMP TABLE small AS SELECT key, shard, concept FROM passed ANTI JOIN duplicates USING (key)
+        WHERE {"false" if policy.min_side is None else f"min_side < {policy.min_side}"}
+    """)
+    before, twins_of, small = (_concepts(con, name) for name in ("passed", "duplicates", "small"))
+    left = {name: num - twins_of.get(name, 0) - small.get(name, 0) for name, num in before.items()}
+    unique = {name: num for name, num in left.items() if num}
     quotas = unique
     if policy.num_images is not None:
         quotas = share_out(unique, policy.num_images, policy.min_share, policy.max_share)
     _create_over(con, quotas, policy)
-    counts["duplicate"] = sum(less.values())
+    counts["duplicate"] = sum(twins_of.values())
+    counts["size"] = sum(small.values())
     counts["quota"] = sum(unique.values()) - sum(quotas.values())
     counts[""] = sum(quotas.values())
     return Decision(counts, before, {name: n for name, n in quotas.items() if n})
@@ -187,7 +198,8 @@ def _create_over(con: "DuckDBPyConnection", quotas: Mapping[str, int], policy: C
     con.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE over AS
-        SELECT key, shard FROM passed ANTI JOIN duplicates USING (key) JOIN quotas USING (concept)
+        SELECT key, shard FROM passed ANTI JOIN duplicates USING (key) ANTI JOIN small USING (key)
+            JOIN quotas USING (concept)
         QUALIFY row_number() OVER (PARTITION BY concept ORDER BY {order}md5_number(? || key), key) > quota
     """,
         [f"{policy.seed}:"],

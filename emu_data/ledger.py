@@ -6,7 +6,7 @@ thresholds than the demo's drawings: DataComp's basic filter takes min_side 200,
 more than 5 characters; COYO max_occurrences 10; LAION-400M min_alignment 0.3 of ViT-B/32. LIMITS is the only place that
 says which value is compared with which threshold; `gate_sql` makes it one expression for DuckDB, used for a group of
 shards in memory (`decide`) and for a corpus on disk (`open_ledger`). The gates of this module need one row; those that
-compare rows (duplicate, quota) are in corpus_gates.py.
+compare rows (duplicate, quota), or look at what is left of them (size), are in corpus_gates.py.
 """
 
 import tempfile
@@ -30,7 +30,9 @@ ROW_GATES = ("readable", "geometry", "blank", "caption", "safety", "text_area", 
 # Not a gate's verdict: no gate failed, but a signal that a gate needs was not measured, since an earlier policy had
 # already rejected the row. A re-decision reports how many rows would still have to be measured.
 UNMEASURED = "unmeasured"
-GLOBAL_GATES = ("duplicate", "quota")
+GLOBAL_GATES = ("duplicate", "size", "quota")
+# First failed gates of rows with which nothing is wrong: what `size` and `quota` leave out may be pretrained on.
+SOUND = ("", "size", "quota")
 GATES = (*ROW_GATES, UNMEASURED, *GLOBAL_GATES)
 
 MEMORY_LIMIT = "2GB"  # of DuckDB, which spills to disk beyond it; chosen here

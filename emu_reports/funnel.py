@@ -30,6 +30,7 @@ QUESTIONS = {
     "popularity": "Do people like it?",
     UNMEASURED: "Have all the values that these gates need been measured? (If not, an earlier policy had rejected it.)",
     "duplicate": "Is it the best of its near-twins?",
+    "size": "Is it large enough to be curated?",
     "quota": "Is there room for it in its concept's quota?",
 }
 NUM_EXAMPLES = 8  # per gate; chosen here

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from emu_data.files import atomic_dir, write_parquet
 from emu_data.formatting import format_number
-from emu_data.ledger import read_ledger
+from emu_data.ledger import SOUND, read_ledger
 from emu_data.shards import read_images, read_manifest
 from emu_models.latent.folders import inspect_checkpoint
 from emu_reports.sheets import contact_sheet
@@ -47,7 +47,7 @@ def choose_prompts(layout: Layout, params: Params) -> tuple[pd.DataFrame, dict[s
 
     section, counts = params.evaluation_images, dict[str, int]()
     ledger = read_ledger(layout.filtered / "ledger")
-    captions = ledger.loc[ledger["first_failed_gate"].isin(["", "quota", "duplicate"]), "caption"].dropna()
+    captions = ledger.loc[ledger["first_failed_gate"].isin([*SOUND, "duplicate"]), "caption"].dropna()
     names = {caption.strip(): caption for caption in sorted(set(captions), reverse=True)}
     fixed = set(section.fixed_prompts)
     num_rest = None if section.num_prompts is None else section.num_prompts - len(fixed)
@@ -217,7 +217,7 @@ def report_automatically(
     subjects = known_subjects(prompts, layout.model("faithfulness_judge"))
     named, mask = subjects[subjects != ""].tolist(), (subjects != "").to_numpy()
     ledger = read_ledger(layout.filtered / "ledger")
-    real_rows = ledger[ledger["first_failed_gate"].isin(["", "quota"])].sort_values("key")
+    real_rows = ledger[ledger["first_failed_gate"].isin(SOUND)].sort_values("key")
     captions = sorted({*real_rows["caption"].dropna(), *named})
     curated = read_manifest(layout.curated)
     size = params.quality_tuned.resolution

@@ -249,6 +249,7 @@ def corpus_policy(section: FilteredCorpus) -> CorpusPolicy:
     """Return the policy of the gates that need the whole corpus, from the section filtered_corpus."""
     return CorpusPolicy(
         min_similarity=section.min_twin_similarity,
+        min_side=section.min_curated_side,
         keep_best_by=tuple(section.keep_best_by),
         num_images=section.num_images,
         min_share=section.min_concept_share,

@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from emu_data.formatting import format_percent, format_span
-from emu_data.ledger import read_ledger
+from emu_data.ledger import SOUND, read_ledger
 from emu_data.shards import read_images
 from emu_data.votes.agreement import measure_agreement
 from emu_data.votes.items import Pair
@@ -103,7 +103,7 @@ def faithfulness_ballots(layout: Layout, section: FaithfulnessVotes, comparison:
     known = [pair for pair, subject in zip(pairs, subjects_of, strict=True) if subject]
     ledger = read_ledger(layout.filtered / "ledger")
     # the subjects with which the judge's error was measured; captions that the gates rejected are not among them
-    subjects = {*ledger.loc[ledger["first_failed_gate"].isin(["", "quota"]), "caption"]}
+    subjects = {*ledger.loc[ledger["first_failed_gate"].isin(SOUND), "caption"]}
     subjects.update(pair.caption for pair in known)
     votes = FaithfulnessPanel(judge, subjects, section.num_raters, section.seed).vote(known)
     return Ballots(votes, {pair.key: pair.seen for pair in pairs}, section.voters)

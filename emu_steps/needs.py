@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emu_steps.layout import Layout
-from emu_steps.params import AutoencoderTraining, Params
+from emu_steps.params import AutoencoderTraining, Params, Pretraining
 from emu_steps.params.references import trains_alignment
 
 LEAST_TRAINED = 2  # rows of a training: one to learn from and one held out (training.order.held_out)
@@ -97,11 +97,12 @@ def _wanted(layout: Layout, params: Params) -> dict[str, tuple[int, str, Count, 
             f"use more or larger pictures (emu ingest), or lower {asset}.resolution",
         )
     for asset in ("pretrained_low", "pretrained_mid", "pretrained_full"):
-        gates: list[str] = getattr(params, asset).gates
+        pretraining: Pretraining = getattr(params, asset)
+        size = "" if pretraining.min_side is None else f" and {asset}.min_side"
         wanted[asset] = (
             LEAST_TRAINED,
-            f"pictures passed {asset}.gates",
-            lambda gates=gates: _count_gated(layout, gates),
+            f"pictures passed {asset}.gates{size}",
+            lambda section=pretraining: _count_gated(layout, section),
             more,
         )
     return wanted
@@ -127,10 +128,10 @@ def _count_large(layout: Layout, section: AutoencoderTraining) -> int:
     return sum(len(usable_rows(rows, section.resolution)) for rows in iter_rows(layout.raw, ROW_COLUMNS))
 
 
-def _count_gated(layout: Layout, gates: list[str]) -> int:
-    from emu_steps.training_jobs import PASSED_GATES
+def _count_gated(layout: Layout, section: Pretraining) -> int:
+    from emu_steps.training_jobs import passed_sql
 
-    return _count_ledger(layout, PASSED_GATES, {"gates": gates})
+    return _count_ledger(layout, *passed_sql(section.gates, section.min_side))
 
 
 def _count_judged(layout: Layout) -> int:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 POLICY, SELECTION = "filter_ledger.policy", "filtered_corpus"
-ALIASES = {"duplicate": "min_twin_similarity", "quota": "num_images"}  # for the gates that have no Limit
+# for the gates that have no Limit
+ALIASES = {"duplicate": "min_twin_similarity", "size": "min_curated_side", "quota": "num_images"}
 NUM_DRAWS = 20_000  # random draws behind the estimate's interval; chosen here
 
 
@@ -179,10 +180,10 @@ def _create_redecided(con: "DuckDBPyConnection", expression: str) -> str:
     con.execute(f"""
         CREATE OR REPLACE TEMP VIEW redecided AS
         SELECT l.* EXCLUDE (gate, first_failed_gate, kept, duplicate_of), coalesce(d.duplicate_of, '') AS duplicate_of,
-            CASE WHEN d.key IS NOT NULL THEN 'duplicate' WHEN o.key IS NOT NULL THEN 'quota' ELSE l.gate END
-            AS first_failed_gate
+            CASE WHEN d.key IS NOT NULL THEN 'duplicate' WHEN s.key IS NOT NULL THEN 'size'
+                WHEN o.key IS NOT NULL THEN 'quota' ELSE l.gate END AS first_failed_gate
         FROM (SELECT *, {expression} AS gate FROM ledger) l
-        LEFT JOIN duplicates d USING (key) LEFT JOIN over o USING (key)
+        LEFT JOIN duplicates d USING (key) LEFT JOIN small s USING (key) LEFT JOIN over o USING (key)
     """)
     return "redecided"
 

@@ -6,7 +6,7 @@ Nothing is measured or decided again: values and gates come from the ledger, vot
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
@@ -18,10 +18,13 @@ from emu_data.shards import MANIFEST_NAME, read_manifest, read_many
 from emu_data.votes.rounds import EXPORT_NAME
 from emu_data.votes.vote import Vote, counted
 from emu_steps.layout import Layout
-from emu_steps.params import Params
+from emu_steps.params import Params, Pretraining
 from emu_steps.params.kinds import Voters
-from emu_steps.training_jobs import PASSED_GATES
+from emu_steps.training_jobs import passed_sql
 from emu_steps.voting import admitted, digest_pictures, read_votes, voters_of
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 ROUNDS = ("generalist", "specialist")  # rounds of votes on single pictures; the others are on pairs
 PRETRAININGS = ("pretrained_low", "pretrained_mid", "pretrained_full")
@@ -94,21 +97,20 @@ def find_picture(layout: Layout, params: Params, key: str) -> Picture:
         if row.get("cluster"):
             asked = "SELECT key, first_failed_gate FROM ledger WHERE cluster = ? AND key <> ? ORDER BY key"
             twins = dict(con.execute(asked, [row["cluster"], key]).fetchall())
-        learned = [
-            name
-            for name in PRETRAININGS
-            if is_final
-            and con.execute(
-                f"SELECT 1 FROM ledger WHERE key = $key AND {PASSED_GATES}",
-                {"key": key, "gates": getattr(params, name).gates},
-            ).fetchone()
-        ]
+        learned = [name for name in PRETRAININGS if is_final and _is_learned(con, key, getattr(params, name))]
     policy = params.filter_ledger.policy
     held = tuple(
         Held(limit, row[limit.column], getattr(policy, limit.field)) for limit in LIMITS if limit.column in row
     )
     spoken = tuple(vote for name in ROUNDS for vote in _votes_on(layout, name, key, voters_of(params, name)))
     return Picture(key, row, is_final, held, twins, spoken, tuple(_where(layout, key, learned)))
+
+
+def _is_learned(con: "DuckDBPyConnection", key: str, section: Pretraining) -> bool:
+    where, given = passed_sql(section.gates, section.min_side)
+    return (
+        con.execute(f"SELECT 1 FROM ledger WHERE key = $key AND {where}", {"key": key, **given}).fetchone() is not None
+    )
 
 
 def _votes_on(layout: Layout, name: str, key: str, voters: Voters) -> list[Spoken]:

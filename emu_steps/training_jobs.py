@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emu_data.files import atomic_dir, restore_dir
+from emu_data.ledger import SOUND
 from emu_steps.layout import Layout
 from emu_steps.params import (
     AlignmentModel,
@@ -37,13 +38,22 @@ if TYPE_CHECKING:
     from emu_models.latent.jobs import AutoencoderJob, DenoiserJob
 
 MAX_ASPECT = 2.0  # long side / short side of a picture that the autoencoder trains on; chosen here
-# SQL over a ledger: the rows that can be read and failed none of $gates. Signals have their gates' names; if a row was
-# not measured by one of them, no training needed it, and it is left out.
-PASSED_GATES = """first_failed_gate <> 'readable' AND NOT list_contains($gates, first_failed_gate)
+_PASSED_GATES = """first_failed_gate <> 'readable' AND NOT list_contains($gates, first_failed_gate)
     AND NOT list_has_any(string_split(coalesce(unmeasured, ''), ','), $gates)"""
 ROW_COLUMNS = ("key", "caption", "status", "width", "height")  # of raw rows, for usable_rows
-PASSED_ALL = "first_failed_gate IN ('', 'quota')"  # every gate but the quota, which says nothing about a picture
+PASSED_ALL = f"first_failed_gate IN {SOUND}"  # every gate that says something about a picture
 SAVING = {"checkpoint_minutes", "keep_states", "keep_every"}  # settings of launch that each loop takes
+
+
+def passed_sql(gates: Sequence[str], min_side: int | None) -> tuple[str, dict[str, Any]]:
+    """Return SQL over a ledger, with its parameters: the rows that can be read, failed none of `gates` and, with
+    `min_side`, have a shorter side of so many px.
+
+    Signals have their gates' names; if a row was not measured by one of them, no training needed it, and it is left
+    out.
+    """
+    size = "" if min_side is None else f" AND min_side >= {min_side}"
+    return _PASSED_GATES + size, {"gates": [*gates]}
 
 
 def training_folder(layout: Layout, asset: str, identity: str = "") -> Path:
@@ -173,10 +183,12 @@ def usable_rows(rows: "pd.DataFrame", resolution: int) -> "pd.DataFrame":
     return rows[(rows["status"] == "success") & (is_unknown | fits.fillna(False))]
 
 
-def write_gated_rows(layout: Layout, name: str, gates: list[str], with_sizes: bool = False) -> Path:
-    """Write a parquet of the raw pictures that failed none of `gates`: key, caption, shard, and the digest that the
-    ledger has (row_file.open_rows). Pictures that only a quota dropped are used too: the paper also pretrains on far
-    more than the 200 K.
+def write_gated_rows(
+    layout: Layout, name: str, gates: list[str], with_sizes: bool = False, min_side: int | None = None
+) -> Path:
+    """Write a parquet of the raw pictures that failed none of `gates` and are large enough (`passed_sql`): key,
+    caption, shard, and the digest that the ledger has (row_file.open_rows). Pictures that only a quota dropped are used
+    too: the paper also pretrains on far more than the 200 K.
 
     with_sizes: also width and height (px), as the raw parquets have them; pictures of shards in which some have none
     are looked at by the training. DuckDB writes the file; memory does not grow with the rows. Raises ValueError if
@@ -193,7 +205,8 @@ def write_gated_rows(layout: Layout, name: str, gates: list[str], with_sizes: bo
     with open_ledger(ledger) as con, atomic_file(path) as partial:
         digest = "stored_sha256" if "stored_sha256" in ledger_columns(con) else "NULL::VARCHAR"
         columns = f"key, caption, shard, {digest} AS digest"
-        con.execute(f"CREATE TEMP TABLE passed AS SELECT {columns} FROM ledger WHERE {PASSED_GATES}", {"gates": gates})
+        where, given = passed_sql(gates, min_side)
+        con.execute(f"CREATE TEMP TABLE passed AS SELECT {columns} FROM ledger WHERE {where}", given)
         if with_sizes:
             _add_sizes(con, layout.raw)
         unknown = "digest IS NULL" + (" OR width IS NULL OR height IS NULL" if with_sizes else "")

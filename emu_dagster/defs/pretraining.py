@@ -56,7 +56,7 @@ def pretrain(record: Record, previous: str | None) -> dg.MaterializeResult:
         record.params,
         record.key,
         layout.raw,
-        write_gated_rows(layout, record.key, section.gates, with_sizes=section.aspect_buckets > 1),
+        write_gated_rows(layout, record.key, section.gates, section.aspect_buckets > 1, section.min_side),
         section,
         layout.model(previous) if previous else None,
     )

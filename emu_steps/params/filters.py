@@ -161,15 +161,17 @@ class FilterLedger(Section):
 
 class FilteredCorpus(Section):
     """The gates that need the whole corpus. num_images: exactly how many pictures are kept; null keeps all that no gate
-    dropped, whatever their concepts. min_twin_similarity: 0.5..1, between the looks of a near-twin and those of the
-    centre of its cluster (emu_data.alike.similarity). max_concept_share, min_concept_share: the largest and smallest
-    share of num_images that a concept may have (a concept with too few pictures gives all it has). keep_best_by:
-    columns of the ledger that decide which picture of a cluster of near-twins is kept; larger is better. order_by: a
-    column whose largest values are kept in each concept; null chooses at random, by `seed`. See
-    emu_data.corpus_gates.CorpusPolicy.
+    dropped, whatever their concepts. min_curated_side: px of the shorter side that a picture needs to be curated; null
+    for any; smaller ones that passed filter_ledger.policy may still be pretrained on. min_twin_similarity: 0.5..1,
+    between the looks of a near-twin and those of the centre of its cluster (emu_data.alike.similarity).
+    max_concept_share, min_concept_share: the largest and smallest share of num_images that a concept may have (a
+    concept with too few pictures gives all it has). keep_best_by: columns of the ledger that decide which picture of a
+    cluster of near-twins is kept; larger is better. order_by: a column whose largest values are kept in each concept;
+    null chooses at random, by `seed`. See emu_data.corpus_gates.CorpusPolicy.
     """
 
     num_images: Count | None
+    min_curated_side: Annotated[Whole, Field(ge=1, le=100_000)] | None = None
     min_twin_similarity: Annotated[Number, Field(ge=0.5, le=1)]
     max_concept_share: Annotated[Number, Field(gt=0, le=1)]
     min_concept_share: Share = 0.0

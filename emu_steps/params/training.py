@@ -173,9 +173,12 @@ class DenoiserTraining(Training):
 
 
 class Pretraining(DenoiserTraining):
-    """A pretraining. gates: names of the gates that its rows must have passed (emu_data.ledger.GATES)."""
+    """A pretraining. gates: names of the gates that its rows must have passed (emu_data.ledger.GATES). min_side: px of
+    the shorter side that they need beyond that; null for any.
+    """
 
     gates: list[str]
+    min_side: Pixels | None = None
 
     @model_validator(mode="after")
     def _gates_exist(self) -> Self:

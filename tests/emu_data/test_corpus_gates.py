@@ -124,6 +124,21 @@ def test_exactly_n_twins_once_and_the_same_bytes_in_any_order(
             assert not len(taken) or not len(left) or taken.min() >= left.max()
 
 
+def test_what_is_too_small_to_be_curated_says_so_and_its_twin_stays_a_twin(tmp_path: Path) -> None:
+    """Also when the quota counts: it is filled from the large ones alone."""
+    ledger = make_ledger(40).assign(min_side=[100, 600] * 20)
+    ledger.loc[0, "looks"] = str(ledger.loc[1, "looks"])  # the smaller of two twins
+    result = finish(tmp_path / "all", ledger, CorpusPolicy(min_side=512)).set_index("key")
+    first = ledger.loc[0, "key"]
+    assert result.loc[first, "first_failed_gate"] == "duplicate"
+    assert set(result.drop(first).query("min_side < 512")["first_failed_gate"]) == {"size"}
+    assert result["kept"].sum() == 20 and (result.loc[result["kept"], "min_side"] >= 512).all()
+    few = finish(tmp_path / "few", ledger, CorpusPolicy(min_side=512, num_images=12))
+    assert few["first_failed_gate"].value_counts().to_dict() == {"size": 19, "": 12, "quota": 8, "duplicate": 1}
+    with pytest.raises(ValueError, match="between 0 and 20 are possible"):
+        finish(tmp_path / "many", ledger, CorpusPolicy(min_side=512, num_images=25))
+
+
 @given(
     counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
     num_images=st.integers(1, 60),
@@ -186,10 +201,10 @@ def test_the_final_ledger_has_all_rows_with_their_reason_and_can_be_decided_agai
     with open_ledger(tmp_path / "out") as con:
         columns = ledger_columns(con)
         same = decide_corpus(con, gate_sql({"min_alignment_rank": 0.5}, columns), policy)
-        assert same.counts == counts
+        assert same.counts == counts | {"size": 0}
         assert sum(same.concepts_before.values()) == 27 and sum(same.concepts_after.values()) == 20
         loose = decide_corpus(con, gate_sql({}, columns), policy)
-        assert loose.counts == {"": 20, "duplicate": 1, "quota": 9}
+        assert loose.counts == {"": 20, "duplicate": 1, "size": 0, "quota": 9}
 
 
 @pytest.mark.parametrize("wrong", [{"min_similarity": 1.5}, {"min_share": 0.5, "max_share": 0.2}])

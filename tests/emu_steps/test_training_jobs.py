@@ -100,6 +100,17 @@ def test_a_pretraining_takes_the_ledgers_digests_and_reads_no_picture_at_its_sta
     assert read == ["00001", "00001"]
 
 
+def test_a_pretraining_may_ask_for_smaller_pictures_than_the_curated_set(tmp_path) -> None:
+    """What only `size` left out is sound; each pretraining says how large its pictures must be."""
+    layout, rows = write_corpus(tmp_path, [rows_of(0)]), rows_of(0)
+    rows = rows.assign(shard="00000", unmeasured="", first_failed_gate="size").astype("string")
+    rows["min_side"] = np.arange(len(rows)) + 200
+    write_ledger(layout.filtered / "ledger", rows)
+    for min_side, expected in ((None, len(rows)), (220, len(rows) - 20), (10_000, 0)):
+        table = write_gated_rows(layout, "pretrained_low", ["readable", "geometry"], False, min_side)
+        assert len(pd.read_parquet(table)) == expected
+
+
 def test_an_autoencoders_rows_are_hashed_when_they_are_chosen(tmp_path, monkeypatch) -> None:
     layout = write_corpus(tmp_path, [rows_of(0)])
     section = params_of("smoke").autoencoder_study
@@ -118,7 +129,7 @@ def test_pictures_that_are_too_small_or_did_not_arrive_are_not_trained_on(tmp_pa
 
 def test_the_judge_learns_nothing_that_a_gate_rejected(tmp_path: Path) -> None:
     """Not the captions that the alignment gate threw out, nor copies, which would straddle what it learns and what it
-    is tested on; what only a quota turned away is as good as what was kept."""
+    is tested on; what only its size or a quota turned away is as good as what was kept."""
     layout, gates = Layout(tmp_path), ["", "quota", *GATES]
     ledger = pd.DataFrame({"key": [f"{i:03d}" for i in range(len(gates))], "first_failed_gate": gates})
     ledger["caption"] = "caption of " + ledger["key"]
@@ -127,7 +138,7 @@ def test_the_judge_learns_nothing_that_a_gate_rejected(tmp_path: Path) -> None:
     params = params_of("smoke")
     section = params.faithfulness_judge
     job = judge_job(layout, section, params.launch)
-    passed = ledger["first_failed_gate"].isin(["", "quota"])
+    passed = ledger["first_failed_gate"].isin(["", "size", "quota"])
     pd.testing.assert_frame_equal(
         pd.read_parquet(job.rows), ledger.loc[passed, ["key", "caption"]].reset_index(drop=True), check_dtype=False
     )
@@ -137,7 +148,7 @@ def test_the_judge_learns_nothing_that_a_gate_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "parts", "taken_by_steps"),
     [
-        (FirstPretraining, (DenoiserJob, DenoiserTrainingConfig), {"gates"}),  # they choose the rows
+        (FirstPretraining, (DenoiserJob, DenoiserTrainingConfig), {"gates", "min_side"}),  # they choose the rows
         (QualityTuning, (DenoiserJob, DenoiserTrainingConfig), {"captions", "lora"}),  # the rows, the job's adapters
         (AutoencoderSection, (AutoencoderJob, AutoencoderTrainingConfig), {"max_images", "variant"}),
         (AlignmentModel, (AlignmentJob, AlignmentConfig), {"image_size"}),  # the job's resolution
