@@ -24,6 +24,7 @@ TEXT_AND_SHEET = [
     "evaluation_images.fixed_prompts",
     "evaluation_images.guidance_scale",
 ]
+SIZES = "pretrained_low.denoiser.size_conditioning"  # whether the network is told sizes, which rows must have then
 CARD = ["profile", "toy", "raw_corpus.source", "raw_corpus.styles"]  # what the model card says about the data
 ROWS = ["raw_corpus", "filtered_corpus"]  # pictures, and the ledger that says which of them passed the gates
 
@@ -51,12 +52,13 @@ def pretrain(record: Record, previous: str | None) -> dg.MaterializeResult:
     from emu_steps.training_jobs import denoiser_job, write_gated_rows
 
     layout, section = record.layout, record.section
+    with_sizes = section.aspect_buckets > 1 or record.params.pretrained_low.denoiser.size_conditioning
     job = denoiser_job(
         layout,
         record.params,
         record.key,
         layout.raw,
-        write_gated_rows(layout, record.key, section.gates, section.aspect_buckets > 1, section.min_side),
+        write_gated_rows(layout, record.key, section.gates, with_sizes, section.min_side),
         section,
         layout.model(previous) if previous else None,
     )
@@ -83,7 +85,7 @@ def pretrained_low(record: Record) -> dg.MaterializeResult:
     kinds=KINDS,
     reads=["pretrained_low", *ROWS],
     outs=["data/models/pretrained_mid"],
-    params=["pretrained_mid", *TEXT_AND_SHEET, *CARD],
+    params=["pretrained_mid", SIZES, *TEXT_AND_SHEET, *CARD],
     how=["launch"],
     pool="gpu",
 )
@@ -97,7 +99,7 @@ def pretrained_mid(record: Record) -> dg.MaterializeResult:
     kinds=KINDS,
     reads=["pretrained_mid", *ROWS],
     outs=["data/models/pretrained_full"],
-    params=["pretrained_full", *TEXT_AND_SHEET, *CARD],
+    params=["pretrained_full", SIZES, *TEXT_AND_SHEET, *CARD],
     how=["launch"],
     pool="gpu",
 )

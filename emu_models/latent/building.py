@@ -2,7 +2,8 @@
 
 The paper has 2.8 B parameters by wider channels and more residual blocks per level, CLIP ViT-L and T5-XXL together, and
 16-channel latents at 1024 px; it gives neither widths nor how the text encoders are combined. Here token features enter
-by cross attention, and the pooled text vector is added to the timestep embedding (as in SDXL). profiles/paper.yaml has
+by cross attention, and the pooled text vector is added to the timestep embedding (as in SDXL), with size_conditioning
+together with the sizes of the picture. profiles/paper.yaml has
 the 2.8 B parameters; `emu plan` says what they cost.
 
 The demo's network is the same code, but narrow, with attention only at the smallest grid: on two cores, many cheap
@@ -14,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from emu_models.latent.denoiser import choose_attention
 from emu_models.latent.jobs import DenoiserConfig
 
+SIZE_CHANNELS = 6 * 256  # of the six numbers that `denoise` is told, as many as SDXL has
 MIDDLE_BLOCKS = {"full": "UNetMidBlock2DCrossAttn", "joint": "UNetMidBlock2DSimpleCrossAttn"}
 
 
@@ -45,7 +47,7 @@ def build_denoiser(
         norm_num_groups=16,  # divides every width that is a multiple of 16
         mid_block_type=MIDDLE_BLOCKS[config.middle],
         class_embed_type="projection",
-        projection_class_embeddings_input_dim=pooled_width or token_width,
+        projection_class_embeddings_input_dim=(pooled_width or token_width) + SIZE_CHANNELS * config.size_conditioning,
     )
     choose_attention(denoiser)
     return denoiser

@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
 )
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
 from emu_models.text import TextFeatures
@@ -50,20 +51,45 @@ def choose_attention(denoiser: UNet2DConditionModel) -> None:
     denoiser.set_attn_processor(processors)
 
 
-def denoise(denoiser: UNet2DConditionModel, z_BChw: Tensor, t_B: Tensor, text: TextFeatures, factor: int = 8) -> Tensor:
+def takes_sizes(denoiser: UNet2DConditionModel, pooled_width: int) -> bool:
+    """Whether the network is told sizes in pixels: SDXL's, and ours where its config has size_conditioning.
+    pooled_width: channels of TextFeatures' pooled_BD."""
+    config: Any = denoiser.config
+    if config.class_embed_type == "projection":
+        return config.projection_class_embeddings_input_dim > pooled_width
+    return config.addition_embed_type == "text_time"
+
+
+def denoise(
+    denoiser: UNet2DConditionModel,
+    z_BChw: Tensor,
+    t_B: Tensor,
+    text: TextFeatures,
+    factor: int = 8,
+    sizes_B6: Tensor | None = None,
+) -> Tensor:
     """Return the network's prediction, (B, C, h, w), for noisy latents (B, C, h, w) at integer timesteps t_B (B,).
 
     The network decides how text enters: as in ours, or as in Stable Diffusion (only tokens) and SDXL, which also attend
-    to padding. SDXL also gets sizes in pixels (arXiv 2307.01952, sec. 2.2: original, crop corner, target), here those
-    of an uncropped picture. factor: pixels per side of a latent position.
+    to padding. factor: pixels per side of a latent position. sizes_B6: for networks that take them, in pixels
+    (arXiv 2307.01952, sec. 2.2): height and width of the original, top and left of the crop, height and width of what
+    is drawn; None for those of an uncropped picture.
     """
     config: Any = denoiser.config
-    if config.class_embed_type == "projection":
-        conditions = {"class_labels": text.pooled_BD, "encoder_attention_mask": text.mask_BL}
-    elif config.addition_embed_type == "text_time":
+    pooled_BD = text.pooled_BD
+    if not takes_sizes(denoiser, pooled_BD.shape[1]):
+        sizes_B6 = None
+    elif sizes_B6 is None:
         height, width = (factor * side for side in z_BChw.shape[-2:])
-        sizes = text.pooled_BD.new_tensor([height, width, 0, 0, height, width]).expand(len(z_BChw), -1)
-        conditions = {"added_cond_kwargs": {"text_embeds": text.pooled_BD, "time_ids": sizes}}
+        sizes_B6 = pooled_BD.new_tensor([height, width, 0, 0, height, width]).expand(len(z_BChw), -1)
+    if config.class_embed_type == "projection":
+        if sizes_B6 is not None:
+            channels = (config.projection_class_embeddings_input_dim - pooled_BD.shape[1]) // sizes_B6.shape[1]
+            waves = get_timestep_embedding(sizes_B6.flatten(), channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+            pooled_BD = torch.cat([pooled_BD, waves.view(len(pooled_BD), -1).to(pooled_BD.dtype)], dim=1)
+        conditions = {"class_labels": pooled_BD, "encoder_attention_mask": text.mask_BL}
+    elif sizes_B6 is not None:
+        conditions = {"added_cond_kwargs": {"text_embeds": pooled_BD, "time_ids": sizes_B6.to(pooled_BD.dtype)}}
     else:
         conditions = {}
     return denoiser(z_BChw, t_B, text.tokens_BLD, **conditions).sample

@@ -1,7 +1,7 @@
 """How the denoiser learns: pretraining at one resolution (Emu paper, sec. 3.2) and quality-tuning (sec. 3.4)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -16,7 +16,7 @@ from emu_models.diffusion.objective import denoising_loss, offset_noise
 from emu_models.diffusion.schedule import NUM_TIMESTEPS
 from emu_models.latent.autoencoder.network import Moments
 from emu_models.latent.checkpoints import AnyAutoencoder
-from emu_models.latent.denoiser import denoise
+from emu_models.latent.denoiser import denoise, takes_sizes
 from emu_models.latent.jobs import DenoiserTrainingConfig
 from emu_models.text import TextFeatures
 from emu_models.training.compiling import compile_blocks
@@ -49,7 +49,8 @@ class LatentRows:
     numbers of rows.
 
     only: the rows that are meant, by default all, in one bucket; rows in a bucket have the same h and w. in_windows:
-    how the rows are shuffled, see order.BatchOrder.
+    how the rows are shuffled, see order.BatchOrder. sizes: numbers of rows of one bucket -> what a network that takes
+    sizes is told of them (PictureRows.sizes_of).
     """
 
     keys: Sequence[str]
@@ -57,6 +58,7 @@ class LatentRows:
     text: Selects[TextFeatures]
     only: Part | None = None
     in_windows: bool = False
+    sizes: Callable[[np.ndarray], Tensor] | None = None
 
     @cached_property
     def part(self) -> Part:
@@ -66,19 +68,24 @@ class LatentRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's part of a batch: latents z0 and noise (n, C, h, w), timesteps t_B (n,), text, and weights_B (n,),
-    0 for a repeated row."""
+    """This process's part of a batch: latents z0 and noise (n, C, h, w), timesteps t_B (n,), text, weights_B (n,), 0
+    for a repeated row, and sizes_B6 (n, 6), if the network takes sizes."""
 
     z0: Tensor
     noise: Tensor
     t_B: Tensor
     text: TextFeatures
     weights_B: Tensor
+    sizes_B6: Tensor | None = None
 
     def split(self, size: int) -> "list[Batch]":
         """Return the batch in parts of `size` rows; the last may be smaller."""
         parts = torch.arange(len(self.z0)).split(size)
-        return [Batch(self.z0[i], self.noise[i], self.t_B[i], self.text.select(i), self.weights_B[i]) for i in parts]
+        return [self._select(part) for part in parts]
+
+    def _select(self, i: Tensor) -> "Batch":
+        sizes = None if self.sizes_B6 is None else self.sizes_B6[i]
+        return Batch(self.z0[i], self.noise[i], self.t_B[i], self.text.select(i), self.weights_B[i], sizes)
 
 
 class DenoiserLearner:
@@ -111,6 +118,7 @@ class DenoiserLearner:
         self.device = network.device
         self.config, self.trained, self.held, self.null, self.world = config, trained, held, null, world
         self.network, self.autoencoder = network, autoencoder
+        self._takes_sizes = takes_sizes(network, null.pooled_BD.shape[1])
         self._rows_at_once = config.micro_batch_size or config.batch_size
         self.averaged = copy_for_averaging(self.network)
         if config.gradient_checkpointing:
@@ -150,7 +158,10 @@ class DenoiserLearner:
         noise = offset_noise(noise.view_as(moments.mean), shift_BC, config.noise_offset)
         t_B = (uniform[:, 0] * len(self.alphas_cumprod)).long()
         text = self.trained.text.select(index).drop_(uniform[:, 1] < config.caption_dropout, self.null)
-        return Batch(z0, noise, t_B, text, weights_B)
+        return Batch(z0, noise, t_B, text, weights_B, self._sizes_of(self.trained, index.numpy()))
+
+    def _sizes_of(self, rows: LatentRows, index: np.ndarray) -> Tensor | None:
+        return rows.sizes(index) if self._takes_sizes and rows.sizes is not None else None
 
     def learn(self, step: int, batch: Batch) -> dict[str, float]:
         """Compute the gradients of a step. Return loss, the mean over the rows, and grad_norm, before clipping.
@@ -193,7 +204,9 @@ class DenoiserLearner:
         noisy = a2.sqrt() * z0 + (1 - a2).sqrt() * noise
         assert isinstance(network, UNet2DConditionModel)
         with autocast(self.device):
-            predicted = denoise(network, noisy, t_B, batch.text.to(self.device), self.autoencoder.factor)
+            text, sizes_B6 = batch.text.to(self.device), batch.sizes_B6
+            sizes_B6 = None if sizes_B6 is None else sizes_B6.to(self.device)
+            predicted = denoise(network, noisy, t_B, text, self.autoencoder.factor, sizes_B6)
         loss_B = denoising_loss(predicted.float(), z0, noise, a2_B, self.prediction_type)
         return (loss_B * batch.weights_B.to(self.device)).sum()
 
@@ -216,9 +229,9 @@ class DenoiserLearner:
         index = rows[positions]
         z0 = self.autoencoder.normalise(self.held.moments.select(torch.from_numpy(index)).mean)
         noise = draw_rows(VALIDATION_SEED, 0, places[positions], z0[0].numel())[0].view_as(z0)
-        text, total = self.held.text.select(torch.from_numpy(index)), 0.0
+        text, sizes_B6, total = self.held.text.select(torch.from_numpy(index)), self._sizes_of(self.held, index), 0.0
         for t in VALIDATION_TIMESTEPS:
-            batch = Batch(z0, noise, torch.full((len(z0),), t), text, weights_B)
+            batch = Batch(z0, noise, torch.full((len(z0),), t), text, weights_B, sizes_B6)
             parts = batch.split(self._rows_at_once)
             total += sum(self.weighted_loss(network, part).item() for part in parts)
         return total

@@ -70,7 +70,8 @@ class DenoiserConfig:
     middle: "full" for a transformer block at the smallest grid, "joint" for one attention over positions and text
     together, with which a small network's step takes a third less time (docs/log.md, 2026-11-23).
     cross_attention_width: channels to which token features are projected before attention; None to leave them.
-    head_width: channels per attention head. Raises ValueError for values that do not fit together.
+    head_width: channels per attention head. size_conditioning: the network is also told how large the original picture
+    was and what was cropped away. Raises ValueError for values that do not fit together.
     """
 
     widths: tuple[int, ...]
@@ -79,6 +80,7 @@ class DenoiserConfig:
     middle: Middle = "full"
     cross_attention_width: int | None = None
     head_width: int = 64
+    size_conditioning: bool = False
 
     def __post_init__(self) -> None:
         for name in ("widths", "attention"):  # JSON gives lists

@@ -90,6 +90,8 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         text: TextFeatures | None = None,
         negative_text: TextFeatures | None = None,
         guidance_rescale: float = 0.0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> EmuOutput | tuple:
@@ -103,7 +105,8 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         negative_text: features (`encode_prompts`) instead of prompts, which then need no text encoder.
         guidance_rescale: 0..1, the share in which a guided prediction gets the standard deviation of the one with text;
         strong guidance burns pictures otherwise, on schedules that end in pure noise (Lin et al., arXiv 2305.08891,
-        sec. 3.4). Raises
+        sec. 3.4). original_size, crops_coords_top_left: (height, width) and (top, left) in pixels that a network with
+        size_conditioning is told, as in SDXL; by default those of an uncropped picture. Raises
         ValueError if numbers do not match or a side is not a multiple of the autoencoder's factor.
         """
         config: Any = self.config  # a dict whose entries diffusers makes readable as attributes
@@ -128,10 +131,13 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         text = TextFeatures(
             text.tokens_BLD.to(device, dtype), text.mask_BL.to(device), text.pooled_BD.to(device, dtype)
         )
+        sizes = [*(original_size or (height, width)), *crops_coords_top_left, height, width]
+        sizes_B6 = torch.tensor(sizes, dtype=dtype, device=device).expand(len(text), -1)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         progress: Any = self.progress_bar(self.scheduler.timesteps)  # type: ignore[call-arg]
         for t in progress:
-            predicted = denoise(self.unet, torch.cat([z, z]) if guided else z, t.expand(len(text)), text)
+            given = torch.cat([z, z]) if guided else z
+            predicted = denoise(self.unet, given, t.expand(len(text)), text, self.vae.factor, sizes_B6)
             if guided:
                 with_text, without = predicted.chunk(2)
                 predicted = without + guidance_scale * (with_text - without)

@@ -164,7 +164,9 @@ def _read_rows(
         caches = [found.folder.name for found in (text, moments) if isinstance(found, CachedRows)]
         write_json(folder / "caches.json", sorted([file.name, *caches]))
     in_windows = is_live or len(rows.trained) > MAX_SHUFFLED
-    trained, held = (LatentRows(rows.keys, moments, text, part, in_windows) for part in (rows.trained, rows.held_out))
+    trained, held = (
+        LatentRows(rows.keys, moments, text, part, in_windows, rows.sizes_of) for part in (rows.trained, rows.held_out)
+    )
     return rows, trained, held, null
 
 

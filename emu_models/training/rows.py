@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from emu_data.copies import Copies
@@ -115,6 +116,19 @@ class PictureRows:
 
         for start in range(0, len(index), num_at_once):
             yield np.stack(list(_decoders().map(prepare, keys[start : start + num_at_once])))
+
+    def sizes_of(self, index: np.ndarray) -> torch.Tensor:
+        """Return what a network may be told of rows of one bucket (`latent.denoiser.denoise`): float32 (n, 6), in px.
+        A picture whose size is not known counts as uncropped."""
+        (bucket,) = np.unique(self.every.buckets_of(index))
+        width, height = self.bucket_sizes[bucket]
+        found = [[height, width, 0, 0, height, width]] * len(index)
+        for place, (own_width, own_height) in enumerate(zip(*self.file.read(index, "width", "height"), strict=True)):
+            if min(own_width, own_height) > 0:
+                scale = min(own_width / width, own_height / height)  # as `crop` does it
+                top, left = (own_height / scale - height) / 2, (own_width / scale - width) / 2
+                found[place] = [own_height, own_width, round(top), round(left), height, width]
+        return torch.tensor(found, dtype=torch.float32)
 
     def _read_shard(self, name: str, wanted: dict[str, bytes]) -> dict[str, bytes]:
         """Return key -> the picture's bytes, of the keys (-> digest) of one shard."""

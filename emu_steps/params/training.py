@@ -135,6 +135,7 @@ class Denoiser(Section):
     whether that level attends to itself and to the text. layers_per_level: residual blocks per level. middle: `full` is
     a transformer block at the smallest grid; `joint` is a single attention over positions and text together, which is
     cheaper. cross_attention_width: channels that token features are projected to; null does not project them.
+    size_conditioning: the network is told how large the original picture was and what was cropped away, as in SDXL.
     """
 
     widths: Widths
@@ -142,6 +143,7 @@ class Denoiser(Section):
     layers_per_level: Layers
     middle: Literal["full", "joint"]
     cross_attention_width: Channels | None = None
+    size_conditioning: bool = False
 
     @model_validator(mode="after")
     def _one_flag_per_width(self) -> Self:

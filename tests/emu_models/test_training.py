@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 
 from emu_models.diffusion.objective import MIN_SNR_GAMMA, denoising_loss, offset_noise
 from emu_models.diffusion.schedule import build_scheduler
-from emu_models.latent import trainings
+from emu_models.latent import denoiser_learner, trainings
+from emu_models.latent.checkpoints import load_pipeline
+from emu_models.latent.denoiser import denoise
 from emu_models.training import prefetch
 from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage, copy_for_averaging
@@ -132,6 +134,29 @@ def test_tuning_continues_from_a_pipeline(corpus, autoencoder, tmp_path):
     before, after = (weights(result_of(tmp_path / name) / "unet") for name in ("first", "second"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert_same_weights(result_of(tmp_path / "first") / "vae", result_of(tmp_path / "second") / "vae")
+
+
+def test_a_network_learns_with_the_sizes_of_its_rows_and_draws_after_it_is_loaded(
+    corpus, autoencoder, tmp_path, monkeypatch
+):
+    told = []
+
+    def watch(*given):
+        told.append(given[5])
+        return denoise(*given)
+
+    monkeypatch.setattr(denoiser_learner, "denoise", watch)
+    job, running = denoiser_job(corpus, tmp_path, autoencoder)
+    job = replace(job, denoiser=replace(job.denoiser, size_conditioning=True))
+    result = trainings.train_denoiser(job, running)
+    assert told and all(sizes is not None and sizes.shape[1] == 6 for sizes in told)
+    pipeline = load_pipeline(result.folder / "result")
+    pipeline.set_progress_bar_config(disable=True)
+    plain, cropped = (
+        pipeline("a red square", 1, 2, crops_coords_top_left=corner, output_type="np").images
+        for corner in ((0, 0), (500, 0))
+    )
+    assert plain.shape == (1, 32, 32, 3) and np.abs(plain - cropped).max() > 1e-4
 
 
 def test_a_training_that_encodes_on_the_fly_resumes_to_the_bit(corpus, autoencoder, tmp_path):

@@ -98,6 +98,25 @@ def test_rows_beyond_a_block_are_the_same(tmp_path, monkeypatch):
     assert pictures.held_out.rows(np.arange(4)).tolist() == np.flatnonzero(is_held).tolist()
 
 
+@given(width=st.integers(1, 4000), height=st.integers(1, 4000), size=st.sampled_from([(16, 16), (24, 16), (16, 32)]))
+@settings(max_examples=60, deadline=None)
+def test_sizes_say_what_was_cropped_away(tmp_path_factory, width, height, size):
+    """The margins and the crop together are the resized original; a picture of unknown size counts as uncropped."""
+    folder = tmp_path_factory.mktemp("sizes")
+    table = as_measured(*write_shards(folder, 1, 3), width=width, height=height)
+    rows = PictureRows(folder / "shards", open_rows(folder / "shards", table, folder / "cache"), [size], 1)
+    found = rows.sizes_of(np.array([1, 0]))
+    assert found.shape == (2, 6) and bool((found[0] == found[1]).all())
+    own_height, own_width, top, left, target_height, target_width = found[0].tolist()
+    assert (own_width, own_height, target_width, target_height) == (width, height, *size)
+    assert min(top, left) == 0 and min(found[0].tolist()) >= 0
+    scale = min(width / size[0], height / size[1])
+    assert abs(2 * top + size[1] - height / scale) <= 1 and abs(2 * left + size[0] - width / scale) <= 1
+    unknown = as_measured(folder / "shards", folder / "rows.parquet", width=0)
+    rows = PictureRows(folder / "shards", open_rows(folder / "shards", unknown, folder / "other"), [size], 1)
+    assert rows.sizes_of(np.array([0])).tolist() == [[size[1], size[0], 0, 0, size[1], size[0]]]
+
+
 def test_the_hashes_are_those_of_the_rows_wherever_they_are_and_in_any_order(tmp_path):
     """And of nothing else; a training's identity has them."""
     hashes = []

@@ -154,6 +154,16 @@ def test_latents_and_captions_are_those_of_the_pipeline(checkpoints, kind):
         halves = ((without, null), (with_text, text))
         ours = torch.cat([denoise(pipeline.unet, z, t_B, features, latents.factor) for z, features in halves])
     assert torch.allclose(ours, seen["output"], atol=1e-5)
+    if kind == "sdxl":  # as its pipeline says it
+        seen.clear()
+        handle = pipeline.unet.register_forward_hook(keep, with_kwargs=True)
+        given = {"original_size": (80, 64), "crops_coords_top_left": (4, 0), "target_size": (32, 32)}
+        pipeline(PROMPTS, height=32, width=32, num_inference_steps=2, guidance_scale=1.0, latents=z, **given)
+        handle.remove()
+        sizes = torch.tensor([80.0, 64, 4, 0, 32, 32]).expand(2, -1)
+        with torch.no_grad():
+            told = denoise(pipeline.unet, seen["input"], t_B, text, latents.factor, sizes)
+        assert torch.allclose(told, seen["output"], atol=1e-5) and not torch.allclose(told, ours[2:], atol=1e-5)
 
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():

@@ -10,7 +10,7 @@ from emu_models.latent.autoencoder.fourier import FourierFeatures
 from emu_models.latent.autoencoder.losses import PatchDiscriminator, adaptive_weight, hinge_loss
 from emu_models.latent.autoencoder.network import Autoencoder, Moments, ResidualBlock
 from emu_models.latent.building import build_denoiser
-from emu_models.latent.denoiser import denoise
+from emu_models.latent.denoiser import denoise, takes_sizes
 from emu_models.latent.jobs import DenoiserConfig
 from emu_models.text import TextFeatures, encode_prompts, load_text_encoders
 
@@ -158,6 +158,21 @@ def test_the_text_changes_what_the_denoiser_predicts(text, middle):
         out = denoise(denoiser, z, torch.full((3,), 500), text)
     assert out.shape == z.shape
     assert not torch.allclose(out[0], out[1], atol=1e-5)
+
+
+def test_a_network_with_size_conditioning_sees_sizes_and_takes_a_drawing_for_uncropped(text):
+    torch.manual_seed(0)
+    z, t_B = torch.randn(1, 4, 4, 4).expand(3, -1, -1, -1), torch.full((3,), 500)
+    uncropped = torch.tensor([32.0, 32, 0, 0, 32, 32]).expand(3, -1)
+    cropped = torch.tensor([32.0, 64, 0, 16, 32, 32]).expand(3, -1)
+    for conditioned in (True, False):
+        config = DenoiserConfig((32, 64), (False, True), 1, size_conditioning=conditioned)
+        denoiser = build_denoiser(config, 4, text.tokens_BLD.shape[-1]).eval()
+        assert takes_sizes(denoiser, text.pooled_BD.shape[1]) == conditioned
+        with torch.no_grad():
+            plain, same, other = (denoise(denoiser, z, t_B, text, 8, sizes) for sizes in (None, uncropped, cropped))
+        assert torch.equal(plain, same)
+        assert torch.equal(plain, other) != conditioned
 
 
 def test_unknown_middle_and_unequal_levels_are_refused():
