@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from emu_reports.charts import Series, line_chart
-from emu_reports.held_out import HeldOut, read_held_out
+from emu_reports.held_out import HeldOut, curves_file, read_held_out
 from emu_reports.page import Card, Picture, Run, describe_run, write_report
 
 
@@ -34,13 +34,13 @@ class FinishedTraining:
 
 
 def read_finished_training(folder: Path, title: str) -> FinishedTraining:
-    """Read what a training wrote to its model folder: meta.json, metrics.jsonl, preview.png. None of them holds times.
+    """Read what a training wrote to its model folder: meta.json, curves, preview.png. None of them holds times.
 
     Raises ValueError if the folder holds no finished training.
     """
     held_out, preview = read_held_out(folder), folder / "preview.png"
     meta = json.loads((folder / "meta.json").read_text())
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in curves_file(folder).read_text().splitlines()]
     return FinishedTraining(
         name=meta["name"],
         title=title,

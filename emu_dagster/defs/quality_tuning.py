@@ -24,6 +24,7 @@ def quality_tuned(record: Record) -> dg.MaterializeResult:
     Batch 64, noise offset 0.1 and at most 15 000 steps are from the paper. The paper stops "despite the loss still
     decreasing" but gives no rule; the rule here (held-out loss) is ours.
     """
+    from emu_dagster.training.train import train_on_all_rows
     from emu_models.latent.folders import inspect_checkpoint
     from emu_steps.training_jobs import denoiser_job, write_curated_rows
 
@@ -38,4 +39,6 @@ def quality_tuned(record: Record) -> dg.MaterializeResult:
         section,
         layout.root / section.start_from,
     )
+    if section.whole_set:
+        job = train_on_all_rows(record, job)
     return train_pipeline(record, job, ["raw_corpus", "curated_set"])

@@ -212,7 +212,10 @@ class DenoiserLearner:
 
     @torch.no_grad()
     def validate(self, network: torch.nn.Module) -> dict[str, float]:
-        """Return val_loss, the training loss on held-out rows, averaged over 8 fixed timesteps with fixed noise."""
+        """Return val_loss, the training loss on held-out rows, averaged over 8 fixed timesteps with fixed noise; {} if
+        no row is held out."""
+        if not len(self.held.part):
+            return {}
         num = min(len(self.held.part), MAX_VALIDATED)
         places = np.linspace(0, len(self.held.part) - 1, num).round().astype(int)
         rows = self.held.part.rows(places)

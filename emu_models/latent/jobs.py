@@ -155,6 +155,9 @@ class DenoiserJob(LoopJob):
     of start_from. encode: pictures and captions once, into a cache that every step reads, or whenever a step needs
     them, in an order that reads a shard's pictures together (order.py). local_copies: a folder on each machine's own
     disk for copies of remote shards, by default in `cache`; local_copies_gb: its size.
+
+    hold_out: whether some rows are kept for validation. stop_found_in: the folder of the training with held-out rows
+    whose last step is loop.stop_after; its curves become search.jsonl beside this model's own.
     """
 
     autoencoder: Annotated[Path | None, WEIGHTS] = None
@@ -171,6 +174,8 @@ class DenoiserJob(LoopJob):
     encode: Encoding = "cached"
     local_copies: Annotated[Path | None, HOW] = None
     local_copies_gb: Annotated[float, HOW] = 100.0
+    hold_out: bool = True
+    stop_found_in: Annotated[Path | None, HOW] = None
 
     def run(self, running: "Running") -> dict[str, Any]:
         """Train; see `latent.trainings.train_denoiser`."""

@@ -155,7 +155,7 @@ def _read_rows(
     multiple = autoencoder.factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
     buckets = bucket_sizes(job.resolution, multiple, job.aspect_buckets)
     copies = Copies(job.local_copies or job.cache / "copies", int(job.local_copies_gb * 1e9))
-    rows = PictureRows(job.shards, file, buckets, job.training.batch_size, running.world, copies)
+    rows = PictureRows(job.shards, file, buckets, job.training.batch_size, running.world, copies, job.hold_out)
     is_live = job.encode == "on_the_fly"
     captions, pictures = (None if is_live else job.cache / kind for kind in ("captions", "moments"))
     text, null = encode_captions(rows, encoders, job.num_text_tokens, captions, running.world)
@@ -271,6 +271,8 @@ def _write_beside(
     stay valid."""
     log = read_log(result.folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    if isinstance(job, DenoiserJob) and job.stop_found_in is not None:
+        shutil.copyfile(job.stop_found_in / "metrics.jsonl", folder / "search.jsonl")
     settings = settings_of(job)
     weights = {name: [path.name, identity.contents[name]] for name, path in weights_of(job).items()}
     meta = {

@@ -23,7 +23,7 @@ from emu_models.training.jobs import COUNTS, STOPPING, WEIGHTS, WHAT, LoopJob
 from emu_models.training.loop import TrainingResult
 
 # Files in a folder of weights that do not affect the network: notes and logs. Code there is never run either.
-NOT_WEIGHTS = {"README.md", "preview.png", "metrics.jsonl", "meta.json"}
+NOT_WEIGHTS = {"README.md", "preview.png", "metrics.jsonl", "search.jsonl", "meta.json"}
 NOT_SETTINGS = {"_name_or_path"}  # in a config.json: where it was loaded from
 
 

@@ -37,7 +37,8 @@ class LoopConfig:
     learning_rate: at its peak. warmup_steps: over which it rises from 0. ema_decay: 0..1, per step. max_rise: share by
     which the held-out loss may rise above its best before the training stops; 0 never stops early. sample_every: steps
     between two sheets of sample pictures, 0 for none. keep_states: the newest states that are kept. keep_every: the
-    states after multiples of so many steps are saved and kept for good; 0 for none.
+    states after multiples of so many steps are saved and kept for good; 0 for none. stop_after: the last step, before
+    num_steps, which is still the length of the learning rate's cosine; None for num_steps.
     """
 
     num_steps: int  # also the length of the learning rate's cosine
@@ -51,6 +52,12 @@ class LoopConfig:
     sample_every: Annotated[int, HOW] = 0
     keep_states: Annotated[int, HOW] = 1
     keep_every: Annotated[int, HOW] = 0
+    stop_after: int | None = None
+
+    @property
+    def last_step(self) -> int:
+        """The step after which the training ends, if it does not stop early."""
+        return self.num_steps if self.stop_after is None else min(self.num_steps, self.stop_after)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +102,7 @@ class LoopJob(Job):
     @property
     def num_steps(self) -> int:
         """Optimiser steps of the whole training."""
-        return self.loop.num_steps
+        return self.loop.last_step
 
     def contents(self) -> dict[str, str]:
         """Return name -> digest of what the fields marked CONTENTS stand for, and of anything else that determines the

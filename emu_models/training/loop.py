@@ -189,14 +189,14 @@ def run_training(
     step = start
     # Passed only if needed, so that TQDM_DISABLE has an effect.
     silent: dict[str, Any] = {} if world.leads else {"disable": True}
-    progress = tqdm(total=config.num_steps, initial=start, desc=description, unit="step", mininterval=1, **silent)
+    progress = tqdm(total=config.last_step, initial=start, desc=description, unit="step", mininterval=1, **silent)
     with (
         states,
         keep_log as log,
         progress as bar,
-        Prefetcher(learner.prepare, start, config.num_steps, choose_device()) as batches,
+        Prefetcher(learner.prepare, start, config.last_step, choose_device()) as batches,
     ):
-        while step < config.num_steps and not stopping.should_stop:
+        while step < config.last_step and not stopping.should_stop:
             for optimizer in learner.optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, config)
@@ -230,7 +230,7 @@ def run_training(
             step += 1
             metrics.update(agreed)
             bar.update()
-            validates = step % config.validate_every == 0 or step == config.num_steps
+            validates = step % config.validate_every == 0 or step == config.last_step
             if validates:
                 held_out = learner.validate(learner.averaged)
                 point |= held_out
@@ -248,12 +248,12 @@ def run_training(
             if validates:
                 shown = {name: f"{point[name]:.4f}" for name in ("loss", "val_loss") if name in point}
                 bar.set_postfix(shown, refresh=False)
-            if config.sample_every and step % config.sample_every == 0 and step < config.num_steps:
+            if config.sample_every and step % config.sample_every == 0 and step < config.last_step:
                 draw_samples(step)
                 put_back(learner.averaged)
             if stop_now:
                 states.save(step, describe())
-                raise Interrupted(f"{description}: stopped after step {step} of {config.num_steps}; state saved")
+                raise Interrupted(f"{description}: stopped after step {step} of {config.last_step}; state saved")
             if config.keep_every and step % config.keep_every == 0:
                 states.finish()
                 save_now = True
@@ -263,7 +263,7 @@ def run_training(
         states.save(step, describe())  # so that no training is lost if exporting the result crashes
     taken = {"seconds": seconds_before + clock.seconds(), "resumed_from": start}
     taken |= clock.measure(step, batches.seconds_waited) if step > start else {}
-    return TrainingResult(step, stopping.best_step, step < config.num_steps, metrics, taken, folder)
+    return TrainingResult(step, stopping.best_step, step < config.last_step, metrics, taken, folder)
 
 
 def point_every(num_steps: int) -> int:

@@ -69,9 +69,9 @@ def load_rows(shards: Path, table: pd.DataFrame, resolution: int) -> Rows:
 
 
 class PictureRows:
-    """The rows of a row file, cropped to the shape of their buckets. trained, held_out: the rows to train on, and those
-    that are only for validation. every: all rows. copies: of shards that are not on this machine. Raises ValueError if
-    `buckets` are several and a size is unknown."""
+    """The rows of a row file, cropped to the shape of their buckets. trained, held_out: the rows to train on, and
+    those that are only for validation, none with hold_out False. every: all rows. copies: of shards that are not on
+    this machine. Raises ValueError if `buckets` are several and a size is unknown."""
 
     def __init__(
         self,
@@ -81,14 +81,16 @@ class PictureRows:
         batch_size: int,
         world: World = ALONE,
         copies: Copies | None = None,
+        hold_out: bool = True,
     ) -> None:
         self.file, self.bucket_sizes, self._copies = file, buckets, copies
         self.keys, self.captions = Texts(file, "key"), Texts(file, "caption")
         self._shards = {path.stem: path for path in list_shards(shards)}
-        folder = file.folder / f"groups-{fingerprint([buckets, batch_size, MAX_ASPECT])}"
+        given = [buckets, batch_size, MAX_ASPECT, *([] if hold_out else ["nothing held out"])]
+        folder = file.folder / f"groups-{fingerprint(given)}"
         if world.mean({"known": float(folder.is_dir())})["known"] < 1:
             if world.leads:
-                _write_groups(folder, file, buckets, batch_size)
+                _write_groups(folder, file, buckets, batch_size, hold_out)
             world.wait()
         group_N = np.memmap(folder / "groups.bin", np.uint8, "r") if len(file) else np.empty(0, np.uint8)
         counts_BG = np.load(folder / "counts.npy", mmap_mode="r" if len(file) else None)
@@ -162,13 +164,13 @@ def _decoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(DECODERS, "decode")
 
 
-def _write_groups(folder: Path, file: RowFile, buckets: list[Size], min_rows: int) -> None:
+def _write_groups(folder: Path, file: RowFile, buckets: list[Size], min_rows: int, hold_out: bool) -> None:
     """Write each row's group (parts.py), and how many rows of each a block has. min_rows: see buckets.merge_buckets."""
     with atomic_dir(folder) as partial:
         counts_BG = np.zeros((file.num_blocks, 256), np.int64)
         with open(partial / "own.bin", "wb") as own:
             for block in range(file.num_blocks):
-                group = file.numbers(block, "is_held_out") * np.uint8(HELD)
+                group = file.numbers(block, "is_held_out") * np.uint8(HELD if hold_out else 0)
                 if len(buckets) > 1:
                     sizes = np.column_stack([file.numbers(block, side) for side in ("width", "height")])
                     _refuse_unknown(sizes, file, block)

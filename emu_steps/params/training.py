@@ -218,14 +218,22 @@ class QualityTuning(DenoiserTraining):
     an input, so it must be a folder and not a name on a hub: `hf download NAME --local-dir FOLDER` downloads one.
 
     captions: which of the curated set's captions it learns; see emu_steps.captioning.pick_captions. lora: null tunes
-    all weights. max_rise: stops early on the held-out loss; this rule is chosen here, the paper gives none. num_steps:
-    at most 15 000, the paper's limit (sec. 3.4).
+    all weights. max_rise: stops early on the held-out loss; this rule is chosen here, the paper gives none. whole_set:
+    once that is known, train again from the start for as many steps, without holding anything out, and publish that
+    model. num_steps: at most 15 000, the paper's limit (sec. 3.4).
     """
 
     num_steps: Annotated[Whole, Field(gt=0, le=15_000)]
     start_from: Text
     captions: Literal["short", "long", "mixed", "corpus"] = "short"
+    whole_set: bool = False
     lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def _stops_somewhere(self) -> Self:
+        if self.whole_set and not self.max_rise:
+            refuse(self, {("whole_set",): "needs max_rise above 0: held-out rows find where to stop"})
+        return self
 
 
 def tunes_ours(start_from: str) -> bool:

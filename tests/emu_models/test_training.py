@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from emu_dagster.training.train import train_on_all_rows
 from emu_models.diffusion.objective import MIN_SNR_GAMMA, denoising_loss, offset_noise
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.latent import denoiser_learner, trainings
 from emu_models.latent.checkpoints import load_pipeline
 from emu_models.latent.denoiser import denoise
-from emu_models.training import prefetch
+from emu_models.training import jobs, prefetch
 from emu_models.training.early_stopping import EarlyStopping
 from emu_models.training.ema import WeightAverage, copy_for_averaging
 from emu_models.training.loop import Interrupted, learning_rate, read_log
 from emu_models.training.order import batch_indices, draw_rows, generator_for, held_out
+from emu_models.training.running import Running
+from emu_reports.held_out import read_held_out
 from tests.shards import write_toy_shards
 from tests.toy_training import (
     GENTLE,
@@ -126,6 +130,32 @@ def test_a_pipeline_draws_the_same_picture_again(corpus, autoencoder, tmp_path):
     assert not list(result_of(tmp_path).rglob("*.bin")) + list(result_of(tmp_path).rglob("*.pkl"))
 
 
+def test_where_a_training_stopped_early_another_learns_all_rows_for_as_many_steps(corpus, autoencoder, tmp_path):
+    """From the same start, by the same schedule; the curves that found the step stay beside the model."""
+
+    class Trainer:
+        def train(self, context, module, given, environment):
+            return [jobs.from_json(one).run(Running()) for one in given["jobs"]]
+
+    job, _ = denoiser_job(corpus, tmp_path, autoencoder, replace(LOOP, num_steps=12, validate_every=2, max_rise=1e-9))
+    record: Any = SimpleNamespace(trainer=Trainer(), context=None, mlflow_environment={})
+    whole = train_on_all_rows(record, job)
+    assert whole.loop.stop_after and not whole.hold_out and whole.name == job.name
+    report = whole.run(Running())
+    model = Path(report["folder"]) / "result"
+    meta, search = json.loads((model / "meta.json").read_text()), (model / "search.jsonl").read_text().splitlines()
+    assert meta["num_held_out"] == 0 and meta["result"]["num_steps"] == whole.loop.stop_after
+    assert json.loads(search[-1])["step"] == whole.loop.stop_after and "val_loss" in json.loads(search[-1])
+    own = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+    assert not any("val_loss" in line for line in own)
+    assert [line["learning_rate"] for line in own] == [
+        line["learning_rate"] for line in map(json.loads, search) if line["step"] in {one["step"] for one in own}
+    ]
+    found = read_held_out(model)
+    assert found.by_another and found.published_step == whole.loop.stop_after
+    assert found.describe().startswith("all rows were learned")
+
+
 def test_tuning_continues_from_a_pipeline(corpus, autoencoder, tmp_path):
     trainings.train_denoiser(*denoiser_job(corpus, tmp_path / "first", autoencoder))
     job, _ = denoiser_job(corpus, tmp_path / "second", autoencoder, replace(LOOP, num_steps=2))
@@ -147,6 +177,7 @@ def test_a_network_learns_with_the_sizes_of_its_rows_and_draws_after_it_is_loade
 
     monkeypatch.setattr(denoiser_learner, "denoise", watch)
     job, running = denoiser_job(corpus, tmp_path, autoencoder)
+    assert job.denoiser is not None
     job = replace(job, denoiser=replace(job.denoiser, size_conditioning=True))
     result = trainings.train_denoiser(job, running)
     assert told and all(sizes is not None and sizes.shape[1] == 6 for sizes in told)
