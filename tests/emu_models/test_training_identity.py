@@ -116,6 +116,7 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
             "keep_every": 2,
             "seed": 9,
             "sample_every": 3,
+            "stop_after": 2,
         },
         AutoencoderJob: {
             "network": {"latent_channels": 8},
@@ -145,6 +146,8 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
             "encode": "on_the_fly",
             "local_copies": other,
             "local_copies_gb": 5.0,
+            "hold_out": False,
+            "stop_found_in": other,
         },
         DenoiserTrainingConfig: {
             **batches,
@@ -161,6 +164,7 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
             "middle": "full",
             "cross_attention_width": 8,
             "head_width": 32,
+            "size_conditioning": True,
         },
         AlignmentJob: {"num_folds": 3, "training": AlignmentConfig(seed=9)},
         AlignmentConfig: network,

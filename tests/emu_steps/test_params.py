@@ -41,6 +41,8 @@ TAKEN: dict[str, tuple[set[str], str]] = {
     "toy": ({"true"}, A_SWITCH),
     "autoencoder_study.linear_shortcut": ({"true"}, A_SWITCH),
     "pretrained_low.denoiser.attention.0": ({"true"}, A_SWITCH),
+    "pretrained_low.denoiser.size_conditioning": ({"true"}, A_SWITCH),
+    "quality_tuned.whole_set": ({"true"}, A_SWITCH),
     "pretrained_low.denoiser.attention.1": ({"true"}, A_SWITCH),
     **{
         f"launch.trainings.{name}.{switch}": ({"true"}, A_SWITCH)
