@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, insert, select, tuple_
+from sqlalchemy.orm import Session
 
 from emu_data.votes.pairs import is_repeated
 from emu_data.votes.vote import ABSTENTIONS, UNSURE, WITHDRAWN
 from emu_studio.apart import keep_apart
-from emu_studio.database import Caption, CastVote, Database, Item, Lease
+from emu_studio.database import Caption, CastVote, Database, Item, Lease, Round
 from emu_studio.harvesting import Harvester, read_embeddings
 from emu_studio.people import Person
 from emu_studio.plan import CHOOSING
@@ -26,6 +27,16 @@ from emu_studio.rounds import OpenRound
 BLOCK = 4096  # items of the order that are looked through at once; chosen here
 CAPTIONED = "captioned"  # takes the place of a decision where a caption was saved
 REPEAT_AFTER = 10  # pairs between a pair and its repeat, so that it is not remembered; chosen here
+HOLD_ROUND = select(Round.id).where(Round.id == bindparam("round")).with_for_update()
+END_LEASES = delete(Lease).where(
+    Lease.item_id.in_(bindparam("items", expanding=True)),  # for the index; the next line alone reads all leases
+    tuple_(Lease.item_id, Lease.rater_id, Lease.is_repeat).in_(bindparam("leases", expanding=True)),
+)
+
+
+def end_leases(session: Session, leases: Sequence[tuple[int, int, bool]]) -> None:
+    """Remove leases, each (item, rater, whether it is a repeat), from the database."""
+    session.execute(END_LEASES, {"items": list({item for item, _, _ in leases}), "leases": leases})
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ class Queue:
             self._place = {int(item): place for place, item in enumerate(self.ids)}
             self.num_votes = np.zeros(len(rows), np.int32)
             self.num_keeps = np.zeros(len(rows), np.int32)
+            self._num_labels = 0  # items with a vote
             self.num_leased = np.zeros(len(rows), np.int32)
             self._raters: dict[int, RaterState] = {}
             self._leases: dict[tuple[int, int, bool], float] = {}  # (rater, place, repeat) -> expires
@@ -167,7 +179,7 @@ class Queue:
                 self._leases = {lease: self._clock() + 60 * self.plan.lease_minutes, **self._leases}
                 self.num_leased[place] += not is_repeat
         if self.harvester is not None:
-            self.harvester.learn()
+            self.harvester.learn(self._num_labels)
 
     def release(self, rater_id: int) -> int:
         """Free all that somebody holds and return how many items that were."""
@@ -224,7 +236,9 @@ class Queue:
         # A saved caption stays, whatever is said of its picture later.
         has_caption = self.plan.question == "captions" and bool(state.counts[place])
         counts = decision not in ABSTENTIONS or has_caption
+        before = int(self.num_votes[place])
         self.num_votes[place] += int(counts) - int(state.counts[place])
+        self._num_labels += bool(self.num_votes[place]) - bool(before)
         self.num_keeps[place] += int(decision == "keep") - int(state.keeps[place])
         state.keeps[place] = decision == "keep"
         is_first = counts and not state.is_done[place]
@@ -290,10 +304,14 @@ class Queue:
         return self._own_orders[person.id]
 
     def _lease(self, person: Person, turns: Sequence[Turn], expires: float) -> None:
+        whose = {"rater_id": person.id, "round_id": self.round.id, "expires": expires}
+        rows = [{"item_id": turn.item_id, "is_repeat": turn.is_repeat, **whose} for turn in turns]
+        keys = [(turn.item_id, person.id, turn.is_repeat) for turn in turns]
         with self.database.write() as session:
-            for turn in turns:
-                row = {"item_id": turn.item_id, "rater_id": person.id, "is_repeat": turn.is_repeat}
-                session.merge(Lease(**row, round_id=self.round.id, expires=expires))
+            session.execute(HOLD_ROUND, {"round": self.round.id})  # first, as the clerk does: no deadlock
+            end_leases(session, keys)
+            if rows:
+                session.execute(insert(Lease), rows)
         for turn in turns:
             lease = (person.id, turn.place, turn.is_repeat)
             if lease not in self._leases and not turn.is_repeat:

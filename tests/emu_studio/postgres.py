@@ -34,6 +34,11 @@ class Server:
     def url(self) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
+    @property
+    def pid(self) -> int:
+        """Of the process whose children are all its others."""
+        return int((self.folder / "postmaster.pid").read_text().splitlines()[0])
+
     def start(self) -> None:
         assert BINARIES is not None
         options = (
@@ -45,7 +50,7 @@ class Server:
 
     def kill(self) -> None:
         """kill -9, of the server and of all its processes."""
-        pid = int((self.folder / "postmaster.pid").read_text().splitlines()[0])
+        pid = self.pid
         children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
         everybody = [pid, *map(int, children)]
         for one in everybody:

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from emu_studio.ballots import Ballot, Clerk
+from emu_studio.ballots import Ballot
+from emu_studio.clerk import Clerk
 from emu_studio.database import open_database
 from emu_studio.harvesting import write_embeddings
 from emu_studio.items import NewItem, Shown
