@@ -68,7 +68,8 @@ class Queue:
     """The queue of one round.
 
     Where pictures are chosen, a harvest decides in which order all see them (harvesting.py); pairs have a seeded order
-    of each rater's own. embeddings: a folder with ROUND.npy, which the probe learns from. clock: seconds, for tests.
+    of each rater's own, in which those of prompts that others began come first. embeddings: a folder with ROUND.npy,
+    which the probe learns from. clock: seconds, for tests.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Queue:
             self.strata = [row.stratum for row in rows]
             names = [stratum or f"\0{place}" for place, stratum in enumerate(self.strata)]  # none is like no other
             first = {name: place for place, name in reversed(list(enumerate(names)))}
-            self.prompts = [first[name] for name in names]  # the same number for pairs of the same prompt
+            self.prompts = np.array([first[name] for name in names], np.int64)  # the same for pairs of a prompt
             self.is_control = np.array([row.is_control for row in rows], bool)
             self._place = {int(item): place for place, item in enumerate(self.ids)}
             self.num_votes = np.zeros(len(rows), np.int32)
@@ -255,12 +256,22 @@ class Queue:
         first = {turn.place for turn in held if not turn.is_repeat}
         again = {turn.place for turn in held if turn.is_repeat}
         repeats = [place for place in self._due(person, state) if place not in again]
+        asked = self.num_votes + self.num_leased
+        is_open = (asked < self.plan.raters_per_item) & ~state.is_done
+        is_open[list(first)] = False
         order = self._own_order(person)
-        is_open = (self.num_votes + self.num_leased < self.plan.raters_per_item) & ~state.is_done
-        fresh = [int(place) for place in order[is_open[order]][:BLOCK] if int(place) not in first]
+        order = order[is_open[order]]
+        # First what others began, so that prompts are finished early and not all at the end; what the rater alone began
+        # is not preferred, since more of the same prompt should come as late as their own order has it.
+        by_others = asked - state.counts
+        by_others[list(first)] -= 1
+        is_begun = np.zeros(len(self), bool)
+        is_begun[self.prompts[by_others > 0]] = True
+        is_begun = is_begun[self.prompts]
+        fresh = [*order[is_begun[order]].tolist(), *order[~is_begun[order]].tolist()][:BLOCK]
         before = held[-1].place if held else state.last
-        prompt = None if before is None else self.prompts[before]
-        found = keep_apart(fresh, repeats, self.prompts, prompt, num)
+        prompts = self.prompts.tolist()
+        found = keep_apart(fresh, repeats, prompts, None if before is None else prompts[before], num)
         return [Turn(int(self.ids[place]), place, is_repeat) for place, is_repeat in found]
 
     def _due(self, person: Person, state: RaterState) -> list[int]:

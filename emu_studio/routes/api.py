@@ -152,7 +152,7 @@ def turn_to_json(queue: Queue, item: Item, turn: Turn) -> dict[str, Any]:
     if question == "faithfulness":
         found["caption"] = item.caption
     if queue.plan.is_pairs:
-        found["group"] = queue.prompts[turn.place]
+        found["group"] = int(queue.prompts[turn.place])
     if question == "captions":
         found["draft"] = item.draft and {"short": item.draft["short"], "long": item.draft["long"]}
     return found

@@ -4,11 +4,12 @@ import io
 import random
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from playwright.sync_api import expect
@@ -20,7 +21,7 @@ from emu_studio.database import open_database
 from emu_studio.items import NewItem, Shown, items_of_pairs
 from emu_studio.people import invite
 from emu_studio.plan import default_plan
-from emu_studio.queue import Queue
+from emu_studio.queue import Queue, Turn
 from emu_studio.rounds import open_round
 from tests.emu_studio.driving import PATIENCE, assert_no_violations, enter, saved, votes_of
 from tests.emu_studio.served import Client, open_pictures, paint, serving
@@ -85,6 +86,76 @@ def test_no_prompt_comes_twice_in_a_row_across_batches_and_restarts(tmp_path: Pa
     assert sorted(turn.place for turn in shown if not turn.is_repeat) == list(range(len(items)))
     assert sum(turn.is_repeat for turn in shown) >= 3
     database.close()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 5), st.integers(0, 2**32 - 1))
+def test_what_others_began_is_finished_first(num_of_a_prompt: int, num_raters: int, seed: int) -> None:
+    """Raters of any pace, who each hold some pairs ahead: nobody is given a prompt that nobody else began while another
+    one that somebody began is open for them; and still no prompt comes twice in a row."""
+    rng, needed, num_prompts = random.Random(seed), 2, 14
+    with TemporaryDirectory() as folder:
+        database = open_database(Path(folder) / "studio.db")
+        pictures = (Shown(Path("a"), "A", "0"), Shown(Path("b"), "B", "0"))
+        names = [(p, c) for p in range(num_prompts) for c in range(num_of_a_prompt)]
+        items = [NewItem(f"{p}-{c}", "0", pictures, stratum=f"prompt {p}") for p, c in names]
+        plan = default_plan("appeal", raters_per_item=needed, repeat_share=0.3)
+        queue = Queue(database, open_round(database, plan, items))
+        people = [invite(database, f"person {n}", "rater")[0] for n in range(num_raters)]
+        paces = [rng.uniform(0.1, 1) for _ in people]
+        prompts = queue.prompts.tolist()
+        held: dict[int, list[Turn]] = {n: [] for n in range(num_raters)}
+        seen: dict[int, list[Turn]] = {n: [] for n in range(num_raters)}
+        idle: set[int] = set()
+        while len(idle) < num_raters:
+            (n,) = rng.choices(range(num_raters), paces)
+            if not held[n] or rng.random() < 0.3:
+                others = [turn for m in held if m != n for turn in (*held[m], *seen[m]) if not turn.is_repeat]
+                begun = {prompts[turn.place] for turn in others}
+                own = {turn.place for turn in (*held[n], *seen[n]) if not turn.is_repeat}
+                is_free = queue.num_votes + queue.num_leased < needed
+                open_ = {place for place in np.flatnonzero(is_free).tolist() if place not in own}
+                before = (held[n] or seen[n] or [None])[-1]
+                taken = queue.take(people[n], len(held[n]) + rng.randint(1, 4))
+                for turn in taken[len(held[n]) :]:
+                    if not turn.is_repeat:
+                        last = before and prompts[before.place]
+                        other = [p for p in open_ if prompts[p] in begun and prompts[p] != last]
+                        is_alone = Counter(prompts[p] for p in open_)[prompts[turn.place]] * 2 > len(open_)
+                        assert prompts[turn.place] in begun or not other or is_alone
+                        open_.remove(turn.place)
+                    before = turn
+                held[n] = taken
+            if held[n]:
+                turn = held[n].pop(0)
+                seen[n].append(turn)
+                queue.note(people[n], turn.item_id, rng.choice(["A", "B", "tie"]), turn.is_repeat)
+            else:
+                idle.add(n)
+        database.close()
+    assert (queue.num_votes == needed).all()
+    for turns in seen.values():
+        firsts = [turn.place for turn in turns if not turn.is_repeat]
+        assert len(set(firsts)) == len(firsts)
+        if num_of_a_prompt == 1:
+            assert num_next_to_each_other([prompts[turn.place] for turn in turns]) == 0
+
+
+def test_half_of_the_votes_finish_a_good_part_of_the_prompts(tmp_path: Path) -> None:
+    """Half of the votes of nine raters: by orders that are each rater's own alone, they finish 9 of 120 prompts."""
+    database = open_database(tmp_path / "studio.db")
+    pictures = (Shown(Path("a"), "A", "0"), Shown(Path("b"), "B", "0"))
+    items = [NewItem(f"{n}", "0", pictures, stratum=f"prompt {n}") for n in range(120)]
+    queue = Queue(database, open_round(database, default_plan("appeal"), items))
+    people = [invite(database, f"person {n}", "rater")[0] for n in range(9)]
+    num = 0
+    while num < 120 * 5 // 2:
+        for person in people:
+            (turn,) = queue.take(person, 1)
+            queue.note(person, turn.item_id, "A", turn.is_repeat)
+            num += not turn.is_repeat
+    database.close()
+    assert queue.num_finished >= 45
 
 
 # ---- the sides, by the addresses
