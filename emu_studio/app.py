@@ -32,6 +32,7 @@ from emu_studio.database import Database
 from emu_studio.openable import Registry
 from emu_studio.people import Person, find_by_token, find_person
 from emu_studio.pictures import Previews
+from emu_studio.preparing import Preparations
 from emu_studio.progress import Numbers
 from emu_studio.queues import Queues
 from emu_studio.records import Records
@@ -69,6 +70,7 @@ class Studio:
     records: Records
     openable: Registry = dict
     numbers: Numbers = field(default_factory=Numbers)
+    preparations: Preparations = field(default_factory=Preparations)
 
     @cached_property
     def signer(self) -> URLSafeTimedSerializer:
