@@ -30,8 +30,8 @@ Outcome = list[Confirmed] | str
 class Office:
     """A round, its clerk, and people of whom the last one's link was revoked after they had come in."""
 
-    def __init__(self, folder: Path, question: str = "specialist") -> None:
-        self.database: Database = open_database(folder / "studio.db")
+    def __init__(self, folder: Path, question: str = "specialist", url: str | None = None) -> None:
+        self.database: Database = open_database(url or folder / "studio.db")
         burst = tuple(Shown(Path(name), name, name * 64) for name in "ab")
         items = [NewItem(f"k{n}", "0", burst if question == "specialist" else burst[:2]) for n in range(NUM_ITEMS)]
         self.round = open_round(self.database, default_plan(question), items)
@@ -88,12 +88,13 @@ def test_at_once_is_as_one_after_the_other(sent: list[Sent]) -> None:
             office.database.close()
 
 
-def test_many_that_wait_are_one_transaction(tmp_path: Path) -> None:
-    office, commits = Office(tmp_path), []
+def test_many_that_wait_are_one_transaction(tmp_path: Path, url: str | None) -> None:
+    office, commits = Office(tmp_path, url=url), []
     event.listen(office.database.engine, "commit", commits.append)
-    sent = [(n % 2, [Ballot(ballot=f"ballot-{n:02d}", item=1 + n % 4, decision="keep")]) for n in range(40)]
+    sent = [(n % 2, [Ballot(ballot=f"ballot-{n:02d}", item=1 + n // 2 % 4, decision="keep")]) for n in range(40)]
     taken = asyncio.run(office.at_once(sent))
     assert all(isinstance(one, list) for one in taken) and len(commits) <= 3
+    assert len(office.votes()) == 8  # two people, four items: the same word again is no vote
     office.database.close()
 
 

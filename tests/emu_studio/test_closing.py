@@ -33,8 +33,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    found = open_database(tmp_path / "studio.db")
+def database(tmp_path: Path, url: str | None) -> Iterator[Database]:
+    found = open_database(url or tmp_path / "studio.db")
     yield found
     found.close()
 

@@ -141,9 +141,9 @@ def test_what_others_began_is_finished_first(num_of_a_prompt: int, num_raters: i
             assert num_next_to_each_other([prompts[turn.place] for turn in turns]) == 0
 
 
-def test_half_of_the_votes_finish_a_good_part_of_the_prompts(tmp_path: Path) -> None:
+def test_half_of_the_votes_finish_a_good_part_of_the_prompts(tmp_path: Path, url: str | None) -> None:
     """Half of the votes of nine raters: by orders that are each rater's own alone, they finish 9 of 120 prompts."""
-    database = open_database(tmp_path / "studio.db")
+    database = open_database(url or tmp_path / "studio.db")
     pictures = (Shown(Path("a"), "A", "0"), Shown(Path("b"), "B", "0"))
     items = [NewItem(f"{n}", "0", pictures, stratum=f"prompt {n}") for n in range(120)]
     queue = Queue(database, open_round(database, default_plan("appeal"), items))
@@ -183,14 +183,16 @@ def on_the_left(client: Client, turn: dict[str, Any], files: list[Path]) -> tupl
 
 
 @pytest.mark.slow
-def test_votes_are_for_the_model_that_stood_where_it_was_clicked_and_repeats_are_swapped(tmp_path: Path) -> None:
+def test_votes_are_for_the_model_that_stood_where_it_was_clicked_and_repeats_are_swapped(
+    tmp_path: Path, url: str | None
+) -> None:
     """By pixels, over raters and pairs; about half of the pairs are shown again, at least ten pairs later."""
     num, rng = 24, random.Random(0)
-    open_pictures(tmp_path / "data", "appeal", num, raters_per_item=3, repeat_share=0.5)
+    open_pictures(tmp_path / "data", "appeal", num, url, raters_per_item=3, repeat_share=0.5)
     files = sorted((tmp_path / "pictures of appeal").glob("*.png"))
     expected: dict[tuple[int, str, bool], tuple[str, str]] = {}
     lefts, places, order = {}, {}, {}
-    with serving(tmp_path / "data") as served:
+    with serving(tmp_path / "data", url) as served:
         for rater in range(3):
             client = served.person(f"Rater {rater}", "rater").join("appeal")
             count = 0
@@ -228,12 +230,12 @@ def test_votes_are_for_the_model_that_stood_where_it_was_clicked_and_repeats_are
 
 
 @pytest.mark.slow
-def test_who_chose_pictures_does_not_judge_unless_the_plan_says_so(tmp_path: Path) -> None:
+def test_who_chose_pictures_does_not_judge_unless_the_plan_says_so(tmp_path: Path, url: str | None) -> None:
     data, roles = tmp_path / "data", ("generalist",)
-    open_pictures(data, "generalist", 6)
-    open_pictures(data, "appeal", 3, roles=roles)
-    open_pictures(data, "faithfulness", 3, roles=roles, judges_may_choose=True)
-    with serving(data) as served:
+    open_pictures(data, "generalist", 6, url)
+    open_pictures(data, "appeal", 3, url, roles=roles)
+    open_pictures(data, "faithfulness", 3, url, roles=roles, judges_may_choose=True)
+    with serving(data, url) as served:
         anna = served.person("Anna", "generalist").join("generalist").join("appeal")
         (turn,) = anna.turns("appeal", 1)
         assert anna.vote("generalist", ballot(0, anna.turns("generalist", 1)[0], "drop")).status_code == 200
@@ -256,6 +258,14 @@ def wait_for_another(page: Any, before: list[str]) -> None:
     page.wait_for_function(
         "src => document.querySelector('#pair img')?.getAttribute('src') !== src", arg=before[0], timeout=PATIENCE
     )
+
+
+def press(page: Any, key: str) -> list[str]:
+    """Press a key after which another pair comes; return what was shown before."""
+    before = sources(page)
+    page.keyboard.press(key)
+    wait_for_another(page, before)
+    return before
 
 
 PIXELS = """side => {
@@ -330,9 +340,7 @@ def test_faithfulness_shows_the_text_and_nothing_of_it_is_markup(tmp_path: Path,
         assert page.locator("#caption *").count() == 0 and page.title() == "faithfulness"
         wanted = ["both", "neither", "left", "right"]
         for key in ("b", "n", "f", "ArrowRight"):
-            before = sources(page)
-            page.keyboard.press(key)
-            wait_for_another(page, before)
+            press(page, key)
         page.keyboard.press("t")  # no key here
         before = sources(page)
         page.keyboard.press("s")
@@ -389,12 +397,10 @@ def test_both_pictures_appear_at_once_at_the_same_size(tmp_path: Path, page: Any
     with serving(data) as served:
         enter(page, served, "rater", PAIR)
         for _ in range(6):
-            before = sources(page)
             left, right = (page.locator(f"[data-decision={side}] img").bounding_box() for side in SIDES)
             assert (left["width"], left["height"], left["y"]) == (right["width"], right["height"], right["y"])
             assert left["width"] > 600 and left["height"] > 500  # pixels of the window: large, whatever the file's size
-            page.keyboard.press("f")
-            wait_for_another(page, before)
+            press(page, "f")
         frames = page.evaluate("window.frames_")
         # 1:1 of both while the key is held: each at its own size, closed when it is released.
         page.keyboard.down("z")
@@ -449,9 +455,7 @@ def test_ten_decisions_can_be_taken_back_and_a_double_click_is_one(tmp_path: Pat
         page.get_by_text("There is nothing to take back").wait_for()
         seen = []
         for _ in range(12):
-            seen.append(sources(page))
-            page.keyboard.press("f")
-            wait_for_another(page, seen[-1])
+            seen.append(press(page, "f"))
         for earlier in reversed(seen[2:]):
             page.keyboard.press("Backspace")
             assert sources(page) == earlier  # at once, with the same sides
@@ -467,11 +471,9 @@ def test_ten_decisions_can_be_taken_back_and_a_double_click_is_one(tmp_path: Pat
         wait_for_another(page, seen[2])
         page.wait_for_timeout(600)
         saved(page)
-        for _ in range(11):
-            before = sources(page)
-            page.keyboard.press("j")
-            if _ < 10:
-                wait_for_another(page, before)
+        for _ in range(10):
+            press(page, "j")
+        page.keyboard.press("j")
         page.get_by_text("Nothing is left for you now").wait_for()
         page.keyboard.press("Backspace")  # also from here
         page.locator("#pair img").nth(1).wait_for()
@@ -492,9 +494,7 @@ def test_reload_back_and_a_lost_network_lose_and_double_nothing(tmp_path: Path, 
     with serving(tmp_path / "data") as served:
         enter(page, served, "rater", PAIR)
         for way in (page.reload, lambda: (page.go_back(), page.go_forward())):
-            before = sources(page)
-            page.keyboard.press("f")
-            wait_for_another(page, before)
+            press(page, "f")
             way()
             page.locator("#pair img").nth(1).wait_for()
         page.route("**/votes", lambda route: route.abort())
@@ -510,20 +510,16 @@ def test_reload_back_and_a_lost_network_lose_and_double_nothing(tmp_path: Path, 
         page.wait_for_function(f"() => {loaded}.length > 6")
         page.context.set_offline(True)
         for _ in range(3):
-            before = sources(page)
-            page.keyboard.press("j")
-            wait_for_another(page, before)
+            press(page, "j")
         page.get_by_text("3 not saved").wait_for()
         assert_no_violations(page)
         page.context.set_offline(False)
         saved(page)
         page.reload()
         page.locator("#pair img").nth(1).wait_for()
-        for number in range(10):
-            before = sources(page)
-            page.keyboard.press("f")
-            if number < 9:
-                wait_for_another(page, before)
+        for _ in range(9):
+            press(page, "f")
+        page.keyboard.press("f")
         page.get_by_text("Nothing is left for you now").wait_for()
         saved(page)
         votes = votes_of(served, "appeal")
