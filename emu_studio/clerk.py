@@ -117,9 +117,12 @@ class Clerk:
         known = _Known(session, round_.id, requests)
         lines: list[Line] = []
         for request in requests:
+            who = request.person or people[request.claim]
             try:
-                request.person = request.person or people[request.claim]
-                lines += self._record(request.person, round_, known, request, round_.num_votes + len(lines))
+                if isinstance(who, Refused):
+                    raise who
+                request.person = who
+                lines += self._record(who, round_, known, request, round_.num_votes + len(lines))
             except (NotTaken, Refused) as error:
                 request.error = error
         if lines:
@@ -127,12 +130,8 @@ class Clerk:
             ended = [(line.item_id, line.rater_id, line.vote.is_repeat) for line in lines]  # a repeat has its own
             end_leases(session, ended)
 
-    def _record(
-        self, person: Person | Refused, round_: Round, known: "_Known", request: _Request, index: int
-    ) -> list[Line]:
-        """One request's votes, of which the first will have this index; raises NotTaken or Refused if none is taken."""
-        if isinstance(person, Refused):
-            raise person
+    def _record(self, person: Person, round_: Round, known: "_Known", request: _Request, index: int) -> list[Line]:
+        """One request's votes, of which the first will have this index; raises NotTaken if none of them is taken."""
         if round_.closed is not None:
             raise NotTaken(f"the round {round_.name} is closed; nothing more is taken")
         held: dict[str, int] = {}

@@ -1,7 +1,7 @@
 """Captions written by hand: what is checked, what is kept, and the page itself in a real browser."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -211,12 +211,12 @@ def test_one_person_captions_a_picture():
 # ---- the addresses
 
 
-def open_captions(data: Path, num: int, url: str | None = None, **drafts: dict[str, str]) -> None:
+def open_captions(data: Path, num: int, url: str | None = None, drafts: Sequence[str] = ()) -> None:
     paint(data.parent / "pictures", num)
-    open_over(data, url, **drafts)
+    open_over(data, url, drafts)
 
 
-def open_over(data: Path, url: str | None = None, **drafts: dict[str, str]) -> None:
+def open_over(data: Path, url: str | None = None, drafts: Sequence[str] = ()) -> None:
     """A round over the pictures and texts as they are."""
     database = open_database(url or data / "studio" / "studio.db")
     items = items_of_folder(data.parent / "pictures")
@@ -450,7 +450,7 @@ def test_checks_are_shown_beside_the_field_and_stop_nobody(tmp_path: Path, page:
 @pytest.mark.browser
 @pytest.mark.slow
 def test_a_draft_is_marked_and_an_unedited_one_flagged(tmp_path: Path, page: Any) -> None:
-    open_captions(tmp_path / "data", 2, **{"0000.png": {}, "0001.png": {}})
+    open_captions(tmp_path / "data", 2, drafts=("0000.png", "0001.png"))
     with serving(tmp_path / "data") as served:
         enter(page, served, "specialist", "#stage img")
         first = source(page)
