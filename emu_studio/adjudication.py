@@ -10,10 +10,10 @@ from dataclasses import replace
 from sqlalchemy import select
 
 from emu_data.votes.vote import CURATION_DECISIONS, WITHDRAWN
-from emu_studio.access import CHOOSING
 from emu_studio.ballots import Ballot, Confirmed, NotTaken, append, lines_of, votes_of
 from emu_studio.database import CastVote, Database, Item, Round
 from emu_studio.people import Person
+from emu_studio.plan import CHOOSING
 from emu_studio.queue import Queue
 
 

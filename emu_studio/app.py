@@ -8,9 +8,9 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,14 +21,18 @@ from fastapi.staticfiles import StaticFiles
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy.exc import OperationalError
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from emu_data.files import atomic_file
 from emu_data.formatting import format_count, format_number, format_p_value, format_share, format_span, format_time
+from emu_studio.access import REVOKED, Claim
 from emu_studio.database import Database
 from emu_studio.openable import Registry
 from emu_studio.people import Person, find_by_token, find_person
 from emu_studio.pictures import Previews
+from emu_studio.preparing import Preparations
 from emu_studio.progress import Numbers
 from emu_studio.queues import Queues
 from emu_studio.records import Records
@@ -49,6 +53,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Cache-Control": "no-store",  # where an answer says nothing else
 }
 SAFE = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 
@@ -65,10 +70,17 @@ class Studio:
     records: Records
     openable: Registry = dict
     numbers: Numbers = field(default_factory=Numbers)
+    preparations: Preparations = field(default_factory=Preparations)
 
-    def csrf(self, person: Person) -> str:
+    @cached_property
+    def signer(self) -> URLSafeTimedSerializer:
+        """What signs cookies."""
+        return URLSafeTimedSerializer(self.secret, salt="session")
+
+    def csrf(self, claim: Claim) -> str:
         """The token that a page of this person's must send with every change."""
-        return hmac.new(self.secret, f"csrf\0{person.id}\0{person.pseudonym}".encode(), hashlib.sha256).hexdigest()
+        told = f"csrf\0{claim.rater_id}\0{claim.pseudonym}".encode()
+        return hmac.new(self.secret, told, hashlib.sha256).hexdigest()
 
 
 TEMPLATES = Environment(
@@ -96,7 +108,7 @@ def make_app(studio: Studio) -> FastAPI:
 
     app = FastAPI(title="Emu studio", openapi_url=None, lifespan=lifespan)
     app.state.studio = studio
-    app.middleware("http")(_guard)
+    app.add_middleware(Guard)
     app.add_exception_handler(StarletteHTTPException, _explain)
     app.add_exception_handler(RequestValidationError, _explain_request)
     app.add_exception_handler(OperationalError, _explain_database)
@@ -112,24 +124,34 @@ def studio_of(request: Request) -> Studio:
     return request.app.state.studio
 
 
-def who(request: Request) -> Person:
-    """Who is asking; a dependency of routes. Raises 401 without a valid cookie."""
-    studio = studio_of(request)
+async def claim(request: Request) -> Claim:
+    """Who says that they are asking; a dependency of routes. Raises 401 without a valid cookie."""
     try:
-        rater_id = _serializer(studio).loads(request.cookies.get(COOKIE, ""), max_age=COOKIE_SECONDS)
-    except BadSignature:
+        found = studio_of(request).signer.loads(request.cookies.get(COOKIE, ""), max_age=COOKIE_SECONDS)
+        rater_id, pseudonym = found
+        return Claim(int(rater_id), str(pseudonym))
+    except (BadSignature, TypeError, ValueError):
         raise HTTPException(401, "Open your personal link to come in.") from None
-    person = find_person(studio.database, rater_id) if isinstance(rater_id, int) else None
-    if person is None:
-        raise HTTPException(401, "This link was revoked. Ask the lead for a new one.")
+
+
+async def claim_of_page(request: Request, claimed: Annotated[Claim, Depends(claim)]) -> Claim:
+    """Who says that they are changing something; a dependency of routes. Raises 403 without the token of a page."""
+    given = request.headers.get("X-CSRF-Token", "")
+    if not hmac.compare_digest(given.encode(), studio_of(request).csrf(claimed).encode()):
+        raise HTTPException(403, "The page is out of date: reload it. Nothing was changed.")
+    return claimed
+
+
+def who(request: Request, claimed: Annotated[Claim, Depends(claim)]) -> Person:
+    """Who is asking; a dependency of routes. Raises 401 without a valid cookie, or if the link was revoked."""
+    person = find_person(studio_of(request).database, claimed.rater_id)
+    if person is None or person.pseudonym != claimed.pseudonym:
+        raise HTTPException(401, REVOKED)
     return person
 
 
-def changes(request: Request, person: Annotated[Person, Depends(who)]) -> Person:
+async def changes(person: Annotated[Person, Depends(who)], _: Annotated[Claim, Depends(claim_of_page)]) -> Person:
     """Who is changing something; a dependency of routes that change. Raises 403 without the token of a page."""
-    given = request.headers.get("X-CSRF-Token", "")
-    if not hmac.compare_digest(given, studio_of(request).csrf(person)):
-        raise HTTPException(403, "The page is out of date: reload it. Nothing was changed.")
     return person
 
 
@@ -144,22 +166,34 @@ def render(
     request: Request, template: str, person: Person | None = None, status: int = 200, **values: Any
 ) -> HTMLResponse:
     """Return a page. Every value is escaped: nothing of a caption is markup."""
-    csrf = studio_of(request).csrf(person) if person else ""
+    csrf = studio_of(request).csrf(Claim(person.id, person.pseudonym)) if person else ""
     page = TEMPLATES.get_template(template).render(person=person, csrf=csrf, **values)
     return HTMLResponse(page, status)
 
 
-async def _guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Refuse changes that another site's page sends, and put the security headers on every answer."""
-    site = request.headers.get("Sec-Fetch-Site", "same-origin")
-    if request.method not in SAFE and site not in ("same-origin", "none"):
-        response: Response = JSONResponse({"detail": "a request of another site"}, 403)
-    else:
-        response = await answer(request)
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
-    response.headers.setdefault("Cache-Control", "no-store")
-    return response
+class Guard:
+    """Refuses changes that another site's page sends, and puts the security headers on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI has it."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        site = Headers(scope=scope).get("Sec-Fetch-Site", "same-origin")
+        if scope["method"] not in SAFE and site not in ("same-origin", "none"):
+            refusal = JSONResponse({"detail": "a request of another site"}, 403)
+            return await refusal(scope, receive, send_guarded)
+        await self._app(scope, receive, send_guarded)
 
 
 def _enter(request: Request, token: str) -> Response:
@@ -169,7 +203,7 @@ def _enter(request: Request, token: str) -> Response:
     if person is None:
         return render(request, "message.html.j2", status=404, title="No such link", told="Ask the lead for a new one.")
     response = RedirectResponse("/", 303)
-    signed = _serializer(studio).dumps(person.id)
+    signed = studio.signer.dumps([person.id, person.pseudonym])
     secure = request.url.scheme == "https"
     response.set_cookie(COOKIE, signed, COOKIE_SECONDS, httponly=True, samesite="lax", secure=secure, path="/")
     return response
@@ -192,10 +226,6 @@ async def _explain_request(request: Request, error: Exception) -> Response:
 async def _explain_database(request: Request, error: Exception) -> Response:
     log.error("the database does not answer: %s", " ".join(str(error).split())[:300])
     return JSONResponse({"detail": "The database does not answer; nothing is lost, this page tries again."}, 503)
-
-
-def _serializer(studio: Studio) -> URLSafeTimedSerializer:
-    return URLSafeTimedSerializer(studio.secret, salt="session")
 
 
 def read_secret(file: Path) -> bytes:

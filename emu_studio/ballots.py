@@ -1,21 +1,19 @@
-"""Taking votes: each once however often it is sent, chained to the one before, on disk before it is confirmed."""
+"""What a page sends as a decision, what votes it is, and how they are chained."""
 
 import json
-import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import delete, insert, or_, select, tuple_
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from emu_data.votes.log import GENESIS, VoteLogError, chain_vote
 from emu_data.votes.pairs import draw_side_order, swap
-from emu_data.votes.vote import SKIPPED, WITHDRAWN, Vote
-from emu_studio.database import CastVote, Database, Item, Lease, Round, now
+from emu_data.votes.vote import Vote
+from emu_studio.database import CastVote, Database, Item, Round, now
 from emu_studio.people import Person
-from emu_studio.plan import DECISIONS, PAIRS
 from emu_studio.queue import Queue
 
 TWIN_PICKED = "a near-twin was picked"  # the reason of a drop, of the rest of a burst
@@ -60,117 +58,6 @@ def side_order(seed: int, pseudonym: str, key: str, is_repeat: bool) -> str:
     return swap(order) if is_repeat else order
 
 
-@dataclass
-class _Request:
-    """What somebody sent, and what became of it."""
-
-    person: Person
-    ballots: Sequence[Ballot]
-    confirmed: list[Confirmed] = field(default_factory=list)
-    noted: list[tuple[int, str, bool]] = field(default_factory=list)
-    error: Exception | None = None
-    is_done: bool = False
-
-
-class Clerk:
-    """Takes the votes of one round. Requests that arrive while others are being written are written together: one
-    transaction, one look at the end of the chain, one wait for the disk.
-    """
-
-    def __init__(self, database: Database, queue: Queue) -> None:
-        self._database, self._queue = database, queue
-        self._waiting: list[_Request] = []
-        self._arrival, self._turn = threading.Lock(), threading.Lock()
-
-    def cast(self, person: Person, ballots: Sequence[Ballot]) -> list[Confirmed]:
-        """Record ballots and return what the database then holds, in their order. A ballot that is held already is
-        confirmed again, by its first content, and so is what is the person's last word already: picture, decision and
-        reason.
-
-        Raises NotTaken, and takes none of them, if one is on an item of another round or has a decision that the round
-        does not ask for. A vote whose lease ended meanwhile is taken: no work of a person is thrown away.
-        """
-        _check_decisions(ballots, self._queue.plan.question)
-        request = _Request(person, ballots)
-        with self._arrival:
-            self._waiting.append(request)
-        with self._turn:
-            if not request.is_done:
-                self._write_waiting()
-        if request.error is not None:
-            raise request.error
-        return request.confirmed
-
-    def _write_waiting(self) -> None:
-        with self._arrival:
-            requests, self._waiting = self._waiting, []
-        try:
-            with self._database.write() as session:
-                round_ = session.get_one(Round, self._queue.round.id, with_for_update=True)
-                for request in requests:
-                    try:
-                        self._record(session, round_, request)
-                    except NotTaken as error:
-                        request.error = error
-        except Exception as error:  # of the database: nothing of all this was written
-            for request in requests:
-                request.error = error
-        for request in requests:
-            request.is_done = True
-            if request.error is None:
-                for item_id, decision, is_repeat in request.noted:
-                    self._queue.note(request.person, item_id, decision, is_repeat)
-
-    def _record(self, session: Session, round_: Round, request: _Request) -> None:
-        """Add one request's votes to the session, or raise NotTaken before anything is added."""
-        if round_.closed is not None:
-            raise NotTaken(f"the round {round_.name} is closed; nothing more is taken")
-        person, ballots = request.person, request.ballots
-        asked = {ballot.item for ballot in ballots}
-        items = {item.id: item for item in session.scalars(select(Item).where(Item.id.in_(asked)))}
-        mine = (CastVote.round_id == round_.id, CastVote.rater_id == person.id)
-        columns = (CastVote.ballot, CastVote.item_id, CastVote.is_repeat, CastVote.is_adjudication, CastVote.line)
-        about = or_(CastVote.item_id.in_(asked), CastVote.ballot.in_([ballot.ballot for ballot in ballots]))
-        held: dict[str, int] = {}
-        last: dict[tuple[int, bool], tuple[_Word, int]] = {}
-        for name, item_id, is_repeat, is_adjudication, line in session.execute(
-            select(*columns).where(*mine, about).order_by(CastVote.index)
-        ):
-            said = json.loads(line)
-            held[name] = said["index"]
-            if not is_adjudication and "." not in name:
-                last[item_id, is_repeat] = (_word(said["vote"]), said["index"])
-        lines: list[Line] = []
-        for ballot in ballots:
-            item = items.get(ballot.item)
-            if item is None or item.round_id != round_.id:
-                raise NotTaken(f"item {ballot.item} is not of the round {round_.name}")
-            votes = votes_of(ballot, item, self._queue, person)
-            word, index = _word(vars(votes[0])), round_.num_votes + len(lines)
-            before = last.get((item.id, ballot.is_repeat))
-            if ballot.ballot in held or (before and before[0] == word):
-                known = held[ballot.ballot] if ballot.ballot in held else before[1] if before else 0
-                request.confirmed.append(Confirmed(ballot.ballot, known, False))
-                continue
-            held[ballot.ballot], last[item.id, ballot.is_repeat] = index, (word, index)
-            request.confirmed.append(Confirmed(ballot.ballot, index, True))
-            request.noted.append((item.id, votes[0].decision, ballot.is_repeat))
-            lines += lines_of(votes, ballot.ballot, item.id, person)
-        if lines:
-            append(session, round_, lines)
-            done = [(item_id, is_repeat) for item_id, _, is_repeat in request.noted]  # a repeat has its own lease
-            of_these = tuple_(Lease.item_id, Lease.is_repeat).in_(done)
-            session.execute(delete(Lease).where(Lease.rater_id == person.id, of_these))
-
-
-_Word = tuple[str, str, str]
-
-
-def _word(vote: Mapping[str, Any]) -> _Word:
-    """What makes a vote another one: which picture of a burst it is on, the decision, and its reason."""
-    return vote["key"], vote["decision"], vote["reason"]
-
-
 @dataclass(frozen=True)
 class Line:
     """A vote that is to be chained. ballot, decision: as in CastVote; of a burst the decision is the picked one's."""
@@ -198,19 +85,6 @@ def append(session: Session, round_: Round, lines: Sequence[Line]) -> None:
         rows.append(row | {"is_adjudication": line.vote.is_adjudication, "line": text.decode(), "hash": head})
         round_.num_votes, round_.head = round_.num_votes + 1, head
     session.execute(insert(CastVote), rows)
-
-
-def _check_decisions(ballots: Sequence[Ballot], question: str) -> None:
-    allowed = {*DECISIONS[question], WITHDRAWN}
-    if question in PAIRS:
-        allowed = (allowed - {"A", "B"}) | {"left", "right"}
-    for ballot in ballots:
-        if ballot.decision not in allowed:
-            raise NotTaken(f"{ballot.decision!r} is no decision here; there are: {', '.join(sorted(allowed))}")
-        if ballot.decision == SKIPPED and not ballot.reason.strip():
-            raise NotTaken("a skip needs a reason")
-        if ballot.is_repeat and question not in PAIRS:
-            raise NotTaken("only pairs are shown again")
 
 
 def votes_of(ballot: Ballot, item: Item, queue: Queue, person: Person) -> list[Vote]:

@@ -69,15 +69,15 @@ class Harvester:
                 session.execute(insert(HarvestStep), rows)
         return [step.row for step in steps if step.is_shown]
 
-    def learn(self) -> None:
-        """Have the probe fitted again in the background, if enough was decided since."""
-        labels = self._labels()
+    def learn(self, num_labels: int) -> None:
+        """Have the probe fitted again in the background, if enough was decided since. num_labels: of all items that
+        somebody decided on; called at every vote, which must not wait for all the others to be looked through."""
         with self._lock:
-            is_due = len(labels) - self._num_learned >= max(LEARN_AFTER, LEARN_SHARE * self._num_learned)
+            is_due = num_labels - self._num_learned >= max(LEARN_AFTER, LEARN_SHARE * self._num_learned)
             if not self._can_learn or self._is_learning or not is_due:
                 return
-            self._is_learning, self._num_learned = True, len(labels)
-        self._pool.submit(self._rank, labels)
+            self._is_learning, self._num_learned = True, num_labels
+        self._pool.submit(self._rank)
 
     def stop(self) -> Stop | None:
         """Return what the plan's stopping rule says now; None for a rule that needs no harvest."""
@@ -100,9 +100,9 @@ class Harvester:
         """Stop learning."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _rank(self, labels: Mapping[int, bool]) -> None:
+    def _rank(self) -> None:
         try:
-            self.ranking = self._harvest.rank(labels)
+            self.ranking = self._harvest.rank(self._labels())
         finally:
             with self._lock:
                 self._is_learning = False

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select
+from sqlalchemy import Row, bindparam, delete, select
 from sqlalchemy.orm import Session
 
 from emu_studio.database import Consent, Database, Lease, Name, Rater, now
@@ -12,6 +12,10 @@ from emu_studio.plan import ROLES, Role
 
 FOREIGN = "import-"  # how the pseudonyms of those begin whose votes were cast elsewhere
 TOKEN_BYTES = 24  # 192 bits: unguessable however often it is tried
+
+
+PERSON = (Rater.id, Rater.pseudonym, Rater.role, Rater.invited, Rater.revoked, Name.name)
+ONE_PERSON = select(*PERSON).outerjoin(Name, Name.rater_id == Rater.id).where(Rater.id == bindparam("id"))
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,13 @@ def find_by_token(database: Database, token: str) -> Person | None:
 def find_person(database: Database, rater_id: int) -> Person | None:
     """Return somebody who may take part; None if there is no such, or their link was revoked."""
     with database.read() as session:
-        found = session.execute(select(Rater, Name.name).outerjoin(Name).where(Rater.id == rater_id)).first()
-    return _to_person(found[0], found[1] or "") if found and found[0].revoked is None else None
+        row = session.execute(ONE_PERSON, {"id": rater_id}).first()
+    return person_of(row) if row and row.revoked is None else None
+
+
+def person_of(row: Row) -> Person:
+    """Return the person that a row with their columns of Rater, and their name, is about."""
+    return Person(row.id, row.pseudonym, row.role, row.name or "", row.invited, row.revoked)
 
 
 def list_people(database: Database) -> list[Person]:

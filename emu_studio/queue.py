@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, insert, select, tuple_
+from sqlalchemy.orm import Session
 
 from emu_data.votes.pairs import is_repeated
 from emu_data.votes.vote import ABSTENTIONS, UNSURE, WITHDRAWN
 from emu_studio.apart import keep_apart
-from emu_studio.database import Caption, CastVote, Database, Item, Lease
+from emu_studio.database import Caption, CastVote, Database, Item, Lease, Round
 from emu_studio.harvesting import Harvester, read_embeddings
 from emu_studio.people import Person
 from emu_studio.plan import CHOOSING
@@ -26,6 +27,16 @@ from emu_studio.rounds import OpenRound
 BLOCK = 4096  # items of the order that are looked through at once; chosen here
 CAPTIONED = "captioned"  # takes the place of a decision where a caption was saved
 REPEAT_AFTER = 10  # pairs between a pair and its repeat, so that it is not remembered; chosen here
+HOLD_ROUND = select(Round.id).where(Round.id == bindparam("round")).with_for_update()
+END_LEASES = delete(Lease).where(
+    Lease.item_id.in_(bindparam("items", expanding=True)),  # for the index; the next line alone reads all leases
+    tuple_(Lease.item_id, Lease.rater_id, Lease.is_repeat).in_(bindparam("leases", expanding=True)),
+)
+
+
+def end_leases(session: Session, leases: Sequence[tuple[int, int, bool]]) -> None:
+    """Remove leases, each (item, rater, whether it is a repeat), from the database."""
+    session.execute(END_LEASES, {"items": list({item for item, _, _ in leases}), "leases": leases})
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,8 @@ class Queue:
     """The queue of one round.
 
     Where pictures are chosen, a harvest decides in which order all see them (harvesting.py); pairs have a seeded order
-    of each rater's own. embeddings: a folder with ROUND.npy, which the probe learns from. clock: seconds, for tests.
+    of each rater's own, in which those of prompts that others began come first. embeddings: a folder with ROUND.npy,
+    which the probe learns from. clock: seconds, for tests.
     """
 
     def __init__(
@@ -78,11 +90,12 @@ class Queue:
             self.strata = [row.stratum for row in rows]
             names = [stratum or f"\0{place}" for place, stratum in enumerate(self.strata)]  # none is like no other
             first = {name: place for place, name in reversed(list(enumerate(names)))}
-            self.prompts = [first[name] for name in names]  # the same number for pairs of the same prompt
+            self.prompts = np.array([first[name] for name in names], np.int64)  # the same for pairs of a prompt
             self.is_control = np.array([row.is_control for row in rows], bool)
             self._place = {int(item): place for place, item in enumerate(self.ids)}
             self.num_votes = np.zeros(len(rows), np.int32)
             self.num_keeps = np.zeros(len(rows), np.int32)
+            self._num_labels = 0  # items with a vote
             self.num_leased = np.zeros(len(rows), np.int32)
             self._raters: dict[int, RaterState] = {}
             self._leases: dict[tuple[int, int, bool], float] = {}  # (rater, place, repeat) -> expires
@@ -167,7 +180,7 @@ class Queue:
                 self._leases = {lease: self._clock() + 60 * self.plan.lease_minutes, **self._leases}
                 self.num_leased[place] += not is_repeat
         if self.harvester is not None:
-            self.harvester.learn()
+            self.harvester.learn(self._num_labels)
 
     def release(self, rater_id: int) -> int:
         """Free all that somebody holds and return how many items that were."""
@@ -224,7 +237,9 @@ class Queue:
         # A saved caption stays, whatever is said of its picture later.
         has_caption = self.plan.question == "captions" and bool(state.counts[place])
         counts = decision not in ABSTENTIONS or has_caption
+        before = int(self.num_votes[place])
         self.num_votes[place] += int(counts) - int(state.counts[place])
+        self._num_labels += bool(self.num_votes[place]) - bool(before)
         self.num_keeps[place] += int(decision == "keep") - int(state.keeps[place])
         state.keeps[place] = decision == "keep"
         is_first = counts and not state.is_done[place]
@@ -241,12 +256,22 @@ class Queue:
         first = {turn.place for turn in held if not turn.is_repeat}
         again = {turn.place for turn in held if turn.is_repeat}
         repeats = [place for place in self._due(person, state) if place not in again]
+        asked = self.num_votes + self.num_leased
+        is_open = (asked < self.plan.raters_per_item) & ~state.is_done
+        is_open[list(first)] = False
         order = self._own_order(person)
-        is_open = (self.num_votes + self.num_leased < self.plan.raters_per_item) & ~state.is_done
-        fresh = [int(place) for place in order[is_open[order]][:BLOCK] if int(place) not in first]
+        order = order[is_open[order]]
+        # First what others began, so that prompts are finished early and not all at the end; what the rater alone began
+        # is not preferred, since more of the same prompt should come as late as their own order has it.
+        by_others = asked - state.counts
+        by_others[list(first)] -= 1
+        is_begun = np.zeros(len(self), bool)
+        is_begun[self.prompts[by_others > 0]] = True
+        is_begun = is_begun[self.prompts]
+        fresh = [*order[is_begun[order]].tolist(), *order[~is_begun[order]].tolist()][:BLOCK]
         before = held[-1].place if held else state.last
-        prompt = None if before is None else self.prompts[before]
-        found = keep_apart(fresh, repeats, self.prompts, prompt, num)
+        prompts = self.prompts.tolist()
+        found = keep_apart(fresh, repeats, prompts, None if before is None else prompts[before], num)
         return [Turn(int(self.ids[place]), place, is_repeat) for place, is_repeat in found]
 
     def _due(self, person: Person, state: RaterState) -> list[int]:
@@ -290,10 +315,14 @@ class Queue:
         return self._own_orders[person.id]
 
     def _lease(self, person: Person, turns: Sequence[Turn], expires: float) -> None:
+        whose = {"rater_id": person.id, "round_id": self.round.id, "expires": expires}
+        rows = [{"item_id": turn.item_id, "is_repeat": turn.is_repeat, **whose} for turn in turns]
+        keys = [(turn.item_id, person.id, turn.is_repeat) for turn in turns]
         with self.database.write() as session:
-            for turn in turns:
-                row = {"item_id": turn.item_id, "rater_id": person.id, "is_repeat": turn.is_repeat}
-                session.merge(Lease(**row, round_id=self.round.id, expires=expires))
+            session.execute(HOLD_ROUND, {"round": self.round.id})  # first, as the clerk does: no deadlock
+            end_leases(session, keys)
+            if rows:
+                session.execute(insert(Lease), rows)
         for turn in turns:
             lease = (person.id, turn.place, turn.is_repeat)
             if lease not in self._leases and not turn.is_repeat:

@@ -3,7 +3,7 @@
 import threading
 from pathlib import Path
 
-from emu_studio.ballots import Clerk
+from emu_studio.clerk import Clerk
 from emu_studio.database import Database
 from emu_studio.queue import Queue
 from emu_studio.rounds import OpenRound, find_round, list_rounds
@@ -30,6 +30,10 @@ class Queues:
         """Return who takes the votes of a round. Raises LookupError if there is none of that name."""
         self.of(name)
         return self._clerks[name]
+
+    def ready_clerk(self, name: str) -> Clerk | None:
+        """Return who takes the votes of a round whose queue is made already, without waiting for anybody."""
+        return self._clerks.get(name)
 
     def by_id(self, round_id: int) -> Queue:
         """Return the queue of the round with this number. Raises LookupError if there is none."""

@@ -31,7 +31,7 @@ from emu_studio.items import (
     items_of_shards,
     read_picture,
 )
-from emu_studio.openable import Openable
+from emu_studio.openable import Openable, Tell
 from emu_studio.plan import CHOOSING, DEFAULTS, PAIRS, RoundPlan, change_plan, default_plan, read_plan
 from emu_studio.rounds import OpenRound, list_rounds, open_round
 
@@ -56,7 +56,7 @@ def open_a_round(layout: Layout, database: Database, name: str, shown: Shown) ->
     """Open a round. If one of that name was closed, the new one gets a number, and its votes go where the first one's
     went. Raises ValueError if one is still open, or if plan and pictures do not fit."""
     found = propose(layout, database, name, shown)
-    return open_round(database, found.plan, found.items())
+    return open_round(database, found.plan, found.items(lambda num_done, num: None))
 
 
 def openable_rounds(layout: Layout, database: Database) -> dict[str, Openable]:
@@ -92,10 +92,10 @@ def propose(layout: Layout, database: Database, name: str, shown: Shown) -> Open
     plan = _named(plan, name, database)
     if shown.drafts:
         draft_of = read_drafts(shown.drafts).get
-        return Openable(plan, lambda: with_drafts(find(), draft_of))
+        return Openable(plan, lambda tell: with_drafts(find(), draft_of))
     if question in CHOOSING and not shown.folders and shown.with_probe:
-        return Openable(plan, lambda: _embedded(layout, plan.name, find()))
-    return Openable(plan, find)
+        return Openable(plan, lambda tell: _embedded(layout, plan.name, find(), tell))
+    return Openable(plan, lambda tell: find())
 
 
 def _named(plan: RoundPlan, name: str, database: Database) -> RoundPlan:
@@ -209,15 +209,15 @@ def _of_folders(folders: Sequence[Path], question: str) -> Callable[[], list[New
     return lambda: items_of_folder(folders[0])
 
 
-def _embedded(layout: Layout, name: str, items: list[NewItem]) -> list[NewItem]:
+def _embedded(layout: Layout, name: str, items: list[NewItem], tell: Tell) -> list[NewItem]:
     """The items, whose embeddings are written where the queue looks for them, if the project has an encoder."""
-    embeddings = _embed(layout, items)
+    embeddings = _embed(layout, items, tell)
     if embeddings is not None:
         write_embeddings(layout.data / "studio" / "embeddings" / f"{name}.npy", embeddings)
     return items
 
 
-def _embed(layout: Layout, items: Sequence[NewItem]) -> np.ndarray | None:
+def _embed(layout: Layout, items: Sequence[NewItem], tell: Tell) -> np.ndarray | None:
     """float32 (N, D) of the items' first pictures, by the model that measured the corpus; None if there is none."""
     weights = read_params(layout.root / "params.yaml").filter_ledger.signals.alignment_weights
     folder = layout.model("alignment_model")
@@ -230,10 +230,12 @@ def _embed(layout: Layout, items: Sequence[NewItem]) -> np.ndarray | None:
     encoder = shared_encoder(str(find_clip(weights, layout.root)) if weights else str(folder))
     parts = []
     starts = range(0, len(items), EMBEDDED_AT_ONCE)
+    tell(0, len(items))
     for start in tqdm(starts, desc="embedding pictures", unit="batch", disable=len(starts) < 2):
         samples = [
             LazySample(Sample(item.key, read_picture(item.pictures[0].to_json()), item.caption))
             for item in items[start : start + EMBEDDED_AT_ONCE]
         ]
         parts.append(embed(encoder, samples))
+        tell(start + len(samples), len(items))
     return np.concatenate(parts)

@@ -5,12 +5,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 
-from emu_studio.access import why_not
-from emu_studio.app import Studio, changes, studio_of, who
+from emu_studio.access import Claim, Refused, admit, why_not
+from emu_studio.app import Studio, changes, claim_of_page, studio_of, who
 from emu_studio.ballots import MAX_BALLOTS, Ballot, NotTaken, side_order
 from emu_studio.database import Item
-from emu_studio.people import Person, agree, has_agreed
+from emu_studio.people import Person, agree
 from emu_studio.pictures import original
 from emu_studio.queue import Queue, Turn
 
@@ -41,10 +42,11 @@ def queue_of(request: Request, name: str, person: Person) -> Queue:
         queue = studio.queues.of(name)
     except LookupError:
         raise HTTPException(404, f"There is no round {name}.") from None
-    if told := why_not(studio.database, person, queue.round):
-        raise HTTPException(403, told)
-    if not has_agreed(studio.database, queue.round.id, person.id):
-        raise HTTPException(403, "Read the round's text and agree to it first.")
+    claim = Claim(person.id, person.pseudonym)
+    with studio.database.read() as session:
+        admitted = admit(session, queue.round, [claim])[claim]
+    if isinstance(admitted, Refused):
+        raise HTTPException(admitted.status, admitted.told)
     return queue
 
 
@@ -78,13 +80,21 @@ def turns(request: Request, name: str, wanted: Wanted, person: Annotated[Person,
 
 
 @router.post("/api/rounds/{name}/votes")
-def votes(request: Request, name: str, given: Ballots, person: Annotated[Person, Depends(changes)]) -> dict[str, Any]:
-    """Record votes. What is confirmed is on disk."""
-    queue_of(request, name, person)
+async def votes(
+    request: Request, name: str, given: Ballots, claim: Annotated[Claim, Depends(claim_of_page)]
+) -> dict[str, Any]:
+    """Record votes. What is confirmed is on disk. Many press a key at the same moment, so all of it but the writing is
+    done in the server's own thread, and the clerk looks up for all of them at once whether they may."""
+    queues = studio_of(request).queues
     try:
-        confirmed = studio_of(request).queues.clerk(name).cast(person, given.ballots)
+        clerk = queues.ready_clerk(name) or await run_in_threadpool(queues.clerk, name)
+        confirmed = await clerk.cast_claimed(claim, given.ballots)
+    except LookupError:
+        raise HTTPException(404, f"There is no round {name}.") from None
     except NotTaken as error:
         raise HTTPException(400, str(error)) from None
+    except Refused as error:
+        raise HTTPException(error.status, error.told) from None
     return {"confirmed": [vars(one) for one in confirmed]}
 
 
@@ -141,7 +151,7 @@ def turn_to_json(queue: Queue, item: Item, turn: Turn) -> dict[str, Any]:
     if question == "faithfulness":
         found["caption"] = item.caption
     if queue.plan.is_pairs:
-        found["group"] = queue.prompts[turn.place]
+        found["group"] = int(queue.prompts[turn.place])
     if question == "captions":
         found["draft"] = item.draft and {"short": item.draft["short"], "long": item.draft["long"]}
     return found

@@ -36,6 +36,7 @@ router = APIRouter()
 REASONS = (*PARTS, UNSAFE)  # with which a lead drops a picture
 PER_PAGE = 20  # pictures to adjudicate; chosen here
 MAX_FILE = 100_000_000  # characters of a file that is imported; chosen here
+AT_ONCE = 1.0  # s in which a round is open or refused before the lead sees that it is being prepared; chosen here
 DOWNLOADS = {"csv": "csv", "parquet": "parquet", "label-studio": "json", "preferences": "parquet"}
 
 
@@ -111,8 +112,10 @@ def overview(request: Request, person: Lead) -> HTMLResponse:
     rounds = list_rounds(studio.database)
     rows = [{"round": one, "queue": studio.queues.of(one.name)} for one in rounds]
     known = {one.name for one in rounds}
+    preparing = [one for one in studio.preparations.list() if one.name not in known]
+    known |= {one.name for one in preparing if not one.problem}
     openable = sorted(name for name in studio.openable() if name not in known)
-    return render(request, "lead.html.j2", person, rows=rows, openable=openable)
+    return render(request, "lead.html.j2", person, rows=rows, preparing=preparing, openable=openable)
 
 
 @router.get("/lead/rounds/{name}", include_in_schema=False)
@@ -302,7 +305,7 @@ def take_in(request: Request, name: Name, given: Votes, person: Changing) -> dic
 
 @router.post("/api/lead/open/{name}")
 def open_one(request: Request, name: Name, given: Proposed, person: Changing) -> dict[str, str]:
-    """Open a round by a plan."""
+    """Open a round by a plan. Where its pictures are not there at once, the list of rounds shows how far it is."""
     studio = studio_of(request)
     proposed = studio.openable().get(name)
     if proposed is None:
@@ -312,9 +315,13 @@ def open_one(request: Request, name: Name, given: Proposed, person: Changing) ->
         for field in ("name", "folder", "question", "is_evaluation"):
             if getattr(plan, field) != (fixed := getattr(proposed.plan, field)):
                 raise ValueError(f"{field}: this round's is {fixed}, which goes with what it shows")
-        open_round(studio.database, plan, proposed.items())
-    except (ValueError, OSError) as error:
+        prepared = studio.preparations.start(name, lambda tell: open_round(studio.database, plan, proposed.items(tell)))
+    except ValueError as error:
         raise HTTPException(400, str(error)) from None
+    if not prepared.ended.wait(AT_ONCE):
+        return {"to": "/lead"}
+    if prepared.problem:
+        raise HTTPException(400, prepared.problem)
     return {"to": f"/lead/rounds/{name}"}
 
 

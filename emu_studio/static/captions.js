@@ -188,7 +188,7 @@ function leave() {
 async function next() {
   turn = null;
   const [taken] = await turns.take(1);
-  if (turn) taken && turns.waiting.unshift(taken); // one went back meanwhile
+  if (turn) turns.putBack([taken]); // one went back meanwhile
   else if (taken) show(taken);
   else {
     panel.hidden = true;
@@ -210,7 +210,7 @@ function skip() {
 function back() {
   if (isSaving || !before.length) return tell("There is no picture before.");
   const earlier = before.pop();
-  if (turn) turns.waiting.unshift(turn);
+  turns.putBack([turn]);
   show(earlier);
 }
 

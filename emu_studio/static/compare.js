@@ -43,7 +43,7 @@ async function next() {
   const isLate = setTimeout(() => pair.classList.add("waiting"), 50); // a pair that was decided on must not stay
   const [taken] = await turns.take(1, (one) => one.group !== group);
   clearTimeout(isLate);
-  if (asked !== numAsked) taken && turns.waiting.unshift(taken); // a decision was taken back meanwhile
+  if (asked !== numAsked) turns.putBack([taken]); // a decision was taken back meanwhile
   else if (taken) show(taken);
   else {
     if (caption) caption.textContent = "";
@@ -72,7 +72,7 @@ function back() {
   const { turn: earlier, decision } = before.pop();
   send(earlier, "withdrawn");
   turns.numDecided -= decision !== "skipped";
-  if (turn) turns.waiting.unshift(turn);
+  turns.putBack([turn]);
   numAsked += 1;
   show(earlier);
   tell(`Taken back: ${decision}. Decide again.`);

@@ -87,3 +87,21 @@ for (const button of document.querySelectorAll("button[data-decision]")) {
     (next ?? document.getElementById("main")).focus();
   });
 }
+
+// While rounds are being prepared the list of them is asked for again and again; when one is ready the page is.
+const AGAIN = 1000; // ms; chosen here
+async function follow() {
+  const waits = (of) => of.querySelectorAll("#preparing [data-waiting]").length;
+  if (!waits(document)) return;
+  await new Promise((wake) => setTimeout(wake, AGAIN));
+  try {
+    const answer = await fetch(location.href);
+    const now = new DOMParser().parseFromString(await answer.text(), "text/html");
+    if (answer.ok && waits(now) < waits(document)) return location.reload();
+    if (answer.ok) document.getElementById("preparing").replaceWith(now.getElementById("preparing"));
+  } catch {
+    // The server does not answer now; asked again below.
+  }
+  follow();
+}
+follow();

@@ -83,6 +83,7 @@ async function next() {
   }
   sheet = null;
   const taken = await turns.take(size);
+  if (sheet) return turns.putBack(taken); // one went back meanwhile
   if (!taken.length) return finished(place);
   sheet = { name: newKey(), turns: taken, kept: new Set(), unsafe: new Set(), picked: new Map() };
   draw();
@@ -91,7 +92,7 @@ async function next() {
 
 function back() {
   if (!before.length) return;
-  if (sheet) turns.waiting.unshift(...sheet.turns);
+  if (sheet) turns.putBack(sheet.turns);
   sheet = before.pop();
   draw();
   sheet.shown = performance.now();

@@ -28,7 +28,7 @@ async function next() {
   numAsked += 1;
   const asked = numAsked;
   const [taken] = await turns.take(1);
-  if (asked !== numAsked) return taken && turns.waiting.unshift(taken); // a decision was taken back meanwhile
+  if (asked !== numAsked) return turns.putBack([taken]); // a decision was taken back meanwhile
   if (!taken) return finished(stage);
   show(taken);
 }
@@ -56,7 +56,7 @@ function back() {
   const earlier = before.pop();
   outbox.put({ ballot: newKey(), item: earlier.turn.item, decision: "withdrawn", picked: earlier.picked });
   turns.remember(earlier.turn);
-  if (turn) turns.waiting.unshift(turn);
+  turns.putBack([turn]);
   turns.numDecided -= 1;
   numAsked += 1;
   show(earlier.turn);

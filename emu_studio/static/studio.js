@@ -136,7 +136,7 @@ export class Turns {
   #outbox;
   #size;
   #ahead;
-  #seen = new Set();
+  #seen = new Map(); // "ITEM REPEAT" -> its turn, the newest one where an item came again; null of before a reload
   #filling = null;
   waiting = [];
   numLeft = null;
@@ -148,7 +148,7 @@ export class Turns {
     this.#ahead = ahead;
     for (const { item, is_repeat = false, decision } of outbox.waiting()) {
       // What was decided before a reload, and is not saved yet, the server would give out again.
-      if (!["unsure", "withdrawn"].includes(decision)) this.#seen.add(`${item} ${is_repeat}`);
+      if (!["unsure", "withdrawn"].includes(decision)) this.#seen.set(`${item} ${is_repeat}`, null);
       else this.forget(`${item} ${is_repeat}`);
     }
   }
@@ -170,15 +170,20 @@ export class Turns {
 
   // An item that the page asked for by itself comes next.
   adopt(turn) {
-    this.#seen.add(`${turn.item} ${turn.is_repeat}`);
+    this.#seen.set(`${turn.item} ${turn.is_repeat}`, turn);
     turn.ready = load(turn, this.#size);
     this.waiting.unshift(turn);
   }
 
-  // An item that is on the screen again is not shown a second time.
+  // A turn that was decided on is on the screen again: if its item came once more meanwhile, that turn is void.
   remember(turn) {
-    this.#seen.add(`${turn.item} ${turn.is_repeat ?? false}`);
+    this.#seen.set(`${turn.item} ${turn.is_repeat}`, turn);
     this.waiting = this.waiting.filter((one) => one.item !== turn.item || one.is_repeat !== turn.is_repeat);
+  }
+
+  // Turns that were taken and not decided on come next, but for those that are void.
+  putBack(taken) {
+    this.waiting.unshift(...taken.filter((turn) => turn && this.#seen.get(`${turn.item} ${turn.is_repeat}`) === turn));
   }
 
   // An item that must be asked about again may come back under the same number.
@@ -200,7 +205,7 @@ export class Turns {
     for (const turn of told.turns) {
       const name = `${turn.item} ${turn.is_repeat}`;
       if (this.#seen.has(name)) continue;
-      this.#seen.add(name);
+      this.#seen.set(name, turn);
       turn.ready = load(turn, this.#size);
       this.waiting.push(turn);
     }

@@ -30,8 +30,9 @@ from emu_steps.needs import find_shortage
 from emu_steps.params import Params, read_params
 from emu_steps.voting import generalist_ballots, recorded_round, specialist_ballots
 from emu_steps.waiting import shown_items
-from emu_studio.ballots import Ballot, Clerk
+from emu_studio.ballots import Ballot
 from emu_studio.captions import GivenCaptions, save
+from emu_studio.clerk import Clerk
 from emu_studio.database import CastVote
 from emu_studio.people import Person, list_people
 from emu_studio.queue import Queue

@@ -6,6 +6,20 @@ from typing import Any
 import pytest
 
 from tests.e2e.pages import CHROMIUM, QUIET_FLAGS
+from tests.emu_studio import postgres
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[postgres.Server]:
+    """One PostgreSQL for all tests that kill none."""
+    with postgres.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=[postgres.needed, pytest.mark.slow])])
+def url(request: pytest.FixtureRequest) -> str | None:
+    """Of an empty database on each kind of server; None stands for SQLite in the data folder."""
+    return None if request.param == "sqlite" else request.getfixturevalue("cluster").new_database()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Debian's PostgreSQL on 127.0.0.1, in a folder of its own, started and killed by a test."""
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
 
 from tests.e2e.pages import free_port
 from tests.processes import runs
@@ -23,6 +28,9 @@ def is_here() -> bool:
     return BINARIES is not None and (not AS_POSTGRES or bool(shutil.which("runuser")))
 
 
+needed = pytest.mark.skipif(not is_here(), reason="no PostgreSQL: Debian's package `postgresql`")
+
+
 @dataclass
 class Server:
     """A cluster. url: of its database."""
@@ -30,9 +38,24 @@ class Server:
     folder: Path
     port: int
 
+    def url_of(self, name: str) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+
     @property
     def url(self) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        return self.url_of("postgres")
+
+    def new_database(self) -> str:
+        """Make an empty database and return its URL."""
+        name = f"studio_{secrets.token_hex(6)}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        return self.url_of(name)
+
+    @property
+    def pid(self) -> int:
+        """Of the process whose children are all its others."""
+        return int((self.folder / "postmaster.pid").read_text().splitlines()[0])
 
     def start(self) -> None:
         assert BINARIES is not None
@@ -45,7 +68,7 @@ class Server:
 
     def kill(self) -> None:
         """kill -9, of the server and of all its processes."""
-        pid = int((self.folder / "postmaster.pid").read_text().splitlines()[0])
+        pid = self.pid
         children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
         everybody = [pid, *map(int, children)]
         for one in everybody:

@@ -148,13 +148,12 @@ def _delay_all(seconds: float) -> None:
 
     from emu_studio import app
 
-    guard = app._guard
+    class Late(app.Guard):
+        async def __call__(self, *given: Any) -> None:
+            await asyncio.sleep(seconds)
+            await super().__call__(*given)
 
-    async def late(request: Any, answer: Any) -> Any:
-        await asyncio.sleep(seconds)
-        return await guard(request, answer)
-
-    app._guard = late
+    app.Guard = Late
 
 
 if __name__ == "__main__":

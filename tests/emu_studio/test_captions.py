@@ -1,7 +1,7 @@
 """Captions written by hand: what is checked, what is kept, and the page itself in a real browser."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,9 @@ def test_the_edit_distance_counts_characters_of_any_script():
 
 
 @pytest.fixture
-def round_(tmp_path: Path) -> Iterator[tuple[Database, Queue, Person]]:
+def round_(tmp_path: Path, url: str | None) -> Iterator[tuple[Database, Queue, Person]]:
     """A round of captions over six pictures, the first with a draft, and a specialist."""
-    database = open_database(tmp_path / "studio.db")
+    database = open_database(url or tmp_path / "studio.db")
     (tmp_path / "drafts.jsonl").write_text(json.dumps(draft("0000.png")) + "\n")
     items = with_drafts(items_of_folder(paint(tmp_path / "pictures", 6)), read_drafts(tmp_path / "drafts.jsonl").get)
     queue = Queue(database, open_round(database, default_plan("captions"), items))
@@ -211,9 +211,15 @@ def test_one_person_captions_a_picture():
 # ---- the addresses
 
 
-def open_captions(data: Path, num: int, **drafts: dict[str, str]) -> None:
-    database = open_database(data / "studio" / "studio.db")
-    items = items_of_folder(paint(data.parent / "pictures", num))
+def open_captions(data: Path, num: int, url: str | None = None, drafts: Sequence[str] = ()) -> None:
+    paint(data.parent / "pictures", num)
+    open_over(data, url, drafts)
+
+
+def open_over(data: Path, url: str | None = None, drafts: Sequence[str] = ()) -> None:
+    """A round over the pictures and texts as they are."""
+    database = open_database(url or data / "studio" / "studio.db")
+    items = items_of_folder(data.parent / "pictures")
     file = data.parent / "drafts.jsonl"
     file.write_text("\n".join(json.dumps(draft(key)) for key in drafts))
     open_round(database, default_plan("captions"), with_drafts(items, read_drafts(file).get))
@@ -223,19 +229,26 @@ def open_captions(data: Path, num: int, **drafts: dict[str, str]) -> None:
 def versions_of(served: Served) -> list[Caption]:
     from sqlalchemy import select
 
-    database = open_database(served.data / "studio" / "studio.db")
+    database = open_database(served.url or served.data / "studio" / "studio.db")
     with database.read() as session:
         found = list(session.scalars(select(Caption).order_by(Caption.id)))
     database.close()
     return found
 
 
+def close(served: Served) -> None:
+    database = open_database(served.url or served.data / "studio" / "studio.db")
+    amend(database, "captions", "lead-1", "enough", Changes(closed=True))
+    assert find_round(database, "captions").closed
+    database.close()
+
+
 @pytest.mark.slow
-def test_the_server_keeps_texts_as_they_are_and_takes_nothing_from_strangers(tmp_path: Path):
+def test_the_server_keeps_texts_as_they_are_and_takes_nothing_from_strangers(tmp_path: Path, url: str | None):
     data = tmp_path / "data"
-    open_captions(data, 4)
+    open_captions(data, 4, url)
     paint(tmp_path / "others", 2)
-    with serving(data) as served:
+    with serving(data, url) as served:
         anna = served.person("Anna", "specialist").join("captions")
         turns = anna.turns("captions", 4)
         assert set(turns[0]) == {"item", "is_repeat", "num_pictures", "draft"} and turns[0]["draft"] is None
@@ -269,9 +282,7 @@ def test_the_server_keeps_texts_as_they_are_and_takes_nothing_from_strangers(tmp
         ):
             assert answer.status_code == 403
         assert len(versions_of(served)) == 1
-        database = open_database(data / "studio" / "studio.db")
-        amend(database, "captions", "lead-1", "enough", Changes(closed=True))
-        assert find_round(database, "captions").closed
+        close(served)
         assert anna.post(path, {"captions": [{**one, "ballot": "ballot-0009", "short": "late"}]}).status_code == 400
 
 
@@ -293,6 +304,15 @@ def wait_for_another(page: Any, before: str) -> None:
     page.wait_for_function("src => document.querySelector('#stage img')?.getAttribute('src') !== src", arg=before)
 
 
+def caption(page: Any, texts: tuple[str, str]) -> str:
+    """Write both captions and save them; return which picture they are of."""
+    before = source(page)
+    write(page, *texts)
+    page.keyboard.press("Enter")
+    wait_for_another(page, before)
+    return before
+
+
 TEXTS = [
     ("a soft patch of green light", "A soft patch of green light lies over darker ground. Its edges fade."),
     ("two red fields on blue", "Two red fields stand upon blue, the left one wider. A pale rim parts them."),
@@ -309,11 +329,8 @@ def test_captions_by_keys_alone(tmp_path: Path, page: Any) -> None:
         assert_no_violations(page)
         assert "picture 0" not in page.content() and not page.locator("#draft").is_visible()
         shown = []
-        for short, long in TEXTS:
-            shown.append(source(page))
-            write(page, short, long)
-            page.keyboard.press("Enter")
-            wait_for_another(page, shown[-1])
+        for texts in TEXTS:
+            shown.append(caption(page, texts))
             assert page.evaluate("[...document.querySelectorAll('textarea')].map(t => t.value)") == ["", ""]
         page.keyboard.press("PageUp")
         assert source(page) == shown[-1] and page.locator("#short").input_value() == TEXTS[-1][0]
@@ -348,11 +365,9 @@ def test_captions_by_keys_alone(tmp_path: Path, page: Any) -> None:
 @pytest.mark.browser
 @pytest.mark.slow
 def test_the_old_caption_is_hidden_until_asked_for_and_looks_are_kept(tmp_path: Path, page: Any) -> None:
-    open_captions(tmp_path / "data", 3)
-    for file in (tmp_path / "pictures").glob("*.txt"):
+    for file in paint(tmp_path / "pictures", 3).glob("*.txt"):
         file.write_text(f"{NASTY} {file.stem}")
-    (tmp_path / "data" / "studio" / "studio.db").unlink()
-    open_again(tmp_path)
+    open_over(tmp_path / "data")
     with serving(tmp_path / "data") as served:
         enter(page, served, "specialist", "#stage img")
         old = page.locator("#old-caption")
@@ -375,10 +390,7 @@ def test_the_old_caption_is_hidden_until_asked_for_and_looks_are_kept(tmp_path: 
         assert not old.is_visible() and old.inner_text() == ""
         page.reload()
         page.locator("#stage img").wait_for()
-        second = source(page)
-        write(page, *TEXTS[0])
-        page.keyboard.press("Enter")
-        wait_for_another(page, second)
+        caption(page, TEXTS[0])
         saved(page)
         page.keyboard.press("PageUp")
         page.locator("summary").press("Enter")
@@ -389,13 +401,6 @@ def test_the_old_caption_is_hidden_until_asked_for_and_looks_are_kept(tmp_path: 
     assert [(one.short, one.has_looked) for one in versions] == [(NASTY, True), (TEXTS[0][0], False)]
     told = {(one["field"], one["code"]): one["is_known"] for one in versions[0].findings}
     assert told[("short", "leftover")] and told[("long", "leftover")] and all(told.values())
-
-
-def open_again(tmp_path: Path) -> None:
-    """A round over the pictures and texts as they are now."""
-    database = open_database(tmp_path / "data" / "studio" / "studio.db")
-    open_round(database, default_plan("captions"), items_of_folder(tmp_path / "pictures"))
-    database.close()
 
 
 @pytest.mark.browser
@@ -445,7 +450,7 @@ def test_checks_are_shown_beside_the_field_and_stop_nobody(tmp_path: Path, page:
 @pytest.mark.browser
 @pytest.mark.slow
 def test_a_draft_is_marked_and_an_unedited_one_flagged(tmp_path: Path, page: Any) -> None:
-    open_captions(tmp_path / "data", 2, **{"0000.png": {}, "0001.png": {}})
+    open_captions(tmp_path / "data", 2, drafts=("0000.png", "0001.png"))
     with serving(tmp_path / "data") as served:
         enter(page, served, "specialist", "#stage img")
         first = source(page)
@@ -492,16 +497,11 @@ def test_unfinished_and_unsent_text_outlives_everything(tmp_path: Path, page: An
         page.locator("#stage img").wait_for()
         assert source(page) == first and page.locator("#short").input_value() == "half a"
         page.locator("#short").press("Control+a")
-        write(page, *TEXTS[0])
-        page.keyboard.press("Enter")
-        wait_for_another(page, first)
+        caption(page, TEXTS[0])
         saved(page)
-        second = source(page)
         served.process.kill()
         served.process.wait()
-        write(page, *TEXTS[1])
-        page.keyboard.press("Enter")
-        wait_for_another(page, second)
+        caption(page, TEXTS[1])
         third = source(page)
         page.keyboard.insert_text("violet")
         page.get_by_text("2 not saved").wait_for()
@@ -556,9 +556,7 @@ def test_two_tabs_save_once_and_a_refused_text_comes_back(tmp_path: Path, browse
             wait_for_another(tab, shown)
             saved(tab)
         assert len(versions_of(served)) == 1
-        database = open_database(tmp_path / "data" / "studio" / "studio.db")
-        amend(database, "captions", "lead-1", "enough", Changes(closed=True))
-        database.close()
+        close(served)
         write(second, *TEXTS[1])
         second.keyboard.press("Control+Enter")
         expect(second.locator("#problem")).to_contain_text("closed", timeout=PATIENCE)

@@ -102,6 +102,59 @@ def test_single_pictures_one_key_a_decision_unsure_comes_back(tmp_path: Path, pa
     ]
 
 
+@pytest.mark.parametrize("is_late", [True, False])
+def test_unsure_on_the_last_picture_taken_back_shows_it_once(tmp_path: Path, page: Any, is_late: bool) -> None:
+    """Taken back while the same picture, which comes again as unsure, is on its way, or is on the screen already."""
+    open_pictures(tmp_path / "data", "specialist", 1, raters_per_item=1)
+    waiting: list[Any] = []
+    with serving(tmp_path / "data") as served:
+        enter(page, served, "specialist", "#stage img")
+        if is_late:
+            page.route("**/pictures/**", lambda route: waiting.append(route))
+        first = page.locator("#stage img").element_handle()
+        page.keyboard.press("u")
+        if is_late:
+            while not waiting:
+                page.wait_for_timeout(20)
+        else:
+            page.wait_for_function("image => document.querySelector('#stage img') !== image", arg=first)
+        page.keyboard.press("Backspace")
+        page.wait_for_function("image => document.querySelector('#stage img') === image", arg=first)
+        for route in waiting:
+            route.continue_()
+        page.unroute("**/pictures/**")
+        saved(page)
+        page.wait_for_timeout(300)  # what came late has arrived
+        page.keyboard.press("k")
+        page.get_by_text("Nothing is left for you now").wait_for()
+        saved(page)
+        votes = votes_of(served, "specialist")
+    assert [vote.decision for vote in votes] == ["unsure", "withdrawn", "keep"]
+
+
+def test_a_sheet_gone_back_to_while_the_next_one_is_on_its_way_stays(tmp_path: Path, page: Any) -> None:
+    open_pictures(tmp_path / "data", "generalist", 12, sheet_size=6)
+    with serving(tmp_path / "data") as served:
+        enter(page, served, "generalist", ".tile:nth-child(6)")
+        first = page.locator(".tile img").first.get_attribute("src")
+        page.evaluate("""() => {
+          const press = (key) => dispatchEvent(new KeyboardEvent('keydown', { key }));
+          press('Enter'); press('Backspace');
+        }""")
+        page.wait_for_timeout(500)
+        assert page.locator(".tile img").first.get_attribute("src") == first
+        for _ in range(2):
+            before = page.locator(".tile img").first.get_attribute("src") if page.locator(".tile").count() else ""
+            page.keyboard.press("Enter")
+            page.wait_for_function(
+                "src => document.querySelector('.tile img')?.getAttribute('src') !== src", arg=before
+            )
+        page.get_by_text("Nothing is left for you now").wait_for()
+        saved(page)
+        votes = votes_of(served, "generalist")
+    assert len({vote.key for vote in votes}) == 12
+
+
 def test_what_is_not_saved_is_shown_and_sent_again(tmp_path: Path, page: Any) -> None:
     """The network goes, the page is reloaded meanwhile, the server is killed and comes back."""
     open_pictures(tmp_path / "data", "specialist", 12, raters_per_item=1)

@@ -15,7 +15,8 @@ from emu_data.votes.log import VoteLogError
 from emu_data.votes.plans import digest_items, read_plans
 from emu_data.votes.rounds import check_log, open_log, record_round
 from emu_data.votes.vote import Vote
-from emu_studio.ballots import Ballot, Clerk, NotTaken, read_votes
+from emu_studio.ballots import Ballot, NotTaken, read_votes
+from emu_studio.clerk import Clerk
 from emu_studio.closing import close_round, reopen_round, verify_round
 from emu_studio.database import Caption, CastVote, Database, Round, now, open_database
 from emu_studio.items import items_of_folder
@@ -32,8 +33,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    found = open_database(tmp_path / "studio.db")
+def database(tmp_path: Path, url: str | None) -> Iterator[Database]:
+    found = open_database(url or tmp_path / "studio.db")
     yield found
     found.close()
 

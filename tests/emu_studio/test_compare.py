@@ -4,11 +4,12 @@ import io
 import random
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from playwright.sync_api import expect
@@ -20,7 +21,7 @@ from emu_studio.database import open_database
 from emu_studio.items import NewItem, Shown, items_of_pairs
 from emu_studio.people import invite
 from emu_studio.plan import default_plan
-from emu_studio.queue import Queue
+from emu_studio.queue import Queue, Turn
 from emu_studio.rounds import open_round
 from tests.emu_studio.driving import PATIENCE, assert_no_violations, enter, saved, votes_of
 from tests.emu_studio.served import Client, open_pictures, paint, serving
@@ -80,11 +81,81 @@ def test_no_prompt_comes_twice_in_a_row_across_batches_and_restarts(tmp_path: Pa
         turn = waiting.pop(0)
         shown.append(turn)
         queue.note(person, turn.item_id, rng.choice(["A", "B", "tie", "skipped"]), turn.is_repeat)
-    prompts = [queue.prompts[turn.place] for turn in shown]
+    prompts = [int(queue.prompts[turn.place]) for turn in shown]
     assert num_next_to_each_other(prompts) == 0
     assert sorted(turn.place for turn in shown if not turn.is_repeat) == list(range(len(items)))
     assert sum(turn.is_repeat for turn in shown) >= 3
     database.close()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 5), st.integers(0, 2**32 - 1))
+def test_what_others_began_is_finished_first(num_of_a_prompt: int, num_raters: int, seed: int) -> None:
+    """Raters of any pace, who each hold some pairs ahead: nobody is given a prompt that nobody else began while another
+    one that somebody began is open for them; and still no prompt comes twice in a row."""
+    rng, needed, num_prompts = random.Random(seed), 2, 14
+    with TemporaryDirectory() as folder:
+        database = open_database(Path(folder) / "studio.db")
+        pictures = (Shown(Path("a"), "A", "0"), Shown(Path("b"), "B", "0"))
+        names = [(p, c) for p in range(num_prompts) for c in range(num_of_a_prompt)]
+        items = [NewItem(f"{p}-{c}", "0", pictures, stratum=f"prompt {p}") for p, c in names]
+        plan = default_plan("appeal", raters_per_item=needed, repeat_share=0.3)
+        queue = Queue(database, open_round(database, plan, items))
+        people = [invite(database, f"person {n}", "rater")[0] for n in range(num_raters)]
+        paces = [rng.uniform(0.1, 1) for _ in people]
+        prompts = queue.prompts.tolist()
+        held: dict[int, list[Turn]] = {n: [] for n in range(num_raters)}
+        seen: dict[int, list[Turn]] = {n: [] for n in range(num_raters)}
+        idle: set[int] = set()
+        while len(idle) < num_raters:
+            (n,) = rng.choices(range(num_raters), paces)
+            if not held[n] or rng.random() < 0.3:
+                others = [turn for m in held if m != n for turn in (*held[m], *seen[m]) if not turn.is_repeat]
+                begun = {prompts[turn.place] for turn in others}
+                own = {turn.place for turn in (*held[n], *seen[n]) if not turn.is_repeat}
+                is_free = queue.num_votes + queue.num_leased < needed
+                open_ = {place for place in np.flatnonzero(is_free).tolist() if place not in own}
+                before = (held[n] or seen[n] or [None])[-1]
+                taken = queue.take(people[n], len(held[n]) + rng.randint(1, 4))
+                for turn in taken[len(held[n]) :]:
+                    if not turn.is_repeat:
+                        last = before and prompts[before.place]
+                        other = [p for p in open_ if prompts[p] in begun and prompts[p] != last]
+                        is_alone = Counter(prompts[p] for p in open_)[prompts[turn.place]] * 2 > len(open_)
+                        assert prompts[turn.place] in begun or not other or is_alone
+                        open_.remove(turn.place)
+                    before = turn
+                held[n] = taken
+            if held[n]:
+                turn = held[n].pop(0)
+                seen[n].append(turn)
+                queue.note(people[n], turn.item_id, rng.choice(["A", "B", "tie"]), turn.is_repeat)
+            else:
+                idle.add(n)
+        database.close()
+    assert (queue.num_votes == needed).all()
+    for turns in seen.values():
+        firsts = [turn.place for turn in turns if not turn.is_repeat]
+        assert len(set(firsts)) == len(firsts)
+        if num_of_a_prompt == 1:
+            assert num_next_to_each_other([prompts[turn.place] for turn in turns]) == 0
+
+
+def test_half_of_the_votes_finish_a_good_part_of_the_prompts(tmp_path: Path, url: str | None) -> None:
+    """Half of the votes of nine raters: by orders that are each rater's own alone, they finish 9 of 120 prompts."""
+    database = open_database(url or tmp_path / "studio.db")
+    pictures = (Shown(Path("a"), "A", "0"), Shown(Path("b"), "B", "0"))
+    items = [NewItem(f"{n}", "0", pictures, stratum=f"prompt {n}") for n in range(120)]
+    queue = Queue(database, open_round(database, default_plan("appeal"), items))
+    people = [invite(database, f"person {n}", "rater")[0] for n in range(9)]
+    num = 0
+    while num < 120 * 5 // 2:
+        for person in people:
+            (turn,) = queue.take(person, 1)
+            queue.note(person, turn.item_id, "A", turn.is_repeat)
+            num += not turn.is_repeat
+    database.close()
+    assert queue.num_finished >= 45
 
 
 # ---- the sides, by the addresses
@@ -112,14 +183,16 @@ def on_the_left(client: Client, turn: dict[str, Any], files: list[Path]) -> tupl
 
 
 @pytest.mark.slow
-def test_votes_are_for_the_model_that_stood_where_it_was_clicked_and_repeats_are_swapped(tmp_path: Path) -> None:
+def test_votes_are_for_the_model_that_stood_where_it_was_clicked_and_repeats_are_swapped(
+    tmp_path: Path, url: str | None
+) -> None:
     """By pixels, over raters and pairs; about half of the pairs are shown again, at least ten pairs later."""
     num, rng = 24, random.Random(0)
-    open_pictures(tmp_path / "data", "appeal", num, raters_per_item=3, repeat_share=0.5)
+    open_pictures(tmp_path / "data", "appeal", num, url, raters_per_item=3, repeat_share=0.5)
     files = sorted((tmp_path / "pictures of appeal").glob("*.png"))
     expected: dict[tuple[int, str, bool], tuple[str, str]] = {}
     lefts, places, order = {}, {}, {}
-    with serving(tmp_path / "data") as served:
+    with serving(tmp_path / "data", url) as served:
         for rater in range(3):
             client = served.person(f"Rater {rater}", "rater").join("appeal")
             count = 0
@@ -157,12 +230,12 @@ def test_votes_are_for_the_model_that_stood_where_it_was_clicked_and_repeats_are
 
 
 @pytest.mark.slow
-def test_who_chose_pictures_does_not_judge_unless_the_plan_says_so(tmp_path: Path) -> None:
+def test_who_chose_pictures_does_not_judge_unless_the_plan_says_so(tmp_path: Path, url: str | None) -> None:
     data, roles = tmp_path / "data", ("generalist",)
-    open_pictures(data, "generalist", 6)
-    open_pictures(data, "appeal", 3, roles=roles)
-    open_pictures(data, "faithfulness", 3, roles=roles, judges_may_choose=True)
-    with serving(data) as served:
+    open_pictures(data, "generalist", 6, url)
+    open_pictures(data, "appeal", 3, url, roles=roles)
+    open_pictures(data, "faithfulness", 3, url, roles=roles, judges_may_choose=True)
+    with serving(data, url) as served:
         anna = served.person("Anna", "generalist").join("generalist").join("appeal")
         (turn,) = anna.turns("appeal", 1)
         assert anna.vote("generalist", ballot(0, anna.turns("generalist", 1)[0], "drop")).status_code == 200
@@ -185,6 +258,14 @@ def wait_for_another(page: Any, before: list[str]) -> None:
     page.wait_for_function(
         "src => document.querySelector('#pair img')?.getAttribute('src') !== src", arg=before[0], timeout=PATIENCE
     )
+
+
+def press(page: Any, key: str) -> list[str]:
+    """Press a key after which another pair comes; return what was shown before."""
+    before = sources(page)
+    page.keyboard.press(key)
+    wait_for_another(page, before)
+    return before
 
 
 PIXELS = """side => {
@@ -259,9 +340,7 @@ def test_faithfulness_shows_the_text_and_nothing_of_it_is_markup(tmp_path: Path,
         assert page.locator("#caption *").count() == 0 and page.title() == "faithfulness"
         wanted = ["both", "neither", "left", "right"]
         for key in ("b", "n", "f", "ArrowRight"):
-            before = sources(page)
-            page.keyboard.press(key)
-            wait_for_another(page, before)
+            press(page, key)
         page.keyboard.press("t")  # no key here
         before = sources(page)
         page.keyboard.press("s")
@@ -318,12 +397,10 @@ def test_both_pictures_appear_at_once_at_the_same_size(tmp_path: Path, page: Any
     with serving(data) as served:
         enter(page, served, "rater", PAIR)
         for _ in range(6):
-            before = sources(page)
             left, right = (page.locator(f"[data-decision={side}] img").bounding_box() for side in SIDES)
             assert (left["width"], left["height"], left["y"]) == (right["width"], right["height"], right["y"])
             assert left["width"] > 600 and left["height"] > 500  # pixels of the window: large, whatever the file's size
-            page.keyboard.press("f")
-            wait_for_another(page, before)
+            press(page, "f")
         frames = page.evaluate("window.frames_")
         # 1:1 of both while the key is held: each at its own size, closed when it is released.
         page.keyboard.down("z")
@@ -378,9 +455,7 @@ def test_ten_decisions_can_be_taken_back_and_a_double_click_is_one(tmp_path: Pat
         page.get_by_text("There is nothing to take back").wait_for()
         seen = []
         for _ in range(12):
-            seen.append(sources(page))
-            page.keyboard.press("f")
-            wait_for_another(page, seen[-1])
+            seen.append(press(page, "f"))
         for earlier in reversed(seen[2:]):
             page.keyboard.press("Backspace")
             assert sources(page) == earlier  # at once, with the same sides
@@ -396,11 +471,9 @@ def test_ten_decisions_can_be_taken_back_and_a_double_click_is_one(tmp_path: Pat
         wait_for_another(page, seen[2])
         page.wait_for_timeout(600)
         saved(page)
-        for _ in range(11):
-            before = sources(page)
-            page.keyboard.press("j")
-            if _ < 10:
-                wait_for_another(page, before)
+        for _ in range(10):
+            press(page, "j")
+        page.keyboard.press("j")
         page.get_by_text("Nothing is left for you now").wait_for()
         page.keyboard.press("Backspace")  # also from here
         page.locator("#pair img").nth(1).wait_for()
@@ -421,9 +494,7 @@ def test_reload_back_and_a_lost_network_lose_and_double_nothing(tmp_path: Path, 
     with serving(tmp_path / "data") as served:
         enter(page, served, "rater", PAIR)
         for way in (page.reload, lambda: (page.go_back(), page.go_forward())):
-            before = sources(page)
-            page.keyboard.press("f")
-            wait_for_another(page, before)
+            press(page, "f")
             way()
             page.locator("#pair img").nth(1).wait_for()
         page.route("**/votes", lambda route: route.abort())
@@ -439,20 +510,16 @@ def test_reload_back_and_a_lost_network_lose_and_double_nothing(tmp_path: Path, 
         page.wait_for_function(f"() => {loaded}.length > 6")
         page.context.set_offline(True)
         for _ in range(3):
-            before = sources(page)
-            page.keyboard.press("j")
-            wait_for_another(page, before)
+            press(page, "j")
         page.get_by_text("3 not saved").wait_for()
         assert_no_violations(page)
         page.context.set_offline(False)
         saved(page)
         page.reload()
         page.locator("#pair img").nth(1).wait_for()
-        for number in range(10):
-            before = sources(page)
-            page.keyboard.press("f")
-            if number < 9:
-                wait_for_another(page, before)
+        for _ in range(9):
+            press(page, "f")
+        page.keyboard.press("f")
         page.get_by_text("Nothing is left for you now").wait_for()
         saved(page)
         votes = votes_of(served, "appeal")

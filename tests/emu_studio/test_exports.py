@@ -18,7 +18,8 @@ from PIL import Image
 from emu_data.votes.vote import VOTE_COLUMNS, Vote, counted
 from emu_studio.adjudication import adjudicate
 from emu_studio.app import Studio
-from emu_studio.ballots import Ballot, Clerk, read_votes
+from emu_studio.ballots import Ballot, read_votes
+from emu_studio.clerk import Clerk
 from emu_studio.database import Database, open_database
 from emu_studio.exports import FORMULA, PICK_A_PIC, NotGiven, to_csv, to_label_studio, to_parquet, write_preferences
 from emu_studio.imports import NotImported, import_votes, read_csv

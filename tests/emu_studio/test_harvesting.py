@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from emu_studio.ballots import Ballot, Clerk
+from emu_studio.ballots import Ballot
+from emu_studio.clerk import Clerk
 from emu_studio.database import open_database
 from emu_studio.harvesting import write_embeddings
 from emu_studio.items import NewItem, Shown
@@ -36,10 +37,10 @@ def items_of(num: int, folder: Path) -> list[NewItem]:
 
 @pytest.mark.parametrize(("has_embeddings", "kind"), [(True, "certificate"), (True, "estimate"), (False, "estimate")])
 def test_needles_come_early_where_there_are_embeddings(
-    tmp_path: Path, has_embeddings: bool, kind: Literal["certificate", "estimate"]
+    tmp_path: Path, url: str | None, has_embeddings: bool, kind: Literal["certificate", "estimate"]
 ) -> None:
     embeddings, is_needle = world()
-    database = open_database(tmp_path / "studio.db")
+    database = open_database(url or tmp_path / "studio.db")
     stop = Stop(kind=kind, recall=0.5, confidence=0.9)
     plan = default_plan("generalist", num_control=300, stop=stop, explore_share=0.1)
     open_round(database, plan, items_of(NUM, tmp_path))

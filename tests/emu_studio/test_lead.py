@@ -1,27 +1,32 @@
 """The lead's pages: for leads alone, every change with its token, and what each button does."""
 
 import re
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 import yaml
-from axe_playwright_python.sync_playwright import Axe
 from fastapi.routing import APIRoute
 from playwright.sync_api import expect
 
 from emu_data.votes.rounds import open_log
 from emu_data.votes.vote import counted
-from emu_studio.app import Studio
+from emu_studio.app import Studio, make_app
 from emu_studio.ballots import read_votes, verify_chain
-from emu_studio.items import items_of_folder
-from emu_studio.openable import Openable
-from emu_studio.people import find_by_token, list_people
+from emu_studio.items import NewItem, items_of_folder
+from emu_studio.openable import Openable, Tell
+from emu_studio.people import find_by_token, invite, list_people
 from emu_studio.plan import default_plan, parse_plan, write_plan
-from emu_studio.rounds import find_round, open_round
+from emu_studio.rounds import find_round, list_rounds, open_round
 from emu_studio.routes.lead import router
 from emu_studio.serve import open_studio
+from tests.e2e.pages import free_port
+from tests.emu_studio.driving import assert_no_violations
 from tests.emu_studio.inside import Inside, come_in
 from tests.emu_studio.served import open_pictures, paint, pairs_of, serving
 
@@ -38,7 +43,7 @@ def studio(tmp_path: Path) -> Iterator[Studio]:
     folder = paint(tmp_path / "pictures", 6)
 
     def openable() -> dict[str, Openable]:
-        return {"captions": Openable(default_plan("captions"), lambda: items_of_folder(folder))}
+        return {"captions": Openable(default_plan("captions"), lambda tell: items_of_folder(folder))}
 
     studio = open_studio(tmp_path / "data", openable=openable)
     open_round(studio.database, default_plan("specialist", raters_per_item=2), items_of_folder(folder))
@@ -246,15 +251,89 @@ def test_a_round_is_opened_from_its_plan(studio: Studio, lead: Inside) -> None:
     assert plan.digest in shown and plan.guideline_version in shown and "lease_minutes: 45.0" in shown
 
 
+@dataclass
+class Slow:
+    """A round whose pictures are found when the test says so."""
+
+    folder: Path
+    may_go_on: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+
+    def openable(self) -> dict[str, Openable]:
+        return {"captions": Openable(default_plan("captions"), self.items)}
+
+    def items(self, tell: Tell) -> list[NewItem]:
+        tell(2, 1234)
+        assert self.may_go_on.wait(60)
+        if self.error:
+            raise self.error
+        return items_of_folder(self.folder)
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slow:
+    monkeypatch.setattr("emu_studio.routes.lead.AT_ONCE", 0.05)
+    return Slow(paint(tmp_path / "slow", 3))
+
+
+def test_a_round_that_takes_long_is_prepared_in_the_background(
+    tmp_path: Path, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio = open_studio(tmp_path / "data", openable=slow.openable)
+    lead, body = come_in(studio, "lead", "Lea"), {"plan": write_plan(default_plan("captions"))}
+    slow.error = ValueError("no <b>pictures</b> there")
+    assert lead.post("/api/lead/open/captions", body).json() == {"to": "/lead"}
+    shown = lead.get("/lead").text
+    assert "captions is being prepared: 2 of 1 234" in re.sub("[,\u2009\u202f\xa0]", " ", shown)
+    assert "/lead/open/captions" not in shown and list_rounds(studio.database) == []
+    again = lead.post("/api/lead/open/captions", body)
+    assert again.status_code == 400 and "already" in again.json()["detail"]
+    (preparation,) = studio.preparations.list()
+    slow.may_go_on.set()
+    assert preparation.ended.wait(60)
+    shown = lead.get("/lead").text
+    assert "captions was not opened: no &lt;b&gt;pictures&lt;/b&gt; there" in shown
+    assert "/lead/open/captions" in shown and list_rounds(studio.database) == []  # it can be tried again
+    monkeypatch.setattr("emu_studio.routes.lead.AT_ONCE", 60.0)
+    slow.error = RuntimeError("of another kind")
+    assert "RuntimeError: of another kind" in lead.post("/api/lead/open/captions", body).json()["detail"]
+    slow.error = None
+    assert lead.post("/api/lead/open/captions", body).json() == {"to": "/lead/rounds/captions"}
+    assert "not opened" not in lead.get("/lead").text and studio.preparations.list() == []
+    studio.database.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_list_of_rounds_follows_what_is_prepared(tmp_path: Path, slow: Slow, page: Any) -> None:
+    studio, port = open_studio(tmp_path / "data", openable=slow.openable), free_port()
+    _, token = invite(studio.database, "Lea", "lead")
+    server = uvicorn.Server(uvicorn.Config(make_app(studio), port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    try:
+        page.goto(f"http://127.0.0.1:{port}/enter/{token}")
+        page.goto(f"http://127.0.0.1:{port}/lead/open/captions")
+        page.get_by_role("button", name="Open the round").press("Enter")
+        page.get_by_text("captions is being prepared: 2 of").wait_for()
+        assert_no_violations(page)
+        studio.preparations.list()[0].tell(1000, 1234)
+        page.get_by_text("captions is being prepared: 1").wait_for()
+        slow.may_go_on.set()
+        page.get_by_role("link", name="captions").wait_for()
+        assert page.locator("#preparing").count() == 0
+    finally:
+        slow.may_go_on.set()
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.mark.parametrize("question", ["generalist", "specialist", "captions", "appeal", "faithfulness"])
 def test_a_plan_is_the_same_after_it_was_written_and_read(question: str) -> None:
     plan = default_plan(question, guideline="First: “this”.\n\n- second\n\n# third", seed=5)
     assert parse_plan(write_plan(plan)) == plan and "\\n" not in write_plan(plan)
-
-
-def assert_no_violations(page: Any) -> None:
-    found = Axe().run(page).response["violations"]
-    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
 
 
 @pytest.mark.browser

@@ -24,10 +24,9 @@ from tests.emu_studio import postgres
 from tests.emu_studio.served import Client, Served, open_pictures, serving
 
 pytestmark = pytest.mark.slow
-on_postgres = pytest.mark.skipif(not postgres.is_here(), reason="no PostgreSQL: Debian's package `postgresql`")
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=on_postgres)])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=postgres.needed)])
 def server(request: pytest.FixtureRequest) -> Iterator[postgres.Server | None]:
     """None stands for SQLite."""
     if request.param == "sqlite":
@@ -102,7 +101,9 @@ def kill(served: Served, server: postgres.Server | None, number: int) -> None:
         os.kill(served.process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("num_people", "kind"), [(50, "sqlite"), pytest.param(200, "postgresql", marks=on_postgres)])
+@pytest.mark.parametrize(
+    ("num_people", "kind"), [(50, "sqlite"), pytest.param(200, "postgresql", marks=postgres.needed)]
+)
 def test_many_people_at_once_lose_nothing_and_get_nobody_elses(tmp_path: Path, num_people: int, kind: str) -> None:
     if kind == "sqlite":
         vote_at_once(tmp_path, None, num_people)
