@@ -58,7 +58,7 @@ def vote_at_once(folder: Path, num_people: int, server: postgres.Server | None) 
         requests = [_requests(person, number) for number, person in enumerate(people)]
         for person in people:
             person.http.close()
-        studio, cluster = psutil.Process(served.process.pid), server and psutil.Process(server.pid)
+        studio, cluster = psutil.Process(served.process.pid), psutil.Process(server.pid) if server else None
         before = _cpu(studio), _cpu(cluster), time.process_time(), time.perf_counter()
         times = asyncio.run(_vote(served.address, requests))
         after = _cpu(studio), _cpu(cluster), time.process_time(), time.perf_counter()

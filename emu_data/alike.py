@@ -10,17 +10,23 @@ of itself and of crops of itself, so that a crop finds it. Halves have keys of t
 
 Confirmation. One look is laid onto the other by the box of it that fits best (Gauss-Newton on both sides' edges; Lucas
 and Kanade, 1981). Their similarity is the correlation of their lines and edges (what a blur takes away: in the blurred
-looks all cards of a deck are one), of all cells or without one corner, where a logo may be. It does not depend on
-brightness and contrast. Colours must point the same way, unless one is grey.
+looks all cards of a deck are one), of all cells or without one corner, where a logo may be. Colours must point the same
+way, unless one is grey.
+
+Close up. What is alike at 32 cells is compared at 128, block by block, since what tells two cards or two road signs
+apart is in one place: the structure term of SSIM (Wang et al., "Image Quality Assessment", 2004) of the worst block
+counts. A block's own brightness does not, which other colours change, but the pictures' contrasts must be similar.
 
 The keys are computed in whole numbers, exactly, so that no machine and no order of additions gives another one.
 """
 
+import io
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from emu_data.signals.looks import ASPECT_UNITS, COLOUR_SIDE, NUM_BYTES, SIDE
+from emu_data.signals.looks import ASPECT_UNITS, CLOSE_SIDE, COLOUR_SIDE, NUM_BYTES, SIDE
 
 NUM_FREQUENCIES = 8  # a side
 NUM_BITS = 24  # of a key; 20 find 2 % more copies and 16 times as many candidates; chosen here
@@ -42,14 +48,16 @@ MAX_STEP = 0.06  # of a look's side, by which an edge moves in one round; chosen
 MIN_START = 0.5  # correlation before the alignment: what is less alike does not become the same; chosen here
 MIN_COARSE = 0.9  # correlation of the blurred looks; chosen here
 CORNER = 8  # cells a side of a corner, without which looks may be compared: a logo is there; chosen here
-# Taken off the similarity of such a comparison, and off one of looks that show the same part: there a copy is nearly
-# equal, and other drawings of one template (cards, folders, road signs) are nearly so. A crop was resampled. Chosen on
-# half of the pictures of docs/log.md: 25 % fewer wrong pairs for 1 % fewer copies.
-CORNER_PENALTY, IN_PLACE_PENALTY = 0.10, 0.05
-IN_PLACE = 0.02  # of a look's side, up to which its aligned box is the whole; chosen here
 MAX_STRETCH = 0.2  # of log2(width / height) between a look and the part of the other that it shows; chosen here
 GREY = 8.0  # levels of Cb and Cr, on average, below which a picture counts as grey; chosen here
 MIN_SAME_COLOUR = 0.8  # cosine of two pictures' Cb and Cr; chosen here
+
+NUM_BLOCKS = 8  # a side, of a close look; chosen here
+CORNER_BLOCKS = 2  # a side, of a corner that may differ
+CLOSE_EDGE = 4  # px of a close look's 128 that are not compared: a crop leaves other ones there; chosen here
+NUM_CLOSE_ROUNDS = 4  # of Gauss-Newton, which begins where the small looks ended; chosen here
+FLAT = 0.1  # of a picture's variance: what counts as drawn in a block that is plain; chosen here
+MAX_CONTRAST = 0.6  # doublings of contrast; 98 % of re-posts made by script differ by less than 0.4; chosen here
 
 _SCALE = 1024  # of the rounded cosines
 
@@ -74,11 +82,18 @@ class Looks(NamedTuple):
 
 def unpack(blobs: list[bytes]) -> tuple[Looks, np.ndarray]:
     """Return the looks in some pictures' blobs, and which blob each is of, int64 (N,)."""
-    owners = np.repeat(np.arange(len(blobs)), [len(blob) // NUM_BYTES for blob in blobs])
-    values = np.frombuffer(b"".join(blobs), np.uint8).reshape(-1, NUM_BYTES)
+    owners = np.repeat(np.arange(len(blobs)), [blob[0] for blob in blobs])
+    values = np.frombuffer(b"".join(blob[1 : 1 + blob[0] * NUM_BYTES] for blob in blobs), np.uint8)
+    values = values.reshape(-1, NUM_BYTES)
     grey = values[:, : SIDE**2].reshape(-1, SIDE, SIDE)
     colours = values[:, SIDE**2 : -1].reshape(-1, 2, COLOUR_SIDE, COLOUR_SIDE)
     return Looks(grey, colours, (values[:, -1] - 128.0) / ASPECT_UNITS), owners
+
+
+def unpack_close(blob: bytes) -> np.ndarray:
+    """Return the close looks in a picture's blob: uint8 (L, 128, 128)."""
+    strip = np.asarray(Image.open(io.BytesIO(blob[1 + blob[0] * NUM_BYTES :])).convert("L"))
+    return np.stack(np.split(strip, blob[0], axis=1))
 
 
 def stored_keys(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -123,32 +138,53 @@ def sought_keys(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     return rows, is_mirrored, keys, bits, is_flipped
 
 
-def similarity(looks: Looks, others: Looks, boxes: np.ndarray) -> np.ndarray:
-    """Return how alike looks are to other looks, -1..1 (N,); -1 where outlines, shapes or colours differ.
+def similarity(looks: Looks, others: Looks, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how alike looks are to other looks, -1..1 (N,), -1 where outlines, shapes or colours differ; and where in
+    the first look the other was found, float (N, 4).
 
     boxes: float (N, 4), where in the first look the other is to be found at first: left, right, upper, lower.
     """
     found = np.full(len(boxes), -1.0)
     first, second = looks.grey.astype(np.float64), others.grey.astype(np.float64)
     near = np.flatnonzero((_standard(_sampled(first, boxes)) * _standard(second)).mean(axis=(1, 2)) >= MIN_START)
+    places = boxes.astype(np.float64)
     if not len(near):
-        return found
+        return found, places
     first, second = first[near], second[near]
-    boxes = _aligned(_blurred(first), _blurred(second), boxes[near].astype(np.float64))
+    places[near] = boxes = _aligned(_blurred(first), _blurred(second), places[near])
     laid = _sampled(first, boxes)
     coarse, fine = _correlations(_blurred(laid), _blurred(second)), _correlations(_fine(laid), _fine(second))
     tints = [
         np.stack([_sampled(look[near, channel].astype(np.float64) - 128, box) for channel in (0, 1)], axis=1)
         for look, box in ((looks.colours, boxes), (others.colours, np.tile(VIEWS[0], (len(boxes), 1))))
     ]
-    in_place = np.abs(boxes - VIEWS[0]).max(axis=1) < IN_PLACE
-    fine[0] -= IN_PLACE_PENALTY * in_place
-    fine[1:] -= CORNER_PENALTY
     fine = np.where(coarse >= MIN_COARSE, fine, -1.0).max(axis=0)  # both without the same corner
     cut = np.log2((boxes[:, 1] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 2]))
     same_shape = np.abs(looks.aspects[near] + cut - others.aspects[near]) <= MAX_STRETCH
     found[near] = np.where(_same_colour(*tints) & same_shape, np.round(fine, 6), -1.0)
-    return found
+    return found, places
+
+
+def close_similarity(first: np.ndarray, second: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return how alike close looks (N, 128, 128) are where they are least alike, -1..1 (N,): in the worst of 8 x 8
+    blocks, of all or without those of the corner that fits worst; -1 where their contrasts are far apart.
+
+    boxes: float (N, 4), where in the first close look the second is found (similarity).
+    """
+    first, second = _blurred(first.astype(np.float64)), _blurred(second.astype(np.float64))
+    laid = _sampled(first, _aligned(_halved(first), _halved(second), boxes, NUM_CLOSE_ROUNDS))
+    x, y, xx, yy, xy = (_block_means(values) for values in (laid, second, laid**2, second**2, laid * second))
+    best = np.full(len(first), -1.0)
+    for seen in _without_corners(NUM_BLOCKS, CORNER_BLOCKS):
+        size_x, size_y = (
+            np.sqrt(squares[:, seen].mean(axis=1) - values[:, seen].mean(axis=1) ** 2)[:, None, None] + 1e-6
+            for values, squares in ((x, xx), (y, yy))
+        )
+        drawn_x, drawn_y, both = (xx - x**2) / size_x**2, (yy - y**2) / size_y**2, (xy - x * y) / (size_x * size_y)
+        worst = ((2 * both + FLAT) / (drawn_x + drawn_y + FLAT))[:, seen].min(axis=1)
+        similar = np.abs(np.log2(size_x / size_y))[:, 0, 0] <= MAX_CONTRAST
+        best = np.maximum(best, np.where(similar, worst, -1.0))
+    return np.round(best, 6)
 
 
 def _frequencies(
@@ -190,12 +226,13 @@ def _keys(bits: np.ndarray, view: int) -> np.ndarray:
     return (bits & np.uint64(2**NUM_BITS - 1)).astype(np.uint32) | np.uint32(kind << NUM_BITS)
 
 
-def _aligned(first: np.ndarray, second: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def _aligned(first: np.ndarray, second: np.ndarray, boxes: np.ndarray, num_rounds: int = NUM_ROUNDS) -> np.ndarray:
     """Return the boxes (N, 4) of the first looks that fit the second ones best."""
+    side = first.shape[1]
     target = _standard(second)
     best, found = np.full(len(first), -np.inf), boxes
-    along = (np.arange(SIDE) + 0.5) / SIDE
-    for _ in range(NUM_ROUNDS):
+    along = (np.arange(side) + 0.5) / side
+    for _ in range(num_rounds):
         laid = _standard(_sampled(first, boxes))
         fit = (laid * target).mean(axis=(1, 2))
         found = np.where((fit > best)[:, None], boxes, found)
@@ -206,7 +243,7 @@ def _aligned(first: np.ndarray, second: np.ndarray, boxes: np.ndarray) -> np.nda
         rise = np.stack([across * (1 - along), across * along, down * (1 - along[:, None]), down * along[:, None]], 1)
         rise = rise.reshape(len(first), 4, -1)
         error = (target - laid).reshape(len(first), -1, 1)
-        step = np.linalg.solve(rise @ rise.swapaxes(1, 2) + 0.01 * np.eye(4), rise @ error)[..., 0] / SIDE
+        step = np.linalg.solve(rise @ rise.swapaxes(1, 2) + 0.01 * np.eye(4), rise @ error)[..., 0] / side
         boxes = np.clip(boxes + np.clip(step, -MAX_STEP, MAX_STEP), -MAX_STEP, 1 + MAX_STEP)
     return found
 
@@ -227,7 +264,7 @@ def _blurred(looks: np.ndarray) -> np.ndarray:
     """Weights 1 2 1 both ways: half a cell of misalignment then costs little."""
     for axis in (1, 2):
         padded = np.pad(looks, [(0, 0), *((1, 1) if axis == a else (0, 0) for a in (1, 2))], mode="edge")
-        before, here, after = (np.take(padded, np.arange(i, i + SIDE), axis) for i in range(3))
+        before, here, after = (np.take(padded, np.arange(i, i + looks.shape[axis]), axis) for i in range(3))
         looks = 0.25 * before + 0.5 * here + 0.25 * after
     return looks
 
@@ -245,17 +282,31 @@ def _fine(looks: np.ndarray) -> np.ndarray:
     return looks - smooth
 
 
-def _edge(cells: int) -> slice:
-    """The first cells of a side, or (negative) the last."""
-    return slice(cells) if cells >= 0 else slice(cells, None)
+def _halved(looks: np.ndarray) -> np.ndarray:
+    half = looks.shape[1] // 2
+    return looks.reshape(-1, half, 2, half, 2).mean(axis=(2, 4))
+
+
+def _block_means(values: np.ndarray) -> np.ndarray:
+    """Return the means of close looks' blocks, without their edges: (N, 8, 8)."""
+    inner = values[:, CLOSE_EDGE:-CLOSE_EDGE, CLOSE_EDGE:-CLOSE_EDGE]
+    cells = inner.shape[1] // NUM_BLOCKS
+    return inner.reshape(-1, NUM_BLOCKS, cells, NUM_BLOCKS, cells).mean(axis=(2, 4))
+
+
+def _without_corners(side: int, corner: int) -> np.ndarray:
+    """Return which cells of a square are seen, bool (5, side, side): all, and all without each of the corners."""
+    seen = np.ones((5, side, side), bool)
+    last = side - corner
+    for place, (low, left) in enumerate(((0, 0), (0, last), (last, 0), (last, last)), start=1):
+        seen[place, low : low + corner, left : left + corner] = False
+    return seen
 
 
 def _correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the correlation of each pair of looks, of all cells and without each of the corners: (5, N)."""
     found = []
-    for rows, columns in ((0, 0), (CORNER, CORNER), (CORNER, -CORNER), (-CORNER, CORNER), (-CORNER, -CORNER)):
-        counts = np.ones((SIDE, SIDE))
-        counts[_edge(rows), _edge(columns)] = 0
+    for counts in _without_corners(SIDE, CORNER).astype(np.float64):
         counts /= counts.sum()
         dx, dy = (a - (a * counts).sum(axis=(1, 2), keepdims=True) for a in (x, y))
         xx, yy, xy = ((a * b * counts).sum(axis=(1, 2)) for a, b in ((dx, dx), (dy, dy), (dx, dy)))

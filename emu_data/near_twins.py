@@ -3,7 +3,9 @@
 All pairs of a corpus cannot be compared. Looks are stored under some keys and sought under others; a pair that shares
 a key and most bits is a candidate, and is compared. A key that very many looks share (a template with a few words) is
 no key: of these each look is compared with the next ones in the order of their bits alone, so that the work stays
-linear. DuckDB does this and spills to disk; only the confirmed pairs are in memory.
+linear. DuckDB does this and spills to disk; only the confirmed pairs are in memory. Of these the close looks are then
+compared, each picture's nearest first, and for as long as most of them are twins: of a family of hundreds that differ
+close by (cards, stars) each picture meets a few dozen, and one that was posted a hundred times meets them all.
 
 A cluster is a star: a centre, and pictures that are twins of that centre. Chains (a is like b, b like c, …) are none:
 through enough links every line drawing is like every other. The picture with the most twins is the first centre, then
@@ -18,14 +20,16 @@ import pandas as pd
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-from emu_data.alike import HALVES, VIEWS, similarity, sought_keys, stored_keys, unpack
+from emu_data.alike import HALVES, VIEWS, close_similarity, similarity, sought_keys, stored_keys, unpack, unpack_close
 
-MIN_SIMILARITY = 0.85  # see alike.similarity; measured by benchmarks/twins.py
+# See alike.similarity and close_similarity. Chosen on half of the pictures of benchmarks/twins.py (docs/log.md).
+MIN_SIMILARITY, MIN_CLOSE_SIMILARITY = 0.75, 0.77
 MAX_DISTANCE = 14  # of 63 bits, between candidates; beyond it few copies are found, and many others; chosen here
 MAX_COMPARED = 3  # ways to lay one picture onto the other (looks, mirrored or not) that are tried; chosen here
 CROWD = 256  # looks that share a key, above which it is no key; chosen here
 WINDOW = 32  # looks of such a key that each is compared with; chosen here
-PICTURES, PAIRS = 5_000, 1_000  # in memory at a time
+NEAREST = 64  # pairs of a picture whose close looks are compared before it is asked whether to go on; chosen here
+PICTURES, PAIRS, CLOSE_PAIRS = 5_000, 1_000, 64  # in memory at a time
 
 
 def cluster_near_twins(con: DuckDBPyConnection, source: str, min_similarity: float = MIN_SIMILARITY) -> None:
@@ -104,7 +108,8 @@ def _twins(con: DuckDBPyConnection, source: str, min_similarity: float) -> tuple
         rows, mirrored, keys, bits, flipped = sought_keys(looks.grey)
         _insert(con, "sought", [keys, bits, ids[owners[rows]], place[rows], mirrored, flipped])
     _create_candidates(con)
-    pairs = [_confirmed(con, min_similarity)]
+    passed = _alike(con, min_similarity)
+    pairs = [np.sort(passed[["s_id", "q_id"]].to_numpy().T, axis=0)[:, _same_up_close(con, passed)]]
     # Equal bytes have equal looks, unless the digest is of the bytes that arrived and the shard's were re-encoded.
     same = con.execute("""
         WITH several AS (SELECT digest, min(id) AS first FROM twin_rows JOIN pictures_of USING (picture)
@@ -157,10 +162,13 @@ def _create_candidates(con: DuckDBPyConnection) -> None:
     """)
 
 
-def _confirmed(con: DuckDBPyConnection, min_similarity: float) -> np.ndarray:
-    """Return the candidates that are twins: ids (2, N), the smaller first."""
+def _alike(con: DuckDBPyConnection, min_similarity: float) -> pd.DataFrame:
+    """Return of each pair of pictures that has alike looks the candidate that is most alike: its ids, looks, whether
+    the second is mirrored, their similarity, and where in the first the second is (left, right, upper, lower). In the
+    order of the candidates.
+    """
     boxes = np.array([*VIEWS, *[VIEWS[0]] * len(HALVES)])
-    twins = [np.empty((2, 0), np.int64)]
+    found = []
     for start in range(0, _count(con, "candidates"), PAIRS):
         rows = con.sql(
             f"""
@@ -169,15 +177,65 @@ def _confirmed(con: DuckDBPyConnection, min_similarity: float) -> np.ndarray:
             WHERE c.id >= {start} AND c.id < {start + PAIRS} ORDER BY c.id
             """
         ).to_arrow_table()
-        columns = {n: rows[n].to_numpy() for n in ("s_id", "q_id", "s_look", "q_look", "mirrored", "view")}
+        columns = {n: rows[n].to_numpy() for n in ("s_id", "s_look", "q_id", "q_look", "mirrored", "view")}
         sides = []
         for side in ("s", "q"):
             looks, owners = unpack(rows[f"{side}_looks"].to_pylist())
             sides.append(looks.take(np.searchsorted(owners, np.arange(len(rows))) + columns[f"{side}_look"]))
         others = sides[1].mirrored_where(columns["mirrored"])
-        alike = similarity(sides[0], others, boxes[columns["view"]]) >= min_similarity
-        twins.append(np.sort(np.stack([columns["s_id"], columns["q_id"]])[:, alike], axis=0))
-    return np.concatenate(twins, axis=1)
+        alike, places = similarity(sides[0], others, boxes[columns.pop("view")])
+        places = dict(zip(("left", "right", "upper", "lower"), places.T, strict=True))
+        found.append(pd.DataFrame({**columns, "similarity": alike, **places})[alike >= min_similarity])
+    if not found:
+        return pd.DataFrame(columns=["s_id", "q_id"], dtype=np.int64)
+    passed = pd.concat(found, ignore_index=True)
+    both = np.sort(passed[["s_id", "q_id"]].to_numpy(), axis=1)
+    best = passed["similarity"].groupby([both[:, 0], both[:, 1]]).idxmax()
+    return passed.loc[np.sort(best.to_numpy())].reset_index(drop=True)
+
+
+def _same_up_close(con: DuckDBPyConnection, passed: pd.DataFrame) -> np.ndarray:
+    """Return which pairs (_alike) are the same picture by their close looks too, bool (N,); see the module.
+
+    In the round r the pairs are due that are the r-th NEAREST of one of their pictures, of whose pairs in every earlier
+    round at least half were twins. So at most NEAREST pairs a picture, and as many as are twins, are compared.
+    """
+    num = len(passed)
+    is_same, is_compared = np.zeros(num, bool), np.zeros(num, bool)
+    if not num:
+        return is_same
+    sides = passed["s_id"].to_numpy(), passed["q_id"].to_numpy()
+    owners, pairs = np.concatenate(sides), np.tile(np.arange(num), 2)
+    order = np.lexsort((pairs, -passed["similarity"].to_numpy()[pairs], owners))
+    owners, pairs = owners[order], pairs[order]
+    turn = (np.arange(2 * num) - np.searchsorted(owners, owners)) // NEAREST
+    goes_on = np.ones(owners[-1] + 1, bool)
+    for number in range(turn.max() + 1):
+        here = (turn == number) & goes_on[owners]
+        due = np.unique(pairs[here])
+        due = due[~is_compared[due]]
+        for start in range(0, len(due), CLOSE_PAIRS):
+            part = due[start : start + CLOSE_PAIRS]
+            is_same[part] = _compare_close(con, passed.loc[part])
+        is_compared[due] = True
+        counts = np.bincount(owners[here], minlength=len(goes_on))
+        goes_on = 2 * np.bincount(owners[here], is_same[pairs[here]], len(goes_on)) >= np.maximum(counts, 1)
+    return is_same
+
+
+def _compare_close(con: DuckDBPyConnection, pairs: pd.DataFrame) -> np.ndarray:
+    """Return which of a few pairs (_alike) are the same picture by their close looks, bool (N,)."""
+    ids = ", ".join(str(one) for one in np.unique(pairs[["s_id", "q_id"]].to_numpy()))
+    rows = con.sql(f"SELECT id, from_base64(looks) AS looks FROM pictures_of WHERE id IN ({ids})").fetchall()
+    close = {number: unpack_close(blob) for number, blob in rows}
+    first, second = (
+        np.stack([close[number][look] for number, look in zip(pairs[f"{s}_id"], pairs[f"{s}_look"], strict=True)])
+        for s in ("s", "q")
+    )
+    second = np.where(pairs["mirrored"].to_numpy(bool)[:, None, None], second[:, :, ::-1], second)
+    return (
+        close_similarity(first, second, pairs[["left", "right", "upper", "lower"]].to_numpy()) >= MIN_CLOSE_SIMILARITY
+    )
 
 
 def _stars(first: np.ndarray, second: np.ndarray, num: int) -> np.ndarray:

@@ -3,6 +3,8 @@
 A look is 32 x 32 grey values with 8 x 8 colours: of the whole picture, of what is left without its plain edges (a
 border, a white page), and of its core, without edges that are mostly plain (a bar with the time on it). Two pictures
 are compared by any of these (alike.py), so that a re-post with a border or in a screenshot still shows the same look.
+Beside each is a close look, 128 x 128 grey values, for pairs whose looks are alike: two cards of one deck, or two stars
+of other widths, are one picture at 32 cells.
 
 `detail` is the share of the picture on which something is drawn: where the brightness or a colour bends. A picture of
 one colour or of a gradient has none, a page with a dot next to none. Such a picture has no look: all
@@ -10,6 +12,7 @@ blank pages look alike, and would be taken for one picture.
 """
 
 import base64
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +27,9 @@ from emu_data.signals import Columns, LazySample, Measure, Signal
 SIDE = 32  # cells of a look's grey values a side; chosen here
 COLOUR_SIDE = 8  # cells of its colours a side; chosen here
 NUM_BYTES = SIDE**2 + 2 * COLOUR_SIDE**2 + 1  # of a look: grey values, Cb, Cr, each row by row, and its aspect
+CLOSE_SIDE = 128  # of a close look: at 64 two thin stars are still one (docs/log.md); chosen here
+# Of a close look's WebP, 1.2 kB in the median (JPEG at 75 takes twice as much); off by 0.9 of 255; chosen here.
+CLOSE_QUALITY = 80
 ASPECT_UNITS = 32  # of the byte that holds log2(width / height), 128 for a square; to 1 %; chosen here
 
 TRIM_SIDE = 128  # px, the longer side at which edges are looked for: to 1 % of the picture; chosen here
@@ -45,9 +51,10 @@ class LooksSignal(Signal):
     """
 
     name: ClassVar = "looks"
+    revision: ClassVar = 2  # 2: with close looks
     columns: ClassVar = {"looks": "string", "detail": "Float64", "stored_sha256": "string"}
     sees: ClassVar = TRIM_SIDE
-    milliseconds: ClassVar = 6.0
+    milliseconds: ClassVar = 10.0
 
     @override
     def describe(self) -> str:
@@ -73,7 +80,10 @@ def look_at(sample: LazySample) -> dict[str, object]:
 
 
 def describe_picture(image: Image.Image) -> tuple[str | None, float]:
-    """Return an RGB picture's looks in base64 (None if it is blank) and its detail (0..1)."""
+    """Return an RGB picture's looks in base64 (None if it is blank) and its detail (0..1).
+
+    A byte with their number, the looks of NUM_BYTES each, then a WebP with their close looks side by side.
+    """
     detail = _detail(image)
     if detail < MIN_DETAIL:
         return None, detail
@@ -86,8 +96,9 @@ def describe_picture(image: Image.Image) -> tuple[str | None, float]:
     core = find_inner(grey, CORE_SHARE)
     if core and core[2] - core[0] >= MIN_CORE * grey.shape[1] and core[3] - core[1] >= MIN_CORE * grey.shape[0]:
         boxes.append(core)
-    looks = [_look(image, _scaled(box, factor, image)) for box in dict.fromkeys(boxes)]
-    return base64.b64encode(b"".join(looks)).decode(), detail
+    boxes = [_scaled(box, factor, image) for box in dict.fromkeys(boxes)]
+    looks = b"".join(_look(image, box) for box in boxes)
+    return base64.b64encode(bytes([len(boxes)]) + looks + _close_looks(image, boxes)).decode(), detail
 
 
 def find_inner(grey: np.ndarray, share: float) -> tuple[int, int, int, int] | None:
@@ -124,6 +135,17 @@ def _look(image: Image.Image, box: tuple[int, int, int, int]) -> bytes:
     aspect = round(128 + ASPECT_UNITS * math.log2((box[2] - box[0]) / (box[3] - box[1])))
     planes = small.convert("L").tobytes() + colours.getchannel("Cb").tobytes() + colours.getchannel("Cr").tobytes()
     return planes + bytes([min(max(aspect, 0), 255)])
+
+
+def _close_looks(image: Image.Image, boxes: Sequence[tuple[int, int, int, int]]) -> bytes:
+    strip = Image.new("L", (CLOSE_SIDE * len(boxes), CLOSE_SIDE))
+    for place, box in enumerate(boxes):
+        # Not by the means of boxes: thin lines of a crop would fall differently into them.
+        close = image.resize((CLOSE_SIDE, CLOSE_SIDE), Image.Resampling.BICUBIC, box=box).convert("L")
+        strip.paste(close, (CLOSE_SIDE * place, 0))
+    file = io.BytesIO()
+    strip.save(file, "WEBP", quality=CLOSE_QUALITY)
+    return file.getvalue()
 
 
 def _detail(image: Image.Image) -> float:

@@ -198,10 +198,12 @@ def _inspect_parquet(store: Store, name: str) -> list[str]:
 def _inspect_folder(store: Store, caption_column: str | None) -> Corpus | None:
     pictures: list[folder.Found] = []
     metadata: list[str] = []
+    num_downloads = 0
     others: Counter[str] = Counter()
     for listing in folder.list_folders(store):
         pictures += listing.pictures
         metadata += listing.metadata
+        num_downloads += len(listing.downloads)
         others += listing.others
     if not pictures:
         return None
@@ -210,6 +212,8 @@ def _inspect_folder(store: Store, caption_column: str | None) -> Corpus | None:
     for name in metadata:
         chunk, _, caption = table.first_rows(store.at(store.join(name)), None, caption_column, MAX_ROWS)
         notes.append(f"{name}: {_count_rows(chunk.rows)}, captions in {caption!r}")
+    if num_downloads:
+        notes.append(f"{num_downloads} parquets of img2dataset: what they list and has no picture gets a row, too")
     without = [found for found in pictures if found.caption is None]
     if without and not metadata:
         first = clean(without[0].path)

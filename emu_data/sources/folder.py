@@ -1,5 +1,6 @@
 """A folder of pictures and captions, at any depth and any fsspec address: NAME.jpg with NAME.txt, or with a
-metadata.jsonl, .csv or .parquet of file names and captions, as in `datasets` (imagefolder).
+metadata.jsonl, .csv or .parquet of file names and captions, as in `datasets` (imagefolder). img2dataset's files lie in
+NNNNN/ beside an NNNNN.parquet: what that lists and has no picture has a row with the reason, too.
 
 Every file with the name of a picture gets a row, whether or not it can be decoded; other files are only counted.
 """
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from emu_data.addresses import Store
 from emu_data.bodies import FILES_AT_ONCE
 from emu_data.picture_names import CAPTION_EXTENSIONS, extension, is_hidden, is_picture
 from emu_data.refs import Digest, digest_files
+from emu_data.shards import SHARD_NUMBER
 from emu_data.sources import table
 from emu_data.sources.loose import Chunk, write_loose_shards
 from emu_data.sources.standing import write_corpus
@@ -40,11 +43,13 @@ class Found:
 
 @dataclass
 class Listing:
-    """What a folder holds. metadata: paths of tables that list pictures at or below their own folder. others: extension
-    -> number of files that are neither picture nor caption; "hidden" counts those of picture_names.is_hidden."""
+    """What a folder holds. metadata: paths of tables that list pictures at or below their own folder. downloads: paths
+    of img2dataset's parquets. others: extension -> number of files that are neither picture nor caption; "hidden"
+    counts those of picture_names.is_hidden."""
 
     pictures: list[Found] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
 
 
@@ -83,7 +88,7 @@ def inspect_source(store: Store) -> dict[str, Any]:
     for listing in list_folders(store):
         for found in listing.pictures:
             digest.update(f"{found.path}:{found.caption is not None}\n".encode(errors="surrogateescape"))
-        for name in listing.metadata:
+        for name in [*listing.metadata, *listing.downloads]:
             digest.update(f"{name}:{store.at(store.join(name)).size()}\n".encode())
     return {store.address: digest.hexdigest()[:16]}
 
@@ -100,6 +105,8 @@ def list_folders(store: Store) -> Iterator[Listing]:
                 listing.others["hidden"] += 1
             elif name in METADATA:
                 listing.metadata.append(path)
+            elif name.endswith(".parquet") and SHARD_NUMBER.fullmatch(name.removesuffix(".parquet")):
+                listing.downloads.append(path)
             elif is_picture(name):
                 stem = posixpath.splitext(name)[0]
                 wanted = [f"{before}.{ending}" for before in (stem, name) for ending in CAPTION_EXTENSIONS]
@@ -125,6 +132,8 @@ def _read_chunks(store: Store, size: int, caption_column: str | None) -> Iterato
             for chunk in _read_metadata(store, name, size, caption_column):
                 listed.update(url for url in chunk.rows["url"] if isinstance(url, str))
                 yield chunk
+        for name in listing.downloads:
+            yield from _read_lost(store, name, size)
         for picture in listing.pictures:
             if unicodedata.normalize("NFC", picture.path) in listed or picture.path in listed:
                 continue
@@ -156,6 +165,31 @@ def _read_metadata(store: Store, name: str, size: int, caption_column: str | Non
                 yield chunk
         except ValueError as error:
             raise ValueError(f"{metadata}: {error}; or move it away: then captions are read from NAME.txt") from error
+
+
+def _read_lost(store: Store, name: str, size: int) -> Iterator[Chunk]:
+    """Yield the rows of a parquet of img2dataset that have no picture in the folder of its name, with the reason."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            rows = pd.read_parquet(table.bring(store.at(store.join(name)), temporary), dtype_backend="pyarrow")
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{store.join(name)} cannot be read: {describe_error(error)}; or move it away") from error
+    if not {"key", "url", "caption", "status", "error_message"} <= set(rows.columns):
+        return
+    try:
+        names = store.at(store.join(posixpath.splitext(name)[0])).list_sizes()
+    except FileNotFoundError:
+        names = {}
+    there = {posixpath.splitext(picture)[0] for picture in names if is_picture(picture)}
+    rows = rows[~rows["key"].isin(there)].astype(object)
+    rows = rows.where(rows.notna(), None)
+    why = [
+        f"missing_file: {status}{f': {clean(str(detail))}' if detail else ''}"
+        for status, detail in zip(rows["status"], rows["error_message"], strict=True)
+    ]
+    lost = pd.DataFrame({"url": rows["url"], "caption": rows["caption"], "error_message": why})
+    for start in range(0, len(lost), size):
+        yield Chunk(lost.iloc[start : start + size])
 
 
 def _read_captions(pictures: list[Found], store: Store, has_metadata: bool) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """A table of pictures and captions: parquet, CSV, TSV or JSON; one file, or a folder of them in name order.
 
 The picture's column holds paths below `base` (by default the table's folder) or whole URLs; in a parquet it may hold
-the pictures themselves, as `datasets` writes them. It becomes `url`, the caption's column becomes `caption`. Other
-columns are kept, as table_NAME if the name is already used.
+the pictures themselves, as `datasets` and img2dataset write them. It becomes `url`, the caption's column becomes
+`caption`. Other columns are kept, as table_NAME if the name is already used.
 """
 
 import posixpath
@@ -32,6 +32,7 @@ SUFFIXES = (".parquet", *TEXT_SUFFIXES)
 # came from.
 IMAGE_COLUMNS = ("path", "file_name", "filename", "image_path", "image", "url", "image_url")
 CAPTION_COLUMNS = (*CAPTION_NAMES, "captions", "description")
+NUM_EXAMINED = 100  # rows in which a column's first picture is sought; chosen here
 _TAKEN = {"url", "caption", "key", "status", "error_message", "shard"}
 
 
@@ -134,9 +135,25 @@ def columns_of(file: Path, image_column: str | None, caption_column: str | None)
         schema = pq.read_schema(file)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise ValueError(f"{file.name} cannot be read: {describe_error(error)}") from error
-    pictures = [name for name in schema.names if pa.types.is_struct(schema.field(name).type)]
-    pictures = [name for name in pictures if holds_pictures(schema.field(name).type)]
-    return find_columns(schema.names, image_column or next(iter(pictures), None), caption_column)
+    with pq.ParquetFile(file) as parquet:
+        pictures = (
+            name
+            for name in schema.names
+            if holds_pictures(schema.field(name).type)
+            and (pa.types.is_struct(schema.field(name).type) or _begins_with_picture(parquet, name))
+        )
+        image_column = image_column or next(pictures, None)
+    return find_columns(schema.names, image_column, caption_column)
+
+
+def _begins_with_picture(parquet: pq.ParquetFile, column: str) -> bool:
+    """Whether the first bytes in a column of bytes, within the first rows, are a picture: they may be a text, too."""
+    first = next(parquet.iter_batches(batch_size=NUM_EXAMINED, columns=[column]), None)
+    data = next((value for value in first[0].to_pylist() if value is not None), None) if first is not None else None
+    try:
+        return data is not None and read_size(data) is not None
+    except DecodeError:
+        return False
 
 
 def first_rows(table: Store, image_column: str | None, caption_column: str | None, num: int) -> tuple[Chunk, str, str]:
@@ -237,12 +254,16 @@ def _take_pictures(rows: pa.Table, image: str, start: int, name: str) -> tuple[p
     names: list[str] = []
     sizes: list[tuple[int, int] | tuple[None, None]] = []
     problems: dict[int, str] = {}
+    # img2dataset has a row for each picture that it could not download, too
+    has_reasons = "error_message" in rows.column_names
+    reasons = read_texts(rows["error_message"], "error_message", of_any=True)[0] if has_reasons else []
     for row, value in enumerate(rows[image].to_pylist()):
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         names.append(path or f"{name}#{start + row}")
         size: tuple[int, int] | tuple[None, None] = (None, None)
         if data is None:
-            problems[row] = f"no_image: column {image!r} is null"
+            reason = f": {reasons[row]}" if reasons and reasons[row] else ""
+            problems[row] = f"no_image: column {image!r} is null{reason}"
         else:
             with suppress(DecodeError):  # the row only lacks its size; measuring will report the error
                 size = read_size(data)
