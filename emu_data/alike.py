@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from emu_data.signals.looks import ASPECT_UNITS, CLOSE_SIDE, COLOUR_SIDE, NUM_BYTES, SIDE
+from emu_data.signals.looks import ASPECT_UNITS, COLOUR_SIDE, NUM_BYTES, SIDE
 
 NUM_FREQUENCIES = 8  # a side
 NUM_BITS = 24  # of a key; 20 find 2 % more copies and 16 times as many candidates; chosen here

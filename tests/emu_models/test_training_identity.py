@@ -70,6 +70,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("given")
     for name in ("one", "other"):
         write_weights(folder / name, name)
+        (folder / name / "metrics.jsonl").write_text("")  # as if a training had run there
     return folder
 
 
