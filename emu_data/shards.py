@@ -28,7 +28,7 @@ from emu_data.bodies import read_body, read_often
 from emu_data.files import atomic_file, file_sha256, fingerprint, quick_digest, write_json, write_parquet
 from emu_data.names import name_of, names_mark
 from emu_data.quarantine import rebuild_rows
-from emu_data.samples import NUM_SHARD_DIGITS, Sample, SampleError, decode_rgb, image_extension, published
+from emu_data.samples import NUM_SHARD_DIGITS, Sample, SampleError, decode_rgb, image_extension, published, read_size
 
 MANIFEST_NAME = "manifest.parquet"
 SHARD_NUMBER = re.compile(rf"\d{{{NUM_SHARD_DIGITS},}}")
@@ -217,6 +217,7 @@ def write_subset(
     samples_per_shard: int,
     columns: pd.DataFrame | None = None,
     texts: pd.DataFrame | None = None,
+    change: Callable[[Sample], bytes | None] | None = None,
 ) -> pd.DataFrame:
     """Copy `keys` of the shards in `source` into new shards in `out` and write `out`/manifest.parquet.
 
@@ -227,6 +228,7 @@ def write_subset(
         out: an empty folder (pass the temporary folder of `atomic_dir`).
         columns: `key`, and the columns that the manifest should have besides key, shard and caption.
         texts: `key` and `caption` for each of `keys`, and the columns that rows and manifest should have besides.
+        change: returns the file of a sample's new picture, None to leave it; the rows then have its size.
     Returns the manifest. Raises ValueError if a key has no row or no readable sample.
     """
     rows = read_rows_of(source, keys)
@@ -244,6 +246,11 @@ def write_subset(
             replace(found[key], image=published(found[key].image), caption=captions.get(key, found[key].caption))
             for key in part
         ]
+        for place, sample in enumerate(samples if change is not None else ()):
+            assert change is not None
+            if (image := change(sample)) is not None:
+                samples[place] = replace(sample, image=image)
+                part_rows.loc[sample.key, ["width", "height"]] = read_size(image)
         write_shard(out, shard, samples, part_rows)
         manifest += [{"key": s.key, "shard": shard_name(shard), "caption": s.caption} for s in samples]
     frame = pd.DataFrame(manifest, columns=["key", "shard", "caption"])

@@ -3,14 +3,20 @@
 Only pictures that the round chose are taken, even if there are fewer than params.yaml asks for.
 """
 
+import io
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from PIL import Image
 
 from emu_data.files import atomic_dir, write_json, write_parquet
-from emu_data.shards import read_images, read_manifest, write_subset
+from emu_data.samples import Sample, decode_rgb, read_size
+from emu_data.shards import read_images, read_manifest, write_manifest, write_subset
 from emu_data.votes.tally import Rule, choose, tally
 from emu_data.votes.vote import Vote, counted
 from emu_reports.sheets import contact_sheet
@@ -26,6 +32,9 @@ from emu_steps.voting import (
     shown_to_specialists,
 )
 
+if TYPE_CHECKING:
+    from emu_models.upsampling import Enlarge
+
 META_NAME = "meta.json"
 NUM_SHOWN = 40  # pictures on a contact sheet; chosen here
 SHEET_SIZE = 96  # px per side of each; chosen here
@@ -34,7 +43,8 @@ SHEET_SIZE = 96  # px per side of each; chosen here
 @dataclass(frozen=True)
 class Choice:
     """What a round chose. table: all rows of `tally`. chosen: the chosen rows, best first, with `chosen_by` (who voted,
-    in words). votes: those that count. head: the head hash of their log. voters: whose votes count.
+    in words). votes: those that count. head: the head hash of their log. voters: whose votes count. num_upsampled: how
+    many of the curated pictures were enlarged.
     """
 
     table: pd.DataFrame
@@ -43,6 +53,7 @@ class Choice:
     num_wanted: int
     head: str
     voters: Voters
+    num_upsampled: int = 0
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -51,6 +62,7 @@ class Choice:
             "num_images": len(self.chosen),
             "num_wanted": self.num_wanted,
             "num_chosen_by_people": int(self.chosen["by_people"].sum()),
+            **({"num_upsampled": self.num_upsampled} if self.num_upsampled else {}),
         }
 
     @property
@@ -73,9 +85,12 @@ def select_generalists_choice(layout: Layout, num_wanted: int, voters: Voters) -
     return choice
 
 
-def write_curated_set(layout: Layout, num_wanted: int, voters: Voters) -> Choice:
+def write_curated_set(
+    layout: Layout, num_wanted: int, voters: Voters, upsample_to: int | None = None, upsampler: Path | None = None
+) -> Choice:
     """Write data/curated: shards with the captions that people wrote, short and long, and the corpus's where nobody
-    wrote any. For precision, a picture needs more votes to keep it than to drop it.
+    wrote any. For precision, a picture needs more votes to keep it than to drop it. With upsample_to, pictures whose
+    shorter side has fewer px are enlarged, and the manifest says of each by what (`upsampled_by`).
 
     Only facts about the chosen pictures are written, so that a vote that does not change the choice changes no byte.
     Raises ValueError if nothing was chosen.
@@ -86,9 +101,35 @@ def write_curated_set(layout: Layout, num_wanted: int, voters: Voters) -> Choice
     texts = caption_texts(layout, corpus.loc[keys].tolist(), digest_pictures(layout, keys))
     meta = {"chosen_by": choice.tables["chosen_by"], "captioned_by": _describe_writers(texts)}
     with atomic_dir(layout.curated) as folder:
-        write_subset(layout.filtered, folder, keys, SAMPLES_PER_SHARD, columns=choice.chosen, texts=texts)
+        enlarged: dict[str, str] = {}
+        change = None if upsample_to is None else _enlarger(upsampler, upsample_to, enlarged)
+        manifest = write_subset(layout.filtered, folder, keys, SAMPLES_PER_SHARD, choice.chosen, texts, change)
+        if change is not None:
+            write_manifest(folder, manifest.assign(upsampled_by=manifest["key"].map(enlarged).astype("string")))
         write_json(folder / META_NAME, meta)
-    return choice
+    return replace(choice, num_upsampled=len(enlarged))
+
+
+def _enlarger(upsampler: Path | None, side: int, enlarged: dict[str, str]) -> Callable[[Sample], bytes | None]:
+    """Return what enlarges a sample's picture with a shorter side below `side` px, as a PNG, and notes in `enlarged` by
+    what. The upsampler is loaded for the first of them."""
+
+    @cache
+    def load() -> "tuple[Enlarge, str]":
+        from emu_models.upsampling import load_upsampler
+
+        return load_upsampler(upsampler, side)
+
+    def change(sample: Sample) -> bytes | None:
+        if min(read_size(sample.image)) >= side:
+            return None
+        enlarge, by = load()
+        file = io.BytesIO()
+        enlarge(decode_rgb(sample.image), sample.caption, sample.key).save(file, "PNG")
+        enlarged[sample.key] = by
+        return file.getvalue()
+
+    return change
 
 
 def _describe_writers(texts: pd.DataFrame) -> str:

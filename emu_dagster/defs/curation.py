@@ -90,6 +90,7 @@ def written_captions(record: Record) -> dg.MaterializeResult:
     reads=["filtered_corpus", "generalist_selection", "specialist_votes", "written_captions"],
     outs=["data/curated"],
     params=["curated_set", "specialist_votes.voters"],
+    files=["curated_set.upsampler"],
 )
 def curated_set(record: Record) -> dg.MaterializeResult:
     """The few pictures that most specialists kept as exceptional, with the captions that people wrote, or else the
@@ -97,5 +98,7 @@ def curated_set(record: Record) -> dg.MaterializeResult:
     from emu_steps.choosing import sheets, write_curated_set
 
     params = record.params
-    choice = write_curated_set(record.layout, params.curated_set.num_images, params.specialist_votes.voters)
+    layout, section, voters = record.layout, params.curated_set, params.specialist_votes.voters
+    upsampler = layout.root / section.upsampler if section.upsampler else None
+    choice = write_curated_set(layout, section.num_images, voters, section.upsample_to, upsampler)
     return record.result(choice.metrics, pictures=sheets(record.layout, choice), tables=choice.tables)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from emu_dagster.cli import app
 from emu_dagster.registering import describe_judges
+from emu_data.samples import read_size
 from emu_data.shards import list_shards, read_manifest, read_samples
 from emu_data.votes.log import GENESIS, VoteLog
 from emu_data.votes.rounds import open_log
@@ -81,6 +82,25 @@ def test_a_curated_picture_has_the_caption_of_the_corpus(layout: Layout):
     (tar,) = list_shards(layout.curated)
     assert {sample.caption for sample in read_samples(tar)} == {CAPTION}
     assert set(read_manifest(layout.curated)["caption"]) == {CAPTION}
+
+
+def test_small_curated_pictures_are_enlarged_and_say_by_what(layout: Layout):
+    make_all(layout)
+    sizes = {sample.key: read_size(sample.image) for tar in list_shards(layout.curated) for sample in read_samples(tar)}
+    side = max(min(size) for size in sizes.values()) + 32
+    choice = write_curated_set(layout, WANTED["specialist"], PEOPLE_FIRST, upsample_to=side)
+    manifest = read_manifest(layout.curated)
+    assert choice.metrics["num_upsampled"] == len(sizes) == len(manifest)
+    assert set(manifest["upsampled_by"]) == {"Lanczos resampling, which adds no detail"}
+    for tar in list_shards(layout.curated):
+        rows = pd.read_parquet(tar.with_suffix(".parquet")).set_index("key")
+        for sample in read_samples(tar):
+            width, height = read_size(sample.image)
+            before = sizes[sample.key]
+            assert min(width, height) == side and abs(width / height - before[0] / before[1]) < 0.02
+            assert (rows["width"][sample.key], rows["height"][sample.key]) == (width, height)
+    write_curated_set(layout, WANTED["specialist"], PEOPLE_FIRST, upsample_to=1)
+    assert read_manifest(layout.curated)["upsampled_by"].isna().all()
 
 
 def test_no_picture_that_most_specialists_rejected_is_in_the_set(layout: Layout):
