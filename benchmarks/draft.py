@@ -20,12 +20,12 @@ import yaml
 from _corpora import photographs
 from _images import to_samples
 
+from emu_data.alike import unpack
 from emu_data.ledger import LIMITS
 from emu_data.samples import decode_rgb
 from emu_data.signals import SIDE, LazySample, Signal
 from emu_data.signals.aesthetics import AestheticsSignal
-from emu_data.signals.looks import NUM_BYTES, LooksSignal
-from emu_data.signals.looks import SIDE as GREY_SIDE
+from emu_data.signals.looks import LooksSignal
 from emu_data.signals.safety import SafetySignal
 from emu_data.signals.text_area import TextAreaSignal
 
@@ -107,9 +107,8 @@ def _value(value: Any) -> float:
 
 
 def _looks(looks: str | None) -> np.ndarray:
-    """Grey values of each of a picture's looks (L, SIDE²)."""
-    values = np.frombuffer(base64.b64decode(looks or ""), np.uint8).reshape(-1, NUM_BYTES)
-    return values[:, : GREY_SIDE**2].astype(np.int16)
+    """Grey values of each of a picture's looks (L, 32, 32)."""
+    return unpack([base64.b64decode(looks)] if looks else [])[0].grey.astype(np.int16)
 
 
 if __name__ == "__main__":

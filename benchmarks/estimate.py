@@ -226,15 +226,14 @@ def measure_join(num_pictures: int) -> tuple[float, int]:
     """Cluster random looks with planted twins (a little noise), as the step on the whole corpus does; return the
     seconds, and how many of the planted twins were missed.
     """
-    import base64
-
     import duckdb
     import numpy as np
     import pyarrow as pa
+    from PIL import Image
 
     from emu_data.ledger import MEMORY_LIMIT
     from emu_data.near_twins import cluster_near_twins
-    from emu_data.signals.looks import COLOUR_SIDE, SIDE
+    from emu_data.signals.looks import CLOSE_SIDE, COLOUR_SIDE, SIDE, pack_looks
 
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 256, (num_pictures, 8, 8), np.uint8).repeat(SIDE // 8, 1).repeat(SIDE // 8, 2)
@@ -243,7 +242,8 @@ def measure_join(num_pictures: int) -> tuple[float, int]:
     grey[-num_twins:] = noisy.clip(0, 255)
     rest = b"\x80" * (2 * COLOUR_SIDE**2 + 1)  # no colours, square
     keys = [f"{i:010d}" for i in range(num_pictures)]
-    looks = [base64.b64encode(one.tobytes() + rest).decode() for one in grey]
+    close = (Image.fromarray(one).resize((CLOSE_SIDE, CLOSE_SIDE)) for one in grey)
+    looks = [pack_looks([one.tobytes() + rest], [nearer]) for one, nearer in zip(grey, close, strict=True)]
     rows = pa.table({"key": keys, "digest": keys, "looks": looks})
     with (
         tempfile.TemporaryDirectory(prefix="emu-estimate-") as temporary,

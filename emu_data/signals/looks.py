@@ -54,7 +54,7 @@ class LooksSignal(Signal):
     revision: ClassVar = 2  # 2: with close looks
     columns: ClassVar = {"looks": "string", "detail": "Float64", "stored_sha256": "string"}
     sees: ClassVar = TRIM_SIDE
-    milliseconds: ClassVar = 10.0
+    milliseconds: ClassVar = 12.0
 
     @override
     def describe(self) -> str:
@@ -80,10 +80,7 @@ def look_at(sample: LazySample) -> dict[str, object]:
 
 
 def describe_picture(image: Image.Image) -> tuple[str | None, float]:
-    """Return an RGB picture's looks in base64 (None if it is blank) and its detail (0..1).
-
-    A byte with their number, the looks of NUM_BYTES each, then a WebP with their close looks side by side.
-    """
+    """Return an RGB picture's looks (pack_looks; None if it is blank) and its detail (0..1)."""
     detail = _detail(image)
     if detail < MIN_DETAIL:
         return None, detail
@@ -97,8 +94,21 @@ def describe_picture(image: Image.Image) -> tuple[str | None, float]:
     if core and core[2] - core[0] >= MIN_CORE * grey.shape[1] and core[3] - core[1] >= MIN_CORE * grey.shape[0]:
         boxes.append(core)
     boxes = [_scaled(box, factor, image) for box in dict.fromkeys(boxes)]
-    looks = b"".join(_look(image, box) for box in boxes)
-    return base64.b64encode(bytes([len(boxes)]) + looks + _close_looks(image, boxes)).decode(), detail
+    # Close looks not by the means of boxes: thin lines of a crop would fall differently into them.
+    close = [image.resize((CLOSE_SIDE, CLOSE_SIDE), Image.Resampling.BICUBIC, box=box).convert("L") for box in boxes]
+    return pack_looks([_look(image, box) for box in boxes], close), detail
+
+
+def pack_looks(looks: Sequence[bytes], close: Sequence[Image.Image]) -> str:
+    """Return looks of NUM_BYTES each and their close looks (L, CLOSE_SIDE x CLOSE_SIDE) in base64: a byte with their
+    number, the looks, then a WebP with the close ones side by side (alike.unpack).
+    """
+    strip = Image.new("L", (CLOSE_SIDE * len(close), CLOSE_SIDE))
+    for place, one in enumerate(close):
+        strip.paste(one, (CLOSE_SIDE * place, 0))
+    file = io.BytesIO()
+    strip.save(file, "WEBP", quality=CLOSE_QUALITY)
+    return base64.b64encode(bytes([len(looks)]) + b"".join(looks) + file.getvalue()).decode()
 
 
 def find_inner(grey: np.ndarray, share: float) -> tuple[int, int, int, int] | None:
@@ -135,17 +145,6 @@ def _look(image: Image.Image, box: tuple[int, int, int, int]) -> bytes:
     aspect = round(128 + ASPECT_UNITS * math.log2((box[2] - box[0]) / (box[3] - box[1])))
     planes = small.convert("L").tobytes() + colours.getchannel("Cb").tobytes() + colours.getchannel("Cr").tobytes()
     return planes + bytes([min(max(aspect, 0), 255)])
-
-
-def _close_looks(image: Image.Image, boxes: Sequence[tuple[int, int, int, int]]) -> bytes:
-    strip = Image.new("L", (CLOSE_SIDE * len(boxes), CLOSE_SIDE))
-    for place, box in enumerate(boxes):
-        # Not by the means of boxes: thin lines of a crop would fall differently into them.
-        close = image.resize((CLOSE_SIDE, CLOSE_SIDE), Image.Resampling.BICUBIC, box=box).convert("L")
-        strip.paste(close, (CLOSE_SIDE * place, 0))
-    file = io.BytesIO()
-    strip.save(file, "WEBP", quality=CLOSE_QUALITY)
-    return file.getvalue()
 
 
 def _detail(image: Image.Image) -> float:

@@ -178,8 +178,8 @@ def _read_lost(store: Store, name: str, size: int) -> Iterator[Chunk]:
         return
     try:
         names = store.at(store.join(posixpath.splitext(name)[0])).list_sizes()
-    except FileNotFoundError:
-        names = {}
+    except FileNotFoundError:  # a parquet of shards
+        return
     there = {posixpath.splitext(picture)[0] for picture in names if is_picture(picture)}
     rows = rows[~rows["key"].isin(there)].astype(object)
     rows = rows.where(rows.notna(), None)

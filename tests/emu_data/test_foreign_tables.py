@@ -109,6 +109,60 @@ def test_pictures_inside_a_parquet_of_datasets_are_read_from_it(tmp_path: Path) 
         assert sample.image == encode(images[i]) and (sample.meta["width"], sample.meta["height"]) == (8, 8)
 
 
+@pytest.mark.parametrize("layout", ["files", "parquet"])
+def test_what_img2dataset_could_not_download_has_a_row_in_its_other_layouts_too(tmp_path: Path, layout: str) -> None:
+    """As img2dataset 1.47 writes them: loose files in NNNNN/ beside NNNNN.parquet, or the bytes in a column `jpg`."""
+    rows = pd.DataFrame(
+        {
+            "caption": [f"thing {i}" for i in range(6)],
+            "url": [f"http://127.0.0.1:1/{i}.png" for i in range(6)],
+            "key": [f"{i // 3:05d}{i % 3:04d}" for i in range(6)],
+            "status": ["success", "failed_to_download", "success", "success", "failed_to_resize", "success"],
+            "error_message": [None, "HTTP Error 404: Not Found", None, None, "Image decoding error", None],
+            "width": pd.array([8, None, 8, 8, None, 8], "Int32"),
+            "digest": [b"text", None, b"of", b"bytes", None, b""],
+        }
+    )
+    source = tmp_path / "source"
+    for shard in range(2):
+        part = rows[3 * shard : 3 * shard + 3]
+        (source / f"{shard:05d}").mkdir(parents=True)
+        there = part["status"] == "success"
+        if layout == "parquet":
+            (source / f"{shard:05d}").rmdir()
+            bytes_of = [PICTURES[row] if good else None for row, good in there.items()]  # pyright: ignore
+            part = part.assign(jpg=pd.Series(bytes_of, index=part.index, dtype=object))
+        else:
+            for row, key in part["key"][there].items():
+                (source / f"{shard:05d}" / f"{key}.jpg").write_bytes(PICTURES[row])  # pyright: ignore
+                (source / f"{shard:05d}" / f"{key}.txt").write_text(rows["caption"][row])  # pyright: ignore
+                (source / f"{shard:05d}" / f"{key}.json").write_text("{}")
+        part.to_parquet(source / f"{shard:05d}.parquet")
+        (source / f"{shard:05d}_stats.json").write_text("{}")
+    if layout == "files":
+        (source / "00001" / f"{rows['key'][5]}.jpg").unlink()  # lost since then
+    store = Store(str(source))
+    found = find_corpus(store)
+    assert found.source == ("folder" if layout == "files" else "table")
+    register = register_folder if layout == "files" else register_table
+    assert register(store, tmp_path / "raw", samples_per_shard=2, progress=False) == 6
+    wanted = {f"thing {i}": PICTURES[i] for i in (0, 2, 3, 5)[: 3 if layout == "files" else 4]}
+    assert {s.caption: s.image for path in list_shards(tmp_path / "raw") for s in read_samples(path)} == wanted
+    reported = dict(read_all_rows(tmp_path / "raw").set_index("caption")["error_message"].dropna())
+    assert reported == (
+        {
+            "thing 1": "missing_file: failed_to_download: HTTP Error 404: Not Found",
+            "thing 4": "missing_file: failed_to_resize: Image decoding error",
+            "thing 5": "missing_file: success",
+        }
+        if layout == "files"
+        else {
+            "thing 1": "no_image: column 'jpg' is null: HTTP Error 404: Not Found",
+            "thing 4": "no_image: column 'jpg' is null: Image decoding error",
+        }
+    )
+
+
 def test_each_file_named_like_a_picture_has_a_row_and_the_others_are_counted(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

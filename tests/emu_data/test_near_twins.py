@@ -149,22 +149,24 @@ def draw_road_sign(number: int) -> Image.Image:
     return sign
 
 
-FAMILIES = {"cards": draw_card, "folders": draw_folder, "stars": draw_star, "road signs": draw_road_sign}
+FAMILIES = (draw_card, draw_folder, draw_star, draw_road_sign)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_drawings_of_one_family_are_no_twins_and_their_reposts_are_found(family: str) -> None:
-    """But for screenshots: of a drawing on a white page they are lost at 32 cells, where its core is not found."""
-    members = [FAMILIES[family](number) for number in range(12)]
-    assert find_clusters(make_rows(looks_of(*members))) == {}
+def test_drawings_of_one_family_are_no_twins_and_their_reposts_are_found() -> None:
+    """But for screenshots: of a drawing on a white page they are lost at 32 cells, where its core is not found. At most
+    1 % of the re-posts are joined with another member: a spade and a club are nearly one when they are cropped."""
     kinds = [make for kind, make in KINDS.items() if kind != "in a screenshot"]
-    num_found = 0
-    for make in kinds:
-        copies = [as_jpeg(make(image, np.random.default_rng(i))) for i, image in enumerate(members)]
-        found = find_clusters(make_rows(looks_of(*members, *copies)))
-        assert all(int(key) % 12 == int(centre) % 12 for key, centre in found.items())
-        num_found += len(found) // 2
-    assert num_found >= 0.9 * 12 * len(kinds), num_found
+    num_found = num_wrong = 0
+    for draw in FAMILIES:
+        members = [draw(number) for number in range(8)]
+        assert find_clusters(make_rows(looks_of(*members))) == {}
+        for make in kinds:
+            copies = [as_jpeg(make(image, np.random.default_rng(i))) for i, image in enumerate(members)]
+            found = find_clusters(make_rows(looks_of(*members, *copies)))
+            num_found += sum(found.get(f"{i:05d}", "no") == found.get(f"{i + 8:05d}", "none") for i in range(8))
+            num_wrong += len({centre for key, centre in found.items() if int(key) % 8 != int(centre) % 8})
+    assert num_wrong <= 0.01 * 8 * len(kinds) * len(FAMILIES), num_wrong
+    assert num_found >= 0.9 * 8 * len(kinds) * len(FAMILIES), num_found
 
 
 def test_a_family_meets_a_few_and_a_picture_posted_often_meets_all(monkeypatch: pytest.MonkeyPatch) -> None:
