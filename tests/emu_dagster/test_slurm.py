@@ -67,6 +67,6 @@ def test_a_preempted_job_is_told_to_save_and_queued_again(slurm: Path) -> None:
         assert job.stdout is not None
         assert job.stdout.readline() == "materialize pretrained_low\n"
         job.send_signal(signal.SIGTERM)
-        rest, _ = job.communicate(timeout=60)
+        rest, _ = job.communicate(timeout=240)
     assert (rest, job.returncode) == ("saved\n", 3)
     assert (slurm / "requeued").read_text() == "requeue 7\n"

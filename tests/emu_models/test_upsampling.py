@@ -1,4 +1,4 @@
-"""Curated pictures that are too small are enlarged by a pipeline as diffusers saves it, or by Lanczos, which says so."""
+"""Curated pictures that are too small are enlarged by a pipeline of diffusers, or by Lanczos, which says so."""
 
 from pathlib import Path
 

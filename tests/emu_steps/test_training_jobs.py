@@ -149,7 +149,11 @@ def test_the_judge_learns_nothing_that_a_gate_rejected(tmp_path: Path) -> None:
     ("section", "parts", "taken_by_steps"),
     [
         (FirstPretraining, (DenoiserJob, DenoiserTrainingConfig), {"gates", "min_side"}),  # they choose the rows
-        (QualityTuning, (DenoiserJob, DenoiserTrainingConfig), {"captions", "lora"}),  # the rows, the job's adapters
+        (
+            QualityTuning,
+            (DenoiserJob, DenoiserTrainingConfig),
+            {"captions", "lora", "whole_set"},
+        ),  # the rows, the job's adapters
         (AutoencoderSection, (AutoencoderJob, AutoencoderTrainingConfig), {"max_images", "variant"}),
         (AlignmentModel, (AlignmentJob, AlignmentConfig), {"image_size"}),  # the job's resolution
         (FaithfulnessJudge, (JudgeJob, JudgeConfig), {"image_size"}),

@@ -1,10 +1,12 @@
 """Votes that are written together are taken as if they had come one after the other, and no vote looks through all."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +26,7 @@ from emu_studio.rounds import open_round
 
 NUM_ITEMS, NUM_PEOPLE = 4, 3
 Sent = tuple[int, Sequence[Ballot]]  # the number of who sends, and what
+T = TypeVar("T")
 Outcome = list[Confirmed] | str
 
 
@@ -65,6 +68,12 @@ class Office:
         return [replace(v, time="", rater=names[v.rater]) for v in read_votes(self.database, self.round.id)]
 
 
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """In a thread of its own: in this one, a browser's loop may be running."""
+    with ThreadPoolExecutor(1) as one:
+        return one.submit(asyncio.run, work).result()
+
+
 ballots = st.builds(
     Ballot,
     ballot=st.sampled_from([f"ballot-{n:02d}" for n in range(8)]),
@@ -80,7 +89,7 @@ requests = st.tuples(st.integers(0, NUM_PEOPLE - 1), st.lists(ballots, min_size=
 def test_at_once_is_as_one_after_the_other(sent: list[Sent]) -> None:
     with TemporaryDirectory() as first, TemporaryDirectory() as second:
         alone, together = Office(Path(first)), Office(Path(second))
-        assert asyncio.run(together.at_once(sent)) == asyncio.run(alone.one_by_one(sent))
+        assert run(together.at_once(sent)) == run(alone.one_by_one(sent))
         assert together.votes() == alone.votes()
         assert all(vote.rater != f"person {NUM_PEOPLE - 1}" for vote in together.votes())  # the revoked one's
         assert together.queue.num_votes.tolist() == alone.queue.num_votes.tolist()
@@ -92,7 +101,7 @@ def test_many_that_wait_are_one_transaction(tmp_path: Path, url: str | None) -> 
     office, commits = Office(tmp_path, url=url), []
     event.listen(office.database.engine, "commit", commits.append)
     sent = [(n % 2, [Ballot(ballot=f"ballot-{n:02d}", item=1 + n // 2 % 4, decision="keep")]) for n in range(40)]
-    taken = asyncio.run(office.at_once(sent))
+    taken = run(office.at_once(sent))
     assert all(isinstance(one, list) for one in taken) and len(commits) <= 3
     assert len(office.votes()) == 16  # two people, four bursts of two: the same word again is no vote
     office.database.close()
@@ -106,7 +115,7 @@ def test_a_vote_looks_through_no_table(tmp_path: Path, question: str) -> None:
     said: list[tuple[str, tuple]] = []
     event.listen(office.database.engine, "before_cursor_execute", lambda *given: said.append((given[2], given[3])))
     decision = "keep" if question == "specialist" else "left"
-    asyncio.run(office.at_once([(n, [Ballot(ballot=f"ballot-{n}", item=1, decision=decision)]) for n in range(2)]))
+    run(office.at_once([(n, [Ballot(ballot=f"ballot-{n}", item=1, decision=decision)]) for n in range(2)]))
     with office.database.read() as session:
         plans = {}
         for statement, values in said:
