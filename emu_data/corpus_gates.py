@@ -66,8 +66,8 @@ class Decision:
     """What the gates decided. counts: gate -> rows that failed it first; "" -> rows kept. concepts_before,
     concepts_after: concept -> rows that passed the row gates, rows that were kept.
 
-    The rows are in tables of the connection: `passed` (key, shard, concept, …), `duplicates` (key, shard,
-    duplicate_of), `small` (key, shard; below min_side) and `over` (key, shard; beyond the quota).
+    The rows that were left out are in the view `left_out` of the connection: key, gate, duplicate_of (null for other
+    gates than `duplicate`).
     """
 
     counts: Mapping[str, int]
@@ -87,12 +87,9 @@ def final_ledger(source: Path, out: Path, policy: CorpusPolicy, num_threads: int
         decision = decide_corpus(con, "first_failed_gate", policy)
         con.execute("""
             CREATE TEMP TABLE changes AS
-            SELECT l.key, l.shard, c.cluster, d.duplicate_of,
-                CASE WHEN d.key IS NOT NULL THEN 'duplicate' WHEN s.key IS NOT NULL THEN 'size'
-                    WHEN o.key IS NOT NULL THEN 'quota' END AS gate
-            FROM ledger l LEFT JOIN clusters c USING (key)
-            LEFT JOIN duplicates d USING (key) LEFT JOIN small s USING (key) LEFT JOIN over o USING (key)
-            WHERE coalesce(c.key, d.key, s.key, o.key) IS NOT NULL
+            SELECT l.key, l.shard, c.cluster, o.duplicate_of, o.gate
+            FROM ledger l LEFT JOIN clusters c USING (key) LEFT JOIN left_out o USING (key)
+            WHERE coalesce(c.key, o.key) IS NOT NULL
             ORDER BY l.shard, l.key
         """)
         for file in sorted(Path(source).glob("*.parquet")):
@@ -154,6 +151,10 @@ def decide_corpus(con: "DuckDBPyConnection", gate: str, policy: CorpusPolicy) ->
     if policy.num_images is not None:
         quotas = share_out(unique, policy.num_images, policy.min_share, policy.max_share)
     _create_over(con, quotas, policy)
+    con.execute("""
+        CREATE OR REPLACE TEMP VIEW left_out AS SELECT key, 'duplicate' AS gate, duplicate_of FROM duplicates
+        UNION ALL SELECT key, 'size', NULL FROM small UNION ALL SELECT key, 'quota', NULL FROM over
+    """)
     counts["duplicate"] = sum(twins_of.values())
     counts["size"] = sum(small.values())
     counts["quota"] = sum(unique.values()) - sum(quotas.values())

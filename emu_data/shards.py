@@ -246,11 +246,11 @@ def write_subset(
             replace(found[key], image=published(found[key].image), caption=captions.get(key, found[key].caption))
             for key in part
         ]
-        for place, sample in enumerate(samples if change is not None else ()):
-            assert change is not None
-            if (image := change(sample)) is not None:
-                samples[place] = replace(sample, image=image)
-                part_rows.loc[sample.key, ["width", "height"]] = read_size(image)
+        changed = {} if change is None else {sample.key: change(sample) for sample in samples}
+        samples = [replace(sample, image=changed.get(sample.key) or sample.image) for sample in samples]
+        for key, image in changed.items():
+            if image is not None:
+                part_rows.loc[key, ["width", "height"]] = read_size(image)
         write_shard(out, shard, samples, part_rows)
         manifest += [{"key": s.key, "shard": shard_name(shard), "caption": s.caption} for s in samples]
     frame = pd.DataFrame(manifest, columns=["key", "shard", "caption"])

@@ -179,11 +179,9 @@ def _create_redecided(con: "DuckDBPyConnection", expression: str) -> str:
     """Create the view `redecided`, the ledger with the decisions of decide_corpus, and return its name."""
     con.execute(f"""
         CREATE OR REPLACE TEMP VIEW redecided AS
-        SELECT l.* EXCLUDE (gate, first_failed_gate, kept, duplicate_of), coalesce(d.duplicate_of, '') AS duplicate_of,
-            CASE WHEN d.key IS NOT NULL THEN 'duplicate' WHEN s.key IS NOT NULL THEN 'size'
-                WHEN o.key IS NOT NULL THEN 'quota' ELSE l.gate END AS first_failed_gate
-        FROM (SELECT *, {expression} AS gate FROM ledger) l
-        LEFT JOIN duplicates d USING (key) LEFT JOIN small s USING (key) LEFT JOIN over o USING (key)
+        SELECT l.* EXCLUDE (gate, first_failed_gate, kept, duplicate_of), coalesce(o.duplicate_of, '') AS duplicate_of,
+            coalesce(o.gate, l.gate) AS first_failed_gate
+        FROM (SELECT *, {expression} AS gate FROM ledger) l LEFT JOIN left_out o USING (key)
     """)
     return "redecided"
 

@@ -75,7 +75,7 @@ def find_person(database: Database, rater_id: int) -> Person | None:
 
 def person_of(row: Row) -> Person:
     """Return the person that a row with their columns of Rater, and their name, is about."""
-    return Person(row.id, row.pseudonym, row.role, row.name or "", row.invited, row.revoked)
+    return _to_person(row, row.name or "")
 
 
 def list_people(database: Database) -> list[Person]:
@@ -139,5 +139,5 @@ def _name(session, rater_id: int) -> str:
     return found.name if found else ""
 
 
-def _to_person(rater: Rater, name: str) -> Person:
+def _to_person(rater: Rater | Row, name: str) -> Person:
     return Person(rater.id, rater.pseudonym, rater.role, name, rater.invited, rater.revoked)  # pyrefly: ignore

@@ -334,7 +334,8 @@ def test_other_settings_that_do_not_decide_the_result_continue_from_the_state(
     result = trainings.train_denoiser(changed(job, owner, field, other_values(given)[owner][field]))
     assert result.timings["resumed_from"] == 3
     mine, theirs = read_files(result.folder / "result"), read_files(alone)
-    assert mine.keys() - {"search.jsonl"} == theirs.keys()  # stop_found_in: curves of another training, beside its own
+    beside = {"search.jsonl"} if field == "stop_found_in" else set()  # the curves of that training
+    assert mine.keys() == theirs.keys() | beside
     if field != "micro_batch_size":  # which adds in another order
         other = {"prompts": {"preview.png", "meta.json"}, "validate_every": {"metrics.jsonl", "meta.json"}}
         other["guidance_scale"] = other["prompts"]

@@ -20,7 +20,9 @@ from PIL import Image
 from emu_models.upsampling import LANCZOS, load_upsampler
 from tests.checkpoints import WIDTH, make_checkpoint, make_text_encoder, make_tokenizer
 
-LEVELS = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+UNET = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8}
+AUTOENCODER = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4}  # halved twice, so it enlarges fourfold
+AUTOENCODER |= {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
 
 
 def save_upscaler(folder: Path) -> Path:
@@ -28,19 +30,17 @@ def save_upscaler(folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder.with_name("tokenizer"))
     pipeline = StableDiffusionUpscalePipeline(
-        vae=AutoencoderKL(3, 3, block_out_channels=(8, 8, 8), norm_num_groups=4, latent_channels=4, **LEVELS),
+        vae=AutoencoderKL(3, 3, latent_channels=4, **AUTOENCODER),
         text_encoder=make_text_encoder(tokenizer),
         tokenizer=tokenizer,
         unet=UNet2DConditionModel(
             in_channels=7,
             out_channels=4,
-            block_out_channels=(8, 16),
-            norm_num_groups=4,
-            attention_head_dim=8,
             cross_attention_dim=WIDTH,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             num_class_embeds=1000,
+            **UNET,
         ),
         low_res_scheduler=DDPMScheduler(),
         scheduler=DDIMScheduler(),
@@ -54,15 +54,13 @@ def save_super_resolution(folder: Path) -> Path:
     """A tiny LDMSuperResolutionPipeline, which takes no prompt."""
     torch.manual_seed(0)
     pipeline = LDMSuperResolutionPipeline(
-        vqvae=VQModel(3, 3, block_out_channels=(8, 8, 8), norm_num_groups=4, latent_channels=3, **LEVELS),
+        vqvae=VQModel(3, 3, latent_channels=3, **AUTOENCODER),
         unet=UNet2DModel(
             in_channels=6,
             out_channels=3,
-            block_out_channels=(8, 16),
-            norm_num_groups=4,
-            attention_head_dim=8,
             down_block_types=("DownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            **UNET,
         ),
         scheduler=DDIMScheduler(),
     )

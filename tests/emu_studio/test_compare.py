@@ -16,6 +16,7 @@ from playwright.sync_api import expect
 
 from emu_data.votes.pairs import is_repeated
 from emu_data.votes.vote import counted, counted_repeats
+from emu_studio import people
 from emu_studio.apart import keep_apart
 from emu_studio.database import open_database
 from emu_studio.items import NewItem, Shown, items_of_pairs
@@ -60,8 +61,11 @@ def test_no_prompt_comes_twice_in_a_row_where_any_order_avoids_it(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_no_prompt_comes_twice_in_a_row_across_batches_and_restarts(tmp_path: Path, seed: int) -> None:
+def test_no_prompt_comes_twice_in_a_row_across_batches_and_restarts(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three comparisons per prompt in one round, taken in batches of any size while votes come in."""
+    monkeypatch.setattr(people.secrets, "token_hex", lambda num: "0" * 2 * num)  # repeats depend on the pseudonym
     rng = random.Random(seed)
     database = open_database(tmp_path / "studio.db")
     pictures = (Shown(Path("a"), "A", "0"), Shown(Path("b"), "B", "0"))
@@ -84,7 +88,7 @@ def test_no_prompt_comes_twice_in_a_row_across_batches_and_restarts(tmp_path: Pa
     prompts = [int(queue.prompts[turn.place]) for turn in shown]
     assert num_next_to_each_other(prompts) == 0
     assert sorted(turn.place for turn in shown if not turn.is_repeat) == list(range(len(items)))
-    assert any(turn.is_repeat for turn in shown)  # how many depends on the pseudonym, which is drawn
+    assert sum(turn.is_repeat for turn in shown) >= 3
     database.close()
 
 
