@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel
 from emu_models.cost.costs import PUBLISHED
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.building import build_denoiser
-from emu_models.latent.checkpoints import AnyAutoencoder, ScaledAutoencoder
+from emu_models.latent.autoencoder.scaled import ScaledAutoencoder
+from emu_models.latent.checkpoints import AnyAutoencoder
 from emu_models.latent.denoiser import choose_attention
 from emu_models.latent.jobs import DenoiserConfig
 from emu_models.text import TEXT_HALVES, TextFeatures, list_text_encoders
@@ -122,7 +123,7 @@ class CheckpointNetworks:
     def build_autoencoder(self) -> AnyAutoencoder:
         """Return the autoencoder."""
         autoencoder: Any = AutoencoderKL.from_config(self._config("vae"))
-        return ScaledAutoencoder(autoencoder, has_channel_statistics=False)
+        return ScaledAutoencoder(autoencoder, [0.0], [1.0 / autoencoder.config.scaling_factor])
 
     def latents(self, batch: int, resolution: int) -> torch.Size:
         """Return the shape of the latents of pictures of `resolution` px per side."""

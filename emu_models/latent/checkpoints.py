@@ -1,10 +1,9 @@
 """One interface for what tuning needs from text-to-image checkpoints in diffusers' layout, ours and others'.
 
-EmuPipeline and the U-Net layouts of Stable Diffusion 1.x, 2.x and XL can be tuned; model_index.json says which one it
-is. Tuning needs five things from a checkpoint: moments of latents (`latents_of`), text features (`captions_of`), the
-network's prediction (`emu_models.latent.denoiser.denoise`), the scheduler's alphas_cumprod and prediction_type, and
-pictures (`emu_models.latent.pipeline.draw`). It tunes all weights, or low-rank adapters (Hu et al., arXiv 2106.09685)
-by peft.
+EmuPipeline, the U-Net layouts of Stable Diffusion 1.x, 2.x and XL, and the transformers of rectified flow that
+emu_models.flow knows can be tuned; model_index.json says which one it is. Tuning needs five things from a checkpoint:
+its denoiser (`denoiser_of`), moments of latents (`latents_of`), text features (`captions_of`), its schedule, and
+pictures (drawing.py). It tunes all weights, or low-rank adapters (Hu et al., arXiv 2106.09685) by peft.
 """
 
 import json
@@ -14,72 +13,27 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKLQwenImage, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from emu_models.device import choose_device
-from emu_models.latent.autoencoder.network import Autoencoder, Moments
+from emu_models.flow.pipeline import LAYOUTS as FLOW_LAYOUTS
+from emu_models.flow.pipeline import layout_of
+from emu_models.latent.autoencoder.network import Autoencoder
+from emu_models.latent.autoencoder.scaled import ScaledAutoencoder
 from emu_models.latent.denoiser import choose_attention
 from emu_models.latent.folders import inspect_checkpoint, no_signal_left
 from emu_models.latent.jobs import Adapters
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextEncoders, TextFeatures
 
-CLASSES = {found.__name__: found for found in (EmuPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline)}
-
-
-class ScaledAutoencoder(nn.Module):
-    """A checkpoint's AutoencoderKL with the methods of our Autoencoder that tuning calls.
-
-    `normalise` is the inverse of what the checkpoint's pipeline does before it decodes: z / scaling_factor in Stable
-    Diffusion, in SDXL also with a mean and deviation per channel if the config has them.
-    """
-
-    def __init__(self, vae: AutoencoderKL, has_channel_statistics: bool) -> None:
-        super().__init__()
-        config: Any = vae.config  # a dict whose entries diffusers makes readable as attributes
-        self.vae: Any = vae
-        shift, scale = torch.zeros(1), torch.ones(1)
-        if has_channel_statistics and config.latents_mean is not None and config.latents_std is not None:
-            shift, scale = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
-        self.register_buffer("latent_mean", shift)
-        self.register_buffer("latent_std", scale / config.scaling_factor)
-        self.latent_mean: Tensor
-        self.latent_std: Tensor
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.vae.device
-
-    @property
-    def factor(self) -> int:
-        """Pixels per side of a latent position."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    def encode(self, x_BCHW: Tensor) -> Moments:
-        """Return the moments (B, C, h, w) of the latents of pictures (B, 3, H, W) in [-1, 1]."""
-        found = self.vae.encode(x_BCHW).latent_dist
-        return Moments(found.mean, found.logvar)
-
-    def decode(self, z_BChw: Tensor) -> Tensor:
-        """Return pictures (B, 3, H, W), about in [-1, 1], from latents (B, C, h, w) that are not normalised."""
-        return self.vae.decode(z_BChw).sample
-
-    def normalise(self, z_BChw: Tensor) -> Tensor:
-        """Return the input of the checkpoint's denoiser, (z - latent_mean) / latent_std, for latents (B, C, h, w) from
-        `encode`."""
-        mean, std = (x.to(z_BChw)[:, None, None] for x in (self.latent_mean, self.latent_std))
-        return (z_BChw - mean) / std
+CLASSES = {
+    found.__name__: found
+    for found in (EmuPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, *FLOW_LAYOUTS)
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +41,7 @@ class PipelineCaptions:
     """A checkpoint's own text encoding, with the methods of TextEncoders that tuning calls.
 
     The empty prompt gives what its pipeline uses for guidance without a negative prompt: zeros in SDXL (unless its
-    config says otherwise), the encoded empty string in the others. The network attends to all tokens, as in those
-    pipelines.
+    config says otherwise), the encoded empty string in the others. Networks of Stable Diffusion attend to all tokens.
     """
 
     pipeline: Any
@@ -97,14 +50,20 @@ class PipelineCaptions:
     def models(self) -> tuple[nn.Module, ...]:
         """The pipeline's text encoders, in order."""
         return tuple(
-            m for n in ("text_encoder", "text_encoder_2") if (m := getattr(self.pipeline, n, None)) is not None
+            m for i in ("", "_2", "_3") if (m := getattr(self.pipeline, f"text_encoder{i}", None)) is not None
         )
 
     @property
     def tokenizers(self) -> tuple[Any, ...]:
         """The pipeline's tokenizers, in the order of `models`."""
-        names = ("tokenizer", "tokenizer_2")
+        names = ("tokenizer", "tokenizer_2", "tokenizer_3")
         return tuple(found for name in names if (found := getattr(self.pipeline, name, None)) is not None)
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """How many tokens of a prompt are read, of each of `tokenizers`."""
+        layout, own = layout_of(self.pipeline), [tokenizer.model_max_length for tokenizer in self.tokenizers]
+        return tuple(own if layout is None else map(min, layout.num_tokens, own))
 
     @property
     def settings(self) -> str:
@@ -113,8 +72,11 @@ class PipelineCaptions:
 
     def encode(self, prompts: list[str], num_tokens: int) -> TextFeatures:
         """Return the text features of B prompts. num_tokens is ignored: the checkpoint decides it."""
-        is_empty = torch.tensor([not prompt.strip() for prompt in prompts])
         device: Any = self.models[0].device
+        if layout := layout_of(self.pipeline):
+            found = layout.encode(self.pipeline, prompts, device)
+            return TextFeatures(found.tokens_BLD.detach(), found.mask_BL, found.pooled_BD.detach())
+        is_empty = torch.tensor([not prompt.strip() for prompt in prompts])
         if isinstance(self.pipeline, StableDiffusionXLPipeline):
             tokens, null, pooled, null_pooled = self.pipeline.encode_prompt(prompts, device=device)  # type: ignore[arg-type]
             assert isinstance(pooled, torch.Tensor) and isinstance(null_pooled, torch.Tensor)
@@ -149,8 +111,9 @@ def load_pipeline(folder: Path) -> Any:
     pipeline: Any = CLASSES[found.layout].from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, variant=found.variant
     )
-    _refuse_schedule(pipeline.scheduler, Path(folder))
-    choose_attention(pipeline.unet)
+    if layout_of(pipeline) is None:
+        _refuse_schedule(pipeline.scheduler, Path(folder))
+        choose_attention(pipeline.unet)
     return place(pipeline)
 
 
@@ -178,11 +141,37 @@ def _refuse_schedule(scheduler: Any, folder: Path) -> None:
         raise ValueError(no_signal_left(folder))
 
 
+def denoiser_of(pipeline: Any) -> Any:
+    """Return the network that a training changes: a U-Net or a transformer."""
+    return getattr(pipeline, _denoiser_name(pipeline))
+
+
+def set_denoiser(pipeline: Any, network: nn.Module) -> None:
+    """Put another network in the place of `denoiser_of`."""
+    setattr(pipeline, _denoiser_name(pipeline), network)
+
+
+def _denoiser_name(pipeline: Any) -> str:
+    return "unet" if layout_of(pipeline) is None else "transformer"
+
+
 def latents_of(pipeline: Any) -> AnyAutoencoder:
-    """Return the autoencoder of any pipeline, with the methods that tuning calls."""
+    """Return the autoencoder of any pipeline, with the methods that tuning calls.
+
+    Its statistics invert what the pipeline does before it decodes: z / scaling_factor in Stable Diffusion and SANA, in
+    SDXL also with a mean and deviation per channel if the config has them, in SD3 and FLUX + shift_factor, in
+    Qwen-Image only the mean and deviation.
+    """
     if isinstance(pipeline, EmuPipeline):
         return pipeline.vae
-    return ScaledAutoencoder(pipeline.vae, isinstance(pipeline, StableDiffusionXLPipeline))
+    config: Any = pipeline.vae.config  # a dict whose entries diffusers makes readable as attributes
+    mean, std, scale = [0.0], [1.0], config.get("scaling_factor", 1.0)
+    has_statistics = isinstance(pipeline, StableDiffusionXLPipeline) or isinstance(pipeline.vae, AutoencoderKLQwenImage)
+    if has_statistics and config.latents_mean is not None and config.latents_std is not None:
+        mean, std = config.latents_mean, config.latents_std
+    elif layout_of(pipeline) and config.get("shift_factor"):
+        mean = [config.shift_factor]
+    return ScaledAutoencoder(pipeline.vae, mean, [value / scale for value in std])
 
 
 def captions_of(pipeline: Any) -> AnyTextEncoder:
@@ -191,23 +180,24 @@ def captions_of(pipeline: Any) -> AnyTextEncoder:
 
 
 def set_resolution(pipeline: Any, resolution: int) -> None:
-    """Make `resolution` (px) the default side of the pictures that the pipeline draws."""
+    """Make `resolution` (px) the default side of the pictures that the pipeline draws. Transformers keep theirs, which
+    is part of their embedding of positions."""
     if isinstance(pipeline, EmuPipeline):
         pipeline.register_to_config(resolution=resolution)
-    else:
+    elif layout_of(pipeline) is None:
         side = resolution // pipeline.vae_scale_factor
         pipeline.unet.register_to_config(sample_size=side)
         pipeline.default_sample_size = side
 
 
-def add_adapters(unet: UNet2DConditionModel, adapters: Adapters) -> None:
+def add_adapters(network: Any, adapters: Adapters) -> None:
     """Freeze the network and add adapters, which start as the identity, to its layers. Raises ValueError if no layer
     has one of the names.
     """
     from peft import LoraConfig  # importing it takes a quarter of a second, and only this function needs it
 
-    unet.requires_grad_(False)
-    unet.add_adapter(
+    network.requires_grad_(False)
+    network.add_adapter(
         LoraConfig(
             r=adapters.rank,
             lora_alpha=adapters.alpha,  # type: ignore[arg-type]
@@ -222,20 +212,22 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     pytorch_lora_weights.safetensors, for `load_lora_weights` on the checkpoint that was tuned.
     """
     any_pipeline: Any = pipeline
-    unet = any_pipeline.unet
-    if configs := getattr(unet, "peft_config", None):
+    network, name = denoiser_of(pipeline), _denoiser_name(pipeline)
+    if configs := getattr(network, "peft_config", None):
         from peft.utils import get_peft_model_state_dict
 
         any_pipeline.save_lora_weights(
             folder,
-            unet_lora_layers=get_peft_model_state_dict(unet),
-            # peft holds the names as a set, whose order differs between processes
-            unet_lora_adapter_metadata=configs["default"].to_dict()
-            | {"target_modules": sorted(configs["default"].target_modules)},
+            **{
+                f"{name}_lora_layers": get_peft_model_state_dict(network),
+                # peft holds the names as a set, whose order differs between processes
+                f"{name}_lora_adapter_metadata": configs["default"].to_dict()
+                | {"target_modules": sorted(configs["default"].target_modules)},
+            },
         )
         _sort_metadata(folder / "pytorch_lora_weights.safetensors")
-        unet.fuse_lora()
-        unet.unload_lora()
+        network.fuse_lora()
+        network.unload_lora()
     for part in pipeline.components.values():
         if isinstance(part, PreTrainedTokenizerFast):
             # a tokenizer keeps the lengths of its last call, and the same pipeline would have different bytes

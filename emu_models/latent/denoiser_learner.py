@@ -1,4 +1,7 @@
-"""How the denoiser learns: pretraining at one resolution (Emu paper, sec. 3.2) and quality-tuning (sec. 3.4)."""
+"""How the denoiser learns: pretraining at one resolution (Emu paper, sec. 3.2) and quality-tuning (sec. 3.4).
+
+What is particular to Gaussian diffusion is in few methods, which flow/learner.py replaces for rectified flow.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -68,8 +71,8 @@ class LatentRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's part of a batch: latents z0 and noise (n, C, h, w), timesteps t_B (n,), text, weights_B (n,), 0
-    for a repeated row, and sizes_B6 (n, 6), if the network takes sizes."""
+    """This process's part of a batch: latents z0 and noise (n, C, h, w), timesteps (or noise levels) t_B (n,), text,
+    weights_B (n,), 0 for a repeated row, and sizes_B6 (n, 6), if the network takes sizes."""
 
     z0: Tensor
     noise: Tensor
@@ -106,7 +109,7 @@ class DenoiserLearner:
 
     def __init__(
         self,
-        network: UNet2DConditionModel,
+        network: Any,
         autoencoder: AnyAutoencoder,
         scheduler: Any,
         trained: LatentRows,
@@ -118,9 +121,8 @@ class DenoiserLearner:
         self.device = network.device
         self.config, self.trained, self.held, self.null, self.world = config, trained, held, null, world
         self.network, self.autoencoder = network, autoencoder
-        self._takes_sizes = takes_sizes(network, null.pooled_BD.shape[1])
         self._rows_at_once = config.micro_batch_size or config.batch_size
-        self.averaged = copy_for_averaging(self.network)
+        self.averaged = copy_for_averaging(self.network, shares_frozen=world.mesh is None)
         if config.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if config.compile:
@@ -128,7 +130,7 @@ class DenoiserLearner:
         for module in (self.network, self.averaged):
             world.spread(module)
         self.order = BatchOrder(trained.part, config.batch_size, config.seed, trained.in_windows)
-        self.alphas_cumprod, self.prediction_type = scheduler.alphas_cumprod.cpu(), scheduler.config.prediction_type
+        self.read_schedule(scheduler)
         self.modules = {"network": self.network}
         self.optimizers = {
             "network": torch.optim.AdamW(
@@ -139,6 +141,19 @@ class DenoiserLearner:
                 fused=True,  # 9 ms per step instead of 26 for the demo's 5 M weights, docs/log.md
             )
         }
+
+    def read_schedule(self, scheduler: Any) -> None:
+        """Keep what the loss needs of the scheduler, and whether the network takes sizes."""
+        self.alphas_cumprod, self.prediction_type = scheduler.alphas_cumprod.cpu(), scheduler.config.prediction_type
+        self._takes_sizes = takes_sizes(self.network, self.null.pooled_BD.shape[1])
+
+    def draw_times(self, uniform_B: Tensor, z0: Tensor) -> Tensor:
+        """Return a timestep for each draw in [0, 1). z0: the latents that are to get their noise."""
+        return (uniform_B * len(self.alphas_cumprod)).long()
+
+    def validation_times(self, z0: Tensor) -> Sequence[float]:
+        """Return the times at which held-out rows of the shape of z0 are compared."""
+        return VALIDATION_TIMESTEPS
 
     def batch_keys(self, step: int) -> list[str]:
         """Return the keys of the rows of a step's whole batch."""
@@ -156,7 +171,7 @@ class DenoiserLearner:
         within, noise, shift_BC = normal.split([size, size, channels], dim=1)
         z0 = self.autoencoder.normalise(moments.at(within.view_as(moments.mean)))
         noise = offset_noise(noise.view_as(moments.mean), shift_BC, config.noise_offset)
-        t_B = (uniform[:, 0] * len(self.alphas_cumprod)).long()
+        t_B = self.draw_times(uniform[:, 0], z0)
         text = self.trained.text.select(index).drop_(uniform[:, 1] < config.caption_dropout, self.null)
         return Batch(z0, noise, t_B, text, weights_B, self._sizes_of(self.trained, index.numpy()))
 
@@ -202,7 +217,7 @@ class DenoiserLearner:
         a2_B = self.alphas_cumprod[batch.t_B].to(self.device)
         a2 = a2_B[:, None, None, None]
         noisy = a2.sqrt() * z0 + (1 - a2).sqrt() * noise
-        assert isinstance(network, UNet2DConditionModel)
+        assert isinstance(network, UNet2DConditionModel)  # subclasses may have others
         with autocast(self.device):
             text, sizes_B6 = batch.text.to(self.device), batch.sizes_B6
             sizes_B6 = None if sizes_B6 is None else sizes_B6.to(self.device)
@@ -212,8 +227,8 @@ class DenoiserLearner:
 
     @torch.no_grad()
     def validate(self, network: torch.nn.Module) -> dict[str, float]:
-        """Return val_loss, the training loss on held-out rows, averaged over 8 fixed timesteps with fixed noise; {} if
-        no row is held out."""
+        """Return val_loss, the training loss on held-out rows, averaged over 8 fixed times with fixed noise; {} if no
+        row is held out."""
         if not len(self.held.part):
             return {}
         num = min(len(self.held.part), MAX_VALIDATED)
@@ -222,22 +237,23 @@ class DenoiserLearner:
         buckets, total = self.held.part.buckets_of(rows), 0.0
         for bucket in np.unique(buckets):
             total += self._validate_rows(network, rows[buckets == bucket], places[buckets == bucket])
-        mean = self.world.mean({"sum": total})["sum"] * self.world.size / (num * len(VALIDATION_TIMESTEPS))
+        mean = self.world.mean({"sum": total})["sum"] * self.world.size / num
         return {"val_loss": mean}
 
     def _validate_rows(self, network: torch.nn.Module, rows: np.ndarray, places: np.ndarray) -> float:
-        """Return this process's share of the sum of losses of one bucket's held-out rows over the timesteps. places: of
-        the rows among all held-out ones; their noise depends on it."""
+        """Return this process's share of the sum of losses of one bucket's held-out rows, averaged over the times.
+        places: of the rows among all held-out ones; their noise depends on it."""
         positions, weights_B = self.world.share(len(rows))
         index = rows[positions]
         z0 = self.autoencoder.normalise(self.held.moments.select(torch.from_numpy(index)).mean)
         noise = draw_rows(VALIDATION_SEED, 0, places[positions], z0[0].numel())[0].view_as(z0)
         text, sizes_B6, total = self.held.text.select(torch.from_numpy(index)), self._sizes_of(self.held, index), 0.0
-        for t in VALIDATION_TIMESTEPS:
+        times = self.validation_times(z0)
+        for t in times:
             batch = Batch(z0, noise, torch.full((len(z0),), t), text, weights_B, sizes_B6)
             parts = batch.split(self._rows_at_once)
             total += sum(self.weighted_loss(network, part).item() for part in parts)
-        return total
+        return total / len(times)
 
 
 def _how_to_fit(rows: int, checkpointing: bool) -> str:

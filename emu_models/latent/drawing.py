@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
 
 from emu_models.device import autocast_on_gpu, choose_device, lend, precision_on
+from emu_models.flow.pipeline import layout_of
+from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.checkpoints import captions_of, parts_that_draw
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.memory import Batches
@@ -37,8 +39,8 @@ def draw(
     guidance_rescale: float = 0.0,
 ) -> list[Image.Image]:
     """Draw a picture per prompt and seed. The same (prompt, seed) gives the same picture whatever else is in the batch,
-    up to rounding. resolution: px; None for the pipeline's. Raises ValueError if there are not as many seeds as
-    prompts.
+    up to rounding. resolution: px; None for the pipeline's. guidance_rescale: see EmuPipeline; pipelines of rectified
+    flow do without. Raises ValueError if there are not as many seeds as prompts.
     """
     encoded = encode_for_drawing(pipeline, prompts)
     asked = num_inference_steps, guidance_scale, resolution, guidance_rescale
@@ -70,6 +72,10 @@ def draw_encoded(
         raise ValueError(f"{sum(sizes)} prompts but {len(seeds)} seeds; give one seed per prompt")
     device = choose_device()
     batches = Batches("drawing", max(sizes, default=1), device)
+    layout = layout_of(pipeline)
+    asked = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
+    if layout is not None:
+        asked = layout.asked(guidance_scale)
     with lend(device, *parts_that_draw(pipeline)):
         for texts, size, start in zip(encoded, sizes, itertools.accumulate(sizes, initial=0), strict=False):
             own = seeds[start : start + size]
@@ -80,8 +86,7 @@ def draw_encoded(
                     device,
                     **{name: _select(value, some, device) for name, value in texts.items()},
                     num_inference_steps=num_inference_steps,
-                    guidance_scale=guidance_scale,
-                    guidance_rescale=guidance_rescale,
+                    **asked,
                     height=resolution,
                     width=resolution,
                     # on the CPU: the same on every device
@@ -99,6 +104,10 @@ def _encode(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str
             length = pipeline.config.num_text_tokens  # type: ignore[attr-defined]
             text, null = (pipeline.text_encoders.encode(some, length) for some in (prompts, [""]))
             return {"text": text.to(torch.device("cpu")), "negative_text": null.to(torch.device("cpu"))}
+        if layout := layout_of(pipeline):
+            text, null = (captions_of(pipeline).encode(some, 0) for some in (prompts, [""]))
+            given = layout.arguments(text, null.select(torch.zeros(len(prompts), dtype=torch.long)))
+            return {name: (value.float() if value.is_floating_point() else value).cpu() for name, value in given.items()}
         encoded = pipeline.encode_prompt(
             prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=True
         )
@@ -115,9 +124,9 @@ def _select(value: Tensor | TextFeatures, some: range, device: torch.device) -> 
 
 
 def _call(pipeline: Any, device: torch.device, **arguments: Any) -> list[Image.Image]:
-    """Run a pipeline. If one picture alone takes too much memory, its AutoencoderKL decodes in tiles from here on."""
+    """Run a pipeline. If one picture alone takes too much memory, its autoencoder decodes in tiles from here on."""
     vae = pipeline.vae
-    if not isinstance(vae, AutoencoderKL):
+    if isinstance(vae, Autoencoder):
         with autocast_on_gpu(device):
             return pipeline(**arguments).images
     vae.enable_slicing()  # decodes one picture at a time

@@ -10,10 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LAYOUTS = ("EmuPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline")
+WITH_UNET = ("EmuPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline")
+# Those of rectified flow (emu_models.flow.pipeline) -> channels of a position of its transformer per latent channel.
+WITH_TRANSFORMER = {"StableDiffusion3Pipeline": 1, "FluxPipeline": 4, "SanaPipeline": 1, "QwenImagePipeline": 4}
+LAYOUTS = (*WITH_UNET, *WITH_TRANSFORMER)
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # Parts of these pipelines that have weights; the others are tokenizers and schedulers, for instance.
-WITH_WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2", "safety_checker", "image_encoder")
+WITH_WEIGHTS = (
+    *("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"),
+    *("safety_checker", "image_encoder"),
+)
 # Names that diffusers and transformers give to weights: one file, or shards that an index lists, possibly of a variant.
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
 INDEX = re.compile(r"(?:diffusion_pytorch_)?model\.safetensors\.index(?:\.(?P<variant>\w+))?\.json")
@@ -63,8 +69,14 @@ def inspect_checkpoint(folder: Path) -> Found:
         raise ValueError(
             f"{folder} lacks {_listed(f'{m}/' for m in missing)}, named in its model_index.json; download it again"
         )
-    _refuse_what_does_not_fit(folder)
-    return Found(layout, _choose_variant(folder, [name for name in parts if name in WITH_WEIGHTS]))
+    weighty = [name for name in parts if name in WITH_WEIGHTS]
+    for name in weighty:
+        _refuse_quantised(folder, name)
+    if layout in WITH_UNET:
+        _refuse_unet_that_does_not_fit(folder)
+    else:
+        _refuse_transformer_that_does_not_fit(folder, WITH_TRANSFORMER[layout])
+    return Found(layout, _choose_variant(folder, weighty))
 
 
 def _single(file: Path) -> str:
@@ -87,7 +99,29 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _refuse_what_does_not_fit(folder: Path) -> None:
+def _refuse_quantised(folder: Path, part: str) -> None:
+    if _read_json(folder / part / "config.json").get("quantization_config"):
+        raise ValueError(f"{folder}: the weights of {part}/ are quantised, which cannot be tuned; give the original ones")
+
+
+def _refuse_transformer_that_does_not_fit(folder: Path, per_channel: int) -> None:
+    network, vae = (_read_json(folder / name / "config.json") for name in ("transformer", "vae"))
+    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+    if not (scheduler.get("_class_name", "").startswith("FlowMatch") or scheduler.get("use_flow_sigmas")):
+        raise ValueError(
+            f"{folder}: its scheduler {scheduler.get('_class_name')} is not one of rectified flow, with which such a "
+            "network learns; give the checkpoint's own (FlowMatchEulerDiscreteScheduler)"
+        )
+    channels = vae.get("latent_channels") or vae.get("z_dim")
+    takes = network.get("in_channels")
+    if takes and channels and takes != per_channel * channels:
+        raise ValueError(
+            f"{folder}: its transformer takes {takes} channels where latents give {per_channel * channels}; it needs "
+            "more than noisy latents and text (inpainting, control); give a plain text-to-image checkpoint"
+        )
+
+
+def _refuse_unet_that_does_not_fit(folder: Path) -> None:
     unet, vae = (_read_json(folder / name / "config.json") for name in ("unet", "vae"))
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
     predicts = scheduler.get("prediction_type", DEFAULTS["prediction_type"])

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
@@ -22,18 +21,23 @@ from emu_data.copies import Copies
 from emu_data.files import atomic_dir, link_or_copy, write_json
 from emu_models.device import choose_device, half_precision_pays, lend, precision_on
 from emu_models.diffusion.schedule import build_scheduler
+from emu_models.flow.learner import FlowLearner
+from emu_models.flow.network import position_multiple
+from emu_models.flow.pipeline import layout_of
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder_learner import AutoencoderLearner
 from emu_models.latent.building import build_denoiser
 from emu_models.latent.checkpoints import (
     add_adapters,
     captions_of,
+    denoiser_of,
     forget_paths,
     hide_bars,
     latents_of,
     load_pipeline,
     place,
     save_pipeline,
+    set_denoiser,
     set_resolution,
 )
 from emu_models.latent.denoiser import choose_attention, count_parameters
@@ -124,20 +128,17 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
         pipeline = place(_new_pipeline(job))
     pipeline.set_progress_bar_config(disable=True)
     if job.adapters is not None:
-        add_adapters(pipeline.unet, job.adapters)
-    num_parameters = count_parameters(pipeline.unet)
+        add_adapters(denoiser_of(pipeline), job.adapters)
+    num_parameters = count_parameters(denoiser_of(pipeline))
     rows, trained, held, null = _read_rows(job, file, pipeline, folder, running)
     # encoders of every batch stay on the device
     encoders, device = captions_of(pipeline).models if job.encode == "on_the_fly" else (), choose_device()
     with lend(device, *encoders, dtype=precision_on(device)):
         result, weights = _learn(job, pipeline, trained, held, null, folder, identity, running)
     if running.world.leads:
-        averaged: Any = UNet2DConditionModel.from_config(pipeline.unet.config)
-        if job.adapters is not None:
-            add_adapters(averaged, job.adapters)
+        averaged = _new_network(pipeline, job)
         averaged.load_state_dict(weights)
-        choose_attention(averaged)
-        pipeline.unet = averaged.eval().to(choose_device())
+        set_denoiser(pipeline, averaged.eval().to(choose_device()))
         with atomic_dir(folder / "result") as partial:
             save_pipeline(pipeline, partial)
             _write_beside(partial, job, identity, result, rows, num_parameters)
@@ -152,7 +153,7 @@ def _read_rows(
 ) -> tuple[PictureRows, LatentRows, LatentRows, TextFeatures]:
     """Encode what is not cached; return all rows, those to train on, those held out, and the null condition."""
     autoencoder, encoders = latents_of(pipeline).eval(), captions_of(pipeline)
-    multiple = autoencoder.factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    multiple = autoencoder.factor * _position_multiple(pipeline)
     buckets = bucket_sizes(job.resolution, multiple, job.aspect_buckets)
     copies = Copies(job.local_copies or job.cache / "copies", int(job.local_copies_gb * 1e9))
     rows = PictureRows(job.shards, file, buckets, job.training.batch_size, running.world, copies, job.hold_out)
@@ -170,6 +171,25 @@ def _read_rows(
     return rows, trained, held, null
 
 
+def _position_multiple(pipeline: Any) -> int:
+    """Return what the sides of the latents must be multiples of."""
+    network = denoiser_of(pipeline)
+    return position_multiple(network) if layout_of(pipeline) else 2 ** (len(network.config.block_out_channels) - 1)
+
+
+def _new_network(pipeline: Any, job: DenoiserJob) -> Any:
+    """Return another network like the pipeline's denoiser, without its weights."""
+    network = denoiser_of(pipeline)
+    # one that is shared between processes has a class of torch's, derived from its own
+    kind: Any = next(cls for cls in type(network).__mro__ if cls.__module__.startswith("diffusers."))
+    averaged = kind.from_config(network.config)
+    if job.adapters is not None:
+        add_adapters(averaged, job.adapters)
+    if layout_of(pipeline) is None:
+        choose_attention(averaged)
+    return averaged
+
+
 def _learn(
     job: DenoiserJob,
     pipeline: Any,
@@ -180,13 +200,13 @@ def _learn(
     identity: Identity,
     running: Running,
 ) -> tuple[TrainingResult, dict[str, Tensor]]:
-    """Train the pipeline's U-Net and return its averaged weights, whole, on the CPU. Afterwards nothing of the training
+    """Train the pipeline's denoiser and return its averaged weights, whole, on the CPU. Afterwards nothing of the training
     is in the device's memory but one network, which the caller replaces."""
     # Before the training fills the GPU. Processes that share the weights must call them equally often, so they draw one
     # picture at a time, whatever memory each has left.
     encoded = encode_for_drawing(pipeline, list(job.prompts), 1 if running.world.size > 1 else None)
-    learner = DenoiserLearner(
-        pipeline.unet.train(),
+    learner = (FlowLearner if layout_of(pipeline) else DenoiserLearner)(
+        denoiser_of(pipeline).train(),
         latents_of(pipeline),
         pipeline.scheduler,
         trained,
@@ -197,7 +217,7 @@ def _learn(
     )
 
     def draw_samples(step: int) -> None:
-        pipeline.unet = learner.averaged
+        set_denoiser(pipeline, learner.averaged)
         sheet = _draw_sheet(pipeline, job, encoded)  # by all processes, since the weights may be sharded
         if running.world.leads:
             running.picture_sink(step, sheet)
@@ -217,7 +237,8 @@ def _draw_sheet(pipeline: Any, job: DenoiserJob, encoded: list[dict[str, Any]] |
     """Draw a sheet of the fixed prompts, each always with the same seed, so that sheets can be compared. encoded: the
     prompts, if they were encoded before."""
     encoded = encoded or encode_for_drawing(pipeline, list(job.prompts))
-    pictures = draw_encoded(pipeline, encoded, list(range(len(job.prompts))), guidance_scale=job.guidance_scale)
+    asked = {"guidance_scale": job.guidance_scale, "resolution": job.resolution}
+    pictures = draw_encoded(pipeline, encoded, list(range(len(job.prompts))), **asked)
     return join_grid([np.asarray(p) for p in pictures], 8)
 
 

@@ -17,8 +17,9 @@ def compile_blocks(network: nn.Module, device: torch.device) -> bool:
     Blocks rather than the whole network, since equal blocks share a compiled kernel: diffusers'
     ModelMixin.compile_repeated_blocks, which knows only the transformer blocks of a U-Net.
     """
-    blocks = [module for module in network.modules() if type(module).__name__ in BLOCKS]
-    fault = find_fault(device) if blocks else f"it has no {' and no '.join(BLOCKS)}"
+    kinds = (*BLOCKS, *(getattr(network, "_repeated_blocks", None) or ()))  # those that diffusers names
+    blocks = [module for module in network.modules() if type(module).__name__ in kinds]
+    fault = find_fault(device) if blocks else f"it has no {' and no '.join(kinds)}"
     if fault:
         logger.warning("compile: the network cannot be compiled here and runs as it is: %s", fault)
         return False

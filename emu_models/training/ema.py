@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 
-def copy_for_averaging(module: nn.Module) -> nn.Module:
-    """Return a copy of `module` for `WeightAverage`, in evaluation mode and without gradients."""
-    return copy.deepcopy(module).eval().requires_grad_(False)
+def copy_for_averaging(module: nn.Module, shares_frozen: bool = False) -> nn.Module:
+    """Return a copy of `module` for `WeightAverage`, in evaluation mode and without gradients. shares_frozen: weights
+    that are not trained are those of `module` itself, which saves their memory beside adapters."""
+    frozen = [p for p in module.parameters() if shares_frozen and not p.requires_grad]
+    return copy.deepcopy(module, memo={id(p): p for p in frozen}).eval().requires_grad_(False)
 
 
 class WeightAverage:
