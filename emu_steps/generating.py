@@ -67,12 +67,14 @@ def describe_cut(pipeline: Any, prompt: str) -> str:
     """Say which part of a prompt a pipeline reads, if the prompt is too long for all its text encoders; otherwise
     return "".
     """
-    from emu_models.latent.checkpoints import captions_of
+    from emu_models.latent.checkpoints import PipelineCaptions, captions_of
 
+    captions = captions_of(pipeline)
     most = getattr(pipeline.config, "num_text_tokens", None)  # only ours has it; others' encoders have their own limit
+    limits = captions.limits if isinstance(captions, PipelineCaptions) else [most] * len(captions.tokenizers)
     read: dict[int, tuple[int, str]] = {}  # an encoder's limit in tokens -> (tokens of the prompt, the part it reads)
-    for tokenizer in captions_of(pipeline).tokenizers:
-        length = min(most or tokenizer.model_max_length, tokenizer.model_max_length)
+    for tokenizer, limit in zip(captions.tokenizers, limits, strict=True):
+        length = min(limit or tokenizer.model_max_length, tokenizer.model_max_length)
         tokens = tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
         cut = tokenizer(prompt, truncation=True, max_length=length)["input_ids"]
         read[length] = len(tokens), str(tokenizer.decode(cut, skip_special_tokens=True))

@@ -108,8 +108,10 @@ def load_pipeline(folder: Path) -> Any:
     """
     found = inspect_checkpoint(Path(folder))
     hide_bars()
+    index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
+    absent = {name: None for name, entry in index.items() if entry == [None, None]}  # SD3 without T5, for instance
     pipeline: Any = CLASSES[found.layout].from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, variant=found.variant
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, variant=found.variant, **absent
     )
     if layout_of(pipeline) is None:
         _refuse_schedule(pipeline.scheduler, Path(folder))

@@ -112,7 +112,8 @@ def hash_weights_at(path: Path) -> str:
 
 def _hash_settings(file: Path) -> str:
     try:
-        loaded = json.loads(file.read_text(encoding="utf-8"))
+        # -Infinity, which diffusers writes for DPM-Solver's lambda_min_clipped, is no JSON
+        loaded = json.loads(file.read_text(encoding="utf-8"), parse_constant=str)
     except ValueError:  # not JSON after all
         return file_sha256(file)
     return fingerprint(_without_origin(loaded))

@@ -53,10 +53,11 @@ def tune(
     adapters: Adapters | None = None,
     loop: LoopConfig = LOOP,
     running: Running = UNHEARD,
+    resolution: int = 24,
 ) -> Path:
-    """Tune at 24 px, not at the 32 px at which the checkpoints draw; return the folder of the result."""
+    """Tune, by default not at the 32 px at which the checkpoints draw; return the folder of the result."""
     where = places("tuned", corpus, folder)
-    where["resolution"] = 24
+    where["resolution"] = resolution
     job = DenoiserJob(
         **where,
         loop=loop,
