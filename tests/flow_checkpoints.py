@@ -131,9 +131,7 @@ def _make_flux(folder: Path) -> Any:
     )
     return FluxPipeline(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15
-        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
         vae=make_vae(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=make_text_encoder(clip, CLIPTextModel),
         tokenizer=clip,
@@ -189,14 +187,12 @@ def _make_sana(folder: Path) -> Any:
         text_encoder=Gemma2Model(config).eval(),
         vae=vae,
         transformer=transformer,
-        scheduler=DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
     )
 
 
 def _make_qwen(folder: Path) -> Any:
-    words = make_word_tokenizer()
+    words: Any = make_word_tokenizer()
     text = {
         "vocab_size": len(words),
         "hidden_size": WIDTH,

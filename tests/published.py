@@ -1,9 +1,11 @@
-"""The published sizes of Stable Diffusion XL's networks, from the configs of its checkpoint (CreativeML Open RAIL++-M),
-as a folder without weights."""
+"""The published sizes of the networks of Stable Diffusion XL (CreativeML Open RAIL++-M) and of FLUX.1-dev (FLUX.1
+[dev] Non-Commercial License), from the configs of their checkpoints, as folders without weights."""
 
 import json
 from pathlib import Path
 from typing import Any
+
+from emu_models.cost.costs import PUBLISHED
 
 UNET: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
@@ -82,3 +84,30 @@ def paper_text() -> tuple[tuple[Any, int], ...]:
     from emu_models.cost.networks import describe_text
 
     return describe_text(["openai/clip-vit-large-patch14", "google/t5-v1_1-xxl"], 77)
+
+
+# FLUX.1-dev: the defaults of diffusers' class, which are FLUX.1-schnell's, and the embedding of guidance.
+FLUX: dict[str, Any] = {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True}
+FLUX_VAE: dict[str, Any] = {**VAE, "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+FLUX_SCHEDULER: dict[str, Any] = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+}
+
+
+def write_flux_configs(folder: Path) -> Path:
+    """Write the configs of FLUX.1-dev's networks; return `folder`."""
+    parts = {
+        "transformer": FLUX,
+        "vae": FLUX_VAE,
+        "text_encoder": TEXT,
+        "text_encoder_2": PUBLISHED["google/t5-v1_1-xxl"],
+    }
+    for part, config in parts.items():
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(FLUX_SCHEDULER))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    return folder

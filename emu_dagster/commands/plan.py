@@ -35,13 +35,15 @@ def planned_trainings(params: Params) -> tuple[str, ...]:
 def plan_networks(params: Params, root: Path) -> "Networks":
     """Return the networks that a profile trains and reads. Raises ValueError if it tunes a checkpoint that cannot be
     tuned."""
+    from emu_models.cost.flow_networks import FlowNetworks
     from emu_models.cost.networks import CheckpointNetworks, ProfileNetworks, describe_text
-    from emu_models.latent.folders import inspect_checkpoint
+    from emu_models.latent.folders import WITH_TRANSFORMER, inspect_checkpoint
     from emu_models.latent.jobs import DenoiserConfig
 
     study, first, start = params.autoencoder_study, params.pretrained_low, params.quality_tuned.start_from
     if not tunes_ours(start):
-        inspect_checkpoint(root / start)
+        if inspect_checkpoint(root / start).layout in WITH_TRANSFORMER:
+            return FlowNetworks(root / start)
         return CheckpointNetworks(root / start)
     return ProfileNetworks(
         DenoiserConfig(**first.denoiser.model_dump()),

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from emu_models.cost.costs import Flops, TextCost
 from emu_models.cost.networks import Networks, build_text_encoders, make_text
-from emu_models.latent.denoiser import count_parameters, denoise
+from emu_models.latent.denoiser import count_parameters
 
 
 @lru_cache(maxsize=32)
@@ -22,9 +22,9 @@ def count_flops(networks: Networks, resolution: int) -> Flops:
     with torch.device("meta"):
         denoiser = networks.build_denoiser()
         autoencoder: Any = networks.build_autoencoder()
-        z, t_B = torch.empty(networks.latents(1, resolution)), torch.empty(1, dtype=torch.long)
+        z, time_B = torch.empty(networks.latents(1, resolution)), torch.empty(1)
     with FlopCounterMode(display=False) as counter:
-        predicted = denoise(denoiser, z, t_B, make_text(networks, 1, "meta"))
+        predicted = networks.predict(denoiser, z, time_B, make_text(networks, 1, "meta"))
         forward = counter.get_total_flops()
         predicted.sum().backward()
     step = counter.get_total_flops()
@@ -55,8 +55,7 @@ def count_denoiser(networks: Networks) -> tuple[int, int]:
     """Return the numbers of parameters of the denoiser, and of its largest block (the unit that fsdp gathers)."""
     with torch.device("meta"):
         denoiser = networks.build_denoiser()
-    blocks = [*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks]
-    return count_parameters(denoiser), max(count_parameters(block) for block in blocks)
+    return count_parameters(denoiser), max(map(count_parameters, networks.blocks(denoiser)))
 
 
 def shape_of_latents(networks: Networks, resolution: int) -> tuple[int, ...]:

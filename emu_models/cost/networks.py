@@ -9,14 +9,17 @@ from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from emu_models.cost.costs import PUBLISHED
+from emu_models.diffusion.schedule import NUM_TIMESTEPS, build_scheduler
 from emu_models.latent.autoencoder.network import Autoencoder
-from emu_models.latent.building import build_denoiser
 from emu_models.latent.autoencoder.scaled import ScaledAutoencoder
+from emu_models.latent.building import build_denoiser
 from emu_models.latent.checkpoints import AnyAutoencoder
-from emu_models.latent.denoiser import choose_attention
+from emu_models.latent.denoiser import choose_attention, denoise
+from emu_models.latent.denoiser_learner import DenoiserLearner
 from emu_models.latent.jobs import DenoiserConfig
 from emu_models.text import TEXT_HALVES, TextFeatures, list_text_encoders
 
@@ -37,11 +40,11 @@ class Networks(Protocol):
 
     @property
     def num_positions(self) -> int:
-        """The positions of text that the U-Net attends to."""
+        """The positions of text that the denoiser attends to."""
         ...
 
-    def build_denoiser(self) -> UNet2DConditionModel:
-        """Return the U-Net."""
+    def build_denoiser(self) -> Any:
+        """Return the denoiser."""
         ...
 
     def build_autoencoder(self) -> AnyAutoencoder:
@@ -52,9 +55,38 @@ class Networks(Protocol):
         """Return the shape of the latents of pictures of `resolution` px per side."""
         ...
 
+    def blocks(self, denoiser: Any) -> list[nn.Module]:
+        """Return the blocks that are recomputed, and gathered by fsdp, one at a time."""
+        ...
+
+    def predict(self, denoiser: Any, z_BChw: Tensor, uniform_B: Tensor, text: TextFeatures) -> Tensor:
+        """Return the denoiser's prediction for noisy latents. uniform_B: times in [0, 1)."""
+        ...
+
+    def make_learner(self, *given: Any) -> DenoiserLearner:
+        """Return a learner. given: the arguments of DenoiserLearner without the scheduler."""
+        ...
+
+
+class GaussianNetworks:
+    """What networks have in common whose denoiser is a U-Net of Gaussian diffusion."""
+
+    def blocks(self, denoiser: Any) -> list[nn.Module]:
+        """Return the U-Net's levels."""
+        return [*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks]
+
+    def predict(self, denoiser: Any, z_BChw: Tensor, uniform_B: Tensor, text: TextFeatures) -> Tensor:
+        """Return the U-Net's prediction for noisy latents."""
+        return denoise(denoiser, z_BChw, (uniform_B * NUM_TIMESTEPS).long(), text)
+
+    def make_learner(self, *given: Any) -> DenoiserLearner:
+        """Return a learner with this project's schedule, which takes no memory that another would not."""
+        network, autoencoder, *others = given
+        return DenoiserLearner(network, autoencoder, build_scheduler(), *others)
+
 
 @dataclass(frozen=True, eq=False)
-class ProfileNetworks:
+class ProfileNetworks(GaussianNetworks):
     """The networks of a profile. autoencoder: arguments of Autoencoder; text: see describe_text."""
 
     denoiser: DenoiserConfig
@@ -86,7 +118,7 @@ class ProfileNetworks:
 
 
 @dataclass(frozen=True, eq=False)
-class CheckpointNetworks:
+class CheckpointNetworks(GaussianNetworks):
     """The networks of a checkpoint in Stable Diffusion's or SDXL's layout, from the configs in its folder; weights are
     not read."""
 

@@ -14,12 +14,10 @@ from emu_models.cost.costs import Activations, Peak
 from emu_models.cost.fake_gpu import MemoryCounter, pretend_gpu
 from emu_models.cost.networks import Networks, ProfileNetworks, build_text_encoders, make_text
 from emu_models.device import autocast_on_gpu
-from emu_models.diffusion.schedule import build_scheduler
 from emu_models.latent import denoiser_learner
 from emu_models.latent.autoencoder.losses import PatchDiscriminator
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder.perceptual import LpipsDistance
-from emu_models.latent.denoiser import denoise
 from emu_models.latent.denoiser_learner import Batch, DenoiserLearner, LatentRows
 from emu_models.latent.jobs import DenoiserTrainingConfig
 
@@ -33,7 +31,7 @@ def measure_step(networks: Networks, resolution: int, checkpointing: bool) -> Ac
         autoencoder = MemoryCounter()
         autoencoder.add(learner.autoencoder)  # type: ignore[arg-type]
         states = counter.now - autoencoder.now
-        one, two = (_kept(learner, counter, _make_batch(networks, n, resolution)) - states for n in (1, 2))
+        one, two = (_kept(learner, counter, _make_batch(learner, networks, n, resolution)) - states for n in (1, 2))
     block = _largest_block(networks, resolution) if checkpointing else 0
     return Activations(fixed=2 * one - two, per_sample=two - one + block)
 
@@ -53,7 +51,7 @@ def measure_validation(networks: Networks, resolution: int) -> int:
         learner, counter = _make_learner(networks, False)
         before = counter.now
         with counter, torch.no_grad():
-            learner.weighted_loss(learner.averaged, _make_batch(networks, 1, resolution))
+            learner.weighted_loss(learner.averaged, _make_batch(learner, networks, 1, resolution))
     return counter.peak - before
 
 
@@ -65,33 +63,34 @@ def _make_learner(networks: Networks, checkpointing: bool) -> tuple[DenoiserLear
     empty: Any = LatentRows([], None, None)  # type: ignore[arg-type]
     null = make_text(networks, 1, "cpu")
 
-    def build_again(_: Any) -> torch.nn.Module:  # a deep copy would read the weights
+    def build_again(*_: Any, **__: Any) -> torch.nn.Module:  # a deep copy would read the weights
         with torch.device("cuda"):
             return networks.build_denoiser().eval().requires_grad_(False)
 
     with mock.patch.object(denoiser_learner, "copy_for_averaging", build_again):
-        learner = DenoiserLearner(network.train(), autoencoder, build_scheduler(), empty, empty, null, config)
+        learner = networks.make_learner(network.train(), autoencoder, empty, empty, null, config)
     counter = MemoryCounter()
     counter.add(learner.network, learner.averaged, autoencoder)  # type: ignore[arg-type]
     return learner, counter
 
 
-def _make_batch(networks: Networks, num: int, resolution: int) -> Batch:
-    z0, t_B = torch.empty(networks.latents(num, resolution)), torch.empty(num, dtype=torch.long)
-    return Batch(z0, torch.empty_like(z0), t_B, make_text(networks, num, "cpu"), torch.ones(num))
+def _make_batch(learner: DenoiserLearner, networks: Networks, num: int, resolution: int) -> Batch:
+    z0 = torch.empty(networks.latents(num, resolution))
+    times = learner.draw_times(torch.full((num,), 0.5), z0)
+    return Batch(z0, torch.empty_like(z0), times, make_text(networks, num, "cpu"), torch.ones(num))
 
 
 @lru_cache(maxsize=32)
 def _largest_block(networks: Networks, resolution: int) -> int:
-    """Return the bytes that the largest block of the U-Net keeps of one sample."""
+    """Return the bytes that the largest block of the denoiser keeps of one sample."""
     with pretend_gpu():
         learner, counter = _make_learner(networks, False)
         network, kept = learner.network, []
-        for block in (*network.down_blocks, network.mid_block, *network.up_blocks):
+        for block in networks.blocks(network):
             block.register_forward_pre_hook(lambda *_: kept.append(-counter.now))
             block.register_forward_hook(lambda *_: kept.append(kept.pop() + counter.now))
         with counter:
-            learner.weighted_loss(network, _make_batch(networks, 1, resolution))
+            learner.weighted_loss(network, _make_batch(learner, networks, 1, resolution))
     return max(kept)
 
 
@@ -134,7 +133,7 @@ def measure_drawing(networks: Networks, resolution: int) -> Peak:
         def draw() -> Tensor:
             z = torch.empty(networks.latents(1, resolution), device="cuda")
             text = make_text(networks, 2, "cuda")
-            predicted = denoise(denoiser, torch.cat([z, z]), torch.empty(2, dtype=torch.long, device="cuda"), text)
+            predicted = networks.predict(denoiser, torch.cat([z, z]), torch.empty(2, device="cuda"), text)
             return autoencoder.decode(z + predicted.chunk(2)[0])
 
         return _of_one(counter, draw)

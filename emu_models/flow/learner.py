@@ -6,6 +6,7 @@ number of pixels (ibid., sec. 5.3.2), so that the network learns where it will d
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from emu_models.device import autocast
 from emu_models.flow.network import position_multiple, predict_velocity
+from emu_models.flow.pipeline import trim
 from emu_models.latent.denoiser_learner import Batch, DenoiserLearner
 
 NUM_VALIDATION_LEVELS = 8  # as many as DenoiserLearner's timesteps
@@ -37,6 +39,11 @@ class FlowLearner(DenoiserLearner):
         """Keep what the loss needs of the scheduler."""
         self._scheduler = scheduler
         self._takes_sizes = False
+
+    def prepare(self, step: int) -> Batch:
+        """Return this process's share of a step's batch, without text that is padding in all its rows."""
+        batch = super().prepare(step)
+        return replace(batch, text=trim(batch.text)[0])
 
     def draw_times(self, uniform_B: Tensor, z0: Tensor) -> Tensor:
         """Return a noise level in (0, 1) for each draw in [0, 1)."""

@@ -82,12 +82,11 @@ def _predict_flux(network: Any, z: Tensor, level_B: Tensor, text: TextFeatures) 
 
 def _predict_qwen(network: Any, z: Tensor, level_B: Tensor, text: TextFeatures) -> Tensor:
     height, width = (side // PATCH for side in z.shape[-2:])
-    length = max(1, int(text.mask_BL.sum(1).max()))  # of the longest text; the cache pads all to one length
     predicted = network(
         hidden_states=pack(z),
         timestep=level_B,
-        encoder_hidden_states=text.tokens_BLD[:, :length],
-        encoder_hidden_states_mask=text.mask_BL[:, :length],
+        encoder_hidden_states=text.tokens_BLD,
+        encoder_hidden_states_mask=text.mask_BL,
         img_shapes=[[(1, height, width)]] * len(z),
         return_dict=False,
     )[0]

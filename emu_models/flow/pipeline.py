@@ -82,13 +82,18 @@ def _encode_qwen(pipeline: Any, prompts: list[str], device: torch.device) -> Tex
     return _without_pooled(F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing)))
 
 
+def trim(text: TextFeatures, *others: TextFeatures) -> list[TextFeatures]:
+    """Return features without the positions at the end that are padding in all of them."""
+    parts = (text, *others)
+    length = max(1, *(int(part.mask_BL.sum(1).max()) for part in parts))
+    return [TextFeatures(p.tokens_BLD[:, :length], p.mask_BL[:, :length], p.pooled_BD) for p in parts]
+
+
 def _masked_arguments(mask_name: str) -> Callable[[TextFeatures, TextFeatures], Arguments]:
     def arguments(text: TextFeatures, null: TextFeatures) -> Arguments:
-        length = max(1, int(torch.cat([text.mask_BL, null.mask_BL]).sum(1).max()))
         given = {}
-        for sign, features in (("", text), ("negative_", null)):
-            given[f"{sign}prompt_embeds"] = features.tokens_BLD[:, :length]
-            given[f"{sign}{mask_name}"] = features.mask_BL[:, :length].long()
+        for sign, features in zip(("", "negative_"), trim(text, null), strict=True):
+            given[f"{sign}prompt_embeds"], given[f"{sign}{mask_name}"] = features.tokens_BLD, features.mask_BL.long()
         return given
 
     return arguments

@@ -31,8 +31,7 @@ from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextEncoders, TextFeatures
 
 CLASSES = {
-    found.__name__: found
-    for found in (EmuPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, *FLOW_LAYOUTS)
+    found.__name__: found for found in (EmuPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, *FLOW_LAYOUTS)
 }
 
 
@@ -49,9 +48,7 @@ class PipelineCaptions:
     @property
     def models(self) -> tuple[nn.Module, ...]:
         """The pipeline's text encoders, in order."""
-        return tuple(
-            m for i in ("", "_2", "_3") if (m := getattr(self.pipeline, f"text_encoder{i}", None)) is not None
-        )
+        return tuple(m for i in ("", "_2", "_3") if (m := getattr(self.pipeline, f"text_encoder{i}", None)) is not None)
 
     @property
     def tokenizers(self) -> tuple[Any, ...]:

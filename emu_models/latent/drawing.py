@@ -107,7 +107,9 @@ def _encode(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str
         if layout := layout_of(pipeline):
             text, null = (captions_of(pipeline).encode(some, 0) for some in (prompts, [""]))
             given = layout.arguments(text, null.select(torch.zeros(len(prompts), dtype=torch.long)))
-            return {name: (value.float() if value.is_floating_point() else value).cpu() for name, value in given.items()}
+            return {
+                name: (value.float() if value.is_floating_point() else value).cpu() for name, value in given.items()
+            }
         encoded = pipeline.encode_prompt(
             prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=True
         )

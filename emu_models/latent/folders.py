@@ -101,7 +101,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _refuse_quantised(folder: Path, part: str) -> None:
     if _read_json(folder / part / "config.json").get("quantization_config"):
-        raise ValueError(f"{folder}: the weights of {part}/ are quantised, which cannot be tuned; give the original ones")
+        raise ValueError(
+            f"{folder}: the weights of {part}/ are quantised, which cannot be tuned; give the original ones"
+        )
 
 
 def _refuse_transformer_that_does_not_fit(folder: Path, per_channel: int) -> None:

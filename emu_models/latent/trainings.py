@@ -200,8 +200,8 @@ def _learn(
     identity: Identity,
     running: Running,
 ) -> tuple[TrainingResult, dict[str, Tensor]]:
-    """Train the pipeline's denoiser and return its averaged weights, whole, on the CPU. Afterwards nothing of the training
-    is in the device's memory but one network, which the caller replaces."""
+    """Train the pipeline's denoiser and return its averaged weights, whole, on the CPU. Afterwards nothing of the
+    training is in the device's memory but one network, which the caller replaces."""
     # Before the training fills the GPU. Processes that share the weights must call them equally often, so they draw one
     # picture at a time, whatever memory each has left.
     encoded = encode_for_drawing(pipeline, list(job.prompts), 1 if running.world.size > 1 else None)

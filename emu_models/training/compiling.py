@@ -1,6 +1,7 @@
 """torch.compile for the blocks that a network repeats ("regional compilation"), where the machine has a compiler."""
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,8 @@ def compile_blocks(network: nn.Module, device: torch.device) -> bool:
     Blocks rather than the whole network, since equal blocks share a compiled kernel: diffusers'
     ModelMixin.compile_repeated_blocks, which knows only the transformer blocks of a U-Net.
     """
-    kinds = (*BLOCKS, *(getattr(network, "_repeated_blocks", None) or ()))  # those that diffusers names
+    named: Any = getattr(network, "_repeated_blocks", None)  # by diffusers, for its transformers
+    kinds = (*BLOCKS, *(named or ()))
     blocks = [module for module in network.modules() if type(module).__name__ in kinds]
     fault = find_fault(device) if blocks else f"it has no {' and no '.join(kinds)}"
     if fault:

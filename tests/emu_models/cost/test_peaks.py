@@ -9,13 +9,15 @@ from torch import nn
 from emu_models.budget import fitting
 from emu_models.cost.costs import Costs
 from emu_models.cost.fake_gpu import MemoryCounter, pretend_gpu
-from emu_models.cost.measuring import count_denoiser
+from emu_models.cost.flow_networks import FlowNetworks
+from emu_models.cost.measuring import count_denoiser, count_flops
 from emu_models.cost.networks import CheckpointNetworks, Networks, ProfileNetworks, describe_text
 from emu_models.cost.peaks import measure_step
 from emu_models.cost.planning import memory_per_gpu
 from emu_models.device import autocast_on_gpu
 from emu_models.latent.jobs import DenoiserConfig
-from tests.published import write_sdxl_configs
+from tests.flow_checkpoints import KINDS, make_flow_checkpoint
+from tests.published import write_flux_configs, write_sdxl_configs
 
 USABLE = 72e9  # what `emu plan` calls fitting on 80 GB
 
@@ -93,5 +95,30 @@ def test_every_step_at_1024_px_fits(kind, tmp_path):
         peaks[name] = found.weights + num * found.per_item
         assert num >= 4, (name, found)
     assert peaks["recomputed"] < peaks["train"] - 5e9
+    too_large = {name: f"{peak / 1e9:.1f} GB" for name, peak in peaks.items() if peak > USABLE}
+    assert not too_large, peaks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_brought_transformer_is_planned_from_its_configs(kind, tmp_path):
+    folder = make_flow_checkpoint(kind, tmp_path / kind)
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()  # weights are not read
+    networks = FlowNetworks(folder)
+    costs, flops = Costs(lambda: networks), count_flops(networks, 32)
+    assert 2 * flops.forward < flops.step and flops.encode_caption > 0
+    one, three = (memory_per_gpu(costs, 32, rows, False, 1).total for rows in (1, 3))
+    assert one > 20 * count_denoiser(networks)[0] and three > one
+    assert costs.drawing(32).per_item > 0 and costs.encoding(32).per_item > 0
+
+
+@pytest.mark.slow
+def test_flux_at_1024_px_fits_on_eight_gpus_beside_its_sharded_states(tmp_path):
+    networks = FlowNetworks(write_flux_configs(tmp_path))
+    assert count_denoiser(networks)[0] == 11_901_408_320  # as published
+    costs = Costs(lambda: networks)
+    peaks = {"train": memory_per_gpu(costs, 1024, 1, True, 8).total}
+    peaks["draw"] = costs.drawing(1024).weights + costs.drawing(1024).per_item
+    peaks["captions"] = costs.captions().weights + costs.captions().per_item
     too_large = {name: f"{peak / 1e9:.1f} GB" for name, peak in peaks.items() if peak > USABLE}
     assert not too_large, peaks

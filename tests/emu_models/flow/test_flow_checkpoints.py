@@ -23,9 +23,9 @@ from emu_models.training.loop import Interrupted
 from emu_models.training.running import Running
 from tests.emu_models.latent import test_checkpoints
 from tests.emu_models.latent.test_checkpoints import LOOP, PROMPTS, SEEDS, refuse_places, weights
+from tests.emu_models.test_training import stop_after
 from tests.flow_checkpoints import KINDS, make_flow_checkpoint
 from tests.shards import write_toy_shards
-from tests.emu_models.test_training import stop_after
 from tests.toy_training import newest_state, read_state
 
 SIDE = 32  # px; SANA's pipeline takes multiples of 32 alone
