@@ -202,7 +202,7 @@ class FirstPretraining(Pretraining):
 
 
 class Lora(Section):
-    """Low-rank adapters of the U-Net's layers whose names end in one of target_modules; see peft's LoraConfig. rank: of
+    """Low-rank adapters of the denoiser's layers whose names end in one of target_modules; see peft's LoraConfig. rank: of
     the two matrices. alpha: their product is scaled by alpha / rank.
     """
 
@@ -214,7 +214,7 @@ class Lora(Section):
 
 class QualityTuning(DenoiserTraining):
     """Quality-tuning. start_from: the folder of the checkpoint to tune, relative to the project: that of
-    pretrained_full, or of any Stable Diffusion 1.x, 2.x or XL checkpoint in diffusers' layout. DVC records its bytes as
+    pretrained_full, or of a Stable Diffusion, FLUX.1, SANA or Qwen-Image checkpoint in diffusers' layout. DVC records its bytes as
     an input, so it must be a folder and not a name on a hub: `hf download NAME --local-dir FOLDER` downloads one.
 
     captions: which of the curated set's captions it learns; see emu_steps.captioning.pick_captions. lora: null tunes
