@@ -202,8 +202,8 @@ class FirstPretraining(Pretraining):
 
 
 class Lora(Section):
-    """Low-rank adapters of the denoiser's layers whose names end in one of target_modules; see peft's LoraConfig. rank: of
-    the two matrices. alpha: their product is scaled by alpha / rank.
+    """Low-rank adapters of the denoiser's layers whose names end in one of target_modules; see peft's LoraConfig. rank:
+    of the two matrices. alpha: their product is scaled by alpha / rank.
     """
 
     rank: Annotated[Whole, Field(gt=0, le=4096)]
@@ -214,8 +214,9 @@ class Lora(Section):
 
 class QualityTuning(DenoiserTraining):
     """Quality-tuning. start_from: the folder of the checkpoint to tune, relative to the project: that of
-    pretrained_full, or of a Stable Diffusion, FLUX.1, SANA or Qwen-Image checkpoint in diffusers' layout. DVC records its bytes as
-    an input, so it must be a folder and not a name on a hub: `hf download NAME --local-dir FOLDER` downloads one.
+    pretrained_full, or of a Stable Diffusion, FLUX.1, SANA or Qwen-Image checkpoint in diffusers' layout. DVC records
+    its bytes as an input, so it must be a folder and not a name on a hub: `hf download NAME --local-dir FOLDER`
+    downloads one.
 
     captions: which of the curated set's captions it learns; see emu_steps.captioning.pick_captions. lora: null tunes
     all weights. max_rise: stops early on the held-out loss; this rule is chosen here, the paper gives none. whole_set:
