@@ -17,8 +17,8 @@ Close up. What is alike at 32 cells is compared at 128, block by block, since wh
 apart is in one place: the structure term of SSIM (Wang et al., "Image Quality Assessment", 2004) of the worst block
 counts. A block's own brightness does not, which other colours change, but the pictures' contrasts must be similar. On
 one plain ground, where other colours are no excuse, they must be nearly equal, since of drawings of thin lines little
-else is seen: two stars of lines differ in how dark their rings are. So are their contrasts after the lines are drowned
-in means of cells, which hardly change when a picture is made smaller.
+else is seen: two stars of lines differ in how dark their rings are. There the contrasts of means of cells are compared,
+which hardly change when a picture is made smaller.
 
 The keys are computed in whole numbers, exactly, so that no machine and no order of additions gives another one.
 """
@@ -64,9 +64,9 @@ MAX_CONTRAST = 0.6  # doublings of contrast; 98 % of re-posts made by script dif
 # Of two close looks on one plain ground; chosen on half of the pictures of benchmarks/twins.py (docs/log.md).
 GROUND, SAME_GROUND = 24, 3  # grey levels around the median that are ground; by which one ground may differ
 MIN_GROUND = 0.6  # of a picture that must be ground
-NUM_CELLS = 30  # a side, in whose means thin lines drown; CORNER_CELLS of them are the corner that may differ
-CORNER_CELLS = 7
-MAX_DARKER, MAX_SHARPER = 0.04, 0.06  # doublings of contrast of the cells; of all values beyond that of the cells
+NUM_CELLS = 20  # a side, in whose means thin lines drown
+CORNER_CELLS = 5  # a side, of a corner that may differ
+MAX_DARKER = 0.06  # doublings of contrast of the cells' means
 
 _SCALE = 1024  # of the rounded cosines
 
@@ -309,19 +309,17 @@ def _share_ground(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _equally_dark(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whether two close looks have nearly equal contrasts, of the means of cells and of all values, of all cells or
-    without the corner that fits worst.
+    """Whether the means of two close looks' cells have nearly equal contrasts, of all cells or without the corner that
+    fits worst.
     """
     x, y, xx, yy, xy = _products(first, second, NUM_CELLS)
-    fits, equal = [], []
+    fits, darker = [], []
     for seen in _without_corners(NUM_CELLS, CORNER_CELLS):
         mean_x, mean_y = x[:, seen].mean(axis=1), y[:, seen].mean(axis=1)
-        all_x, all_y = (squares[:, seen].mean(axis=1) - m**2 + 1e-6 for squares, m in ((xx, mean_x), (yy, mean_y)))
-        darker = np.log2((x[:, seen].var(axis=1) + 1e-6) / (y[:, seen].var(axis=1) + 1e-6)) / 2
-        sharper = np.log2(all_x / all_y) / 2 - darker
-        fits.append((xy[:, seen].mean(axis=1) - mean_x * mean_y) / np.sqrt(all_x * all_y))
-        equal.append((np.abs(darker) <= MAX_DARKER) & (np.abs(sharper) <= MAX_SHARPER))
-    return np.stack(equal)[np.argmax(fits, axis=0), np.arange(len(first))]
+        all_x, all_y = xx[:, seen].mean(axis=1) - mean_x**2, yy[:, seen].mean(axis=1) - mean_y**2
+        fits.append((xy[:, seen].mean(axis=1) - mean_x * mean_y) / np.sqrt(all_x * all_y + 1e-6))
+        darker.append(np.log2((x[:, seen].std(axis=1) + 1e-6) / (y[:, seen].std(axis=1) + 1e-6)))
+    return np.abs(np.stack(darker)[np.argmax(fits, axis=0), np.arange(len(first))]) <= MAX_DARKER
 
 
 def _products(first: np.ndarray, second: np.ndarray, num: int) -> list[np.ndarray]:
