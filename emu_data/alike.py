@@ -15,7 +15,10 @@ way, unless one is grey.
 
 Close up. What is alike at 32 cells is compared at 128, block by block, since what tells two cards or two road signs
 apart is in one place: the structure term of SSIM (Wang et al., "Image Quality Assessment", 2004) of the worst block
-counts. A block's own brightness does not, which other colours change, but the pictures' contrasts must be similar.
+counts. A block's own brightness does not, which other colours change, but the pictures' contrasts must be similar. On
+one plain ground, where other colours are no excuse, they must be nearly equal, since of drawings of thin lines little
+else is seen: two stars of lines differ in how dark their rings are. There the contrasts of means of cells are compared,
+which hardly change when a picture is made smaller.
 
 The keys are computed in whole numbers, exactly, so that no machine and no order of additions gives another one.
 """
@@ -58,6 +61,12 @@ CLOSE_EDGE = 4  # px of a close look's 128 that are not compared: a crop leaves 
 NUM_CLOSE_ROUNDS = 4  # of Gauss-Newton, which begins where the small looks ended; chosen here
 FLAT = 0.1  # of a picture's variance: what counts as drawn in a block that is plain; chosen here
 MAX_CONTRAST = 0.6  # doublings of contrast; 98 % of re-posts made by script differ by less than 0.4; chosen here
+# Of two close looks on one plain ground; chosen on half of the pictures of benchmarks/twins.py (docs/log.md).
+GROUND, SAME_GROUND = 24, 3  # grey levels around the median that are ground; by which one ground may differ
+MIN_GROUND = 0.6  # of a picture that must be ground
+NUM_CELLS = 20  # a side, in whose means thin lines drown
+CORNER_CELLS = 5  # a side, of a corner that may differ
+MAX_DARKER = 0.06  # doublings of contrast of the cells' means
 
 _SCALE = 1024  # of the rounded cosines
 
@@ -167,13 +176,15 @@ def similarity(looks: Looks, others: Looks, boxes: np.ndarray) -> tuple[np.ndarr
 
 def close_similarity(first: np.ndarray, second: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Return how alike close looks (N, 128, 128) are where they are least alike, -1..1 (N,): in the worst of 8 x 8
-    blocks, of all or without those of the corner that fits worst; -1 where their contrasts are far apart.
+    blocks, of all or without those of the corner that fits worst; -1 where their contrasts are far apart, or not nearly
+    equal on one plain ground.
 
     boxes: float (N, 4), where in the first close look the second is found (similarity).
     """
     first, second = _blurred(first.astype(np.float64)), _blurred(second.astype(np.float64))
     laid = _sampled(first, _aligned(_halved(first), _halved(second), boxes, NUM_CLOSE_ROUNDS))
-    x, y, xx, yy, xy = (_block_means(values) for values in (laid, second, laid**2, second**2, laid * second))
+    laid, second = (values[:, CLOSE_EDGE:-CLOSE_EDGE, CLOSE_EDGE:-CLOSE_EDGE] for values in (laid, second))
+    x, y, xx, yy, xy = _products(laid, second, NUM_BLOCKS)
     best = np.full(len(first), -1.0)
     for seen in _without_corners(NUM_BLOCKS, CORNER_BLOCKS):
         size_x, size_y = (
@@ -184,7 +195,7 @@ def close_similarity(first: np.ndarray, second: np.ndarray, boxes: np.ndarray) -
         worst = ((2 * both + FLAT) / (drawn_x + drawn_y + FLAT))[:, seen].min(axis=1)
         similar = np.abs(np.log2(size_x / size_y))[:, 0, 0] <= MAX_CONTRAST
         best = np.maximum(best, np.where(similar, worst, -1.0))
-    return np.round(best, 6)
+    return np.where(_share_ground(laid, second) & ~_equally_dark(laid, second), -1.0, np.round(best, 6))
 
 
 def _frequencies(
@@ -287,11 +298,35 @@ def _halved(looks: np.ndarray) -> np.ndarray:
     return looks.reshape(-1, half, 2, half, 2).mean(axis=(2, 4))
 
 
-def _block_means(values: np.ndarray) -> np.ndarray:
-    """Return the means of close looks' blocks, without their edges: (N, 8, 8)."""
-    inner = values[:, CLOSE_EDGE:-CLOSE_EDGE, CLOSE_EDGE:-CLOSE_EDGE]
-    cells = inner.shape[1] // NUM_BLOCKS
-    return inner.reshape(-1, NUM_BLOCKS, cells, NUM_BLOCKS, cells).mean(axis=(2, 4))
+def _share_ground(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whether two close looks are mostly of one brightness each, and of the same."""
+    medians = [np.median(values, axis=(1, 2)) for values in (first, second)]
+    plain = [
+        (np.abs(values - median[:, None, None]) <= GROUND).mean(axis=(1, 2)) >= MIN_GROUND
+        for values, median in zip((first, second), medians, strict=True)
+    ]
+    return plain[0] & plain[1] & (np.abs(medians[0] - medians[1]) <= SAME_GROUND)
+
+
+def _equally_dark(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whether the means of two close looks' cells have nearly equal contrasts, of all cells or without the corner that
+    fits worst.
+    """
+    x, y, xx, yy, xy = _products(first, second, NUM_CELLS)
+    fits, darker = [], []
+    for seen in _without_corners(NUM_CELLS, CORNER_CELLS):
+        mean_x, mean_y = x[:, seen].mean(axis=1), y[:, seen].mean(axis=1)
+        all_x, all_y = xx[:, seen].mean(axis=1) - mean_x**2, yy[:, seen].mean(axis=1) - mean_y**2
+        fits.append((xy[:, seen].mean(axis=1) - mean_x * mean_y) / np.sqrt(all_x * all_y + 1e-6))
+        darker.append(np.log2((x[:, seen].std(axis=1) + 1e-6) / (y[:, seen].std(axis=1) + 1e-6)))
+    return np.abs(np.stack(darker)[np.argmax(fits, axis=0), np.arange(len(first))]) <= MAX_DARKER
+
+
+def _products(first: np.ndarray, second: np.ndarray, num: int) -> list[np.ndarray]:
+    """Return the means of two close looks, their squares and their product in num x num blocks: (N, num, num)."""
+    cells = first.shape[1] // num
+    products = (first, second, first**2, second**2, first * second)
+    return [values.reshape(-1, num, cells, num, cells).mean(axis=(2, 4)) for values in products]
 
 
 def _without_corners(side: int, corner: int) -> np.ndarray:
