@@ -131,7 +131,8 @@ async def claim(request: Request) -> Claim:
         rater_id, pseudonym = found
         return Claim(int(rater_id), str(pseudonym))
     except (BadSignature, TypeError, ValueError):
-        raise HTTPException(401, "Open your personal link to come in.") from None
+        refused = "Open your personal link to come in; whoever leads the round makes it (emu studio invite)."
+        raise HTTPException(401, refused) from None
 
 
 async def claim_of_page(request: Request, claimed: Annotated[Claim, Depends(claim)]) -> Claim:

@@ -183,6 +183,8 @@ def train_from_json(given: dict[str, Any], world: World, stop: StopRequest) -> N
         stop_requested=stop_requested,
         world=world,
     )
+    if "start_from" in given:
+        job = replace(job, start_from=Path(given["start_from"]), autoencoder=None, denoiser=None)
     try:
         reported = f"began at {trainings.train_denoiser(job, running).timings['resumed_from']}"
     except Interrupted:

@@ -95,7 +95,9 @@ def print_plan(
     for name in planned_trainings(params):
         section: Pretraining | QualityTuning = getattr(params, name)
         is_live = section.encode == "on_the_fly"
-        sizes = section.resolution, section.num_steps, section.batch_size, is_live
+        # with whole_set, the steps until the held-out loss rises, and as many on all rows
+        num_steps = section.num_steps * (2 if isinstance(section, QualityTuning) and section.whole_set else 1)
+        sizes = section.resolution, num_steps, section.batch_size, is_live
         trainings.append(plan_training(costs, cluster, name, *sizes))
         num_rows = params.curated_set.num_images if name == "quality_tuned" else num_pairs
         data.append(plan_data(costs, trainings[-1], num_rows))

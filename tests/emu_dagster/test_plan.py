@@ -11,16 +11,20 @@ from emu_dagster.commands.plan import TRAININGS, plan_networks, print_plan
 from emu_models.cost.costs import Costs
 from emu_models.cost.measuring import count_denoiser, count_flops
 from emu_models.cost.planning import Cluster, find_gpu
+from emu_steps.params import Params
 from tests.profiles import params_of
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 
 
 def printed(profile: str, **changes) -> str:
+    return printed_of(params_of(profile), **changes)
+
+
+def printed_of(params: Params, **changes) -> str:
     console = Console(file=io.StringIO(), width=200)
     given: dict[str, Any] = {"num_gpus": 16, "utilisation": 0.4, "dollars_per_gpu_hour": 2.5} | changes
     cluster = Cluster(find_gpu("H100"), **given)
-    params = params_of(profile)
     print_plan(params, Costs(lambda: plan_networks(params, PROFILES.parent)), cluster, 1000, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -52,6 +56,19 @@ def test_every_training_is_printed_and_every_assumption_labelled():
     for words in ("40% of the peak", "2.5 dollars per GPU-hour", "8 GPUs per node", "bits per pixel"):
         assert any(words in line for line in assumed), words
     assert "given: 1,000 pictures" in text
+
+
+def test_a_tuning_that_learns_all_rows_once_the_step_is_known_is_planned_twice():
+    params = params_of("smoke")
+    once, twice = (
+        params.model_copy(update={"quality_tuned": params.quality_tuned.model_copy(update={"whole_set": both})})
+        for both in (False, True)
+    )
+    found = []
+    for changed in (once, twice):
+        (line,) = (line for line in printed_of(changed).splitlines() if line.split()[:1] == ["steps"])
+        found.append([int(number.replace(",", "")) for number in line.split()[1:]])
+    assert found[1] == [*found[0][:-1], 2 * found[0][-1]]
 
 
 def test_assumptions_follow_the_options():

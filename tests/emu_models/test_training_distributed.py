@@ -21,6 +21,7 @@ from emu_models.latent import trainings
 from emu_models.training import distributed
 from emu_models.training.distributed import World
 from emu_models.training.running import Running
+from tests.flow_checkpoints import make_flow_checkpoint
 from tests.shards import write_toy_shards
 from tests.toy_training import (
     GENTLE,
@@ -128,6 +129,20 @@ def test_two_processes_learn_what_one_learns(given, alone, tmp_path):
     assert trainings.train_denoiser(*job).timings["resumed_from"] == 5
     for name in ("ddp", "parts", "stopped"):
         assert_learned_the_same(tmp_path / name, alone, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flux", "qwen"])
+def test_two_processes_tune_a_brought_transformer_as_one_does(given, tmp_path, kind):
+    """Its class is then one of torch's, derived from its own."""
+    given = {**given, "start_from": str(make_flow_checkpoint(kind, tmp_path / kind)), "prompts": ["a square"]}
+    jobs = [{**given, "folder": str(tmp_path / "shared"), "strategy": "fsdp", "training": UNEVEN}]
+    done = run(jobs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    jobs = [{**given, "folder": str(tmp_path / "alone"), "strategy": "ddp", "training": UNEVEN}]
+    done = run(jobs, num_processes=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_learned_the_same(tmp_path / "shared", tmp_path / "alone", 2e-5)
 
 
 @pytest.mark.slow
