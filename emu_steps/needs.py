@@ -61,9 +61,9 @@ def _find_no_features(params: Params, asset: str) -> str | None:
     """
     if asset not in ("autoencoder_study", "autoencoder") or trains_alignment(params):
         return None
-    section: AutoencoderTraining = getattr(params, asset)
+    perceptual = (params.autoencoder_study if asset == "autoencoder_study" else params.autoencoder).losses.perceptual
     lacking = []
-    if section.losses.perceptual.kind == "encoder" and not section.losses.perceptual.path:
+    if perceptual.kind == "encoder" and not perceptual.path:
         lacking.append(f"{asset}.losses.perceptual.path to a folder with open_clip weights, or its kind to none")
     if asset == "autoencoder_study" and not params.autoencoder_study.inception:
         lacking.append("autoencoder_study.inception to the path of inception-2015-12-05.pt")

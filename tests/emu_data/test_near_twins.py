@@ -275,6 +275,6 @@ def draw_ring(inner: float) -> Image.Image:
 
 
 def test_rings_of_thin_lines_that_differ_in_darkness_alone_are_no_twins() -> None:
-    ring, lighter = draw_ring(0.7), Image.blend(draw_ring(0.7), Image.new("RGB", (100, 100), "white"), 0.15)
+    ring, lighter = draw_ring(0.85), Image.blend(draw_ring(0.85), Image.new("RGB", (100, 100), "white"), 0.15)
     copy = as_jpeg(ring, 85)
     assert set(find_clusters(make_rows(looks_of(ring, lighter, copy)))) == {"00000", "00002"}
