@@ -1,4 +1,4 @@
-"""Checks the checkpoints and prompts that a user brings, before any time is spent on the assets that read them."""
+"""Checks the corpus, checkpoints and prompts that a user brings, before any time is spent on what reads them."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -6,10 +6,11 @@ from pathlib import Path
 from emu_models.evaluation.prompts import read_prompt_file
 from emu_models.latent.folders import inspect_checkpoint
 from emu_steps.contestants import is_model
+from emu_steps.corpora import check_source
 from emu_steps.layout import Layout
 from emu_steps.params import REGISTERED, Params, tunes_ours
 
-READERS = ("quality_tuned", "evaluation_images")  # the assets that read them, in the order of the graph
+READERS = ("raw_corpus", "quality_tuned", "evaluation_images")  # the assets that read them, in the order of the graph
 
 
 def brought_checkpoints(layout: Layout, params: Params, asset: str, made: Collection[Path]) -> dict[str, Path]:
@@ -34,7 +35,10 @@ def brought_checkpoints(layout: Layout, params: Params, asset: str, made: Collec
 
 def check_brought(layout: Layout, params: Params, assets: Collection[str], made: Collection[Path]) -> list[str]:
     """Describe what these assets will read, each with its entry of params.yaml. Raises ValueError for a checkpoint that
-    cannot be tuned or drawn with (it names the entry), or a file of prompts that cannot be read."""
+    cannot be tuned or drawn with (it names the entry), a file of prompts that cannot be read, or a corpus of nothing.
+    """
+    if "raw_corpus" in assets:
+        check_source(params.raw_corpus)
     lines = []
     for asset in READERS:
         if asset not in assets:

@@ -45,6 +45,30 @@ def read_corpus(section: RawCorpus, layout: Layout, digest: Digest = digest_file
     write_truth(layout.damage, nothing)
 
 
+def check_source(section: RawCorpus) -> None:
+    """Raise ValueError if the source is on this machine and holds nothing, as its listing shows; others would have to
+    be asked over a network, which `emu ingest` has done.
+    """
+    if section.source == "packages":
+        return
+    store = _store_of(section)
+    if not store.is_local:
+        return
+    if not Path(store.address).exists():
+        raise ValueError(f"raw_corpus.path: there is no {store}; name the corpus with emu ingest")
+    match section.source:
+        case "folder":
+            found = any(one.pictures or one.metadata or one.downloads for one in folder.list_folders(store))
+            kind = "pictures (.png, .jpg and so on)"
+        case "img2dataset":
+            found = any(".tar" in parts for parts in img2dataset.list_source(store).values())
+            kind = "shards (tars, as img2dataset and webdataset write them)"
+        case _:
+            found, kind = bool(table.list_tables(store)), f"table ({', '.join(table.SUFFIXES)})"
+    if not found:
+        raise ValueError(f"raw_corpus.path: {store} holds no {kind}")
+
+
 def new_in_source(section: RawCorpus, layout: Layout, digest: Digest = digest_files) -> list[str]:
     """Return what the source did not hold when data/raw was last written: names of img2dataset's files, addresses of
     tables, the folder if its listing has changed, and changed files to which data/raw refers. Empty if params.yaml now
@@ -149,10 +173,7 @@ def _build_demo(section: RawCorpus, layout: Layout) -> None:
 
 def _register(section: RawCorpus, layout: Layout, digest: Digest) -> None:
     copy, size = section.copy_files, section.samples_per_shard
-    check_options(section.storage_options)
-    if not section.path:
-        raise ValueError(f"raw_corpus.path is missing in params.yaml; source {section.source} reads from it")
-    store = Store(section.path, section.storage_options)
+    store = _store_of(section)
     match section.source:
         case "folder":
             folder.register_folder(store, layout.raw, copy, size, caption_column=section.caption_column, digest=digest)
@@ -161,3 +182,10 @@ def _register(section: RawCorpus, layout: Layout, digest: Digest) -> None:
         case _:
             columns = (section.image_column, section.caption_column, section.base)
             table.register_table(store, layout.raw, *columns, copy, size, digest=digest)
+
+
+def _store_of(section: RawCorpus) -> Store:
+    check_options(section.storage_options)
+    if not section.path:
+        raise ValueError(f"raw_corpus.path is missing in params.yaml; source {section.source} reads from it")
+    return Store(section.path, section.storage_options)

@@ -25,7 +25,7 @@ def find_shortage(layout: Layout, params: Params, asset: str, studio: str) -> st
     """Return what an asset lacks, in one sentence; None if it lacks nothing, or if its inputs do not exist yet. studio:
     the address at which people vote.
     """
-    if few := _find_few(layout, params, asset):
+    if few := find_few(layout, params, asset):
         return few
     if not asset.endswith("_votes"):
         return None
@@ -34,7 +34,8 @@ def find_shortage(layout: Layout, params: Params, asset: str, studio: str) -> st
     return find_waiting(layout, params, asset, studio)
 
 
-def _find_few(layout: Layout, params: Params, asset: str) -> str | None:
+def find_few(layout: Layout, params: Params, asset: str) -> str | None:
+    """Return that an asset has too few rows, in one sentence; None if it has enough, or if they do not exist yet."""
     wanted = _wanted(layout, params).get(asset)
     if wanted is None:
         return None
@@ -49,9 +50,28 @@ def _find_few(layout: Layout, params: Params, asset: str) -> str | None:
 
 
 def refuse_shortage(layout: Layout, params: Params, asset: str, studio: str) -> None:
-    """Raise ValueError if an asset lacks rows, or waits for people."""
-    if shortage := find_shortage(layout, params, asset, studio):
+    """Raise ValueError if an asset lacks rows or features, or waits for people."""
+    if shortage := find_shortage(layout, params, asset, studio) or _find_no_features(params, asset):
         raise ValueError(shortage)
+
+
+def _find_no_features(params: Params, asset: str) -> str | None:
+    """Return which features an autoencoder lacks where no alignment model is trained. `emu doctor` does not ask: who
+    tunes a checkpoint of their own never trains an autoencoder.
+    """
+    if asset not in ("autoencoder_study", "autoencoder") or trains_alignment(params):
+        return None
+    perceptual = (params.autoencoder_study if asset == "autoencoder_study" else params.autoencoder).losses.perceptual
+    lacking = []
+    if perceptual.kind == "encoder" and not perceptual.path:
+        lacking.append(f"{asset}.losses.perceptual.path to a folder with open_clip weights, or its kind to none")
+    if asset == "autoencoder_study" and not params.autoencoder_study.inception:
+        lacking.append("autoencoder_study.inception to the path of inception-2015-12-05.pt")
+    return (
+        f"{asset}: no alignment model is trained, whose features it would use; set {', and '.join(lacking)}"
+        if lacking
+        else None
+    )
 
 
 def find_shortages(layout: Layout, params: Params, studio: str) -> list[str]:
@@ -86,7 +106,8 @@ def _wanted(layout: Layout, params: Params) -> dict[str, tuple[int, str, Count, 
             2 * params.alignment_model.num_folds,
             "rows have a picture",
             lambda: _count_arrived(layout),
-            "use more pictures (emu ingest), or set alignment_model.num_folds to 0",
+            "use more pictures (emu ingest), or set alignment_model.num_folds to 0, "
+            "filter_ledger.policy.min_alignment_rank to null, and filtered_corpus.keep_best_by without alignment_rank",
         )
     for asset, least in (("autoencoder_study", LEAST_STUDIED), ("autoencoder", LEAST_TRAINED)):
         section: AutoencoderTraining = getattr(params, asset)

@@ -37,6 +37,7 @@ from emu_dagster.resources.mlflow import MlflowTracking
 from emu_data.formatting import format_duration
 from emu_steps.brought import check_brought
 from emu_steps.layout import Layout, project_root
+from emu_steps.needs import find_few
 from emu_steps.params import read_params
 
 # Dagster puts an error's class before its message; it is removed from errors whose messages are written for users.
@@ -54,6 +55,7 @@ def materialize_stale(instance: dg.DagsterInstance | None = None) -> int:
         while stale := stale_now(instance):
             first = stale[0]
             refuse_unfit([one.key for one in stale])
+            _refuse_shortages({one.key for one in stale})
             print(f"==> {first.key}: {first.reason}; {len(stale) - 1} more to make", flush=True)
             materialize_one(first.key, instance)
             num_runs += 1
@@ -73,6 +75,7 @@ def materialize_named(keys: Sequence[str], upstream: bool = False, instance: dg.
         above = ancestors(named) - set(named) if upstream else set()
         refuse_unfit([*above, *named])
         while above and (stale := [one for one in stale_now(instance) if one.key in above]):
+            _refuse_shortages({one.key for one in stale})
             print(f"==> {stale[0].key}: {stale[0].reason}; {len(stale) - 1} more to make upstream", flush=True)
             materialize_one(stale[0].key, instance)
         for key in named:
@@ -81,11 +84,22 @@ def materialize_named(keys: Sequence[str], upstream: bool = False, instance: dg.
 
 
 def refuse_unfit(keys: Sequence[str]) -> None:
-    """Raise ValueError, before anything is made, if a file that the user provided for one of these assets cannot be
-    read.
+    """Raise ValueError, before anything is made, if what the user provided for one of these assets is not there or
+    cannot be read.
     """
     layout = Layout(project_root())
     check_brought(layout, read_params(layout.root / "params.yaml"), keys, makers_of_outs(layout))
+
+
+def _refuse_shortages(stale: set[str]) -> None:
+    """Raise ValueError if any of these assets has too few rows: all such assets at once, before another one is made.
+    An asset downstream of a stale one may have more by the time that it is made.
+    """
+    layout = Layout(project_root())
+    params = read_params(layout.root / "params.yaml")
+    ready = [key for key in in_order(sorted(stale)) if not ancestors([key]) & stale]
+    if shortages := [few for key in ready if (few := find_few(layout, params, key))]:
+        raise ValueError("; ".join(shortages))
 
 
 def in_order(keys: Sequence[str]) -> list[str]:
@@ -200,5 +214,5 @@ def _describe(key: str, result: JobExecutionResult) -> str:
             if error:
                 if os.environ.get("EMU_DEBUG"):
                     print(event.step_failure_data.error_display_string)
-                return f"{key}: {FOR_PEOPLE.sub('', error.message.strip())}"
+                return f"{key}: {FOR_PEOPLE.sub('', error.message.strip()).removeprefix(f'{key}: ')}"
     return f"{key} failed; the log is on the run's page in Dagster (`make up`)"

@@ -50,7 +50,8 @@ def register_table(
     """Write shards for the rows of the table at `store` into `out` (see write_corpus); return the number of rows.
 
     Pictures are referred to or, with `copy`, packed into tars. Every row keeps its place; a row that cannot be parsed
-    is quarantined, and so is one of several files. Raises ValueError if there is no table, or a column is missing.
+    is quarantined, and so is one of several files. Raises ValueError if there is no table or no row, or a column is
+    missing.
     """
     files = list_tables(store)
     if not files:
@@ -59,7 +60,11 @@ def register_table(
     config = describe(store, image_column, caption_column, base)
     with write_corpus(out, SOURCE, config, inspect_source(store)) as target:
         chunks = _read_chunks(files, image_column, caption_column, samples_per_shard)
-        return write_loose_shards(chunks, find_base(store, base), target, copy, samples_per_shard, progress, digest)
+        place = find_base(store, base)
+        num_rows = write_loose_shards(chunks, place, target, copy, samples_per_shard, progress, digest)
+        if not num_rows:
+            raise ValueError(f"{store} has column names but no rows")
+    return num_rows
 
 
 def find_base(store: Store, base: str | None) -> Store:

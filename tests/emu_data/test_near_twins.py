@@ -261,3 +261,20 @@ def test_copies_of_drawings_are_found_and_different_drawings_are_not(kind: str) 
     assert num_found >= 0.95 * num, num_found
     num_joined = num - len(set(found.values()))
     assert num_joined <= 0.03 * num, num_joined
+
+
+def draw_ring(inner: float) -> Image.Image:
+    """A wheel of thin lines on white, each touching the inner circle: its darkness there is all that tells it."""
+    ring = Image.new("RGB", (400, 400), "white")
+    draw = ImageDraw.Draw(ring)
+    half = np.arccos(inner)
+    for angle in np.linspace(0, 2 * np.pi, 90, endpoint=False):
+        ends = [(200 + 185 * np.cos(angle + s * half), 200 + 185 * np.sin(angle + s * half)) for s in (-1, 1)]
+        draw.line(ends, fill=(120, 120, 120), width=2)
+    return ring.resize((100, 100), Image.Resampling.LANCZOS)
+
+
+def test_rings_of_thin_lines_that_differ_in_darkness_alone_are_no_twins() -> None:
+    ring, lighter = draw_ring(0.85), Image.blend(draw_ring(0.85), Image.new("RGB", (100, 100), "white"), 0.15)
+    copy = as_jpeg(ring, 85)
+    assert set(find_clusters(make_rows(looks_of(ring, lighter, copy)))) == {"00000", "00002"}

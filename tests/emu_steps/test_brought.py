@@ -11,6 +11,8 @@ import yaml
 from emu_dagster.commands import doctor
 from emu_dagster.commands.driver import FOR_PEOPLE, refuse_unfit
 from emu_dagster.declarations.loading import load_declarations
+from emu_data.addresses import Store
+from emu_data.sources.table import register_table
 from tests.checkpoints import make_checkpoint
 from tests.profiles import text_of
 
@@ -93,3 +95,25 @@ def test_contestants_are_models_files_or_folders_of_pictures(project, checkpoint
 )
 def test_the_last_line_has_no_class_before_a_message_for_users(reported, shown):
     assert FOR_PEOPLE.sub("", reported) == shown
+
+
+@pytest.mark.parametrize("source", ["folder", "img2dataset", "table"])
+def test_a_corpus_of_nothing_is_refused_before_anything_is_made(project, source):
+    load_declarations()
+    params: dict[str, Any] = yaml.safe_load(text_of("smoke"))
+    params["raw_corpus"] |= {"source": source, "path": str(project / "mine")}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(ValueError, match=r"^raw_corpus\.path: there is no .*mine"):
+        refuse_unfit(["raw_corpus"])
+    (project / "mine").mkdir()
+    with pytest.raises(ValueError, match=r"^raw_corpus\.path: .*mine holds no "):
+        refuse_unfit(["raw_corpus", "alignment_model"])
+    with pytest.raises(doctor._Missing, match=r"^raw_corpus\.path: .*mine holds no "):
+        doctor._brought()
+    refuse_unfit(["alignment_model"])  # a corpus that was read before is not asked for again
+
+
+def test_a_table_without_rows_is_refused(tmp_path):
+    (tmp_path / "empty.csv").write_text("path,caption\n")
+    with pytest.raises(ValueError, match=r"empty\.csv has column names but no rows"):
+        register_table(Store(str(tmp_path / "empty.csv")), tmp_path / "raw", progress=False)

@@ -72,3 +72,14 @@ def test_pictures_of_unknown_size_are_measured_before_an_autoencoder_learns_from
     assert find_shortage(layout, params, "autoencoder", STUDIO) is None
     rows = pd.read_parquet(write_training_rows(layout, params.autoencoder))
     assert len(rows) == 5  # all but the small one
+
+
+def test_an_autoencoder_without_an_alignment_model_says_which_features_it_needs() -> None:
+    trained, layout = params_of("smoke"), Layout(Path("nowhere"))
+    untrained = trained.alignment_model.model_copy(update={"num_folds": 0})
+    params = trained.model_copy(update={"alignment_model": untrained})
+    with pytest.raises(ValueError, match=r"perceptual\.path .*autoencoder_study\.inception to the path"):
+        refuse_shortage(layout, params, "autoencoder_study", STUDIO)
+    with pytest.raises(ValueError, match=r"^autoencoder: .*perceptual\.path"):
+        refuse_shortage(layout, params, "autoencoder", STUDIO)
+    refuse_shortage(layout, trained, "autoencoder_study", STUDIO)
