@@ -264,9 +264,9 @@ def _write(folder: Path, table: Path, states: dict[str, list[Any]], scans: Path,
 
 
 def _join_scans(con: "DuckDBPyConnection", table: Path, states: dict[str, list[Any]], scans: Path, shards: str) -> str:
-    """Return SQL for the rows: key, caption, digest (bytes), width, height, shard, and the SHA-256 of key and caption in
-    hexadecimal digits; there is one for each row of the table. Raises ValueError, which names the first keys, if rows
-    have no readable sample."""
+    """Return SQL for the rows: key, caption, digest (bytes), width, height, shard, and the SHA-256 of key and caption
+    in hexadecimal digits; there is one for each row of the table. Raises ValueError, which names the first keys, if
+    rows have no readable sample."""
     schema = pq.read_schema(table)
     # What the table lacks is null.
     given = {name: name if name in schema.names else "NULL" for name in ("digest", "width", "height", "shard")}
