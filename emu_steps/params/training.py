@@ -294,7 +294,7 @@ class Launch(Section):
 
     @model_validator(mode="after")
     def _offers_what_there_is(self) -> Self:
-        of_denoisers = {
+        of_denoisers: dict[tuple[str | int, ...], str] = {
             ("trainings", asset, name): "is for denoisers only; an autoencoder's training has only micro_batch_size"
             for asset in get_args(AutoencoderAsset)
             for name, value in self.of(asset)
