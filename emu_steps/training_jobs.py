@@ -287,7 +287,7 @@ def autoencoder_job(
     from emu_models.latent.jobs import AutoencoderJob
     from emu_models.training.jobs import make
 
-    settings = section.model_dump()
+    settings: dict[str, Any] = {**section.model_dump(), "micro_batch_size": launch.of(asset).micro_batch_size}
     if path := section.losses.perceptual.path:
         settings["losses"]["perceptual"]["path"] = str(layout.root / path)
     elif section.losses.perceptual.kind == "encoder":

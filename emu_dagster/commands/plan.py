@@ -215,6 +215,7 @@ def _peaks_table(params: Params, costs: "Costs", cluster: "Cluster", trainings: 
     """Return the table of the peaks of all steps at the highest resolution, in batches as the training's own budget
     makes them (memory.py)."""
     from emu_models.budget import ENCODE_BATCH, fitting
+    from emu_models.cost.planning import autoencoder_per_gpu
 
     full = _largest(trainings)
     usable = cluster.gpu.memory * (1 - cluster.reserve)
@@ -235,9 +236,8 @@ def _peaks_table(params: Params, costs: "Costs", cluster: "Cluster", trainings: 
     if len(trainings) > 1:  # otherwise another checkpoint brings its autoencoder
         section = params.autoencoder
         lpips = section.losses.perceptual.kind == "lpips"
-        num_gpus = max(n for n in range(1, cluster.num_gpus + 1) if section.batch_size % n == 0)
-        rows = section.batch_size // num_gpus
-        taken = costs.autoencoder(section.resolution, rows, lpips)
+        sizes = section.resolution, section.batch_size, lpips
+        num_gpus, rows, taken = autoencoder_per_gpu(costs, cluster, *sizes)
         name = f"the autoencoder's training, {section.resolution} px, {num_gpus} GPUs"
         table.add_row(name, f"{taken / GB:.1f}", f"{rows}")
     return table

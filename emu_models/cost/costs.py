@@ -135,10 +135,10 @@ class Costs:
         """Return what drawing pictures of `resolution` px per side takes."""
         return self._figure(f"drawing {resolution}", Peak, "peaks:measure_drawing", resolution)
 
-    def autoencoder(self, resolution: int, batch_size: int, with_lpips: bool) -> int:
-        """Return the bytes of a step of the autoencoder's training."""
-        name = f"autoencoder {resolution} {batch_size} {with_lpips}"
-        return self._figure(name, int, "peaks:measure_autoencoder", resolution, batch_size, with_lpips)
+    def autoencoder(self, resolution: int, micro_batch: int, with_lpips: bool) -> int:
+        """Return the bytes of a step of the autoencoder's training, of `micro_batch` pictures at a time."""
+        name = f"autoencoder {resolution} {micro_batch} {with_lpips}"
+        return self._figure(name, int, "peaks:measure_autoencoder", resolution, micro_batch, with_lpips)
 
     def latents(self, resolution: int) -> tuple[int, int, int]:
         """Return the shape (C, h, w) of the latents of a picture of `resolution` px per side."""

@@ -4,6 +4,7 @@ there (fake_gpu.py). It takes seconds on any machine."""
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -14,12 +15,11 @@ from emu_models.cost.costs import Activations, Peak
 from emu_models.cost.fake_gpu import MemoryCounter, pretend_gpu
 from emu_models.cost.networks import Networks, ProfileNetworks, build_text_encoders, make_text
 from emu_models.device import autocast_on_gpu
-from emu_models.latent import denoiser_learner
-from emu_models.latent.autoencoder.losses import PatchDiscriminator
+from emu_models.latent import autoencoder_learner, denoiser_learner
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder.perceptual import LpipsDistance
 from emu_models.latent.denoiser_learner import Batch, DenoiserLearner, LatentRows
-from emu_models.latent.jobs import DenoiserTrainingConfig
+from emu_models.latent.jobs import AutoencoderLossConfig, AutoencoderTrainingConfig, DenoiserTrainingConfig
 
 
 @lru_cache(maxsize=32)
@@ -140,29 +140,38 @@ def measure_drawing(networks: Networks, resolution: int) -> Peak:
 
 
 @lru_cache(maxsize=8)
-def measure_autoencoder(networks: ProfileNetworks, resolution: int, batch_size: int, with_lpips: bool) -> int:
-    """Return the bytes that a step of the autoencoder's training takes, at `resolution` px, with its adversary."""
+def measure_autoencoder(networks: ProfileNetworks, resolution: int, micro_batch: int, with_lpips: bool) -> int:
+    """Return the bytes that a step of the autoencoder's training takes with `micro_batch` pictures of `resolution` px
+    at a time, once its adversary has started."""
     with pretend_gpu():
         with torch.device("cuda"):
-            network, adversary = Autoencoder(**networks.autoencoder), PatchDiscriminator()
-            perceptual = LpipsDistance() if with_lpips else None
+            network, perceptual = Autoencoder(**networks.autoencoder), LpipsDistance() if with_lpips else None
         for part in perceptual.modules() if perceptual else ():  # some of its constants start on the CPU
             part._buffers = {name: None if buffer is None else buffer.cuda() for name, buffer in part._buffers.items()}
-        trained = sum(p.nbytes for module in (network, adversary) for p in module.parameters())
+        config = AutoencoderTrainingConfig(1, micro_batch, 1e-4, AutoencoderLossConfig(1e-6, 0.5, 0.0), 0)
+        stand_ins: dict[str, Any] = {
+            "choose_device": lambda: torch.device("cuda"),
+            "build_perceptual": lambda _: perceptual,
+            "copy_for_averaging": lambda network: network,  # a deep copy would read the weights; counted below
+        }
+        stays = mock.patch.object(torch.nn.Module, "to", lambda module, *_, **__: module)  # fakes stay
+        with mock.patch.multiple(autoencoder_learner, **stand_ins), stays, torch.device("cuda"):
+            none: Any = SimpleNamespace(trained=None, held=None)
+            learner = autoencoder_learner.AutoencoderLearner(network, none, config)
+        trained = sum(p.nbytes for module in learner.modules.values() for p in module.parameters())
         average = sum(p.nbytes for p in network.parameters())
         counter = MemoryCounter()
-        counter.add(network, adversary, *([perceptual] if perceptual else []))
+        counter.add(*learner.modules.values(), *([perceptual] if perceptual else []))
+        side = resolution // network.factor
         with counter:
-            x = torch.empty(batch_size, 3, resolution, resolution, device="cuda")
-            with autocast_on_gpu(x.device):
-                moments = network.encode(x)
-                y = network.decode(moments.at(torch.empty_like(moments.mean)))
-            y = y.float()
-            losses = [(y - x).abs().mean(), moments.kl(), adversary(y).mean()]
-            if perceptual is not None:
-                losses.append(perceptual(y, x).mean())
+            x = torch.empty(micro_batch, 3, resolution, resolution, device="cuda")
+            x = x.to(memory_format=torch.channels_last)
+            noise = torch.empty(micro_batch, len(network.latent_mean), side, side, device="cuda")
+            losses = learner.losses(x, noise, 1.0, True)
+            assert losses.l1.requires_grad
+            kept = counter.now
     # beside the weights: their gradients and AdamW's two moments, and the average
-    return counter.now + 3 * trained + average
+    return kept + 3 * trained + average
 
 
 @contextmanager

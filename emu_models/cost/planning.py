@@ -208,6 +208,20 @@ def plan_training(
     )
 
 
+def autoencoder_per_gpu(
+    costs: Costs, cluster: Cluster, resolution: int, batch_size: int, with_lpips: bool
+) -> tuple[int, int, float]:
+    """Return for an autoencoder's training the number of GPUs that share a batch, the largest micro-batch that fits,
+    at least 1, and its bytes; every GPU holds all weights."""
+    num_gpus = max(n for n in range(1, min(cluster.num_gpus, batch_size) + 1) if batch_size % n == 0)
+    per_gpu, usable, taken = batch_size // num_gpus, cluster.gpu.memory * (1 - cluster.reserve), 0.0
+    for micro_batch in (m for m in range(per_gpu, 0, -1) if per_gpu % m == 0):
+        taken = costs.autoencoder(resolution, micro_batch, with_lpips)
+        if taken <= usable:
+            return num_gpus, micro_batch, taken
+    return num_gpus, 1, taken
+
+
 @dataclass(frozen=True)
 class DataPlan:
     """What a training reads: rows, passes over them, and the bytes and FLOPs of encoding each row once."""

@@ -3,7 +3,6 @@
 What is particular to Gaussian diffusion is in few methods, which flow/learner.py replaces for rectified flow.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,7 @@ from emu_models.training.distributed import ALONE, World, exchange_gradients, wh
 from emu_models.training.ema import copy_for_averaging
 from emu_models.training.order import BatchOrder, draw_rows
 from emu_models.training.parts import Part
+from emu_models.training.rows_at_once import RowsAtOnce
 
 T = TypeVar("T", covariant=True)
 
@@ -121,7 +121,12 @@ class DenoiserLearner:
         self.device = network.device
         self.config, self.trained, self.held, self.null, self.world = config, trained, held, null, world
         self.network, self.autoencoder = network, autoencoder
-        self._rows_at_once = config.micro_batch_size or config.batch_size
+        self._at_once = RowsAtOnce(
+            config.micro_batch_size or config.batch_size,
+            alone=world.size == 1,
+            otherwise="launch.strategy fsdp on more GPUs",
+            also="" if config.gradient_checkpointing else "gradient_checkpointing: true",
+        )
         self.averaged = copy_for_averaging(self.network, shares_frozen=world.mesh is None)
         if config.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
@@ -184,24 +189,14 @@ class DenoiserLearner:
         If one process trains and its rows do not fit into memory, half as many are computed at a time from here on.
         Raises torch.OutOfMemoryError, which says what to set, if several train: all must have as many parts.
         """
-        self.optimizers["network"].zero_grad()
-        try:
-            total = self._add_gradients(batch)
-        except torch.OutOfMemoryError as error:
-            rows = min(self._rows_at_once, len(batch.z0))
-            if self.world.size > 1 or rows == 1:
-                raise torch.OutOfMemoryError(_how_to_fit(rows, self.config.gradient_checkpointing)) from error
-            self._rows_at_once = rows // 2
-            logging.getLogger(__name__).warning(
-                "out of memory with %d rows at a time; %d from here on (micro_batch_size)", rows, self._rows_at_once
-            )
-            return self.learn(step, batch)
+        total = self._at_once.run(len(batch.z0), lambda: self._compute_gradients(batch))
         norm = whole(torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM))
         return {"loss": total.item(), "grad_norm": norm.item()}
 
-    def _add_gradients(self, batch: Batch) -> Tensor:
-        """Add the gradients of the batch's mean loss, which is returned."""
-        parts = batch.split(self._rows_at_once)
+    def _compute_gradients(self, batch: Batch) -> Tensor:
+        """Compute the gradients of the batch's mean loss, which is returned."""
+        self.optimizers["network"].zero_grad()
+        parts = batch.split(self._at_once.number)
         scale = self.world.size / self.config.batch_size  # gradients are averaged over the processes
         total = torch.zeros((), device=self.device)
         for part in parts:
@@ -251,13 +246,6 @@ class DenoiserLearner:
         times = self.validation_times(z0)
         for t in times:
             batch = Batch(z0, noise, torch.full((len(z0),), t), text, weights_B, sizes_B6)
-            parts = batch.split(self._rows_at_once)
+            parts = batch.split(self._at_once.number)
             total += sum(self.weighted_loss(network, part).item() for part in parts)
         return total / len(times)
-
-
-def _how_to_fit(rows: int, checkpointing: bool) -> str:
-    """Say what to set if `rows` rows at a time do not fit into memory."""
-    smaller = f"micro_batch_size {rows // 2}" if rows > 1 else "launch.strategy fsdp on more GPUs"
-    also = "" if checkpointing else ", or gradient_checkpointing: true"
-    return f"out of memory with {rows} rows at a time; set {smaller}{also} (launch.trainings in the profile)"

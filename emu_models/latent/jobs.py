@@ -52,14 +52,16 @@ class AutoencoderLossConfig:
 
 @dataclass(frozen=True)
 class AutoencoderTrainingConfig:
-    """How the autoencoder is trained. num_steps: optimiser steps, of batch_size pictures each; learning_rate: at its
-    peak; seed: of the random draws."""
+    """How the autoencoder is trained. num_steps: optimiser steps, of batch_size pictures each, over all processes;
+    learning_rate: at its peak; seed: of the random draws. micro_batch_size: pictures that a process computes at a time,
+    as for a denoiser."""
 
     num_steps: int
     batch_size: int
     learning_rate: float
     losses: AutoencoderLossConfig
     seed: int
+    micro_batch_size: Annotated[int | None, HOW] = None
 
 
 @dataclass(frozen=True)

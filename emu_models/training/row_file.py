@@ -390,11 +390,11 @@ class _Hash:
             if pa.types.is_string(array.type):
                 _, offsets, values = array.buffers()
                 ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
-                self._hash.update(np.diff(ends).data)
+                self._hash.update(np.diff(ends).tobytes())
                 if values is not None:
                     self._hash.update(memoryview(values)[ends[0] : ends[-1]])
             else:
-                self._hash.update(np.ascontiguousarray(_as_numpy(array)).data)
+                self._hash.update(_as_numpy(array).tobytes())
 
 
 def _as_numpy(array: pa.Array) -> np.ndarray:

@@ -3,7 +3,7 @@ and how their trainings are started (launch)."""
 
 import shlex
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,6 +29,7 @@ from emu_steps.params.kinds import (
 )
 
 DenoiserAsset = Literal["pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned"]
+AutoencoderAsset = Literal["autoencoder_study", "autoencoder"]
 PRETRAINED = PurePosixPath("data/models/pretrained_full")
 
 Widths = Annotated[list[Annotated[Channels, Field(multiple_of=16)]], Field(min_length=1, max_length=8)]
@@ -244,7 +245,8 @@ def tunes_ours(start_from: str) -> bool:
 
 class TrainingLaunch(Section):
     """How one training is run; it changes results at most by rounding. micro_batch_size: rows that a process computes
-    at a time, if its share of a batch does not fit in memory. gradient_checkpointing: recompute activations in the
+    at a time, if its share of a batch does not fit in memory; the other settings are a denoiser's only, since an
+    autoencoder has nothing to which they apply. gradient_checkpointing: recompute activations in the
     backward pass; `emu plan` says if that is needed. compile: compile the network's repeated blocks (torch.compile); if
     the machine has no usable compiler, the training says so and runs without. sample_every: steps between two sheets
     of the fixed prompts in MLflow; 0 draws one only at the end. local_copies: a folder on the machine's own disk for
@@ -266,7 +268,8 @@ class Launch(Section):
 
     command: the command line before "-m MODULE", for example `torchrun --nproc-per-node 8`; empty starts one process.
     strategy: how processes hold a denoiser's state: each holds all of it (ddp), it is sharded over all (fsdp), or it is
-    sharded within a node and replicated across nodes (hsdp). trainings: asset of a denoiser's training -> its settings.
+    sharded within a node and replicated across nodes (hsdp). trainings: asset of an autoencoder's or a denoiser's
+    training -> its settings.
 
     checkpoint_minutes: between two saved states, and so about what a lost machine can cost. keep_states: how many of
     the newest states are kept. keep_every: states after multiples of so many steps are kept for good; 0 keeps none.
@@ -282,13 +285,24 @@ class Launch(Section):
     keep_every: StepsOrNone = 0
     grace_seconds: Annotated[Number, Field(ge=1, le=3600)] = 60.0
     retries: Annotated[Whole, Field(ge=0, le=1000)] = 0
-    trainings: dict[DenoiserAsset, TrainingLaunch] = {}
+    trainings: dict[AutoencoderAsset | DenoiserAsset, TrainingLaunch] = {}
 
     @field_validator("command")
     @classmethod
     def _is_a_command_line(cls, command: str) -> str:
         shlex.split(command)  # ValueError: "No closing quotation"
         return command
+
+    @model_validator(mode="after")
+    def _offers_what_there_is(self) -> Self:
+        of_denoisers: dict[tuple[str | int, ...], str] = {
+            ("trainings", asset, name): "is for denoisers only; an autoencoder's training has only micro_batch_size"
+            for asset in get_args(AutoencoderAsset)
+            for name, value in self.of(asset)
+            if name != "micro_batch_size" and value != TrainingLaunch.model_fields[name].default
+        }
+        refuse(self, of_denoisers)
+        return self
 
     def of(self, asset: str) -> TrainingLaunch:
         """Return the settings for the training of an asset, or the defaults if none are given."""

@@ -124,7 +124,11 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
             "start_from": other,
             "training": AutoencoderTrainingConfig(**batches, losses=AutoencoderLossConfig(0.1, 0.1, 0.5)),
         },
-        AutoencoderTrainingConfig: {**batches, "losses": AutoencoderLossConfig(0.1, 0.1, 0.5)},
+        AutoencoderTrainingConfig: {
+            **batches,
+            "losses": AutoencoderLossConfig(0.1, 0.1, 0.5),
+            "micro_batch_size": 2,
+        },
         AutoencoderLossConfig: {
             "kl_weight": 0.5,
             "adversarial_weight": 0.7,

@@ -31,10 +31,11 @@ from emu_steps.params import (
     AutoencoderStudy,
     FaithfulnessJudge,
     FirstPretraining,
+    Launch,
     QualityTuning,
     Section,
 )
-from emu_steps.training_jobs import judge_job, write_gated_rows, write_training_rows
+from emu_steps.training_jobs import autoencoder_job, judge_job, write_gated_rows, write_training_rows
 from tests.profiles import params_of, text_of
 from tests.shards import encode
 
@@ -171,6 +172,19 @@ def test_every_setting_of_params_reaches_the_training_that_has_a_field_for_it(
     """A setting is written once in params and once in the learner's config; one that no training uses fails here."""
     fields = {field.name for part in (*parts, LoopConfig) for field in dataclasses.fields(part)}
     assert set(section.model_fields) - fields == taken_by_steps
+
+
+def test_how_an_autoencoder_is_computed_reaches_its_training(tmp_path: Path) -> None:
+    given = {"trainings": {"autoencoder": {"micro_batch_size": 3}}}
+    launch, layout, params = Launch.model_validate(given), Layout(tmp_path), params_of("smoke")
+    found = {
+        asset: autoencoder_job(layout, asset, asset, tmp_path, tmp_path, section, {}, None, launch).training
+        for asset, section in {"autoencoder_study": params.autoencoder_study, "autoencoder": params.autoencoder}.items()
+    }
+    assert {asset: training.micro_batch_size for asset, training in found.items()} == {
+        "autoencoder_study": None,
+        "autoencoder": 3,
+    }
 
 
 @pytest.mark.parametrize("keys_twice", [0, 3])

@@ -5,7 +5,7 @@ The adversary is a hinge PatchGAN with an adaptive weight (Esser et al., arXiv 2
 since an abrupt start ruins reconstructions. The perceptual distance is in perceptual.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,23 +40,19 @@ def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
-def adaptive_weight(
-    reconstruction_loss: Tensor,
-    adversarial_loss: Tensor,
-    last_layer: Tensor,
-    average: Callable[[Sequence[Tensor]], None] = lambda gradients: None,
-) -> Tensor:
-    """Return |grad of reconstruction| / |grad of adversary| at the last layer, at most 1e4 (Esser et al., eq. 7).
-    average: replaces gradients by their means over the processes that share a batch.
-
-    It is computed in fp32 whatever the gradients' precision: squares of small gradients vanish in fp16, and 0 / 0 would
-    stop the training.
-    """
-    gradients = [
+def gradients_at(last_layer: Tensor, reconstruction_loss: Tensor, adversarial_loss: Tensor) -> list[Tensor]:
+    """Return the gradients of both losses at the last layer, for `adaptive_weight`, in fp32 whatever their precision:
+    squares of small gradients vanish in fp16, and 0 / 0 would stop the training. The losses can still be
+    differentiated."""
+    return [
         torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float()
         for loss in (reconstruction_loss, adversarial_loss)
     ]
-    average(gradients)
+
+
+def adaptive_weight(gradients: Sequence[Tensor]) -> Tensor:
+    """Return |gradient of reconstruction| / |gradient of adversary|, at most 1e4, for the gradients at the last layer
+    of a whole batch's losses (Esser et al., eq. 7)."""
     lengths = [gradient.norm() for gradient in gradients]
     return (lengths[0] / (lengths[1] + 1e-4)).clamp(max=1e4).detach()
 

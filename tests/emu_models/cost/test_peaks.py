@@ -13,7 +13,7 @@ from emu_models.cost.flow_networks import FlowNetworks
 from emu_models.cost.measuring import count_denoiser, count_flops
 from emu_models.cost.networks import CheckpointNetworks, Networks, ProfileNetworks, describe_text
 from emu_models.cost.peaks import measure_step
-from emu_models.cost.planning import memory_per_gpu
+from emu_models.cost.planning import GPUS, Cluster, autoencoder_per_gpu, memory_per_gpu
 from emu_models.device import autocast_on_gpu
 from emu_models.latent.jobs import DenoiserConfig
 from tests.flow_checkpoints import KINDS, make_flow_checkpoint
@@ -123,3 +123,20 @@ def test_flux_at_1024_px_fits_on_eight_gpus_beside_its_sharded_states(tmp_path):
     assert costs.drawing(1024).weights + costs.drawing(1024).per_item < 80e9
     too_large = {name: f"{peak / 1e9:.1f} GB" for name, peak in peaks.items() if peak > USABLE}
     assert not too_large, peaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_gpus", [1, 8])
+def test_the_papers_autoencoder_fits_in_micro_batches(num_gpus):
+    """A batch of 64 at 256 px with LPIPS and the adversary: more than one GPU has, so it is computed in parts."""
+    costs = Costs(paper)
+    assert costs.autoencoder(256, 64, True) > USABLE
+    cluster = Cluster(GPUS["H100"], num_gpus, 0.4, 2.5)
+    sharing, micro_batch, taken = autoencoder_per_gpu(costs, cluster, 256, 64, True)
+    assert (sharing, taken <= USABLE, taken == costs.autoencoder(256, micro_batch, True)) == (num_gpus, True, True)
+    assert micro_batch == {1: 32, 8: 8}[num_gpus]
+
+
+def test_an_autoencoders_parts_take_in_proportion_to_their_pictures(small):
+    one, two, four = (Costs(lambda: small).autoencoder(64, num, False) for num in (1, 2, 4))
+    assert four - two == pytest.approx(2 * (two - one), rel=0.01)

@@ -14,6 +14,7 @@ from emu_models.latent.autoencoder.losses import (
     PatchDiscriminator,
     adaptive_weight,
     adversarial_share,
+    gradients_at,
     hinge_loss,
 )
 from emu_models.latent.autoencoder.network import Moments
@@ -169,17 +170,18 @@ def test_hinge_is_its_formula(real, fake):
 def test_adaptive_weight_is_the_ratio_of_the_gradients_lengths():
     last = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     reconstruction, adversarial = 2 * last.sum(), last.square().sum()  # gradients (2, 2) and (6, 8)
-    assert adaptive_weight(reconstruction, adversarial, last).item() == pytest.approx(8**0.5 / 10, rel=1e-4)
-    assert not adaptive_weight(reconstruction, adversarial, last).requires_grad
+    weight = adaptive_weight(gradients_at(last, reconstruction, adversarial))
+    assert weight.item() == pytest.approx(8**0.5 / 10, rel=1e-4)
+    assert not weight.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_adaptive_weight_is_finite_if_gradients_are_tiny_or_zero(dtype):
     """In fp16 the squares of 1e-4 underflow, so a norm computed there would be zero."""
     last = torch.nn.Parameter(torch.ones(64, dtype=dtype))
-    tiny = adaptive_weight(1e-4 * last.sum(), 1e-4 * last.sum(), last)
+    tiny = adaptive_weight(gradients_at(last, 1e-4 * last.sum(), 1e-4 * last.sum()))
     assert tiny.dtype == torch.float32 and tiny.item() == pytest.approx(8e-4 / (8e-4 + 1e-4), rel=0.02)
-    assert adaptive_weight(last.sum(), 0 * last.sum(), last).item() <= 1e4
+    assert adaptive_weight(gradients_at(last, last.sum(), 0 * last.sum())).item() <= 1e4
 
 
 @given(step=st.integers(0, 99), start=st.floats(0, 1))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu_models.latent.autoencoder.fourier import FourierFeatures
-from emu_models.latent.autoencoder.losses import PatchDiscriminator, adaptive_weight, hinge_loss
+from emu_models.latent.autoencoder.losses import PatchDiscriminator, adaptive_weight, gradients_at, hinge_loss
 from emu_models.latent.autoencoder.network import Autoencoder, Moments, ResidualBlock
 from emu_models.latent.building import build_denoiser
 from emu_models.latent.denoiser import denoise, takes_sizes
@@ -118,7 +118,7 @@ def test_adaptive_weight_balances_the_gradients():
     last = torch.nn.Parameter(torch.randn(3, 4))
     x = torch.randn(4)
     reconstruction, adversarial = (last @ x).abs().mean(), 7 * (last @ x).square().mean()
-    weight = adaptive_weight(reconstruction, adversarial, last)
+    weight = adaptive_weight(gradients_at(last, reconstruction, adversarial))
     lengths = [
         torch.autograd.grad(v, last, retain_graph=True)[0].norm() for v in (reconstruction, weight * adversarial)
     ]
