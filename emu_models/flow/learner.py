@@ -47,7 +47,7 @@ class FlowLearner(DenoiserLearner):
 
     def draw_times(self, uniform_B: Tensor, z0: Tensor) -> Tensor:
         """Return a noise level in (0, 1) for each draw in [0, 1)."""
-        normal_B = torch.special.ndtri(uniform_B.double().clamp(1e-9, 1 - 1e-9))
+        normal_B = math.sqrt(2) * torch.erfinv(2 * uniform_B.double().clamp(1e-9, 1 - 1e-9) - 1)
         return self._shift(torch.sigmoid(normal_B), z0).float()
 
     def validation_times(self, z0: Tensor) -> list[float]:
