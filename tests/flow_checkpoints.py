@@ -56,8 +56,8 @@ def make_word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_t5(vocabulary: int) -> T5EncoderModel:
-    config = T5Config(vocab_size=vocabulary, d_model=WIDTH, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+def make_t5(vocabulary: int, width: int) -> T5EncoderModel:
+    config = T5Config(vocab_size=vocabulary, d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
     return T5EncoderModel(config).eval()
 
 
@@ -105,15 +105,9 @@ def _make_sd3(folder: Path) -> Any:
         tokenizer=clip,
         text_encoder_2=make_text_encoder(clip, CLIPTextModelWithProjection),
         tokenizer_2=clip,
-        text_encoder_3=_widened_t5(len(words), 2 * PROJECTION + WIDTH),
+        text_encoder_3=make_t5(len(words), 2 * PROJECTION + WIDTH),
         tokenizer_3=words,
     )
-
-
-def _widened_t5(vocabulary: int, width: int) -> T5EncoderModel:
-    return T5EncoderModel(
-        T5Config(vocab_size=vocabulary, d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
-    ).eval()
 
 
 def _make_flux(folder: Path) -> Any:
@@ -135,7 +129,7 @@ def _make_flux(folder: Path) -> Any:
         vae=make_vae(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=make_text_encoder(clip, CLIPTextModel),
         tokenizer=clip,
-        text_encoder_2=make_t5(len(words)),
+        text_encoder_2=make_t5(len(words), WIDTH),
         tokenizer_2=words,
     )
 

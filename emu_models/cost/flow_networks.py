@@ -52,10 +52,11 @@ class FlowNetworks:
         texts = [(getattr(config, "text_config", config), n) for config, n in configs]
         return tuple((config, min(n, getattr(config, "max_position_embeddings", n))) for config, n in texts)
 
-    @property
+    @cached_property
     def widths(self) -> tuple[int, int]:
         """Channels of the token features and of the pooled vector, 1 where there is none."""
-        config: Any = self.build_on_meta().config
+        with torch.device("meta"):
+            config: Any = self.build_denoiser().config  # with all defaults
         return next(config[name] for name in TOKEN_WIDTH if name in config), config.get(POOLED_WIDTH, 1)
 
     @property
@@ -63,11 +64,6 @@ class FlowNetworks:
         """The positions of text that the transformer attends to: SD3's two CLIP encoders share theirs."""
         numbers = self._layout.num_tokens
         return sum(numbers[1:]) if len(numbers) == 3 else numbers[-1]
-
-    def build_on_meta(self) -> Any:
-        """Return the transformer without memory, for its config with all defaults."""
-        with torch.device("meta"):
-            return self.build_denoiser()
 
     def build_denoiser(self) -> Any:
         """Return the transformer."""
@@ -81,11 +77,16 @@ class FlowNetworks:
 
     def latents(self, batch: int, resolution: int) -> torch.Size:
         """Return the shape of the latents of pictures of `resolution` px per side."""
+        channels, factor = self._shrinking
+        return torch.Size((batch, channels, resolution // factor, resolution // factor))
+
+    @cached_property
+    def _shrinking(self) -> tuple[int, int]:
+        """Channels of the latents, and pixels per side of a position."""
         with torch.device("meta"):
             autoencoder = self.build_autoencoder()
         config = autoencoder.vae.config
-        side = resolution // autoencoder.factor
-        return torch.Size((batch, config.get("latent_channels") or config["z_dim"], side, side))
+        return config.get("latent_channels") or config["z_dim"], autoencoder.factor
 
     def blocks(self, denoiser: Any) -> list[nn.Module]:
         """Return the blocks that are recomputed, and gathered by fsdp, one at a time."""
