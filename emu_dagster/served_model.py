@@ -59,7 +59,7 @@ class ServedPipeline(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the pipeline from the version's artifacts; called once by MLflow, before the first request."""
-        from emu_models.latent.checkpoints import load_pipeline
+        from emu_models.checkpoints import load_pipeline
 
         self.pipeline = load_pipeline(context.artifacts["pipeline"])
         self.pipeline.set_progress_bar_config(disable=True)
@@ -70,7 +70,7 @@ class ServedPipeline(mlflow.pyfunc.PythonModel):
         It takes plain mappings instead of list[Request], because MLflow would check those itself and answer with a page
         of pydantic's messages.
         """
-        from emu_models.latent.drawing import draw
+        from emu_models.drawing import draw
 
         pictures = []
         for request in read_requests(model_input):

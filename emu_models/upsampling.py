@@ -14,8 +14,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from emu_models.checkpoints import hide_bars
 from emu_models.device import autocast_on_gpu, choose_device
-from emu_models.latent.checkpoints import hide_bars
 
 LANCZOS = "Lanczos resampling, which adds no detail"
 MULTIPLE = 64  # px; sides that every pipeline takes: its latents are halved up to three times

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from emu_models.evaluation.prompts import read_prompt_file
-from emu_models.latent.folders import inspect_checkpoint
+from emu_models.folders import inspect_checkpoint
 from emu_steps.contestants import is_model
 from emu_steps.corpora import check_source
 from emu_steps.layout import Layout

@@ -12,7 +12,7 @@ from emu_data.files import atomic_dir, write_parquet
 from emu_data.formatting import format_number
 from emu_data.ledger import SOUND, read_ledger
 from emu_data.shards import read_images, read_manifest
-from emu_models.latent.folders import inspect_checkpoint
+from emu_models.folders import inspect_checkpoint
 from emu_reports.sheets import contact_sheet
 from emu_steps.contestants import (
     Drawn,
@@ -144,8 +144,8 @@ def draw_all(
     """Draw a model's picture of each prompt, `size` px per side, in the order of the prompts. counts: receives the
     number of prompts that are too long for the model, under the contestant's `name`.
     """
-    from emu_models.latent.checkpoints import load_pipeline
-    from emu_models.latent.drawing import draw_encoded, encode_for_drawing
+    from emu_models.checkpoints import load_pipeline
+    from emu_models.drawing import draw_encoded, encode_for_drawing
 
     pipeline = load_pipeline(model)
     pipeline.set_progress_bar_config(disable=True)

@@ -39,7 +39,7 @@ def write_pictures(
     An existing file is not overwritten: another name is used. Prints a note on stderr if the model reads only the
     beginning of the prompt.
     """
-    from emu_models.latent.drawing import draw
+    from emu_models.drawing import draw
 
     if note := describe_cut(pipeline, prompt):
         print(f"emu: {note}", file=sys.stderr)
@@ -67,7 +67,7 @@ def describe_cut(pipeline: Any, prompt: str) -> str:
     """Say which part of a prompt a pipeline reads, if the prompt is too long for all its text encoders; otherwise
     return "".
     """
-    from emu_models.latent.checkpoints import PipelineCaptions, captions_of
+    from emu_models.checkpoints import PipelineCaptions, captions_of
 
     captions = captions_of(pipeline)
     most = getattr(pipeline.config, "num_text_tokens", None)  # only ours has it; others' encoders have their own limit

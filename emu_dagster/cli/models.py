@@ -44,8 +44,8 @@ def generate(
 
             folder = found.result()
     with imports_without(*unneeded_packages(folder)):
-        from emu_models.latent.checkpoints import load_pipeline
-        from emu_models.latent.drawing import draw  # noqa: F401
+        from emu_models.checkpoints import load_pipeline
+        from emu_models.drawing import draw  # noqa: F401
     for path in write_pictures(load_pipeline(folder), prompt, num, seed, out, steps, guidance):
         print(path, flush=True)
 

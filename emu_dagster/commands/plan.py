@@ -37,7 +37,7 @@ def plan_networks(params: Params, root: Path) -> "Networks":
     tuned."""
     from emu_models.cost.flow_networks import FlowNetworks
     from emu_models.cost.networks import CheckpointNetworks, ProfileNetworks, describe_text
-    from emu_models.latent.folders import WITH_TRANSFORMER, inspect_checkpoint
+    from emu_models.folders import WITH_TRANSFORMER, inspect_checkpoint
     from emu_models.latent.jobs import DenoiserConfig
 
     study, first, start = params.autoencoder_study, params.pretrained_low, params.quality_tuned.start_from

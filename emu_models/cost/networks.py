@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from emu_models.checkpoints import AnyAutoencoder
 from emu_models.cost.costs import PUBLISHED
 from emu_models.diffusion.schedule import NUM_TIMESTEPS, build_scheduler
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder.scaled import ScaledAutoencoder
 from emu_models.latent.building import build_denoiser
-from emu_models.latent.checkpoints import AnyAutoencoder
 from emu_models.latent.denoiser import choose_attention, denoise
 from emu_models.latent.denoiser_learner import DenoiserLearner
 from emu_models.latent.jobs import DenoiserConfig

@@ -13,11 +13,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from emu_models.checkpoints import AnyAutoencoder
 from emu_models.device import autocast
 from emu_models.diffusion.objective import denoising_loss, offset_noise
 from emu_models.diffusion.schedule import NUM_TIMESTEPS
 from emu_models.latent.autoencoder.network import Moments
-from emu_models.latent.checkpoints import AnyAutoencoder
 from emu_models.latent.denoiser import denoise, takes_sizes
 from emu_models.latent.jobs import DenoiserTrainingConfig
 from emu_models.text import TextFeatures

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from emu_models.training.jobs import CONTENTS, HOW, WEIGHTS, LoopJob
+from emu_models.training.jobs import CONTENTS, HOW, WEIGHTS, LoopJob, PipelineJob
 
 if TYPE_CHECKING:
     from emu_models.training.loop import TrainingResult
@@ -147,9 +147,9 @@ class AutoencoderJob(LoopJob):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoiserJob(LoopJob):
+class DenoiserJob(PipelineJob):
     """A denoiser's training. start_from: a folder of a trained pipeline to continue from, ours or another's
-    (emu_models.latent.checkpoints); without it, `denoiser` is built for `autoencoder` and `text_encoder`. adapters:
+    (emu_models.checkpoints); without it, `denoiser` is built for `autoencoder` and `text_encoder`. adapters:
     trained instead of all weights.
 
     prompts: of the preview; without prompts there is none. aspect_buckets: number of picture shapes from tall to wide
@@ -168,8 +168,6 @@ class DenoiserJob(LoopJob):
     text_encoder: Annotated[str | list[str] | None, CONTENTS] = None
     num_text_tokens: int
     training: DenoiserTrainingConfig
-    prompts: Annotated[tuple[str, ...], HOW]
-    guidance_scale: Annotated[float, HOW]
     aspect_buckets: int = 1
     noise_shift: float | None = None
     adapters: Adapters | None = None

@@ -1,51 +1,27 @@
-"""EmuPipeline: text to pictures, called, saved and loaded like any diffusers pipeline.
+"""EmuPipeline: text to pictures by a latent U-Net, called, saved and loaded like any diffusers pipeline."""
 
-A saved folder contains the code of its classes (`save_config`), so that
-`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` can load it if emu is not installed. If it is,
-`EmuPipeline.from_pretrained(folder)` runs the installed code and none from the folder.
-"""
-
-import inspect
-import json
-import re
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emu_models.latent.denoiser import choose_attention, denoise
-from emu_models.text import TextEncoders, TextFeatures, encode_prompts
-
-Generators = torch.Generator | list[torch.Generator]
-
-
-@dataclass
-class EmuOutput(BaseOutput):
-    """The drawn pictures. images: PIL pictures, an array (B, H, W, 3) in [0, 1], or a tensor (B, 3, H, W), according to
-    `output_type`."""
-
-    images: list[Image.Image] | np.ndarray | Tensor
+from emu_models.text import TextFeatures
+from emu_models.text_pipeline import EmuOutput, Generators, TextPipeline, make_generators
 
 
-class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class EmuPipeline(TextPipeline, StableDiffusionLoraLoaderMixin):
     """Draws pictures from prompts. Components: vae (Autoencoder), unet, scheduler, text_encoder, tokenizer and, if
     there are two encoders, text_encoder_2 and tokenizer_2. resolution: pixels per side."""
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
-    _optional_components = ["text_encoder_2", "tokenizer_2"]
+    OWN_PARTS = {"vae": "emu_models.latent.autoencoder.network"}
 
     def __init__(
         self,
@@ -60,18 +36,10 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         num_text_tokens: int = 16,
     ) -> None:
         super().__init__()
-        self.register_modules(vae=vae, unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
-        self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
-        self.register_to_config(resolution=resolution, num_text_tokens=num_text_tokens)
+        self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
+        self.register_text(text_encoder, tokenizer, text_encoder_2, tokenizer_2, resolution, num_text_tokens)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae.factor)
         choose_attention(unet)
-
-    @property
-    def text_encoders(self) -> TextEncoders:
-        """The one or two text encoders with their tokenizers, as in training."""
-        if self.text_encoder_2 is None:
-            return TextEncoders((self.tokenizer,), (self.text_encoder,))
-        return TextEncoders((self.tokenizer, self.tokenizer_2), (self.text_encoder, self.text_encoder_2))
 
     @torch.no_grad()
     def __call__(
@@ -110,27 +78,18 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         ValueError if numbers do not match or a side is not a multiple of the autoencoder's factor.
         """
         config: Any = self.config  # a dict whose entries diffusers makes readable as attributes
-        text = self._features_of(text, prompt)
-        num_negative = len(_as_list(negative_prompt) if negative_text is None else negative_text)
-        if num_negative not in (1, len(text)):
-            raise ValueError(f"{num_negative} negative prompts for {len(text)} prompts; give one, or one per prompt")
-        index = torch.arange(len(text)).repeat_interleave(num_images_per_prompt)
+        guided, given = guidance_scale > 1, (prompt, negative_prompt, text, negative_text, num_images_per_prompt)
+        text = self.prepare_text(*given, guided, self.unet.dtype)
+        num = len(text) // (2 if guided else 1)
         height, width = height or config.resolution, width or config.resolution
         if height % self.vae.factor or width % self.vae.factor:
             raise ValueError(f"height {height} and width {width} must be multiples of {self.vae.factor}")
         device, dtype = self._execution_device, self.unet.dtype
         if latents is None:
-            shape = (len(index), self.vae.config.latent_channels, height // self.vae.factor, width // self.vae.factor)
-            latents = randn_tensor(shape, _generators(seeds, generator, len(index)), device, dtype)
+            shape = (num, self.vae.config.latent_channels, height // self.vae.factor, width // self.vae.factor)
+            latents = randn_tensor(shape, make_generators(seeds, generator, num), device, dtype)
         z = latents.to(device, dtype)
 
-        text, guided = text.select(index), guidance_scale > 1
-        if guided:
-            null = self._features_of(negative_text, negative_prompt)
-            text = TextFeatures.cat([text, null.select(index % len(null))])
-        text = TextFeatures(
-            text.tokens_BLD.to(device, dtype), text.mask_BL.to(device), text.pooled_BD.to(device, dtype)
-        )
         sizes = [*(original_size or (height, width)), *crops_coords_top_left, height, width]
         sizes_B6 = torch.tensor(sizes, dtype=dtype, device=device).expand(len(text), -1)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -152,74 +111,3 @@ class EmuPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             images = self.image_processor.postprocess(pixels.float(), output_type=output_type)
         self.maybe_free_model_hooks()
         return EmuOutput(images=images) if return_dict else (images,)
-
-    def _features_of(self, text: TextFeatures | None, prompt: str | list[str] | None) -> TextFeatures:
-        """Return features that are given, or those of prompts. Raises ValueError without either."""
-        if text is not None:
-            return text
-        if prompt is None:
-            raise ValueError("there is neither prompt nor text; give one of them")
-        config: Any = self.config
-        return encode_prompts(_as_list(prompt), self.text_encoders, config.num_text_tokens)
-
-    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:  # pyrefly: ignore
-        """Write model_index.json, in which diffusers finds where the classes' code is, and that code: pipeline.py with
-        the modules that it imports, and the autoencoder's in vae/. (diffusers calls this last in `save_pretrained`.)
-        """
-        super().save_config(save_directory, push_to_hub, **kwargs)
-        folder = Path(save_directory)
-        _save_code(sys.modules[type(self).__module__], folder, "pipeline")
-        vae_module = _save_code(sys.modules[type(self.vae).__module__], folder / "vae")
-        index = json.loads((folder / self.config_name).read_text())
-        index["_class_name"] = ["pipeline", type(self).__name__]
-        index["vae"] = [vae_module, type(self.vae).__name__]
-        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-    @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """Return the config of a folder, with this process's classes instead of the copies in the folder."""
-        config = super().load_config(*args, **kwargs)
-        found = config[0] if isinstance(config, tuple) else config
-        if isinstance(found.get("_class_name"), list):
-            found["_class_name"] = cls.__name__
-            if cls.__module__.startswith("emu_models"):
-                from emu_models.latent.autoencoder import network
-
-                found["vae"] = [network.__name__, found["vae"][1]]
-        return config
-
-
-def _as_list(prompt: str | list[str]) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else list(prompt)
-
-
-def _generators(seeds: int | list[int] | None, generator: Generators | None, num: int) -> Generators | None:
-    if seeds is None:
-        if isinstance(generator, list) and len(generator) != num:
-            raise ValueError(f"{num} pictures but {len(generator)} generators; give one, or one per picture")
-        return generator
-    if generator is not None:
-        raise ValueError("both seeds and generator are given; give one of them")
-    numbers = [seeds + i for i in range(num)] if isinstance(seeds, int) else list(seeds)
-    if len(numbers) != num:
-        raise ValueError(f"{num} pictures but {len(numbers)} seeds; give one seed per picture")
-    return [torch.Generator().manual_seed(number) for number in numbers]  # on the CPU: the same on every device
-
-
-# Imports of our own modules, in the package ("from emu_models.text import …") and in a saved copy of a module
-OWN_IMPORT = re.compile(r"^from (?:emu_models[\w.]*\.|\.emu_)(\w+) import \(?\s*(\w+)", re.MULTILINE)
-
-
-def _save_code(module: ModuleType, folder: Path, name: str | None = None) -> str:
-    """Write the source of one of our modules, and of those that it imports, into `folder`; return the module's name.
-
-    diffusers copies the code of all models into one flat package, hence the prefix emu_. It copies only files that the
-    first one imports directly, so a saved module must not depend on others indirectly.
-    """
-    source = inspect.getsource(module)
-    name = name or "emu_" + module.__name__.rsplit(".", 1)[-1].removeprefix("emu_")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.py").write_text(OWN_IMPORT.sub(lambda m: re.sub(r"from \S+", f"from .emu_{m[1]}", m[0]), source))
-    for _, imported in OWN_IMPORT.findall(source):
-        _save_code(sys.modules[getattr(module, imported).__module__], folder)
-    return name

@@ -5,29 +5,17 @@ They run in a child process (emu_dagster.training.child) and know nothing of wha
 diffusers' layout (config.json and safetensors), with meta.json, metrics.jsonl and preview.png.
 """
 
-import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
 from emu_data.copies import Copies
-from emu_data.files import atomic_dir, link_or_copy, write_json
-from emu_models.device import choose_device, half_precision_pays, lend, precision_on
-from emu_models.diffusion.schedule import build_scheduler
-from emu_models.flow.learner import FlowLearner
-from emu_models.flow.network import position_multiple
-from emu_models.flow.pipeline import layout_of
-from emu_models.latent.autoencoder.network import Autoencoder
-from emu_models.latent.autoencoder_learner import AutoencoderLearner
-from emu_models.latent.building import build_denoiser
-from emu_models.latent.checkpoints import (
+from emu_data.files import atomic_dir, write_json
+from emu_models.checkpoints import (
     add_adapters,
     captions_of,
     denoiser_of,
@@ -40,17 +28,26 @@ from emu_models.latent.checkpoints import (
     set_denoiser,
     set_resolution,
 )
+from emu_models.device import choose_device, lend, precision_on
+from emu_models.diffusion.schedule import build_scheduler
+from emu_models.drawing import encode_for_drawing
+from emu_models.finishing import draw_sheet, join_grid, read_finished, renew_preview, write_beside
+from emu_models.flow.learner import FlowLearner
+from emu_models.flow.network import position_multiple
+from emu_models.flow.pipeline import layout_of
+from emu_models.latent.autoencoder.network import Autoencoder
+from emu_models.latent.autoencoder_learner import AutoencoderLearner
+from emu_models.latent.building import build_denoiser
 from emu_models.latent.denoiser import choose_attention, count_parameters
 from emu_models.latent.denoiser_learner import DenoiserLearner, LatentRows
-from emu_models.latent.drawing import draw_encoded, encode_for_drawing
 from emu_models.latent.jobs import AutoencoderJob, DenoiserJob
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextFeatures, load_text_encoders
 from emu_models.training.buckets import bucket_sizes
 from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
 from emu_models.training.distributed import gather_weights
-from emu_models.training.identity import Identity, identify, open_folder, read_result, settings_of, weights_of
-from emu_models.training.loop import TrainingResult, read_log, run_training
+from emu_models.training.identity import Identity, identify, open_folder
+from emu_models.training.loop import TrainingResult, run_training
 from emu_models.training.order import MAX_SHUFFLED
 from emu_models.training.row_file import RowFile, open_rows
 from emu_models.training.rows import PictureRows, Rows, load_rows
@@ -69,7 +66,7 @@ def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> Traini
     file = open_rows(job.shards, job.rows, job.cache, running.world)
     identity = identify(job, file.hashes["pictures"])  # captions do not matter
     folder = open_folder(job.states, identity, running.world.leads)
-    found = _read_finished(running, folder)
+    found = read_finished(running, folder)
     if found is not None:
         return found
     if running.world.leads:
@@ -93,7 +90,7 @@ def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> Traini
         with atomic_dir(folder / "result") as partial:
             averaged.save_pretrained(partial)
             forget_paths(partial)
-            _write_beside(partial, job, identity, result, rows, count_parameters(network))
+            write_beside(partial, job, identity, result, rows, count_parameters(network))
             _save_pairs(rows.held, averaged, partial / "preview.png")
     running.world.wait()
     return result
@@ -108,10 +105,10 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
     file = open_rows(job.shards, job.rows, job.cache, running.world)
     identity = identify(job, file.hashes["pairs"])
     folder = open_folder(job.states, identity, running.world.leads)
-    found = _read_finished(running, folder)
+    found = read_finished(running, folder)
     if found is not None:
         if running.world.leads:
-            _renew_preview(folder / "result", job)
+            renew_preview(folder / "result", job)
         running.world.wait()
         return found
     torch.manual_seed(job.loop.seed)
@@ -141,9 +138,11 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
         set_denoiser(pipeline, averaged.eval().to(choose_device()))
         with atomic_dir(folder / "result") as partial:
             save_pipeline(pipeline, partial)
-            _write_beside(partial, job, identity, result, rows, num_parameters)
+            write_beside(partial, job, identity, result, rows, num_parameters)
+            if job.stop_found_in is not None:
+                shutil.copyfile(job.stop_found_in / "metrics.jsonl", partial / "search.jsonl")
             if job.prompts:
-                _draw_sheet(pipeline, job).save(partial / "preview.png")
+                draw_sheet(pipeline, job).save(partial / "preview.png")
     running.world.wait()
     return result
 
@@ -218,49 +217,13 @@ def _learn(
 
     def draw_samples(step: int) -> None:
         set_denoiser(pipeline, learner.averaged)
-        sheet = _draw_sheet(pipeline, job, encoded)  # by all processes, since the weights may be sharded
+        sheet = draw_sheet(pipeline, job, encoded)  # by all processes, since the weights may be sharded
         if running.world.leads:
             running.picture_sink(step, sheet)
 
     draws = draw_samples if job.prompts else lambda step: None
     result = run_training(learner, job.loop, folder, identity.name, job.name, running, draws)
     return result, gather_weights(learner.averaged, running.world)
-
-
-def _read_finished(running: Running, folder: Path) -> TrainingResult | None:
-    found = read_result(folder)
-    running.world.wait()  # all processes look before one of them can finish it
-    return found
-
-
-def _draw_sheet(pipeline: Any, job: DenoiserJob, encoded: list[dict[str, Any]] | None = None) -> Image.Image:
-    """Draw a sheet of the fixed prompts, each always with the same seed, so that sheets can be compared. encoded: the
-    prompts, if they were encoded before."""
-    encoded = encoded or encode_for_drawing(pipeline, list(job.prompts))
-    asked = {"guidance_scale": job.guidance_scale, "resolution": job.resolution}
-    pictures = draw_encoded(pipeline, encoded, list(range(len(job.prompts))), **asked)
-    return join_grid([np.asarray(p) for p in pictures], 8)
-
-
-def _describe_preview(job: AutoencoderJob | DenoiserJob) -> dict[str, Any] | None:
-    if isinstance(job, AutoencoderJob) or not job.prompts:
-        return None
-    return {"prompts": list(job.prompts), "guidance_scale": job.guidance_scale}
-
-
-def _renew_preview(result: Path, job: DenoiserJob) -> None:
-    """Draw the preview of a finished model again if prompts or guidance have changed; the weights stay."""
-    meta = json.loads((result / "meta.json").read_text())
-    if meta["preview"] == _describe_preview(job):
-        return
-    pipeline = load_pipeline(result) if job.prompts else None
-    with atomic_dir(result) as partial:
-        left_out = shutil.ignore_patterns("preview.png", "meta.json")
-        shutil.copytree(result, partial, ignore=left_out, copy_function=link_or_copy, dirs_exist_ok=True)
-        (partial / "meta.json").write_text(json.dumps({**meta, "preview": _describe_preview(job)}, indent=2))
-        if pipeline is not None:
-            pipeline.set_progress_bar_config(disable=True)
-            _draw_sheet(pipeline, job).save(partial / "preview.png")
 
 
 def _new_pipeline(job: DenoiserJob) -> EmuPipeline:
@@ -279,42 +242,6 @@ def _new_pipeline(job: DenoiserJob) -> EmuPipeline:
     )
 
 
-def _write_beside(
-    folder: Path,
-    job: AutoencoderJob | DenoiserJob,
-    identity: Identity,
-    result: TrainingResult,
-    rows: Rows | PictureRows,
-    num_parameters: int,
-) -> None:
-    """Write metrics.jsonl and meta.json. They do not depend on the clock, on the project's location or on how the model
-    was trained, so that an interrupted training, or one done elsewhere, leaves the same bytes, and assets made from it
-    stay valid."""
-    log = read_log(result.folder)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    if isinstance(job, DenoiserJob) and job.stop_found_in is not None:
-        shutil.copyfile(job.stop_found_in / "metrics.jsonl", folder / "search.jsonl")
-    settings = settings_of(job)
-    weights = {name: [path.name, identity.contents[name]] for name, path in weights_of(job).items()}
-    meta = {
-        "name": job.name,
-        "identity": identity.name,
-        "resolution": job.resolution,
-        "num_rows": len(rows.keys),
-        "num_held_out": len(rows.held_out) if isinstance(rows, PictureRows) else int(rows.is_held_out.sum()),
-        "rows_per_bucket": rows.rows_per_bucket() if isinstance(rows, PictureRows) else None,
-        "num_parameters": num_parameters,
-        "device": choose_device().type,
-        "half_precision": half_precision_pays(choose_device()),
-        "result": {name: value for name, value in asdict(result).items() if name not in ("timings", "folder")},
-        "loop": settings["loop"],
-        "spec": settings["spec"],
-        "weights": weights,
-        "preview": _describe_preview(job),
-    }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
-
-
 @torch.no_grad()
 def _save_pairs(rows: Rows, autoencoder: Autoencoder, path: Path) -> None:
     """Save held-out pictures above their reconstructions, at 1:1."""
@@ -322,11 +249,3 @@ def _save_pairs(rows: Rows, autoencoder: Autoencoder, path: Path) -> None:
     x = to_tensor(images)
     y = to_images(autoencoder.decode(autoencoder.encode(x).mean))
     join_grid([*images, *y], len(images)).save(path)
-
-
-def join_grid(images: list[np.ndarray], num_columns: int) -> Image.Image:
-    """Join pictures (H, W, 3) of one size into one, row by row; the rest of the last row is white."""
-    blanks = [np.full_like(images[0], 255)] * (-len(images) % num_columns)
-    tiles = np.stack([*images, *blanks])
-    lines = [np.concatenate(list(line), axis=1) for line in tiles.reshape(-1, num_columns, *images[0].shape)]
-    return Image.fromarray(np.concatenate(lines, axis=0))

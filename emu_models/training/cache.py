@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from emu_data.samples import DECODING
 from emu_models.budget import ENCODE_BATCH
+from emu_models.checkpoints import AnyAutoencoder, AnyTextEncoder
 from emu_models.device import autocast_on_gpu, choose_device, lend, precision_on
 from emu_models.latent.autoencoder.network import Moments
-from emu_models.latent.checkpoints import AnyAutoencoder, AnyTextEncoder
 from emu_models.memory import Batches
 from emu_models.text import TextFeatures, list_text_encoders, load_text_encoders
 from emu_models.training.distributed import ALONE, World

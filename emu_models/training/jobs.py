@@ -110,6 +110,15 @@ class LoopJob(Job):
         return {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class PipelineJob(LoopJob):
+    """A training whose result is a pipeline that draws. prompts: of the sheets and of the preview. guidance_scale: with
+    which they are drawn."""
+
+    prompts: Annotated[tuple[str, ...], HOW]
+    guidance_scale: Annotated[float, HOW]
+
+
 def to_json(job: Job) -> dict[str, Any]:
     """Return a job as JSON values."""
     kind = f"{type(job).__module__}:{type(job).__qualname__}"

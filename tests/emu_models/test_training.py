@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from emu_dagster.training.train import train_on_all_rows
+from emu_models.checkpoints import load_pipeline
 from emu_models.diffusion.objective import MIN_SNR_GAMMA, denoising_loss, offset_noise
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.latent import denoiser_learner, trainings
-from emu_models.latent.checkpoints import load_pipeline
 from emu_models.latent.denoiser import denoise
 from emu_models.training import jobs, prefetch
 from emu_models.training.early_stopping import EarlyStopping

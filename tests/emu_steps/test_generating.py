@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from emu_models.checkpoints import load_pipeline
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.building import build_denoiser
-from emu_models.latent.checkpoints import load_pipeline
 from emu_models.latent.jobs import DenoiserConfig
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import load_text_encoders

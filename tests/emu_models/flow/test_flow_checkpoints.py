@@ -12,17 +12,17 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from emu_models.checkpoints import captions_of, denoiser_of, latents_of, load_pipeline
+from emu_models.drawing import draw
 from emu_models.flow.learner import noise_shift
 from emu_models.flow.network import pack, unpack
 from emu_models.flow.pipeline import LAYOUTS
-from emu_models.latent.checkpoints import captions_of, denoiser_of, latents_of, load_pipeline
-from emu_models.latent.drawing import draw
-from emu_models.latent.folders import WITH_TRANSFORMER, inspect_checkpoint
+from emu_models.folders import WITH_TRANSFORMER, inspect_checkpoint
 from emu_models.latent.jobs import Adapters
 from emu_models.training.loop import Interrupted
 from emu_models.training.running import Running
-from tests.emu_models.latent import test_checkpoints
-from tests.emu_models.latent.test_checkpoints import LOOP, PROMPTS, SEEDS, refuse_places, weights
+from tests.emu_models import test_checkpoints
+from tests.emu_models.test_checkpoints import LOOP, PROMPTS, SEEDS, refuse_places, weights
 from tests.emu_models.test_training import stop_after
 from tests.flow_checkpoints import KINDS, make_flow_checkpoint
 from tests.shards import write_toy_shards

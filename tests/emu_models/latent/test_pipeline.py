@@ -13,12 +13,12 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch.nn import functional as F
 
+from emu_models.checkpoints import add_adapters, load_pipeline, save_pipeline
 from emu_models.diffusion.schedule import build_scheduler
+from emu_models.drawing import draw
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.building import build_denoiser
-from emu_models.latent.checkpoints import add_adapters, load_pipeline, save_pipeline
 from emu_models.latent.denoiser import denoise
-from emu_models.latent.drawing import draw
 from emu_models.latent.jobs import Adapters, DenoiserConfig
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextFeatures, encode_prompts, load_text_encoders
@@ -172,7 +172,7 @@ def test_a_saved_folder_loads_where_emu_is_not_installed(pipeline, tmp_path):
         loaded = load_pipeline(tmp_path / folder)
         assert type(loaded) is EmuPipeline and type(loaded.vae) is Autoencoder
         assert np.abs(array(draw(loaded, ["red"], [1], 3)[0]) - expected).max() <= 1
-    for name in ("pipeline.py", "vae/emu_network.py"):
+    for name in ("pipeline.py", "vae/emu_latent_autoencoder_network.py"):
         assert (tmp_path / "again" / name).read_text() == (tmp_path / "saved" / name).read_text()
 
 

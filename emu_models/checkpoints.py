@@ -22,13 +22,14 @@ from transformers.utils import logging as transformers_logging
 from emu_models.device import choose_device
 from emu_models.flow.pipeline import LAYOUTS as FLOW_LAYOUTS
 from emu_models.flow.pipeline import layout_of
+from emu_models.folders import inspect_checkpoint, no_signal_left
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder.scaled import ScaledAutoencoder
 from emu_models.latent.denoiser import choose_attention
-from emu_models.latent.folders import inspect_checkpoint, no_signal_left
 from emu_models.latent.jobs import Adapters
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextEncoders, TextFeatures
+from emu_models.text_pipeline import TextPipeline
 
 CLASSES = {
     found.__name__: found for found in (EmuPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, *FLOW_LAYOUTS)
@@ -175,13 +176,13 @@ def latents_of(pipeline: Any) -> AnyAutoencoder:
 
 def captions_of(pipeline: Any) -> AnyTextEncoder:
     """Return the text encoders of any pipeline, with the methods that tuning calls."""
-    return pipeline.text_encoders if isinstance(pipeline, EmuPipeline) else PipelineCaptions(pipeline)
+    return pipeline.text_encoders if isinstance(pipeline, TextPipeline) else PipelineCaptions(pipeline)
 
 
 def set_resolution(pipeline: Any, resolution: int) -> None:
     """Make `resolution` (px) the default side of the pictures that the pipeline draws. Transformers keep theirs, which
     is part of their embedding of positions."""
-    if isinstance(pipeline, EmuPipeline):
+    if isinstance(pipeline, TextPipeline):
         pipeline.register_to_config(resolution=resolution)
     elif layout_of(pipeline) is None:
         side = resolution // pipeline.vae_scale_factor

@@ -14,13 +14,13 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
 
+from emu_models.checkpoints import captions_of, parts_that_draw
 from emu_models.device import autocast_on_gpu, choose_device, lend, precision_on
 from emu_models.flow.pipeline import layout_of
-from emu_models.latent.autoencoder.network import Autoencoder
-from emu_models.latent.checkpoints import captions_of, parts_that_draw
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.memory import Batches
 from emu_models.text import TextFeatures
+from emu_models.text_pipeline import TextPipeline
 
 # The arguments that take what `encode_prompt` returns, in its order.
 ENCODED = {
@@ -73,9 +73,12 @@ def draw_encoded(
     device = choose_device()
     batches = Batches("drawing", max(sizes, default=1), device)
     layout = layout_of(pipeline)
-    asked = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
     if layout is not None:
         asked = layout.asked(guidance_scale)
+    elif isinstance(pipeline, TextPipeline) and not isinstance(pipeline, EmuPipeline):
+        asked = {"guidance_scale": guidance_scale}
+    else:
+        asked = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
     with lend(device, *parts_that_draw(pipeline)):
         for texts, size, start in zip(encoded, sizes, itertools.accumulate(sizes, initial=0), strict=False):
             own = seeds[start : start + size]
@@ -100,7 +103,7 @@ def draw_encoded(
 def _encode(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Any]:
     """Return, on the CPU, the pipeline's arguments that stand for prompts and the null condition."""
     with autocast_on_gpu(device):
-        if isinstance(pipeline, EmuPipeline):
+        if isinstance(pipeline, TextPipeline):
             length = pipeline.config.num_text_tokens  # type: ignore[attr-defined]
             text, null = (pipeline.text_encoders.encode(some, length) for some in (prompts, [""]))
             return {"text": text.to(torch.device("cpu")), "negative_text": null.to(torch.device("cpu"))}
@@ -127,10 +130,10 @@ def _select(value: Tensor | TextFeatures, some: range, device: torch.device) -> 
 
 def _call(pipeline: Any, device: torch.device, **arguments: Any) -> list[Image.Image]:
     """Run a pipeline. If one picture alone takes too much memory, its autoencoder decodes in tiles from here on."""
-    vae = pipeline.vae
-    if isinstance(vae, Autoencoder):
+    if isinstance(pipeline, TextPipeline):
         with autocast_on_gpu(device):
             return pipeline(**arguments).images
+    vae = pipeline.vae
     vae.enable_slicing()  # decodes one picture at a time
     try:
         with autocast_on_gpu(device):

@@ -10,10 +10,10 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
+from emu_models.checkpoints import captions_of, latents_of, load_pipeline
+from emu_models.drawing import draw
 from emu_models.latent import trainings
-from emu_models.latent.checkpoints import captions_of, latents_of, load_pipeline
 from emu_models.latent.denoiser import denoise
-from emu_models.latent.drawing import draw
 from emu_models.latent.jobs import Adapters, DenoiserJob, DenoiserTrainingConfig
 from emu_models.training.jobs import LoopConfig
 from emu_models.training.running import UNHEARD, Running

@@ -13,9 +13,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
+from emu_models.checkpoints import load_pipeline
+from emu_models.folders import Found, inspect_checkpoint
 from emu_models.latent.autoencoder.network import Autoencoder
-from emu_models.latent.checkpoints import load_pipeline
-from emu_models.latent.folders import Found, inspect_checkpoint
 from tests.checkpoints import make_checkpoint
 
 NAMES = {"sd1": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
@@ -172,7 +172,7 @@ def test_other_settings_whose_schedule_ends_in_pure_noise_are_refused_too(plain,
 
 
 def test_the_inspection_does_not_import_torch():
-    code = "import sys; import emu_models.latent.folders, emu_steps.brought; sys.exit('torch' in sys.modules)"
+    code = "import sys; import emu_models.folders, emu_steps.brought; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
