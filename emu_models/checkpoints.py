@@ -20,19 +20,28 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from emu_models.device import choose_device
-from emu_models.flow.pipeline import LAYOUTS as FLOW_LAYOUTS
-from emu_models.flow.pipeline import layout_of
+from emu_models.flow.layouts import LAYOUTS as FLOW_LAYOUTS
+from emu_models.flow.layouts import layout_of
+from emu_models.flow.pipeline import EmuFlowPipeline
 from emu_models.folders import inspect_checkpoint, no_signal_left
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder.scaled import ScaledAutoencoder
 from emu_models.latent.denoiser import choose_attention
 from emu_models.latent.jobs import Adapters
 from emu_models.latent.pipeline import EmuPipeline
+from emu_models.pixel.space import PixelSpace
 from emu_models.text import TextEncoders, TextFeatures
 from emu_models.text_pipeline import TextPipeline
 
 CLASSES = {
-    found.__name__: found for found in (EmuPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, *FLOW_LAYOUTS)
+    found.__name__: found
+    for found in (
+        EmuPipeline,
+        EmuFlowPipeline,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        *FLOW_LAYOUTS,
+    )
 }
 
 
@@ -88,7 +97,7 @@ class PipelineCaptions:
         return TextFeatures(tokens.detach(), mask, pooled.detach())
 
 
-AnyAutoencoder = Autoencoder | ScaledAutoencoder
+AnyAutoencoder = Autoencoder | ScaledAutoencoder | PixelSpace
 AnyTextEncoder = TextEncoders | PipelineCaptions
 
 
@@ -111,7 +120,7 @@ def load_pipeline(folder: Path) -> Any:
     pipeline: Any = CLASSES[found.layout].from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, variant=found.variant, **absent
     )
-    if layout_of(pipeline) is None:
+    if not is_flow(pipeline):
         _refuse_schedule(pipeline.scheduler, Path(folder))
         choose_attention(pipeline.unet)
     return place(pipeline)
@@ -151,8 +160,13 @@ def set_denoiser(pipeline: Any, network: nn.Module) -> None:
     setattr(pipeline, _denoiser_name(pipeline), network)
 
 
+def is_flow(pipeline: Any) -> bool:
+    """Whether the pipeline draws with a rectified-flow transformer, and not with a U-Net."""
+    return layout_of(pipeline) is not None or isinstance(pipeline, EmuFlowPipeline)
+
+
 def _denoiser_name(pipeline: Any) -> str:
-    return "unet" if layout_of(pipeline) is None else "transformer"
+    return "transformer" if is_flow(pipeline) else "unet"
 
 
 def latents_of(pipeline: Any) -> AnyAutoencoder:
@@ -162,7 +176,9 @@ def latents_of(pipeline: Any) -> AnyAutoencoder:
     SDXL also with a mean and deviation per channel if the config has them, in SD3 and FLUX + shift_factor, in
     Qwen-Image only the mean and deviation.
     """
-    if isinstance(pipeline, EmuPipeline):
+    if isinstance(pipeline, EmuFlowPipeline) and pipeline.vae is None:
+        return PixelSpace()
+    if isinstance(pipeline, (EmuPipeline, EmuFlowPipeline)):
         return pipeline.vae
     config: Any = pipeline.vae.config  # a dict whose entries diffusers makes readable as attributes
     mean, std, scale = [0.0], [1.0], config.get("scaling_factor", 1.0)
@@ -192,8 +208,10 @@ def set_resolution(pipeline: Any, resolution: int) -> None:
 
 def add_adapters(network: Any, adapters: Adapters) -> None:
     """Freeze the network and add adapters, which start as the identity, to its layers. Raises ValueError if no layer
-    has one of the names.
+    has one of the names, or the network is of a class that takes none.
     """
+    if not hasattr(network, "add_adapter"):
+        raise ValueError(f"{type(network).__name__} takes no adapters; set lora to null, which tunes all weights")
     from peft import LoraConfig  # importing it takes a quarter of a second, and only this function needs it
 
     network.requires_grad_(False)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from emu_models.checkpoints import captions_of, parts_that_draw
 from emu_models.device import autocast_on_gpu, choose_device, lend, precision_on
-from emu_models.flow.pipeline import layout_of
+from emu_models.flow.layouts import layout_of
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.memory import Batches
 from emu_models.text import TextFeatures

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 WITH_UNET = ("EmuPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline")
-# Those of rectified flow (emu_models.flow.pipeline) -> channels of a position of its transformer per latent channel.
+# Those of rectified flow (emu_models.flow.layouts) -> channels of a position of its transformer per latent channel.
 WITH_TRANSFORMER = {"StableDiffusion3Pipeline": 1, "FluxPipeline": 4, "SanaPipeline": 1, "QwenImagePipeline": 4}
-LAYOUTS = (*WITH_UNET, *WITH_TRANSFORMER)
+OUR_FLOW = "EmuFlowPipeline"  # on latents or, without a vae/, on pixels
+LAYOUTS = (*WITH_UNET, OUR_FLOW, *WITH_TRANSFORMER)
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # Parts of these pipelines that have weights; the others are tokenizers and schedulers, for instance.
 WITH_WEIGHTS = (
@@ -75,7 +76,7 @@ def inspect_checkpoint(folder: Path) -> Found:
     if layout in WITH_UNET:
         _refuse_unet_that_does_not_fit(folder)
     else:
-        _refuse_transformer_that_does_not_fit(folder, WITH_TRANSFORMER[layout])
+        _refuse_transformer_that_does_not_fit(folder, WITH_TRANSFORMER.get(layout, 1), "vae" in parts)
     return Found(layout, _choose_variant(folder, weighty))
 
 
@@ -106,8 +107,9 @@ def _refuse_quantised(folder: Path, part: str) -> None:
         )
 
 
-def _refuse_transformer_that_does_not_fit(folder: Path, per_channel: int) -> None:
-    network, vae = (_read_json(folder / name / "config.json") for name in ("transformer", "vae"))
+def _refuse_transformer_that_does_not_fit(folder: Path, per_channel: int, on_latents: bool) -> None:
+    network = _read_json(folder / "transformer" / "config.json")
+    vae = _read_json(folder / "vae" / "config.json") if on_latents else {"latent_channels": 3}
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
     if not (scheduler.get("_class_name", "").startswith("FlowMatch") or scheduler.get("use_flow_sigmas")):
         raise ValueError(

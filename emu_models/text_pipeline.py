@@ -115,8 +115,7 @@ class TextPipeline(DiffusionPipeline):
         _save_code(sys.modules[type(self).__module__], folder, "pipeline")
         index = json.loads((folder / self.config_name).read_text())
         index["_class_name"] = ["pipeline", type(self).__name__]
-        for name in self.OWN_PARTS:
-            kind = type(getattr(self, name))
+        for name, kind in ((name, type(getattr(self, name))) for name in self.OWN_PARTS if getattr(self, name)):
             index[name] = [_save_code(sys.modules[kind.__module__], folder / name), kind.__name__]
         (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
@@ -129,7 +128,8 @@ class TextPipeline(DiffusionPipeline):
             found["_class_name"] = cls.__name__
             if cls.__module__.startswith("emu_models"):
                 for name, module in cls.OWN_PARTS.items():
-                    found[name] = [module, found[name][1]]
+                    if found[name][1] is not None:
+                        found[name] = [module, found[name][1]]
         return config
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from emu_models.flow.layouts import LAYOUTS, Layout
 from emu_models.flow.learner import FlowLearner
 from emu_models.flow.network import predict_velocity
-from emu_models.flow.pipeline import LAYOUTS, Layout
 from emu_models.latent.autoencoder.scaled import ScaledAutoencoder
 from emu_models.latent.denoiser_learner import DenoiserLearner
 from emu_models.text import TextFeatures

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from emu_models.device import autocast
-from emu_models.flow.network import position_multiple, predict_velocity
-from emu_models.flow.pipeline import trim
+from emu_models.flow.layouts import trim
+from emu_models.flow.network import position_multiple, predict_velocity, takes_mask
 from emu_models.latent.denoiser_learner import Batch, DenoiserLearner
 
 NUM_VALIDATION_LEVELS = 8  # as many as DenoiserLearner's timesteps
@@ -41,9 +41,10 @@ class FlowLearner(DenoiserLearner):
         self._takes_sizes = False
 
     def prepare(self, step: int) -> Batch:
-        """Return this process's share of a step's batch, without text that is padding in all its rows."""
+        """Return this process's share of a step's batch, without text that is padding in all its rows, if the network
+        does not attend to it."""
         batch = super().prepare(step)
-        return replace(batch, text=trim(batch.text)[0])
+        return replace(batch, text=trim(batch.text)[0]) if takes_mask(self.network) else batch
 
     def draw_times(self, uniform_B: Tensor, z0: Tensor) -> Tensor:
         """Return a noise level in (0, 1) for each draw in [0, 1)."""

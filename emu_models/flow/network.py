@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import (
     FluxTransformer2DModel,
+    PRXTransformer2DModel,
     QwenImageTransformer2DModel,
     SanaTransformer2DModel,
     SD3Transformer2DModel,
@@ -23,6 +24,7 @@ NUM_TIMESTEPS = 1000  # SD3 and SANA are told 1000 s; the schedulers' num_train_
 PATCH = 2  # latent positions per side of a patch, in FLUX and Qwen-Image
 # What a guidance-distilled network (FLUX.1-dev) is told while it is tuned; as in diffusers' README of its FLUX example.
 TOLD_GUIDANCE = 1.0
+MIN_LEVEL = 0.05  # by which (z - z0) is divided at least; diffusers' PRXPixelPipeline; JiT, arXiv 2511.13720, sec. 4.1
 
 
 def predict_velocity(network: nn.Module, z_BChw: Tensor, level_B: Tensor, text: TextFeatures) -> Tensor:
@@ -39,6 +41,25 @@ def position_multiple(network: nn.Module) -> int:
     """Return what the sides of the network's latents must be multiples of."""
     config: Any = network.config
     return PATCH if isinstance(network, (FluxTransformer2DModel, QwenImageTransformer2DModel)) else config.patch_size
+
+
+def takes_mask(network: nn.Module) -> bool:
+    """Whether the network leaves out padding of the text; the others attend to it."""
+    return not isinstance(network, (SD3Transformer2DModel, FluxTransformer2DModel))
+
+
+def _predict_prx(network: Any, z: Tensor, level_B: Tensor, text: TextFeatures) -> Tensor:
+    """One with a bottleneck draws pixels and predicts the clean picture z0, from which the velocity is (z - z0) / s."""
+    predicted = network(
+        hidden_states=z,
+        timestep=level_B,
+        encoder_hidden_states=text.tokens_BLD,
+        attention_mask=text.mask_BL,
+        return_dict=False,
+    )[0]
+    if network.config.bottleneck_size is None:
+        return predicted
+    return (z - predicted) / level_B.clamp(min=MIN_LEVEL)[:, None, None, None]
 
 
 def _predict_sd3(network: Any, z: Tensor, level_B: Tensor, text: TextFeatures) -> Tensor:
@@ -109,6 +130,7 @@ def unpack(patches_BND: Tensor, height: int, width: int) -> Tensor:
 
 PREDICTIONS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor, TextFeatures], Tensor]] = {
     SD3Transformer2DModel: _predict_sd3,
+    PRXTransformer2DModel: _predict_prx,
     FluxTransformer2DModel: _predict_flux,
     SanaTransformer2DModel: _predict_sana,
     QwenImageTransformer2DModel: _predict_qwen,

@@ -1,140 +1,103 @@
-"""What diffusers' pipelines of rectified flow do with prompts: how each encodes them, and how it is asked to draw.
+"""EmuFlowPipeline: text to pictures by a rectified-flow transformer, on latents or on pixels."""
 
-Every pipeline encodes prompts by its own method; here the results are TextFeatures, whose mask is all true where the
-network attends to padding.
-"""
-
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline, QwenImagePipeline, SanaPipeline, StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import SD3LoraLoaderMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
-from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from emu_models.flow.network import position_multiple, predict_velocity
 from emu_models.text import TextFeatures
-
-Arguments = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A pipeline's way with text. num_tokens: the most that each tokenizer's encoder reads, the pipeline's defaults.
-
-    encode: pipeline, prompts -> features. arguments: features of prompts and of as many empty ones -> the arguments of
-    a call that stand for them. asked: guidance scale -> the other arguments of a call.
-    """
-
-    num_tokens: tuple[int, ...]
-    encode: Callable[[Any, list[str], torch.device], TextFeatures]
-    arguments: Callable[[TextFeatures, TextFeatures], Arguments]
-    asked: Callable[[float], Arguments]
+from emu_models.text_pipeline import EmuOutput, Generators, TextPipeline, make_generators
 
 
-def layout_of(pipeline: Any) -> Layout | None:
-    """Return how a pipeline of rectified flow treats text; None for other pipelines."""
-    return LAYOUTS.get(type(pipeline))
+class EmuFlowPipeline(TextPipeline, SD3LoraLoaderMixin):
+    """Draws pictures from prompts. Components: vae (Autoencoder, or None for a transformer that draws pixels),
+    transformer, scheduler, text_encoder, tokenizer and, if there are two encoders, text_encoder_2 and tokenizer_2.
+    resolution: pixels per side."""
 
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
+    OWN_PARTS = {"vae": "emu_models.latent.autoencoder.network"}
+    _optional_components = [*TextPipeline._optional_components, "vae"]
 
-def _unmasked(tokens: Tensor, pooled: Tensor) -> TextFeatures:
-    return TextFeatures(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), pooled)
+    def __init__(
+        self,
+        transformer: ModelMixin,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        vae: ModelMixin | None = None,
+        text_encoder_2: PreTrainedModel | None = None,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
+        resolution: int = 64,
+        num_text_tokens: int = 16,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
+        self.register_text(text_encoder, tokenizer, text_encoder_2, tokenizer_2, resolution, num_text_tokens)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.factor)
 
+    @property
+    def factor(self) -> int:
+        """Pixels per side of a position that the transformer is given."""
+        return 1 if self.vae is None else self.vae.factor
 
-def _without_pooled(tokens: Tensor, mask: Tensor) -> TextFeatures:
-    mask = mask.bool()
-    return TextFeatures(tokens * mask[..., None], mask, tokens.new_zeros(len(tokens), 1))
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        seeds: int | list[int] | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 3.0,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        negative_prompt: str | list[str] = "",
+        num_images_per_prompt: int = 1,
+        generator: Generators | None = None,
+        latents: Tensor | None = None,
+        text: TextFeatures | None = None,
+        negative_text: TextFeatures | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> EmuOutput | tuple:
+        """Draw num_images_per_prompt pictures of each prompt; the arguments mean what they mean in EmuPipeline.
 
-
-def _encode_sd3(pipeline: Any, prompts: list[str], device: torch.device) -> TextFeatures:
-    tokens, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, device, do_classifier_free_guidance=False)
-    return _unmasked(tokens, pooled)
-
-
-def _encode_flux(pipeline: Any, prompts: list[str], device: torch.device) -> TextFeatures:
-    tokens, pooled, _ = pipeline.encode_prompt(prompts, None, device)
-    return _unmasked(tokens, pooled)
-
-
-def _encode_sana(pipeline: Any, prompts: list[str], device: torch.device) -> TextFeatures:
-    """Prompts follow an instruction that the pipeline's `__call__` has as its default; the empty prompt does not."""
-    instruction = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
-    found = {}
-    for words in {bool(prompt.strip()) for prompt in prompts}:
-        tokens, mask, _, _ = pipeline.encode_prompt(
-            prompts, False, device=device, complex_human_instruction=instruction if words else None
-        )
-        found[words] = _without_pooled(tokens, mask)
-    if len(found) == 1:
-        return found.popitem()[1]
-    is_empty = torch.tensor([not prompt.strip() for prompt in prompts], device=found[True].tokens_BLD.device)
-    tokens = torch.where(is_empty[:, None, None], found[False].tokens_BLD, found[True].tokens_BLD)
-    return _without_pooled(tokens, torch.where(is_empty[:, None], found[False].mask_BL, found[True].mask_BL))
-
-
-def _encode_qwen(pipeline: Any, prompts: list[str], device: torch.device) -> TextFeatures:
-    """Padded to one length, so that features of different calls can stand in one cache."""
-    tokens, mask = pipeline.encode_prompt(prompts, device)
-    if mask is None:
-        mask = torch.ones(tokens.shape[:2], device=tokens.device)
-    missing = QWEN_TOKENS - tokens.shape[1]
-    return _without_pooled(F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing)))
-
-
-def trim(text: TextFeatures, *others: TextFeatures) -> list[TextFeatures]:
-    """Return features without the positions at the end that are padding in all of them."""
-    parts = (text, *others)
-    length = max(1, *(int(part.mask_BL.sum(1).max()) for part in parts))
-    return [TextFeatures(p.tokens_BLD[:, :length], p.mask_BL[:, :length], p.pooled_BD) for p in parts]
-
-
-def _masked_arguments(mask_name: str) -> Callable[[TextFeatures, TextFeatures], Arguments]:
-    def arguments(text: TextFeatures, null: TextFeatures) -> Arguments:
-        given = {}
-        for sign, features in zip(("", "negative_"), trim(text, null), strict=True):
-            given[f"{sign}prompt_embeds"], given[f"{sign}{mask_name}"] = features.tokens_BLD, features.mask_BL.long()
-        return given
-
-    return arguments
-
-
-def _sd3_arguments(text: TextFeatures, null: TextFeatures) -> Arguments:
-    return {
-        "prompt_embeds": text.tokens_BLD,
-        "pooled_prompt_embeds": text.pooled_BD,
-        "negative_prompt_embeds": null.tokens_BLD,
-        "negative_pooled_prompt_embeds": null.pooled_BD,
-    }
-
-
-def _flux_arguments(text: TextFeatures, null: TextFeatures) -> Arguments:
-    return {"prompt_embeds": text.tokens_BLD, "pooled_prompt_embeds": text.pooled_BD}
-
-
-QWEN_TOKENS = 1024  # max_sequence_length of QwenImagePipeline.encode_prompt
-LAYOUTS: dict[type, Layout] = {
-    StableDiffusion3Pipeline: Layout(
-        (77, 77, 256), _encode_sd3, _sd3_arguments, lambda scale: {"guidance_scale": scale}
-    ),
-    # a network that is told its guidance draws without a negative prompt; one that is not ignores the scale
-    FluxPipeline: Layout((77, 512), _encode_flux, _flux_arguments, lambda scale: {"guidance_scale": scale}),
-    SanaPipeline: Layout(
-        (300,),
-        _encode_sana,
-        _masked_arguments("prompt_attention_mask"),
-        # its defaults are the empty prompts, which it refuses beside their features
-        lambda scale: {
-            "guidance_scale": scale,
-            "use_resolution_binning": False,
-            "prompt": None,
-            "negative_prompt": None,
-        },
-    ),
-    QwenImagePipeline: Layout(
-        (QWEN_TOKENS,),
-        _encode_qwen,
-        _masked_arguments("prompt_embeds_mask"),
-        lambda scale: {"true_cfg_scale": scale},
-    ),
-}
+        Raises ValueError if numbers do not match or a side is not a multiple of the pixels of a patch.
+        """
+        config: Any = self.config  # a dict whose entries diffusers makes readable as attributes
+        guided, asked = guidance_scale > 1, (prompt, negative_prompt, text, negative_text, num_images_per_prompt)
+        text = self.prepare_text(*asked, guided, self.transformer.dtype)
+        num = len(text) // (2 if guided else 1)
+        height, width = height or config.resolution, width or config.resolution
+        multiple = self.factor * position_multiple(self.transformer)
+        if height % multiple or width % multiple:
+            raise ValueError(f"height {height} and width {width} must be multiples of {multiple}")
+        device, dtype = self._execution_device, self.transformer.dtype
+        if latents is None:
+            shape = (num, self.transformer.config.in_channels, height // self.factor, width // self.factor)
+            latents = randn_tensor(shape, make_generators(seeds, generator, num), device, dtype)
+        z = latents.to(device, dtype)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        progress: Any = self.progress_bar(self.scheduler.timesteps)  # type: ignore[call-arg]
+        for t in progress:
+            given = torch.cat([z, z]) if guided else z
+            level_B = (t / self.scheduler.config.num_train_timesteps).to(dtype).expand(len(text))
+            velocity = predict_velocity(self.transformer, given, level_B, text)
+            if guided:
+                with_text, without = velocity.chunk(2)
+                velocity = without + guidance_scale * (with_text - without)
+            z = self.scheduler.step(velocity, t, z).prev_sample
+        images: Any = z
+        if output_type != "latent":
+            if self.vae is not None:
+                # one picture at a time: the decoder takes far more memory per picture than the transformer
+                z = torch.cat([self.vae.decode(self.vae.denormalise(one)) for one in z.split(1)])
+            images = self.image_processor.postprocess(z.float(), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return EmuOutput(images=images) if return_dict else (images,)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
+from emu_models.flow.jobs import TransformerConfig
 from emu_models.training.jobs import CONTENTS, HOW, WEIGHTS, LoopJob, PipelineJob
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ class DenoiserJob(PipelineJob):
     autoencoder: Annotated[Path | None, WEIGHTS] = None
     start_from: Annotated[Path | None, WEIGHTS] = None
     denoiser: DenoiserConfig | None = None
+    transformer: TransformerConfig | None = None
     text_encoder: Annotated[str | list[str] | None, CONTENTS] = None
     num_text_tokens: int
     training: DenoiserTrainingConfig

@@ -21,6 +21,7 @@ from emu_models.checkpoints import (
     denoiser_of,
     forget_paths,
     hide_bars,
+    is_flow,
     latents_of,
     load_pipeline,
     place,
@@ -32,9 +33,10 @@ from emu_models.device import choose_device, lend, precision_on
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.drawing import encode_for_drawing
 from emu_models.finishing import draw_sheet, join_grid, read_finished, renew_preview, write_beside
+from emu_models.flow.building import build_flow_scheduler, build_transformer
 from emu_models.flow.learner import FlowLearner
 from emu_models.flow.network import position_multiple
-from emu_models.flow.pipeline import layout_of
+from emu_models.flow.pipeline import EmuFlowPipeline
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder_learner import AutoencoderLearner
 from emu_models.latent.building import build_denoiser
@@ -43,6 +45,7 @@ from emu_models.latent.denoiser_learner import DenoiserLearner, LatentRows
 from emu_models.latent.jobs import AutoencoderJob, DenoiserJob
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextFeatures, load_text_encoders
+from emu_models.text_pipeline import TextPipeline
 from emu_models.training.buckets import bucket_sizes
 from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
 from emu_models.training.distributed import gather_weights
@@ -116,11 +119,11 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
         pipeline = load_pipeline(job.start_from)
         set_resolution(pipeline, job.resolution)
         if job.noise_shift is not None:
-            if not isinstance(pipeline, EmuPipeline):
+            if not isinstance(pipeline, TextPipeline):
                 raise ValueError(
                     f"{job.name}.noise_shift is for models of this project; {job.start_from} has a schedule"
                 )
-            pipeline.scheduler = build_scheduler(job.noise_shift)
+            pipeline.scheduler = (build_flow_scheduler if is_flow(pipeline) else build_scheduler)(job.noise_shift)
     else:
         pipeline = place(_new_pipeline(job))
     pipeline.set_progress_bar_config(disable=True)
@@ -173,7 +176,7 @@ def _read_rows(
 def _position_multiple(pipeline: Any) -> int:
     """Return what the sides of the latents must be multiples of."""
     network = denoiser_of(pipeline)
-    return position_multiple(network) if layout_of(pipeline) else 2 ** (len(network.config.block_out_channels) - 1)
+    return position_multiple(network) if is_flow(pipeline) else 2 ** (len(network.config.block_out_channels) - 1)
 
 
 def _new_network(pipeline: Any, job: DenoiserJob) -> Any:
@@ -184,7 +187,7 @@ def _new_network(pipeline: Any, job: DenoiserJob) -> Any:
     averaged = kind.from_config(network.config)
     if job.adapters is not None:
         add_adapters(averaged, job.adapters)
-    if layout_of(pipeline) is None:
+    if not is_flow(pipeline):
         choose_attention(averaged)
     return averaged
 
@@ -204,7 +207,7 @@ def _learn(
     # Before the training fills the GPU. Processes that share the weights must call them equally often, so they draw one
     # picture at a time, whatever memory each has left.
     encoded = encode_for_drawing(pipeline, list(job.prompts), 1 if running.world.size > 1 else None)
-    learner = (FlowLearner if layout_of(pipeline) else DenoiserLearner)(
+    learner = (FlowLearner if is_flow(pipeline) else DenoiserLearner)(
         denoiser_of(pipeline).train(),
         latents_of(pipeline),
         pipeline.scheduler,
@@ -226,20 +229,25 @@ def _learn(
     return result, gather_weights(learner.averaged, running.world)
 
 
-def _new_pipeline(job: DenoiserJob) -> EmuPipeline:
-    """Return a pipeline with a new denoiser and the job's autoencoder and text encoders."""
-    assert job.autoencoder is not None and job.denoiser is not None
+def _new_pipeline(job: DenoiserJob) -> EmuPipeline | EmuFlowPipeline:
+    """Return a pipeline with a new network and the job's autoencoder, if it has one, and text encoders."""
     hide_bars()
-    autoencoder, encoders = Autoencoder.from_pretrained(job.autoencoder), load_text_encoders(job.text_encoder)
-    channels = autoencoder.latent_mean.numel()
-    return EmuPipeline(
-        vae=autoencoder,
-        unet=build_denoiser(job.denoiser, channels, encoders.token_width, encoders.pooled_width),
-        scheduler=build_scheduler(job.noise_shift or 1.0),
+    encoders = load_text_encoders(job.text_encoder)
+    autoencoder = None if job.autoencoder is None else Autoencoder.from_pretrained(job.autoencoder)
+    channels = None if autoencoder is None else autoencoder.latent_mean.numel()
+    widths = encoders.token_width, encoders.pooled_width
+    settings: dict[str, Any] = {
+        "resolution": job.resolution,
+        "num_text_tokens": job.num_text_tokens,
         **encoders.components(),
-        resolution=job.resolution,
-        num_text_tokens=job.num_text_tokens,
-    )
+    }
+    if job.transformer is not None:
+        network = build_transformer(job.transformer, channels, *widths)
+        schedule = build_flow_scheduler(job.noise_shift or 1.0)
+        return EmuFlowPipeline(vae=autoencoder, transformer=network, scheduler=schedule, **settings)
+    assert channels is not None and job.denoiser is not None
+    network = build_denoiser(job.denoiser, channels, *widths)
+    return EmuPipeline(vae=autoencoder, unet=network, scheduler=build_scheduler(job.noise_shift or 1.0), **settings)
 
 
 @torch.no_grad()

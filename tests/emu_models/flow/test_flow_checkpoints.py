@@ -14,9 +14,9 @@ from diffusers import DiffusionPipeline
 
 from emu_models.checkpoints import captions_of, denoiser_of, latents_of, load_pipeline
 from emu_models.drawing import draw
+from emu_models.flow.layouts import LAYOUTS
 from emu_models.flow.learner import noise_shift
 from emu_models.flow.network import pack, unpack
-from emu_models.flow.pipeline import LAYOUTS
 from emu_models.folders import WITH_TRANSFORMER, inspect_checkpoint
 from emu_models.latent.jobs import Adapters
 from emu_models.training.loop import Interrupted
