@@ -120,7 +120,7 @@ def alignment_job(layout: Layout, section: AlignmentModel, launch: Launch) -> "A
     path = layout.cache / "rows" / "alignment_model.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(path, table[["key", "caption", "group"]])
-    places = _places(layout, "alignment_model", layout.raw, path)
+    places = places_of(layout, "alignment_model", layout.raw, path)
     return make(AlignmentJob, {**_alignment_settings(section, launch), **places})
 
 
@@ -136,13 +136,13 @@ def judge_job(layout: Layout, section: FaithfulnessJudge, launch: Launch) -> "Ju
 
     passed = f"SELECT key, caption FROM ledger WHERE {PASSED_ALL} ORDER BY key"
     with open_ledger(layout.filtered / "ledger") as con:
-        rows = _write_rows(layout, "faithfulness_judge", con.execute(passed).df())
-    places = _places(layout, "faithfulness_judge", layout.raw, rows)
+        rows = write_rows(layout, "faithfulness_judge", con.execute(passed).df())
+    places = places_of(layout, "faithfulness_judge", layout.raw, rows)
     return make(JudgeJob, {**_alignment_settings(section, launch), **places, "root": layout.root})
 
 
 def _alignment_settings(section: AlignmentTraining, launch: Launch) -> dict[str, Any]:
-    return {**_at_every_level(section.model_dump(), launch), "resolution": section.image_size}
+    return {**at_every_level(section.model_dump(), launch), "resolution": section.image_size}
 
 
 def write_training_rows(layout: Layout, section: AutoencoderTraining) -> Path:
@@ -171,7 +171,7 @@ def write_training_rows(layout: Layout, section: AutoencoderTraining) -> Path:
     )
     readable = usable_rows(shown.assign(status="success"), resolution).drop(columns="status")  # by their true sizes
     found = rows.merge(readable, on="key", validate="one_to_one")
-    return _write_rows(layout, f"autoencoder_{resolution}_{section.max_images}", found, marks)
+    return write_rows(layout, f"autoencoder_{resolution}_{section.max_images}", found, marks)
 
 
 def usable_rows(rows: "pd.DataFrame", resolution: int) -> "pd.DataFrame":
@@ -243,15 +243,15 @@ def _add_sizes(con: Any, raw: Path) -> None:
     )
 
 
-def write_curated_rows(layout: Layout, captions: str) -> Path:
-    """Write a parquet (key, caption) of the curated set. captions: see captioning.pick_captions."""
+def write_curated_rows(layout: Layout, captions: str, name: str = "quality_tuned") -> Path:
+    """Write a parquet (key, caption) of the curated set. captions: see captioning.pick_captions. name: of the file."""
     from emu_data.shards import read_manifest
     from emu_steps.captioning import pick_captions
 
-    return _write_rows(layout, "quality_tuned", pick_captions(read_manifest(layout.curated), captions))
+    return write_rows(layout, name, pick_captions(read_manifest(layout.curated), captions))
 
 
-def _write_rows(layout: Layout, name: str, rows: Any, marks: Mapping[str, str] | None = None) -> Path:
+def write_rows(layout: Layout, name: str, rows: Any, marks: Mapping[str, str] | None = None) -> Path:
     """Write a parquet of rows. marks: shard -> its digest, if the rows have digests, widths and heights."""
     from emu_data.files import write_parquet
     from emu_models.training.jobs import SHARD_MARKS
@@ -293,8 +293,8 @@ def autoencoder_job(
     elif section.losses.perceptual.kind == "encoder":
         # not fold_1, whose features measure the study's distances
         settings["losses"]["perceptual"]["path"] = str(layout.model("alignment_model") / "fold_0")
-    places = {**_places(layout, asset, layout.raw, rows), "name": name, "out": out}
-    given = {**_at_every_level(settings, launch), **places}
+    places = {**places_of(layout, asset, layout.raw, rows), "name": name, "out": out}
+    given = {**at_every_level(settings, launch), **places}
     return make(AutoencoderJob, {**given, "network": network, "start_from": start_from})
 
 
@@ -314,9 +314,8 @@ def denoiser_job(
     from emu_models.training.jobs import make
 
     settings = {**section.model_dump(), **params.launch.of(name).model_dump()}
-    if encoders := settings.get("text_encoder"):
-        names = [encoders] if isinstance(encoders, str) else encoders
-        settings["text_encoder"] = [str(f) if (f := layout.root / name).is_dir() else name for name in names]
+    if isinstance(section, FirstPretraining):
+        settings["text_encoder"] = text_encoders_of(layout, section)
     others = {
         "autoencoder": layout.model("autoencoder") if isinstance(section, FirstPretraining) else None,
         "start_from": start_from,
@@ -325,16 +324,25 @@ def denoiser_job(
         "guidance_scale": params.evaluation_images.guidance_scale,
         "adapters": settings.pop("lora", None),
     }
-    given = {**_at_every_level(settings, params.launch), **_places(layout, name, shards, rows)}
+    given = {**at_every_level(settings, params.launch), **places_of(layout, name, shards, rows)}
     return make(DenoiserJob, {**given, **others})
 
 
-def _at_every_level(settings: dict[str, Any], launch: Launch) -> dict[str, Any]:
+def text_encoders_of(layout: Layout, section: FirstPretraining) -> list[str] | None:
+    """Return the text encoders that params name, those in the project by their paths; None for the packaged one."""
+    if section.text_encoder is None:
+        return None
+    names = [section.text_encoder] if isinstance(section.text_encoder, str) else section.text_encoder
+    return [str(f) if (f := layout.root / name).is_dir() else name for name in names]
+
+
+def at_every_level(settings: dict[str, Any], launch: Launch) -> dict[str, Any]:
     """Offer the entries of a section to a job, its loop and its learner: each takes those for which it has a field."""
     return {**settings, "loop": {**settings, **launch.model_dump(include=SAVING)}, "training": settings}
 
 
-def _places(layout: Layout, asset: str, shards: Path, rows: Path) -> dict[str, Any]:
+def places_of(layout: Layout, asset: str, shards: Path, rows: Path) -> dict[str, Any]:
+    """Return where a training of an asset reads and writes, by the names of a job's fields."""
     return {
         "name": asset,
         "shards": shards,

@@ -38,6 +38,15 @@ from emu_steps.params.filters import (
 from emu_steps.params.kinds import Section, Text, refuse
 from emu_steps.params.reading import check_params, read_params
 from emu_steps.params.references import broken_references
+from emu_steps.params.studies import (
+    Comparing,
+    Family,
+    FamilyStudy,
+    FamilyTraining,
+    StudySections,
+    TransformerFamily,
+    TuningStudy,
+)
 from emu_steps.params.training import (
     PRETRAINED,
     AutoencoderSection,
@@ -71,6 +80,7 @@ __all__ = [
     "AutoencoderStudy",
     "AutoencoderTraining",
     "AutomaticReport",
+    "Comparing",
     "CorpusReport",
     "CurationVotes",
     "Damage",
@@ -81,6 +91,9 @@ __all__ = [
     "EvaluationImages",
     "FaithfulnessJudge",
     "FaithfulnessVotes",
+    "Family",
+    "FamilyStudy",
+    "FamilyTraining",
     "FilterLedger",
     "FilteredCorpus",
     "FirstPretraining",
@@ -100,6 +113,8 @@ __all__ = [
     "Signals",
     "Training",
     "TrainingLaunch",
+    "TransformerFamily",
+    "TuningStudy",
     "Variant",
     "check_params",
     "read_params",
@@ -108,7 +123,7 @@ __all__ = [
 
 
 # Pydantic orders fields from the last base to the first.
-class Params(EvaluationSections, TrainingSections, CurationSections, FilterSections, CorpusSections):
+class Params(StudySections, EvaluationSections, TrainingSections, CurationSections, FilterSections, CorpusSections):
     """All of params.yaml. profile: the name of this set, for pages and the registry. toy: whether its results are at
     toy scale, which pages then say."""
 

@@ -28,7 +28,9 @@ from emu_steps.params.kinds import (
     unknown_names,
 )
 
-DenoiserAsset = Literal["pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned"]
+DenoiserAsset = Literal[
+    "pretrained_low", "pretrained_mid", "pretrained_full", "quality_tuned", "family_study", "tuning_study"
+]
 AutoencoderAsset = Literal["autoencoder_study", "autoencoder"]
 PRETRAINED = PurePosixPath("data/models/pretrained_full")
 

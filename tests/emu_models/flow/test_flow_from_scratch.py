@@ -131,7 +131,7 @@ def test_a_new_network_predicts_zero_and_learns_from_its_first_step_on(space):
     network = build_transformer(NETWORKS[space], 4 if space == "latents" else None, 24, 24)
     predict = PREDICTIONS[type(network)]
     assert isinstance(network, SD3Transformer2DModel if space == "latents" else PRXTransformer2DModel)
-    z, level = torch.randn(2, network.config.in_channels, 16, 16), torch.tensor([0.5, 1.0])
+    z, level = torch.randn(2, 4 if space == "latents" else 3, 16, 16), torch.tensor([0.5, 1.0])
     text = TextFeatures(torch.randn(2, 8, 24), torch.ones(2, 8, dtype=torch.bool), torch.randn(2, 24))
     velocity = predict(network, z, level, text)
     expected = torch.zeros_like(z) if space == "latents" else z / level[:, None, None, None]

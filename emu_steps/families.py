@@ -1,0 +1,134 @@
+"""The trainings of family_study: for each family in params.yaml, the stages that make its pretrained and its tuned
+model, and the report that compares the two."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from PIL import Image
+
+from emu_data.shards import read_manifest
+from emu_steps.layout import Layout
+from emu_steps.params import Family, FamilyTraining, Params, TransformerFamily
+from emu_steps.training_jobs import (
+    at_every_level,
+    places_of,
+    text_encoders_of,
+    write_curated_rows,
+    write_gated_rows,
+)
+
+if TYPE_CHECKING:
+    from emu_models.training.jobs import LoopJob
+
+ASSET = "family_study"
+PRETRAINED, TUNED = "pretrained", "tuned"  # the last stage of each half
+NUM_SHOWN = 8  # prompts on the sheet; chosen here
+
+Done = Mapping[str, Path]  # stage -> the folder of its finished model
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training of a family. make: the job, from the models of the family's earlier stages."""
+
+    name: str
+    make: Callable[[Done], "LoopJob"]
+
+
+def model_of(layout: Layout, family: str, stage: str) -> Path:
+    """Return the folder in which family_study publishes a stage's model."""
+    return layout.model(ASSET) / f"{family}_{stage}"
+
+
+def stages_of(layout: Layout, params: Params) -> dict[str, list[Stage]]:
+    """Return family -> its stages, in order, and write the rows that they learn. Stages of different families do not
+    depend on each other."""
+    section = params.family_study
+    if not section.families:
+        return {}
+    rows = {
+        PRETRAINED: (layout.raw, write_gated_rows(layout, ASSET, section.gates)),
+        TUNED: (layout.curated, write_curated_rows(layout, params.quality_tuned.captions, f"{ASSET}_{TUNED}")),
+    }
+    return {
+        name: STAGES[type(family)](
+            lambda stage, half, name=name: _given(layout, params, name, stage, *rows[half]), family
+        )
+        for name, family in section.families.items()
+    }
+
+
+Given = Callable[[str, str], dict[str, Any]]  # stage, PRETRAINED or TUNED (whose rows) -> fields of any job
+
+
+def _given(layout: Layout, params: Params, family: str, stage: str, shards: Path, rows: Path) -> dict[str, Any]:
+    return {
+        **places_of(layout, ASSET, shards, rows),
+        "name": f"{ASSET}_{family}_{stage}",
+        "out": model_of(layout, family, stage),
+        "resolution": params.family_study.families[family].resolution,
+        "num_text_tokens": params.pretrained_low.num_text_tokens,
+        "text_encoder": text_encoders_of(layout, params.pretrained_low),
+        "prompts": params.evaluation_images.fixed_prompts,
+        "guidance_scale": params.evaluation_images.guidance_scale,
+        "launch": params.launch,
+        "autoencoder": layout.model("autoencoder"),
+    }
+
+
+def _settings(given: dict[str, Any], training: FamilyTraining) -> dict[str, Any]:
+    launch = given["launch"]
+    return {**at_every_level({**training.model_dump(), **launch.of(ASSET).model_dump()}, launch), **given}
+
+
+def _transformer_stages(given: Given, family: TransformerFamily) -> list[Stage]:
+    from emu_models.latent.jobs import DenoiserJob
+    from emu_models.training.jobs import make
+
+    def pretrain(done: Done) -> "LoopJob":
+        settings = _settings(given(PRETRAINED, PRETRAINED), family.pretraining)
+        new = {"transformer": family.transformer.model_dump(), "noise_shift": family.noise_shift}
+        if family.transformer.bottleneck is not None:
+            settings["autoencoder"] = None
+        return make(DenoiserJob, {**settings, **new})
+
+    def tune(done: Done) -> "LoopJob":
+        settings = _settings(given(TUNED, TUNED), family.tuning)
+        return make(DenoiserJob, {**settings, "autoencoder": None, "start_from": done[PRETRAINED]})
+
+    return [Stage(PRETRAINED, pretrain), Stage(TUNED, tune)]
+
+
+STAGES: dict[type[Family], Callable[[Given, Any], list[Stage]]] = {TransformerFamily: _transformer_stages}
+
+
+def report_generality(
+    layout: Layout, params: Params, judged: Mapping[str, str]
+) -> tuple[dict[str, float], pd.DataFrame, Image.Image]:
+    """Write data/reports/generality_report: every family, and the graph's own latent U-Net, before and after tuning on
+    the same curated set. Return metrics, a table and a sheet of pictures. judged: asset -> md5 of the inputs."""
+    from emu_reports.page import Run
+    from emu_reports.studies import write_generality_report
+    from emu_steps.comparing import Comparator, comparison_sheet, report_rows
+
+    run, families = Run(params.profile, params.toy, judged), params.family_study.families
+    folder = layout.report("generality_report")
+    if not families:
+        write_generality_report(folder, [], [], None, run)
+        return {"num_families": 0}, pd.DataFrame(), Image.new("RGB", (1, 1))
+    comparator = Comparator(layout, params, params.generality_report)
+    models = {"latent": (layout.root / params.quality_tuned.start_from, layout.model("quality_tuned"))}
+    models |= {name: (model_of(layout, name, PRETRAINED), model_of(layout, name, TUNED)) for name in families}
+    keys = read_manifest(layout.curated)["key"].tolist()
+    outcomes, shown = [], []
+    for name, halves in models.items():
+        before, after = (comparator.draw(model, name) for model in halves)
+        outcomes.append(comparator.outcome(name, before, after, layout.curated, keys))
+        shown += [(f"{name}, before", before[0]), (f"{name}, after", after[0])]
+    sheet = comparison_sheet(shown, NUM_SHOWN)
+    write_generality_report(folder, outcomes, comparator.prompts["prompt"].tolist()[:NUM_SHOWN], sheet, run)
+    metrics = {"num_families": float(len(models)), "num_prompts": float(len(comparator.prompts))}
+    return metrics | {k: v for one in outcomes for k, v in one.metrics().items()}, report_rows(outcomes), sheet
