@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from emu_data.votes.intervals import Interval
+from emu_reports.charts import Series, line_chart
 from emu_reports.page import Card, Run, describe_run, write_report
 
 if TYPE_CHECKING:
@@ -55,3 +56,82 @@ def write_generality_report(
     pictures = {} if sheet is None else {"sheet": sheet}
     cards = [Card("generality", 70)] if outcomes else []
     return write_report(directory, "generality", data, pictures, cards=cards)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An arm of the tuning study. part: what differs, "share", "length", "chosen_by" or "captions". share: of the
+    curated set. budget: what is equal among shares, "steps" or "epochs"."""
+
+    part: str
+    share: float
+    budget: str
+    num_steps: int
+    seed: int
+    outcome: Outcome
+
+
+PARTS = {
+    "share": "How few pictures",
+    "length": "For how long",
+    "chosen_by": "Chosen by whom",
+    "captions": "Which captions",
+}
+
+
+def write_tuning_report(
+    directory: Path, tuned: Sequence[Tuned], prompts: Sequence[str], sheet: Image.Image | None, run: Run
+) -> dict[str, Any]:
+    """Write the page and return what its report.json holds. tuned: the arms, none if there is no study; then there is
+    no card either. sheet: a row of pictures per arm of the first seed, of `prompts`."""
+    data = {
+        **describe_run(run, *([NOT_PEOPLE] if tuned else [])),
+        "tuned": tuned,
+        "parts_shown": [
+            {"title": PARTS[part], "part": part} for part in PARTS if any(one.part == part for one in tuned)
+        ],
+        "prompts": prompts,
+        "trade_off": find_trade_off(tuned),
+    }
+    pictures = {} if sheet is None else {"sheet": sheet}
+    charts = {part: _curves(tuned, part) for part in ("share", "length") if any(one.part == part for one in tuned)}
+    cards = [Card("tuning", 71)] if tuned else []
+    return write_report(directory, "tuning", data, pictures, charts, cards)
+
+
+def find_trade_off(tuned: Sequence[Tuned]) -> list[dict[str, float]]:
+    """Return, of each length of the whole set's tuning, what it won and what it cost: steps, appeal (points of prompts
+    won minus lost), faithfulness (likewise) and near_copies (per cent)."""
+    found = []
+    for one in sorted((one for one in tuned if one.part == "length"), key=lambda one: one.num_steps):
+        faithful = one.outcome.faithfulness
+        found.append(
+            {
+                "steps": one.num_steps,
+                "appeal": one.outcome.appeal.win_less_lose.estimate,
+                "faithfulness": float("nan") if faithful is None else faithful.win_less_lose.estimate,
+                "near_copies": one.outcome.copies_after.estimate,
+            }
+        )
+    return found
+
+
+def _curves(tuned: Sequence[Tuned], part: str) -> str:
+    """Return an SVG: appeal, won minus lost, over pictures (a line per budget, means over seeds) or over steps."""
+    lines: dict[str, dict[float, list[float]]] = {}
+    for one in (one for one in tuned if one.part == part):
+        x = float(one.outcome.num_tuned_on if part == "share" else one.num_steps)
+        names = ["equal steps", "equal epochs"] if one.share == 1 else [f"equal {one.budget}"]
+        for name in names if part == "share" else ["appeal"]:
+            lines.setdefault(name, {}).setdefault(x, []).append(one.outcome.appeal.win_less_lose.estimate)
+        if part == "length" and one.outcome.faithfulness is not None:
+            cost = one.outcome.faithfulness.win_less_lose.estimate
+            lines.setdefault("faithfulness", {}).setdefault(x, []).append(cost)
+    series = [
+        Series(name, sorted(points), [sum(points[x]) / len(points[x]) for x in sorted(points)], name in SOFT_LINES)
+        for name, points in lines.items()
+    ]
+    return line_chart(series, "pictures tuned on" if part == "share" else "steps", "won less lost")
+
+
+SOFT_LINES = ("equal epochs", "faithfulness")

@@ -68,3 +68,29 @@ def generality_report(record: Record) -> dg.MaterializeResult:
     page = record.layout.report(record.key) / "index.html"
     pictures = {"before_and_after": sheet} if len(table) else {}
     return record.result(metrics, pictures, pages={"report": page}, tables={"families": table} if len(table) else {})
+
+
+@declared(
+    group=GROUP,
+    kinds={"pytorch", "diffusers"},
+    reads=["curated_set", "filtered_corpus", "faithfulness_judge"],
+    outs=["data/reports/tuning_study"],
+    params=["tuning_study", "quality_tuned", *TEXT_AND_SHEET, *COMPARED_BY],
+    how=["launch"],
+    files=["quality_tuned.start_from", "evaluation_images.prompts_file"],
+    pool="gpu",
+)
+def tuning_study(record: Record) -> dg.MaterializeResult:
+    """Tunings that differ in how many pictures they learn, for how long, who chose them, or in their captions, compared
+    with the model before tuning. Their models stay in data/states/tuning_study.
+    """
+    from emu_dagster.training.train import run_jobs
+    from emu_steps.tuning_study import arms_of, make_jobs, report_tunings
+
+    layout, arms = record.layout, arms_of(record.params)
+    results = run_jobs(record, make_jobs(layout, record.params, arms)) if arms else []
+    models = [Path(result["folder"]) / "result" for result in results]
+    metrics, table, sheet = report_tunings(layout, record.params, arms, models, record.inputs)
+    page = layout.report(record.key) / "index.html"
+    pictures = {"tunings": sheet} if arms else {}
+    return record.result(metrics, pictures, pages={"report": page}, tables={"tunings": table} if arms else {})
