@@ -60,7 +60,7 @@ def profile_text(folder: Path, name: str) -> str:
 def _laid_over(below, above):
     """Merge `above` into `below`, both ruamel's CommentedMap; a comment in `above` replaces the one in `below`."""
     for key, value in above.items():
-        if key in below and isinstance(below[key], dict) and isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(below.get(key), dict) and below[key]:  # an empty one is replaced
             _laid_over(below[key], value)
         elif key in below:
             below[key] = value

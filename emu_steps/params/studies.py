@@ -29,7 +29,8 @@ Captions = Literal["short", "long", "mixed", "corpus"]
 
 
 class FamilyTraining(Section):
-    """How a network of a family is trained; the entries mean what they mean in pretrained_low."""
+    """How a network of a family is trained: num_steps, batch_size, learning_rate, warmup_steps, ema_decay,
+    validate_every, max_rise, seed, noise_offset and caption_dropout mean what they mean in pretrained_low."""
 
     num_steps: Steps
     batch_size: Batch
@@ -72,7 +73,8 @@ class Transformer(Section):
 
 
 class TransformerFamily(Family):
-    """noise_shift: factor of the ratio of noise to signal at every time, larger for larger pictures."""
+    """Rectified flow by a transformer (kind: transformer). noise_shift: factor of the ratio of noise to signal at every
+    time, larger for larger pictures."""
 
     kind: Literal["transformer"]
     transformer: Transformer
