@@ -48,11 +48,11 @@ def arms_of(params: Params) -> list[Arm]:
     equal epochs there."""
     study, tuning = params.tuning_study, params.quality_tuned
     whole, captions, first = tuning.num_steps, tuning.captions, study.seeds[0]
-    found = [
+    arms = [
         Arm(
             f"share_{share:g}_{budget}_seed_{seed}",
             "share",
-            _steps_of(share, budget, whole),
+            whole if budget == "steps" else max(1, round(share * whole)),
             captions,
             share,
             budget,
@@ -62,26 +62,13 @@ def arms_of(params: Params) -> list[Arm]:
         for budget in (study.budgets if share < 1 else ["steps"])
         for seed in study.seeds
     ]
-    found += [
-        Arm(
-            f"length_{length:g}",
-            "length",
-            max(whole, round(length * whole)),
-            captions,
-            stop_after=max(1, round(length * whole)),
-            seed=first,
-        )
-        for length in sorted({*study.lengths})
-    ]
-    found += [
-        Arm(f"chosen_by_{name}", "chosen_by", whole, "corpus", chosen_by=name, seed=first) for name in study.chosen_by
-    ]
-    found += [Arm(f"captions_{which}", "captions", whole, which, seed=first) for which in study.captions]
-    return found
-
-
-def _steps_of(share: float, budget: str, whole: int) -> int:
-    return whole if budget == "steps" else max(1, round(share * whole))
+    for last in (max(1, round(length * whole)) for length in sorted(study.lengths)):
+        # up to the whole length the learning rate falls as in the whole tuning, which is only stopped
+        arms.append(Arm(f"after_{last}_steps", "length", max(whole, last), captions, stop_after=last, seed=first))
+    for name in study.chosen_by:
+        arms.append(Arm(f"chosen_by_{name}", "chosen_by", whole, "corpus", chosen_by=name, seed=first))
+    arms += [Arm(f"captions_{which}", "captions", whole, which, seed=first) for which in study.captions]
+    return list({arm.name: arm for arm in arms}.values())
 
 
 def rows_of(layout: Layout, study: TuningStudy, arm: Arm) -> tuple[Path, pd.DataFrame]:
