@@ -19,13 +19,13 @@ NOT_PEOPLE = "rubric panels, not people"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a tuning did, compared with the model before it (B of the preferences). num_tuned_on: pictures. copies: per
-    cent of the drawn pictures that are nearly one of those. variety: how far a prompt's pictures are from each other,
-    0..2. faithfulness: None if the judge knows the subject of no prompt.
+    """What a tuning did, compared with the model before it (B of the preferences). num_learned: pictures learned.
+    copies: per cent of the drawn pictures that are nearly one of those. variety: how far a prompt's pictures are from
+    each other, 0..2. faithfulness: None if the judge knows the subject of no prompt.
     """
 
     name: str
-    num_tuned_on: int
+    num_learned: int
     appeal: "Preference"
     faithfulness: "Preference | None"
     copies_before: Interval
@@ -35,7 +35,7 @@ class Outcome:
     verdict: str
 
     def metrics(self) -> dict[str, float]:
-        """Return its figures for MLflow, by the name of what was tuned."""
+        """Return its figures for MLflow, by the name of the tuning."""
         found = {
             "appeal_win": self.appeal.win.estimate,
             "appeal_lose": self.appeal.lose.estimate,
@@ -59,7 +59,7 @@ def write_generality_report(
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Arm:
     """An arm of the tuning study. part: what differs, "share", "length", "chosen_by" or "captions". share: of the
     curated set. budget: what is equal among shares, "steps" or "epochs"."""
 
@@ -80,30 +80,30 @@ PARTS = {
 
 
 def write_tuning_report(
-    directory: Path, tuned: Sequence[Tuned], prompts: Sequence[str], sheet: Image.Image | None, run: Run
+    directory: Path, arms: Sequence[Arm], prompts: Sequence[str], sheet: Image.Image | None, run: Run
 ) -> dict[str, Any]:
-    """Write the page and return what its report.json holds. tuned: the arms, none if there is no study; then there is
+    """Write the page and return what its report.json holds. arms: none if there is no study; then there is
     no card either. sheet: a row of pictures per arm of the first seed, of `prompts`."""
     data = {
-        **describe_run(run, *([NOT_PEOPLE] if tuned else [])),
-        "tuned": tuned,
+        **describe_run(run, *([NOT_PEOPLE] if arms else [])),
+        "arms": arms,
         "parts_shown": [
-            {"title": PARTS[part], "part": part} for part in PARTS if any(one.part == part for one in tuned)
+            {"title": PARTS[part], "part": part} for part in PARTS if any(one.part == part for one in arms)
         ],
         "prompts": prompts,
-        "trade_off": find_trade_off(tuned),
+        "trade_off": find_trade_off(arms),
     }
     pictures = {} if sheet is None else {"sheet": sheet}
-    charts = {part: _curves(tuned, part) for part in ("share", "length") if any(one.part == part for one in tuned)}
-    cards = [Card("tuning", 71)] if tuned else []
+    charts = {part: _curves(arms, part) for part in ("share", "length") if any(one.part == part for one in arms)}
+    cards = [Card("tuning", 71)] if arms else []
     return write_report(directory, "tuning", data, pictures, charts, cards)
 
 
-def find_trade_off(tuned: Sequence[Tuned]) -> list[dict[str, float]]:
+def find_trade_off(arms: Sequence[Arm]) -> list[dict[str, float]]:
     """Return, of each length of the whole set's tuning, what it won and what it cost: steps, appeal (points of prompts
     won minus lost), faithfulness (likewise) and near_copies (per cent)."""
     found = []
-    for one in sorted((one for one in tuned if one.part == "length"), key=lambda one: one.num_steps):
+    for one in sorted((one for one in arms if one.part == "length"), key=lambda one: one.num_steps):
         faithful = one.outcome.faithfulness
         found.append(
             {
@@ -116,11 +116,11 @@ def find_trade_off(tuned: Sequence[Tuned]) -> list[dict[str, float]]:
     return found
 
 
-def _curves(tuned: Sequence[Tuned], part: str) -> str:
+def _curves(arms: Sequence[Arm], part: str) -> str:
     """Return an SVG: appeal, won minus lost, over pictures (a line per budget, means over seeds) or over steps."""
     lines: dict[str, dict[float, list[float]]] = {}
-    for one in (one for one in tuned if one.part == part):
-        x = float(one.outcome.num_tuned_on if part == "share" else one.num_steps)
+    for one in (one for one in arms if one.part == part):
+        x = float(one.outcome.num_learned if part == "share" else one.num_steps)
         names = ["equal steps", "equal epochs"] if one.share == 1 else [f"equal {one.budget}"]
         for name in names if part == "share" else ["appeal"]:
             lines.setdefault(name, {}).setdefault(x, []).append(one.outcome.appeal.win_less_lose.estimate)
@@ -131,7 +131,7 @@ def _curves(tuned: Sequence[Tuned], part: str) -> str:
         Series(name, sorted(points), [sum(points[x]) / len(points[x]) for x in sorted(points)], name in SOFT_LINES)
         for name, points in lines.items()
     ]
-    return line_chart(series, "pictures tuned on" if part == "share" else "steps", "won less lost")
+    return line_chart(series, "pictures learned" if part == "share" else "steps", "won less lost")
 
 
 SOFT_LINES = ("equal epochs", "faithfulness")

@@ -72,7 +72,7 @@ class Comparator:
         tuned_on = read_images(shards, list(keys), self.size)
         return Outcome(
             name=name,
-            num_tuned_on=len(keys),
+            num_learned=len(keys),
             appeal=appeal,
             faithfulness=self._summarise(judges.vote(named), named) if named else None,
             copies_before=self._copies(before, tuned_on, keys),
@@ -126,7 +126,7 @@ def describe_outcome(outcome: Outcome) -> dict[str, float | str]:
     faithful = outcome.faithfulness
     return {
         "what": outcome.name,
-        "tuned on": outcome.num_tuned_on,
+        "tuned on": outcome.num_learned,
         "appeal won": format_percent(outcome.appeal.win.estimate),
         "appeal lost": format_percent(outcome.appeal.lose.estimate),
         "faithfulness won - lost": format_signed(faithful.win_less_lose.estimate) if faithful else "unknown",

@@ -121,27 +121,27 @@ def report_tunings(
 ) -> tuple[dict[str, float], pd.DataFrame, Image.Image]:
     """Write data/reports/tuning_study; return metrics, a table and a sheet of pictures. models: the folder of each
     arm's finished model. judged: asset -> md5 of the inputs."""
+    from emu_reports import studies
     from emu_reports.page import Run
-    from emu_reports.studies import Tuned, write_tuning_report
     from emu_steps.comparing import Comparator, comparison_sheet, report_rows
 
     run, folder = Run(params.profile, params.toy, judged), layout.report(ASSET)
     if not arms:
-        write_tuning_report(folder, [], [], None, run)
+        studies.write_tuning_report(folder, [], [], None, run)
         return {"num_arms": 0}, pd.DataFrame(), Image.new("RGB", (1, 1))
     comparator = Comparator(layout, params, params.tuning_study)
     before = comparator.draw(layout.root / params.quality_tuned.start_from, "before")
-    tuned, shown = [], [("before", before[0])]
+    found, shown = [], [("before", before[0])]
     for arm, model in zip(arms, models, strict=True):
         after = comparator.draw(model, arm.name)
         shards, rows = rows_of(layout, params.tuning_study, arm)
         outcome = comparator.outcome(arm.name, before, after, shards, rows["key"].tolist())
         num_steps = arm.num_steps if arm.stop_after is None else arm.stop_after
-        tuned.append(Tuned(arm.part, arm.share, arm.budget, num_steps, arm.seed, outcome))
+        found.append(studies.Arm(arm.part, arm.share, arm.budget, num_steps, arm.seed, outcome))
         if arm.seed == params.tuning_study.seeds[0]:
             shown.append((arm.name, after[0]))
     sheet = comparison_sheet(shown, NUM_SHOWN)
-    write_tuning_report(folder, tuned, comparator.prompts["prompt"].tolist()[:NUM_SHOWN], sheet, run)
-    outcomes = [one.outcome for one in tuned]
+    studies.write_tuning_report(folder, found, comparator.prompts["prompt"].tolist()[:NUM_SHOWN], sheet, run)
+    outcomes = [one.outcome for one in found]
     metrics = {"num_arms": float(len(arms)), "num_prompts": float(len(comparator.prompts))}
     return metrics | {k: v for one in outcomes for k, v in one.metrics().items()}, report_rows(outcomes), sheet

@@ -37,6 +37,7 @@ from emu_reports.index import write_index
 from emu_reports.page import Run, to_json
 from emu_reports.preference import Axis, picture_preference, write_preference_report
 from emu_reports.standalone import standalone
+from emu_reports.studies import Arm, Outcome, find_trade_off, write_generality_report, write_tuning_report
 from emu_reports.training import FinishedTraining, read_finished_training, write_training_report
 
 REPORTS = reports_of(load_declarations())
@@ -222,6 +223,29 @@ def write_preference(folder: Path, run: Run, axis: Axis, kind: Any = "rubric") -
     )
 
 
+def make_outcome(name: str, axis: Axis = "appeal") -> Outcome:
+    rng = np.random.default_rng(len(name))
+    votes = [
+        Vote(axis, f"r{n}", "rubric", key, str(rng.choice(["A", "B", "tie"])), side_order="AB")
+        for key in PROMPTS["key"]
+        for n in range(3)
+    ]
+    preference, rate = summarise_preference(votes_to_frame(votes)), exact_rate(1, 20)
+    away = Interval(0.5, 0.4, 0.6)
+    faithfulness = None if name == "strange" else preference
+    return Outcome(name, 38, preference, faithfulness, rate, rate, away, away, "better <b>")
+
+
+def write_generality(folder: Path, run: Run, *names: str) -> dict[str, Any]:
+    sheet = Image.fromarray(make_pictures(1)[0])
+    return write_generality_report(folder, [make_outcome(name) for name in names], [EVIL], sheet, run)
+
+
+def write_tunings(folder: Path, run: Run, *parts: str) -> dict[str, Any]:
+    arms = [Arm(part, share, "epochs", 50, 0, make_outcome(f"{part}{share}")) for part in parts for share in (0.5, 1)]
+    return write_tuning_report(folder, arms, [EVIL], Image.fromarray(make_pictures(1)[0]), run)
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """All reports and the index of a toy run."""
@@ -231,6 +255,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_autoencoder(reports / "autoencoder_study", make_run())
     write_training(reports / "training", make_run())
     write_automatic(reports / "automatic_report", make_run())
+    write_generality(reports / "generality_report", make_run(), "flow", "strange")
+    write_tunings(reports / "tuning_study", make_run(), "share", "length", "chosen_by", "captions")
     write_preference(reports / "appeal_report", make_run(), "appeal")
     write_preference(reports / "faithfulness_report", make_run(), "faithfulness")
     sizes = {"raw": 1234, "filtered": 1000, "generalists": 100, "curated": 40}
@@ -264,7 +290,7 @@ class Links(HTMLParser):
 
 def test_every_page_is_complete_and_needs_nothing_from_elsewhere(reports: Path):
     pages = sorted(reports.rglob("index.html"))
-    assert len(pages) == 8
+    assert len(pages) == 10
     for one in pages:
         html = one.read_text(encoding="utf-8")
         found = Links(html)
@@ -346,7 +372,7 @@ def test_the_index_shows_sixteen_pairs_first_and_says_what_is_missing(tmp_path: 
     old = json.loads((tmp_path / "training" / "report.json").read_text()) | {"schema": 0, "trainings": [{}]}
     (tmp_path / "training" / "report.json").write_text(json.dumps(old))
     write_front(tmp_path, make_run(), {"raw": 5})
-    assert "filtered_corpus, training." in (tmp_path / "index.html").read_text()
+    assert f"{REPORTS[-1]}, training." in (tmp_path / "index.html").read_text()
     write_front(tmp_path / "empty", make_run(), {})
     assert (tmp_path / "empty" / "index.html").is_file()
 
@@ -386,6 +412,23 @@ def test_reports_know_no_fixed_models_and_the_index_no_report(path: Path):
     if path.stem.startswith("index"):
         code = text.split("{% for card in cards %}")[-1].split('"""')[-1]
         assert not re.search(r"appeal|faithful|funnel|autoencoder|training|naming|automatic_report", code)
+
+
+def test_a_study_that_was_not_asked_for_says_so_and_has_no_card(tmp_path: Path):
+    write_generality_report(tmp_path / "generality", [], [], None, make_run())
+    write_tuning_report(tmp_path / "tunings", [], [], None, make_run())
+    for name, section in (("generality", "family_study.families"), ("tunings", "tuning_study")):
+        text = (tmp_path / name / "index.html").read_text()
+        assert section in text and "not people" not in text
+        assert not (tmp_path / name / "cards").exists()
+
+
+def test_what_a_longer_tuning_costs_stands_beside_what_it_wins():
+    arms = [Arm("length", 1.0, "steps", steps, 0, make_outcome(name)) for steps, name in ((90, "strange"), (30, "a"))]
+    shares = [Arm("share", 0.5, "steps", 60, 0, make_outcome("b"))]
+    short, long = find_trade_off([*arms, *shares])
+    assert (short["steps"], long["steps"]) == (30, 90)
+    assert short["faithfulness"] == arms[1].outcome.appeal.win_less_lose.estimate and np.isnan(long["faithfulness"])
 
 
 def test_every_report_of_the_graph_has_a_card(reports: Path):
