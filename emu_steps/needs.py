@@ -85,22 +85,21 @@ def find_shortages(layout: Layout, params: Params, studio: str) -> list[str]:
 def _wanted(layout: Layout, params: Params) -> dict[str, tuple[int, str, Count, str]]:
     """Return asset -> (least number, of what, how they are counted, what to do)."""
     more = "use more pictures (emu ingest), or see data/reports/corpus_report for what drops them"
+    curated: tuple[str, Count, str] = (
+        "pictures are in the curated set",
+        lambda: _count_manifest(layout.curated),
+        "let the rounds of votes keep more, or raise curated_set.num_images",
+    )
     wanted: dict[str, tuple[int, str, Count, str]] = {
         "generalist_votes": (1, "pictures passed all gates", lambda: _count_manifest(layout.filtered), more),
         "faithfulness_judge": (LEAST_JUDGED, "pictures passed the gates", lambda: _count_judged(layout), more),
-        "quality_tuned": (
-            LEAST_TRAINED,
-            "pictures are in the curated set",
-            lambda: _count_manifest(layout.curated),
-            "let the rounds of votes keep more, or raise curated_set.num_images",
-        ),
-        "automatic_report": (
-            LEAST_COMPARED,
-            "pictures are in the curated set",
-            lambda: _count_manifest(layout.curated),
-            "let the rounds of votes keep more, or raise curated_set.num_images",
-        ),
+        "quality_tuned": (LEAST_TRAINED, *curated),
+        "automatic_report": (LEAST_COMPARED, *curated),
     }
+    if params.family_study.families:
+        wanted |= {"family_study": (LEAST_TRAINED, *curated), "generality_report": (LEAST_COMPARED, *curated)}
+    if params.tuning_study.has_arms:
+        wanted["tuning_study"] = (LEAST_COMPARED, *curated)
     if trains_alignment(params):
         wanted["alignment_model"] = (
             2 * params.alignment_model.num_folds,

@@ -22,12 +22,12 @@ def values_of(params: Params, names: Sequence[str]) -> dict[str, Any]:
     """Return dotted name -> plain value. Raises KeyError if params.yaml has no such entry."""
     found = {}
     for name in names:
-        value: Any = params
+        section, value, part = params, cast(Any, params), ""
         for part in name.split("."):
             if not isinstance(value, BaseModel) or part not in type(value).model_fields:
                 raise KeyError(f"{name}: there is no {part} in params.yaml")
-            value = getattr(value, part)
-        found[name] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            section, value = value, getattr(value, part)
+        found[name] = section.model_dump(mode="json", include={part})[part]
     return found
 
 

@@ -129,6 +129,11 @@ class TuningStudy(Comparing):
     chosen_by: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")], Text | None] = {}
     captions: list[Captions] = []
 
+    @property
+    def has_arms(self) -> bool:
+        """Whether anything is tuned."""
+        return bool(any(self.shares) or self.lengths or self.chosen_by or self.captions)
+
 
 class StudySections(Section):
     """The studies."""

@@ -38,11 +38,14 @@ def make_project(root: Path, num: int) -> Layout:
     return layout
 
 
+OF_CURATED = {"quality_tuned", "automatic_report", "family_study", "generality_report", "tuning_study"}
+
+
 @pytest.mark.parametrize(
     ("num", "lacking"),
     [
-        (0, {"generalist_votes", *TRAININGS, "quality_tuned", "automatic_report", "autoencoder"}),
-        (1, {*TRAININGS, "quality_tuned", "automatic_report", "autoencoder"}),
+        (0, {"generalist_votes", *TRAININGS, *OF_CURATED, "autoencoder"}),
+        (1, {*TRAININGS, *OF_CURATED, "autoencoder"}),
         (2, set()),
         (9, None),
     ],
