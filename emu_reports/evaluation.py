@@ -20,6 +20,21 @@ NUM_NEAREST = 12  # generated pictures shown with their nearest training picture
 
 
 @dataclass(frozen=True)
+class WantedKind:
+    """Which pictures are of the kind that curation should find, called `name`. shares: contestant -> per cent of its
+    pictures, by a classifier that told num_right of num_tried real pictures apart. difference: of the candidate from
+    the other, in points. precision, recall: of the curated set among the filtered pictures, in per cent."""
+
+    name: str
+    shares: Mapping[str, "Interval"]
+    difference: "Interval"
+    num_right: int
+    num_tried: int
+    precision: "Interval"
+    recall: "Interval"
+
+
+@dataclass(frozen=True)
 class AutomaticFindings:
     """What the automatic report shows.
 
@@ -30,7 +45,7 @@ class AutomaticFindings:
     nearest: contestant -> rows of `find_nearest`, in the order of the prompts. copies: contestant, or "real" for
     pictures that were not curated -> suspected copies in per cent. among: rows of `nearest_among` over the training
     pictures. frechet: contestant -> Fréchet distance to the curated set on the features named `frechet_features` (it is
-    FID only on Inception's features).
+    FID only on Inception's features). wanted: None if nothing says which pictures are of the wanted kind.
     """
 
     candidate: str
@@ -43,6 +58,7 @@ class AutomaticFindings:
     among: pd.DataFrame
     frechet: Mapping[str, float]
     frechet_features: str
+    wanted: WantedKind | None = None
 
 
 def write_automatic_report(
@@ -86,6 +102,7 @@ def write_automatic_report(
         "similarity_among": findings.among["similarity"].median(),
         "frechet": findings.frechet,
         "frechet_features": findings.frechet_features,
+        "wanted": findings.wanted,
         "pairs": rows,
         "closest": closest,
     }

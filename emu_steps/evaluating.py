@@ -28,6 +28,7 @@ from emu_steps.evidence import NUM_NEAR, NUM_PICTURES, write_evidence
 from emu_steps.generating import describe_cut
 from emu_steps.layout import Layout
 from emu_steps.params import EvaluationImages, Params
+from emu_steps.wanted import measure_wanted
 
 NUM_NEAREST = 16  # pictures of the candidate shown with their nearest curated picture; chosen here
 BATCH = 32  # prompts at a time; fixed, since it changes the last bits of the results; chosen here
@@ -241,6 +242,8 @@ def report_automatically(
             if named:
                 naming[who] = measure_naming(judge, images[mask], named, captions, seed)
             distances[who] = frechet_distance(embedded, curated_embeddings)
+    wanted = params.automatic_report.wanted
+    kinds = measure_wanted(layout, wanted, pictures, params.comparison, size, seed) if wanted else None
     copies = {who: (int(is_near_copy(found, among).sum()), len(found)) for who, found in nearest.items()}
     write_automatic_report(
         layout.report("automatic_report"),
@@ -255,6 +258,7 @@ def report_automatically(
             among=among,
             frechet=distances,
             frechet_features="the judge's image embedding (not FID)",
+            wanted=kinds,
         ),
         prompts,
         pictures,
@@ -269,6 +273,11 @@ def report_automatically(
     for who, (num_near, num) in copies.items():
         metrics[NUM_NEAR + who], metrics[NUM_PICTURES + who] = num_near, num
         metrics[f"near_copy_share_{who}"] = num_near / num
+    if kinds:
+        metrics |= {f"wanted_share_{who}": share.estimate for who, share in kinds.shares.items()}
+        metrics["wanted_difference"], metrics["wanted_difference_low"] = kinds.difference.estimate, kinds.difference.low
+        metrics["curated_wanted_precision"] = kinds.precision.estimate
+        metrics["curated_wanted_recall"] = kinds.recall.estimate
     for name, distance in distances.items():
         metrics[f"frechet_to_curated_{name}"] = distance
     write_evidence(layout, "automatic_report", metrics, judged, candidate, made_by)

@@ -23,6 +23,7 @@ from emu_steps.params.evaluation import (
     FaithfulnessVotes,
     PreferenceReport,
     RegisteredModel,
+    Wanted,
 )
 from emu_steps.params.filters import (
     AlignmentModel,
@@ -116,6 +117,7 @@ __all__ = [
     "TransformerFamily",
     "TuningStudy",
     "Variant",
+    "Wanted",
     "check_params",
     "read_params",
     "tunes_ours",

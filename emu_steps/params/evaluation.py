@@ -96,10 +96,23 @@ class EvaluationImages(Section):
         return self
 
 
+class Wanted(Section):
+    """Pictures that are known to be of the kind that curation should find. name: what a page calls them. column: of the
+    raw corpus's parquets; contains: text that is in it for these pictures and for no other.
+    """
+
+    name: Text
+    column: Text
+    contains: Text
+
+
 class AutomaticReport(Section):
-    """The report that needs no votes. seed: of the bootstrap of the naming rates' intervals."""
+    """The report that needs no votes. seed: of the bootstrap of the naming rates' intervals. wanted: which pictures are
+    known to be of the wanted kind (emu_steps.wanted); null if nothing says it.
+    """
 
     seed: Seed
+    wanted: Wanted | None = None
 
 
 class AppealVotes(Section):

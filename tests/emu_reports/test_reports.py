@@ -30,7 +30,7 @@ from emu_models.evaluation.reconstruction import Difference, Reconstruction
 from emu_reports import page as page_module
 from emu_reports.autoencoder import Step, VariantFindings, find_detail, write_autoencoder_report
 from emu_reports.corpus import CorpusFindings, write_corpus_report
-from emu_reports.evaluation import AutomaticFindings, save_pairs, write_automatic_report
+from emu_reports.evaluation import AutomaticFindings, WantedKind, save_pairs, write_automatic_report
 from emu_reports.funnel import Findings, write_funnel_report
 from emu_reports.held_out import HeldOut, read_held_out
 from emu_reports.index import write_index
@@ -189,6 +189,14 @@ def write_automatic(folder: Path, run: Run) -> dict[str, Any]:
         among=pd.DataFrame({"similarity": [0.4, 0.5], "pixel_distance": [0.2, 0.3]}),
         frechet={"theirs": 2.0, "ours": 1.0},
         frechet_features="the judge's embeddings",
+        wanted=WantedKind(
+            "shaded <b>drawings",
+            {"theirs": Interval(30.0, 20.0, 40.0), "ours": Interval(60.0, 50.0, 70.0)},
+            Interval(30.0, 10.0, 50.0),
+            *(90, 100),
+            Interval(90.0, 80.0, 95.0),
+            Interval(70.0, 60.0, 80.0),
+        ),
     )
     pictures = {"theirs": make_pictures(NUM_PROMPTS), "ours": make_pictures(NUM_PROMPTS, 1)}
     return write_automatic_report(
