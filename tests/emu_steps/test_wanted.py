@@ -34,7 +34,7 @@ def test_precision_is_of_the_curated_and_recall_of_the_filtered_pictures(layout)
 
 @pytest.mark.parametrize(
     ("column", "contains", "why"),
-    [("link", "x", r"no column 'link', only \['key', 'url'\]"), ("url", "sha.ed", "no url contains 'sha.ed'")],
+    [("link", "x", r"no column 'link', only \['key', 'shard', 'url'\]"), ("url", "sha.ed", "no url contains 'sha.ed'")],
 )
 def test_what_the_corpus_does_not_say_is_refused(layout, column, contains, why):
     with pytest.raises(ValueError, match=why):
