@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from emu_models.latent.jobs import AutoencoderTrainingConfig, DenoiserTrainingConfig
-from emu_models.training.jobs import CONTENTS, WEIGHTS, LoopJob, PipelineJob
+from emu_models.training.jobs import CONTENTS, HOW, WEIGHTS, LoopJob, PipelineJob
 
 if TYPE_CHECKING:
     from emu_models.training.running import Running
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaskedTransformerConfig:
-    """The network: diffusers' UVit2DModel. width: channels of `layers` transformer blocks with `heads` heads each, whose
-    feed-forward layers have `inner_width` channels. outer_width: channels of the convolutional blocks before and after
-    them, `blocks` each, with `outer_heads` heads. code_width: channels of a code's embedding. halved: whether the blocks
-    see a grid of half the sides, for many tokens. Raises ValueError for values that do not fit together.
+    """The network: diffusers' UVit2DModel. width: channels of `layers` transformer blocks with `heads` heads each,
+    whose feed-forward layers have `inner_width` channels. outer_width: channels of the convolutional blocks before and
+    after them, `blocks` each, with `outer_heads` heads. code_width: channels of a code's embedding. halved: whether the
+    blocks see a grid of half the sides, for many tokens. Raises ValueError for values that do not fit together.
     """
 
     width: int
@@ -39,8 +39,9 @@ class MaskedTransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedTrainingConfig(DenoiserTrainingConfig):
-    """How the transformer is trained; see DenoiserTrainingConfig. Raises ValueError for noise, which tokens do not have,
-    and for gradient_checkpointing, which UVit2DModel only declares (its blocks fail with it in diffusers 0.42.1)."""
+    """How the transformer is trained; see DenoiserTrainingConfig. Raises ValueError for noise, which tokens do not
+    have, and for gradient_checkpointing, which UVit2DModel only declares: its blocks fail with it in
+    diffusers 0.42.1."""
 
     noise_offset: float = 0.0
 
@@ -65,7 +66,9 @@ class TokenizerJob(LoopJob):
 
     def __post_init__(self) -> None:
         if self.training.losses.kl_weight:
-            raise ValueError(f"losses.kl_weight is {self.training.losses.kl_weight}; a tokenizer has no KL: set it to 0")
+            raise ValueError(
+                f"losses.kl_weight is {self.training.losses.kl_weight}; a tokenizer has no KL: set it to 0"
+            )
 
     def run(self, running: "Running") -> dict[str, Any]:
         """Train; see `masked.trainings.train_tokenizer`."""
@@ -77,9 +80,10 @@ class TokenizerJob(LoopJob):
 @dataclass(frozen=True, kw_only=True)
 class MaskedJob(PipelineJob):
     """A transformer's training. start_from: a folder of a trained EmuMaskedPipeline to continue from; without it,
-    `transformer` is built for `tokenizer`, the folder of a trained tokenizer, and `text_encoder`. aspect_buckets: number
-    of picture shapes from tall to wide (buckets.py); 1 crops all pictures to squares. hold_out: whether some rows are
-    kept for validation. Raises ValueError if there is nothing to start from.
+    `transformer` is built for `tokenizer`, the folder of a trained tokenizer, and `text_encoder`. aspect_buckets:
+    number of picture shapes from tall to wide (buckets.py); 1 crops all pictures to squares. local_copies,
+    local_copies_gb: see DenoiserJob. hold_out: whether some rows are kept for validation. Raises ValueError if there is
+    nothing to start from.
     """
 
     tokenizer: Annotated[Path | None, WEIGHTS] = None
@@ -89,6 +93,8 @@ class MaskedJob(PipelineJob):
     num_text_tokens: int
     training: MaskedTrainingConfig
     aspect_buckets: int = 1
+    local_copies: Annotated[Path | None, HOW] = None
+    local_copies_gb: Annotated[float, HOW] = 100.0
     hold_out: bool = True
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """How the transformer learns to fill in masked tokens (MaskGIT, arXiv 2202.04200, sec. 3.2; Muse, arXiv 2301.00704).
 
-It learns as a denoiser, with its own "noise": z0 are the tokenizer's rounded latents, which stand for tokens; the time is
-the share of masked positions, and those with the lowest noise are masked.
+It learns as a denoiser, with its own "noise": z0 are the tokenizer's rounded latents, which stand for tokens; the time
+is the share of masked positions, and those with the lowest noise are masked.
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ class MaskedLearner(DenoiserLearner):
     """A transformer that learns the tokens of captioned pictures; a `loop.Learner`. The autoencoder is a
     PictureTokenizer, and there is no scheduler.
 
-    The loss of a row is the cross entropy of its masked tokens, in nats per masked token; the others do not count, since
-    the network sees them.
+    The loss of a row is the cross entropy of its masked tokens, in nats per masked token; the others do not count,
+    since the network sees them.
     """
 
     autoencoder: PictureTokenizer
@@ -56,8 +56,9 @@ class MaskedLearner(DenoiserLearner):
         return (loss_B * batch.weights_B.to(self.device)).sum()
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Return val_loss, nats per masked token of held-out rows, averaged over fixed shares of fixed masked positions,
-        and code_entropy, the loss of a guess that knows only how frequent each code is among the rows to train on."""
+        """Return val_loss, nats per masked token of held-out rows, averaged over fixed shares of fixed masked
+        positions, and code_entropy, the loss of a guess that knows only how frequent each code is among the rows
+        to train on."""
         found = super().validate(network)
         return {**found, "code_entropy": self._measure_entropy()} if found else found
 

@@ -1,5 +1,5 @@
-"""Runs the transformer that fills in masked tokens (Muse, arXiv 2301.00704); this file is saved with every model, for its
-pipeline.
+"""Runs the transformer that fills in masked tokens (Muse, arXiv 2301.00704); this file is saved with every model, for
+its pipeline.
 
 It is diffusers' UVit2DModel, as in aMUSEd (arXiv 2401.01808). Its convolutions tell it where a token is. Shapes: tokens
 (B, h, w), of which the last of the network's vocabulary is the mask.

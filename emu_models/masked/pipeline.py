@@ -68,9 +68,9 @@ class EmuMaskedPipeline(TextPipeline):
 
         All tokens are masked at first. Each step draws tokens from the guided probabilities, and keeps so many of them
         that share_masked of the steps says how many are left. order: which are kept: the next positions of a sequence
-        that covers the picture evenly ("halton"; Besnier et al., arXiv 2503.17076), or those of the highest probability,
-        with noise that fades ("confidence"; MaskGIT, arXiv 2202.04200, sec. 3.3). temperature: by which logits are
-        divided; below 1, likely tokens are drawn more often. output_type "latent": tokens (pictures, h, w).
+        that covers the picture evenly ("halton"; Besnier et al., arXiv 2503.17076), or those of the highest
+        probability, with noise that fades ("confidence"; MaskGIT, arXiv 2202.04200, sec. 3.3). temperature: by which
+        logits are divided; below 1, likely tokens are drawn more often. output_type "latent": tokens (pictures, h, w).
 
         Raises ValueError if numbers do not match, a side does not fit the network, or order is another word.
         """

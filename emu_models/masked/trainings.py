@@ -142,7 +142,9 @@ def _open_pipeline(job: MaskedJob) -> Any:
     if job.start_from is not None:
         pipeline = load_pipeline(job.start_from)
         if not isinstance(pipeline, EmuMaskedPipeline):
-            raise ValueError(f"{job.name}: {job.start_from} holds a {type(pipeline).__name__}; give an EmuMaskedPipeline")
+            raise ValueError(
+                f"{job.name}: {job.start_from} holds a {type(pipeline).__name__}; give an EmuMaskedPipeline"
+            )
         pipeline.register_to_config(resolution=job.resolution)
     else:
         assert job.tokenizer is not None and job.transformer is not None  # as MaskedJob has checked
@@ -168,7 +170,7 @@ def _read_rows(
     world, tokenizer = running.world, pipeline.vae.eval()
     multiple = tokenizer.factor * (2 if pipeline.transformer.config.downsample else 1)
     buckets = bucket_sizes(job.resolution, multiple, job.aspect_buckets)
-    copies = Copies(job.cache / "copies")
+    copies = Copies(job.local_copies or job.cache / "copies", int(job.local_copies_gb * 1e9))
     rows = PictureRows(job.shards, file, buckets, job.training.batch_size, world, copies, job.hold_out)
     text, null = encode_captions(rows, pipeline.text_encoders, job.num_text_tokens, job.cache / "captions", world)
     moments = encode_moments(tokenizer, rows, job.cache / "moments", world)
