@@ -29,7 +29,7 @@ def tokenizer_job(
 
 
 def masked_job(
-    corpus: tuple[Path, Path], folder: Path, tokenizer: Path, loop: LoopConfig = LOOP, **others: Any
+    corpus: tuple[Path, Path], folder: Path, tokenizer: Path | None, loop: LoopConfig = LOOP, **others: Any
 ) -> MaskedJob:
     """Return a job that trains a new transformer. others: fields with another value."""
     given: dict[str, Any] = {

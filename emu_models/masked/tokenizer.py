@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 (diffusers looks for it beside the class)
 from torch import Tensor
 
 # diffusers copies only the files that this one imports directly, so the features are named here for the autoencoder
 from emu_models.latent.autoencoder.fourier import FourierFeatures  # noqa: F401
-from emu_models.latent.autoencoder.network import LOGVAR_RANGE, Autoencoder, Moments
+from emu_models.latent.autoencoder.network import Autoencoder, Moments
 
 # By which a unit Gaussian is best recovered from its tanh: E[z tanh z] / E[tanh^2 z] = 0.6057 / 0.3943.
 RECOVERY = 1.536
+NO_NOISE = -30.0  # log variance: a deviation of 3e-7, far below half a level; as little as an autoencoder may have
 
 
 class PictureTokenizer(Autoencoder):
@@ -64,7 +66,7 @@ class PictureTokenizer(Autoencoder):
         autoencoders return, so that trainings and caches can treat them alike. Raises ValueError if a side is not a
         multiple of the factor."""
         mean = self.round(super().encode(x_BCHW).mean.float())
-        return Moments(mean, torch.full_like(mean, LOGVAR_RANGE[0]))
+        return Moments(mean, torch.full_like(mean, NO_NOISE))
 
     def round(self, z_BChw: Tensor) -> Tensor:
         """Return the middles of the parts in which tanh(z) lies, (B, C, h, w) in (-1, 1)."""
