@@ -14,4 +14,12 @@ def __getattr__(name: str) -> Any:
         from emu_models.latent.pipeline import EmuPipeline
 
         return EmuPipeline
+    if name == "PictureTokenizer":
+        from emu_models.masked.tokenizer import PictureTokenizer
+
+        return PictureTokenizer
+    if name == "EmuMaskedPipeline":
+        from emu_models.masked.pipeline import EmuMaskedPipeline
+
+        return EmuMaskedPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,6 +29,7 @@ from emu_models.latent.autoencoder.scaled import ScaledAutoencoder
 from emu_models.latent.denoiser import choose_attention
 from emu_models.latent.jobs import Adapters
 from emu_models.latent.pipeline import EmuPipeline
+from emu_models.masked.pipeline import EmuMaskedPipeline
 from emu_models.pixel.space import PixelSpace
 from emu_models.text import TextEncoders, TextFeatures
 from emu_models.text_pipeline import TextPipeline
@@ -38,6 +39,7 @@ CLASSES = {
     for found in (
         EmuPipeline,
         EmuFlowPipeline,
+        EmuMaskedPipeline,
         StableDiffusionPipeline,
         StableDiffusionXLPipeline,
         *FLOW_LAYOUTS,
@@ -120,7 +122,7 @@ def load_pipeline(folder: Path) -> Any:
     pipeline: Any = CLASSES[found.layout].from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, variant=found.variant, **absent
     )
-    if not is_flow(pipeline):
+    if hasattr(pipeline, "unet"):
         _refuse_schedule(pipeline.scheduler, Path(folder))
         choose_attention(pipeline.unet)
     return place(pipeline)
@@ -166,7 +168,7 @@ def is_flow(pipeline: Any) -> bool:
 
 
 def _denoiser_name(pipeline: Any) -> str:
-    return "transformer" if is_flow(pipeline) else "unet"
+    return "unet" if hasattr(pipeline, "unet") else "transformer"
 
 
 def latents_of(pipeline: Any) -> AnyAutoencoder:
@@ -178,7 +180,7 @@ def latents_of(pipeline: Any) -> AnyAutoencoder:
     """
     if isinstance(pipeline, EmuFlowPipeline) and pipeline.vae is None:
         return PixelSpace()
-    if isinstance(pipeline, (EmuPipeline, EmuFlowPipeline)):
+    if isinstance(pipeline, (EmuPipeline, EmuFlowPipeline, EmuMaskedPipeline)):
         return pipeline.vae
     config: Any = pipeline.vae.config  # a dict whose entries diffusers makes readable as attributes
     mean, std, scale = [0.0], [1.0], config.get("scaling_factor", 1.0)

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from emu_data.files import atomic_dir, link_or_copy
 from emu_models.checkpoints import load_pipeline
 from emu_models.device import choose_device, half_precision_pays
 from emu_models.drawing import draw_encoded, encode_for_drawing
+from emu_models.latent.autoencoder.network import Autoencoder
+from emu_models.training.cache import to_images, to_tensor
 from emu_models.training.identity import Identity, read_result, settings_of, weights_of
 from emu_models.training.jobs import LoopJob, PipelineJob
 from emu_models.training.loop import TrainingResult, read_log
@@ -89,6 +92,15 @@ def renew_preview(result: Path, job: PipelineJob) -> None:
         if pipeline is not None:
             pipeline.set_progress_bar_config(disable=True)
             draw_sheet(pipeline, job).save(partial / "preview.png")
+
+
+@torch.no_grad()
+def save_pairs(rows: Rows, autoencoder: Autoencoder, path: Path) -> None:
+    """Save pictures above their reconstructions, at 1:1."""
+    images = rows.images[:16]
+    x = to_tensor(images)
+    y = to_images(autoencoder.decode(autoencoder.encode(x).mean))
+    join_grid([*images, *y], len(images)).save(path)
 
 
 def _describe_preview(job: LoopJob) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ be tuned or drawn with.
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ WITH_UNET = ("EmuPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipelin
 # Those of rectified flow (emu_models.flow.layouts) -> channels of a position of its transformer per latent channel.
 WITH_TRANSFORMER = {"StableDiffusion3Pipeline": 1, "FluxPipeline": 4, "SanaPipeline": 1, "QwenImagePipeline": 4}
 OUR_FLOW = "EmuFlowPipeline"  # on latents or, without a vae/, on pixels
-LAYOUTS = (*WITH_UNET, OUR_FLOW, *WITH_TRANSFORMER)
+TUNED = (*WITH_UNET, OUR_FLOW, *WITH_TRANSFORMER)  # what a DenoiserJob can tune
+WITH_TOKENS = "EmuMaskedPipeline"
+LAYOUTS = (*TUNED, WITH_TOKENS)
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # Parts of these pipelines that have weights; the others are tokenizers and schedulers, for instance.
 WITH_WEIGHTS = (
@@ -73,11 +76,25 @@ def inspect_checkpoint(folder: Path) -> Found:
     weighty = [name for name in parts if name in WITH_WEIGHTS]
     for name in weighty:
         _refuse_quantised(folder, name)
-    if layout in WITH_UNET:
+    if layout == WITH_TOKENS:
+        _refuse_transformer_of_other_tokens(folder)
+    elif layout in WITH_UNET:
         _refuse_unet_that_does_not_fit(folder)
     else:
         _refuse_transformer_that_does_not_fit(folder, WITH_TRANSFORMER.get(layout, 1), "vae" in parts)
     return Found(layout, _choose_variant(folder, weighty))
+
+
+def inspect_tunable(folder: Path) -> Found:
+    """Do as `inspect_checkpoint`, and also raise ValueError if quality-tuning (a latent.jobs.DenoiserJob) cannot tune
+    what is there."""
+    found = inspect_checkpoint(folder)
+    if found.layout not in TUNED:
+        raise ValueError(
+            f"{folder} holds a {found.layout}, which draws but which quality_tuned cannot tune; give one of "
+            f"{', '.join(TUNED)}"
+        )
+    return found
 
 
 def _single(file: Path) -> str:
@@ -122,6 +139,16 @@ def _refuse_transformer_that_does_not_fit(folder: Path, per_channel: int, on_lat
         raise ValueError(
             f"{folder}: its transformer takes {takes} channels where latents give {per_channel * channels}; it needs "
             "more than noisy latents and text (inpainting, control); give a plain text-to-image checkpoint"
+        )
+
+
+def _refuse_transformer_of_other_tokens(folder: Path) -> None:
+    network, vae = (_read_json(folder / name / "config.json") for name in ("transformer", "vae"))
+    codes = network.get("codebook_size"), math.prod(vae.get("levels", ()))
+    if codes[0] != codes[1]:
+        raise ValueError(
+            f"{folder}: its transformer knows {codes[0]} codes where the levels of its tokenizer give {codes[1]}; they "
+            "are of two models, so give a folder as it was saved"
         )
 
 

@@ -100,12 +100,15 @@ class AutoencoderLearner:
         x = to_tensor(self.trained.images[self._indices(step)[positions]])
         drawn = torch.rand(self.config.batch_size, generator=generator_for(self.config.seed, step, 1))
         mirrored = drawn[positions] < 0.5
-        x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-        if step % 4 == 3:
-            factor = self.network.factor
-            side = x.shape[-1] * (2 if step % 8 == 3 else 3) // 4 // factor * factor
-            x = F.interpolate(x, size=(side, side), mode="area")
-        return x
+        return self.resize(step, torch.where(mirrored[:, None, None, None], x.flip(-1), x))
+
+    def resize(self, step: int, x: Tensor) -> Tensor:
+        """Return the pictures x (n, 3, H, W) at the size of a step."""
+        if step % 4 != 3:
+            return x
+        factor = self.network.factor
+        side = x.shape[-1] * (2 if step % 8 == 3 else 3) // 4 // factor * factor
+        return F.interpolate(x, size=(side, side), mode="area")
 
     def learn(self, step: int, batch: Tensor) -> dict[str, float]:
         """Compute the gradients of a step, and those of the adversary once it has started. Return loss (only the L1),

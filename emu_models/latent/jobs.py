@@ -1,6 +1,6 @@
 """The trainings of the latent family as jobs (emu_models/training/jobs.py), with all settings of its learners."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -8,7 +8,6 @@ from emu_models.flow.jobs import TransformerConfig
 from emu_models.training.jobs import CONTENTS, HOW, WEIGHTS, LoopJob, PipelineJob
 
 if TYPE_CHECKING:
-    from emu_models.training.loop import TrainingResult
     from emu_models.training.running import Running
 
 Middle = Literal["full", "joint"]
@@ -144,7 +143,7 @@ class AutoencoderJob(LoopJob):
         """Train; see `latent.trainings.train_autoencoder`."""
         from emu_models.latent.trainings import train_autoencoder
 
-        return _report(self, train_autoencoder(self, running))
+        return self.reported_result(train_autoencoder(self, running))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,22 +182,11 @@ class DenoiserJob(PipelineJob):
         """Train; see `latent.trainings.train_denoiser`."""
         from emu_models.latent.trainings import train_denoiser
 
-        return _report(self, train_denoiser(self, running))
+        return self.reported_result(train_denoiser(self, running))
 
     def contents(self) -> dict[str, str]:
         """Return digests of the text encoders that params name, or of the packaged one; none if the training starts
         from a checkpoint, which has its own."""
-        from emu_models.text import list_text_encoders
-        from emu_models.training.cache import hash_packaged_text_encoder, hash_text_encoder
+        from emu_models.training.cache import hash_text_encoders
 
-        if self.start_from is not None:
-            return {}
-        if self.text_encoder is None:
-            return {"text_encoder.0": hash_packaged_text_encoder()}
-        return {f"text_encoder.{i}": hash_text_encoder(n) for i, n in enumerate(list_text_encoders(self.text_encoder))}
-
-
-def _report(job: LoopJob, result: "TrainingResult") -> dict[str, Any]:
-    """Return the job's report; it has `timings` only if the training ran now."""
-    numbers = {name: value for name, value in asdict(result).items() if name not in ("folder", "timings")}
-    return job.reported(result.folder, **numbers, **({"timings": result.timings} if result.timings else {}))
+        return {} if self.start_from is not None else hash_text_encoders(self.text_encoder)

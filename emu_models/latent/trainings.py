@@ -32,7 +32,7 @@ from emu_models.checkpoints import (
 from emu_models.device import choose_device, lend, precision_on
 from emu_models.diffusion.schedule import build_scheduler
 from emu_models.drawing import encode_for_drawing
-from emu_models.finishing import draw_sheet, join_grid, read_finished, renew_preview, write_beside
+from emu_models.finishing import draw_sheet, read_finished, renew_preview, save_pairs, write_beside
 from emu_models.flow.building import build_flow_scheduler, build_transformer
 from emu_models.flow.learner import FlowLearner
 from emu_models.flow.network import position_multiple
@@ -47,13 +47,13 @@ from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextFeatures, load_text_encoders
 from emu_models.text_pipeline import TextPipeline
 from emu_models.training.buckets import bucket_sizes
-from emu_models.training.cache import encode_captions, encode_moments, to_images, to_tensor
+from emu_models.training.cache import encode_captions, encode_moments, to_tensor
 from emu_models.training.distributed import gather_weights
 from emu_models.training.identity import Identity, identify, open_folder
 from emu_models.training.loop import TrainingResult, run_training
 from emu_models.training.order import MAX_SHUFFLED
 from emu_models.training.row_file import RowFile, open_rows
-from emu_models.training.rows import PictureRows, Rows, load_rows
+from emu_models.training.rows import PictureRows, load_rows
 from emu_models.training.running import UNHEARD, Running
 from emu_models.training.stored import CachedRows
 
@@ -94,7 +94,7 @@ def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> Traini
             averaged.save_pretrained(partial)
             forget_paths(partial)
             write_beside(partial, job, identity, result, rows, count_parameters(network))
-            _save_pairs(rows.held, averaged, partial / "preview.png")
+            save_pairs(rows.held, averaged, partial / "preview.png")
     running.world.wait()
     return result
 
@@ -248,12 +248,3 @@ def _new_pipeline(job: DenoiserJob) -> EmuPipeline | EmuFlowPipeline:
     assert channels is not None and job.denoiser is not None
     network = build_denoiser(job.denoiser, channels, *widths)
     return EmuPipeline(vae=autoencoder, unet=network, scheduler=build_scheduler(job.noise_shift or 1.0), **settings)
-
-
-@torch.no_grad()
-def _save_pairs(rows: Rows, autoencoder: Autoencoder, path: Path) -> None:
-    """Save held-out pictures above their reconstructions, at 1:1."""
-    images = rows.images[:16]
-    x = to_tensor(images)
-    y = to_images(autoencoder.decode(autoencoder.encode(x).mean))
-    join_grid([*images, *y], len(images)).save(path)

@@ -59,6 +59,14 @@ def hash_packaged_text_encoder() -> str:
     return hash_text_encoder(name)
 
 
+def hash_text_encoders(names: str | list[str] | None) -> dict[str, str]:
+    """Return text_encoder.0, … -> digest of the text encoders that params name, or of the packaged one: what the
+    `contents` of a job are."""
+    if names is None:
+        return {"text_encoder.0": hash_packaged_text_encoder()}
+    return {f"text_encoder.{i}": hash_text_encoder(name) for i, name in enumerate(list_text_encoders(names))}
+
+
 @dataclass(frozen=True)
 class LiveMoments:
     """Moments of latents that are encoded whenever they are read, by `encode`: row numbers -> mean, logvar."""

@@ -5,7 +5,7 @@ field without a mark is a WHAT, so that a new setting counts without further wor
 class names the kind, its module is the code that determines the result, and `run` trains.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 if TYPE_CHECKING:
+    from emu_models.training.loop import TrainingResult
     from emu_models.training.running import Running
 
 WHAT = "what"  # the value determines the result
@@ -108,6 +109,11 @@ class LoopJob(Job):
         """Return name -> digest of what the fields marked CONTENTS stand for, and of anything else that determines the
         result."""
         return {}
+
+    def reported_result(self, result: "TrainingResult") -> dict[str, Any]:
+        """Return the job's report; it has `timings` only if the training ran now."""
+        numbers = {name: value for name, value in asdict(result).items() if name not in ("folder", "timings")}
+        return self.reported(result.folder, **numbers, **({"timings": result.timings} if result.timings else {}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""A transformer that fills in masked tokens of pictures (Muse, arXiv 2301.00704), and the tokenizer that makes them."""

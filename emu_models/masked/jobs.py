@@ -1,0 +1,115 @@
+"""The trainings of the masked family as jobs (emu_models/training/jobs.py), with all settings of its learners."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from emu_models.latent.jobs import AutoencoderTrainingConfig, DenoiserTrainingConfig
+from emu_models.training.jobs import CONTENTS, HOW, WEIGHTS, LoopJob, PipelineJob
+
+if TYPE_CHECKING:
+    from emu_models.training.running import Running
+
+
+@dataclass(frozen=True)
+class MaskedTransformerConfig:
+    """The network: diffusers' UVit2DModel. width: channels of `layers` transformer blocks with `heads` heads each,
+    whose feed-forward layers have `inner_width` channels. outer_width: channels of the convolutional blocks before and
+    after them, `blocks` each, with `outer_heads` heads. code_width: channels of a code's embedding. halved: whether the
+    blocks see a grid of half the sides, for many tokens. Raises ValueError for values that do not fit together.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    inner_width: int
+    outer_width: int
+    outer_heads: int
+    code_width: int
+    blocks: int = 1
+    halved: bool = False
+
+    def __post_init__(self) -> None:
+        for width, heads in (("width", "heads"), ("outer_width", "outer_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(
+                    f"transformer {width} {getattr(self, width)} must be a multiple of {heads} {getattr(self, heads)}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTrainingConfig(DenoiserTrainingConfig):
+    """How the transformer is trained; see DenoiserTrainingConfig. Raises ValueError for noise, which tokens do not
+    have, and for gradient_checkpointing, which UVit2DModel only declares: its blocks fail with it in
+    diffusers 0.42.1."""
+
+    noise_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.noise_offset:
+            raise ValueError(f"noise_offset is {self.noise_offset}; tokens have no noise, so leave it out")
+        if self.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing does not work with diffusers' UVit2DModel; set micro_batch_size instead"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerJob(LoopJob):
+    """A training of the pictures' tokenizer. start_from: a trained tokenizer's folder to continue from; without it,
+    `network` (arguments of PictureTokenizer) is built. Raises ValueError for a weight of the KL: latents have no noise.
+    """
+
+    network: dict[str, Any] | None = None
+    start_from: Annotated[Path | None, WEIGHTS] = None
+    training: AutoencoderTrainingConfig
+
+    def __post_init__(self) -> None:
+        if self.training.losses.kl_weight:
+            raise ValueError(
+                f"losses.kl_weight is {self.training.losses.kl_weight}; a tokenizer has no KL: set it to 0"
+            )
+
+    def run(self, running: "Running") -> dict[str, Any]:
+        """Train; see `masked.trainings.train_tokenizer`."""
+        from emu_models.masked.trainings import train_tokenizer
+
+        return self.reported_result(train_tokenizer(self, running))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedJob(PipelineJob):
+    """A transformer's training. start_from: a folder of a trained EmuMaskedPipeline to continue from; without it,
+    `transformer` is built for `tokenizer`, the folder of a trained tokenizer, and `text_encoder`. aspect_buckets:
+    number of picture shapes from tall to wide (buckets.py); 1 crops all pictures to squares. local_copies,
+    local_copies_gb: see DenoiserJob. hold_out: whether some rows are kept for validation. Raises ValueError if there is
+    nothing to start from.
+    """
+
+    tokenizer: Annotated[Path | None, WEIGHTS] = None
+    start_from: Annotated[Path | None, WEIGHTS] = None
+    transformer: MaskedTransformerConfig | None = None
+    text_encoder: Annotated[str | list[str] | None, CONTENTS] = None
+    num_text_tokens: int
+    training: MaskedTrainingConfig
+    aspect_buckets: int = 1
+    local_copies: Annotated[Path | None, HOW] = None
+    local_copies_gb: Annotated[float, HOW] = 100.0
+    hold_out: bool = True
+
+    def __post_init__(self) -> None:
+        if self.start_from is None and (self.tokenizer is None or self.transformer is None):
+            raise ValueError(f"{self.name}: give start_from, or tokenizer and transformer")
+
+    def run(self, running: "Running") -> dict[str, Any]:
+        """Train; see `masked.trainings.train_masked`."""
+        from emu_models.masked.trainings import train_masked
+
+        return self.reported_result(train_masked(self, running))
+
+    def contents(self) -> dict[str, str]:
+        """Return digests of the text encoders that params name, or of the packaged one; none if the training starts
+        from a pipeline, which has its own."""
+        from emu_models.training.cache import hash_text_encoders
+
+        return {} if self.start_from is not None else hash_text_encoders(self.text_encoder)

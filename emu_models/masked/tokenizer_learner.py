@@ -1,0 +1,21 @@
+"""How the tokenizer learns: as the autoencoder, without the KL, since its latents have no noise."""
+
+import torch
+from torch import Tensor
+
+from emu_models.latent.autoencoder_learner import AutoencoderLearner, PartLosses
+
+
+class TokenizerLearner(AutoencoderLearner):
+    """A tokenizer that learns to reconstruct pictures; a `loop.Learner`. The network is a PictureTokenizer."""
+
+    def resize(self, step: int, x: Tensor) -> Tensor:
+        """Return the pictures at full size: tokens are made of no other."""
+        return x
+
+    def _noise(self, step: int, batch: Tensor) -> Tensor:
+        return torch.zeros((), device=self.device).expand(len(batch), 1, 1, 1)
+
+    def _add_gradients(self, losses: PartLosses, scale: Tensor | None) -> dict[str, float]:
+        metrics = super()._add_gradients(losses, scale)
+        return {name: value for name, value in metrics.items() if name != "kl"}
