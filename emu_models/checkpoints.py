@@ -155,11 +155,6 @@ def denoiser_of(pipeline: Any) -> Any:
     return getattr(pipeline, _denoiser_name(pipeline))
 
 
-def set_denoiser(pipeline: Any, network: nn.Module) -> None:
-    """Put another network in the place of `denoiser_of`."""
-    setattr(pipeline, _denoiser_name(pipeline), network)
-
-
 def is_flow(pipeline: Any) -> bool:
     """Whether the pipeline draws with a rectified-flow transformer, and not with a U-Net."""
     return layout_of(pipeline) is not None or isinstance(pipeline, EmuFlowPipeline)

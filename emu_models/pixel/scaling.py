@@ -6,7 +6,6 @@ Symbols: x a picture (B, C, H, W) with values in [-1, 1], y a small one (B, C, h
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,9 +30,9 @@ def enlarge(y_BChw: Tensor, factor: int) -> Tensor:
 
 
 def augment(y_BChw: Tensor, noise: Tensor, level_B: Tensor) -> Tensor:
-    """Return small pictures with noise of a level in [0, 1]: cos(pi/2 level) y + sin(pi/2 level) noise, so that 0 leaves
-    them and 1 is noise alone (noise conditioning augmentation, Ho et al., arXiv 2106.15282, sec. 4; its schedule is
-    chosen here)."""
+    """Return small pictures with noise of a level in [0, 1]: cos(pi/2 level) y + sin(pi/2 level) noise. 0 leaves them,
+    and 1 is noise alone (noise conditioning augmentation, Ho et al., arXiv 2106.15282, sec. 4; the schedule is chosen
+    here)."""
     angle = (0.5 * math.pi * level_B)[:, None, None, None]
     return angle.cos() * y_BChw + angle.sin() * noise
 
@@ -45,8 +44,8 @@ def condition_on(y_BChw: Tensor, noise: Tensor, level_B: Tensor, factor: int) ->
 
 
 def keep_colours(x_BCHW: Tensor, y_BChw: Tensor, cell: int) -> Tensor:
-    """Return pictures in [-1, 1] whose smooth colours are those of the small ones: the difference of the mean colours of
-    cells, (cell x cell) pixels of y, is added, smoothly enlarged.
+    """Return pictures in [-1, 1] whose smooth colours are those of the small ones: the difference of the mean colours
+    of cells, (cell x cell) pixels of y, is added, smoothly enlarged.
 
     Clipping to [-1, 1] undoes some of it in plain white or black areas, so it is done three times (chosen here). Raises
     ValueError if a side of y is not a multiple of the cell.
@@ -57,8 +56,3 @@ def keep_colours(x_BCHW: Tensor, y_BChw: Tensor, cell: int) -> Tensor:
     for _ in range(3):
         x = (x + enlarge(wanted - shrink(x, cell * factor), cell * factor)).clamp(-1, 1)
     return x
-
-
-def to_range(x_BCHW: Tensor) -> Tensor:
-    """Return pictures clipped to [-1, 1]."""
-    return torch.clamp(x_BCHW, -1, 1)
