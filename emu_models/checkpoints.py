@@ -29,6 +29,7 @@ from emu_models.latent.autoencoder.scaled import ScaledAutoencoder
 from emu_models.latent.denoiser import choose_attention
 from emu_models.latent.jobs import Adapters
 from emu_models.latent.pipeline import EmuPipeline
+from emu_models.pixel.pipeline import EmuCascadePipeline
 from emu_models.pixel.space import PixelSpace
 from emu_models.text import TextEncoders, TextFeatures
 from emu_models.text_pipeline import TextPipeline
@@ -38,6 +39,7 @@ CLASSES = {
     for found in (
         EmuPipeline,
         EmuFlowPipeline,
+        EmuCascadePipeline,
         StableDiffusionPipeline,
         StableDiffusionXLPipeline,
         *FLOW_LAYOUTS,

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from emu_models.evaluation.prompts import read_prompt_file
-from emu_models.folders import inspect_checkpoint
+from emu_models.folders import inspect_checkpoint, inspect_tunable
 from emu_steps.contestants import is_model
 from emu_steps.corpora import check_source
 from emu_steps.layout import Layout
@@ -45,7 +45,7 @@ def check_brought(layout: Layout, params: Params, assets: Collection[str], made:
             continue
         for entry, path in brought_checkpoints(layout, params, asset, made).items():
             try:
-                found = inspect_checkpoint(path)
+                found = (inspect_tunable if asset == "quality_tuned" else inspect_checkpoint)(path)
             except ValueError as error:
                 raise ValueError(f"{entry}: {error}") from None
             lines.append(f"{entry}: {found.layout}{f', {found.variant}' if found.variant else ''}")

@@ -37,12 +37,12 @@ def plan_networks(params: Params, root: Path) -> "Networks":
     tuned."""
     from emu_models.cost.flow_networks import FlowNetworks
     from emu_models.cost.networks import CheckpointNetworks, ProfileNetworks, describe_text
-    from emu_models.folders import WITH_TRANSFORMER, inspect_checkpoint
+    from emu_models.folders import WITH_TRANSFORMER, inspect_tunable
     from emu_models.latent.jobs import DenoiserConfig
 
     study, first, start = params.autoencoder_study, params.pretrained_low, params.quality_tuned.start_from
     if not tunes_ours(start):
-        if inspect_checkpoint(root / start).layout in WITH_TRANSFORMER:
+        if inspect_tunable(root / start).layout in WITH_TRANSFORMER:
             return FlowNetworks(root / start)
         return CheckpointNetworks(root / start)
     return ProfileNetworks(

@@ -25,11 +25,11 @@ def quality_tuned(record: Record) -> dg.MaterializeResult:
     decreasing" but gives no rule; the rule here (held-out loss) is ours.
     """
     from emu_dagster.training.train import train_on_all_rows
-    from emu_models.folders import inspect_checkpoint
+    from emu_models.folders import inspect_tunable
     from emu_steps.training_jobs import denoiser_job, write_curated_rows
 
     layout, section = record.layout, record.params.quality_tuned
-    inspect_checkpoint(layout.root / section.start_from)
+    inspect_tunable(layout.root / section.start_from)
     job = denoiser_job(
         layout,
         record.params,

@@ -40,6 +40,7 @@ from emu_models.flow.building import build_flow_scheduler, build_transformer
 from emu_models.flow.learner import FlowLearner
 from emu_models.flow.network import position_multiple
 from emu_models.flow.pipeline import EmuFlowPipeline
+from emu_models.folders import inspect_tunable
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder_learner import AutoencoderLearner
 from emu_models.latent.building import build_denoiser
@@ -174,6 +175,7 @@ def train_network(job: CaptionedJob, begin: Callable[[], Learning], running: Run
 def _begin(job: DenoiserJob) -> Learning:
     """Return what a denoiser's training starts from."""
     if job.start_from is not None:
+        inspect_tunable(job.start_from)
         pipeline = load_pipeline(job.start_from)
         set_resolution(pipeline, job.resolution)
         if job.noise_shift is not None:
