@@ -30,6 +30,7 @@ from emu_models.latent.denoiser import choose_attention
 from emu_models.latent.jobs import Adapters
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.masked.pipeline import EmuMaskedPipeline
+from emu_models.pixel.pipeline import EmuCascadePipeline
 from emu_models.pixel.space import PixelSpace
 from emu_models.text import TextEncoders, TextFeatures
 from emu_models.text_pipeline import TextPipeline
@@ -40,6 +41,7 @@ CLASSES = {
         EmuPipeline,
         EmuFlowPipeline,
         EmuMaskedPipeline,
+        EmuCascadePipeline,
         StableDiffusionPipeline,
         StableDiffusionXLPipeline,
         *FLOW_LAYOUTS,
@@ -155,11 +157,6 @@ def _refuse_schedule(scheduler: Any, folder: Path) -> None:
 def denoiser_of(pipeline: Any) -> Any:
     """Return the network that a training changes: a U-Net or a transformer."""
     return getattr(pipeline, _denoiser_name(pipeline))
-
-
-def set_denoiser(pipeline: Any, network: nn.Module) -> None:
-    """Put another network in the place of `denoiser_of`."""
-    setattr(pipeline, _denoiser_name(pipeline), network)
 
 
 def is_flow(pipeline: Any) -> bool:

@@ -17,12 +17,13 @@ WITH_TRANSFORMER = {"StableDiffusion3Pipeline": 1, "FluxPipeline": 4, "SanaPipel
 OUR_FLOW = "EmuFlowPipeline"  # on latents or, without a vae/, on pixels
 TUNED = (*WITH_UNET, OUR_FLOW, *WITH_TRANSFORMER)  # what a DenoiserJob can tune
 WITH_TOKENS = "EmuMaskedPipeline"
-LAYOUTS = (*TUNED, WITH_TOKENS)
+CASCADE = "EmuCascadePipeline"  # in pixels: a U-Net for small pictures, and perhaps one that raises the resolution
+LAYOUTS = (*TUNED, WITH_TOKENS, CASCADE)
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # Parts of these pipelines that have weights; the others are tokenizers and schedulers, for instance.
 WITH_WEIGHTS = (
     *("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"),
-    *("safety_checker", "image_encoder"),
+    *("safety_checker", "image_encoder", "super_unet"),
 )
 # Names that diffusers and transformers give to weights: one file, or shards that an index lists, possibly of a variant.
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
@@ -80,19 +81,21 @@ def inspect_checkpoint(folder: Path) -> Found:
         _refuse_transformer_of_other_tokens(folder)
     elif layout in WITH_UNET:
         _refuse_unet_that_does_not_fit(folder)
+    elif layout == CASCADE:
+        _refuse_cascade_that_does_not_fit(folder, parts)
     else:
         _refuse_transformer_that_does_not_fit(folder, WITH_TRANSFORMER.get(layout, 1), "vae" in parts)
     return Found(layout, _choose_variant(folder, weighty))
 
 
 def inspect_tunable(folder: Path) -> Found:
-    """Do as `inspect_checkpoint`, and also raise ValueError if quality-tuning (a latent.jobs.DenoiserJob) cannot tune
-    what is there."""
+    """Do as `inspect_checkpoint`, for a checkpoint that quality_tuned (a latent.jobs.DenoiserJob) is to start from.
+    Raises ValueError also if only its own family's trainings can tune it."""
     found = inspect_checkpoint(folder)
     if found.layout not in TUNED:
         raise ValueError(
-            f"{folder} holds a {found.layout}, which draws but which quality_tuned cannot tune; give one of "
-            f"{', '.join(TUNED)}"
+            f"{folder} holds a {found.layout}, which quality_tuned cannot tune; family_study tunes such models, and "
+            f"quality_tuned.start_from takes one of {', '.join(TUNED)}"
         )
     return found
 
@@ -152,9 +155,28 @@ def _refuse_transformer_of_other_tokens(folder: Path) -> None:
         )
 
 
-def _refuse_unet_that_does_not_fit(folder: Path) -> None:
-    unet, vae = (_read_json(folder / name / "config.json") for name in ("unet", "vae"))
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+def _refuse_cascade_that_does_not_fit(folder: Path, parts: list[str]) -> None:
+    """Each of its U-Nets sees RGB pixels, the upscaler also those of the enlarged small picture."""
+    for name, channels in (("unet", 3), ("super_unet", 6)):
+        if name not in parts:
+            if name == "unet":
+                raise ValueError(f"{folder} has no unet/, which draws small pictures; download it again")
+            continue
+        unet = _read_json(folder / name / "config.json")
+        takes = unet.get("in_channels"), unet.get("out_channels")
+        if takes != (channels, 3):
+            raise ValueError(
+                f"{folder}: {name}/ takes {takes[0]} channels and gives {takes[1]}, where a cascade in pixels needs "
+                f"{channels} and 3; give a folder that a training of a cascade wrote"
+            )
+        scheduler = "scheduler" if name == "unet" else "super_scheduler"
+        if scheduler not in parts:
+            raise ValueError(f"{folder} has {name}/ but no {scheduler}/; download it again")
+        _refuse_prediction(folder, scheduler)
+
+
+def _refuse_prediction(folder: Path, part: str = "scheduler") -> None:
+    scheduler = _read_json(folder / part / "scheduler_config.json")
     predicts = scheduler.get("prediction_type", DEFAULTS["prediction_type"])
     if predicts not in PREDICTION_TYPES:
         raise ValueError(
@@ -163,6 +185,11 @@ def _refuse_unet_that_does_not_fit(folder: Path) -> None:
         )
     if scheduler.get("rescale_betas_zero_snr") and predicts == "epsilon":
         raise ValueError(no_signal_left(folder))
+
+
+def _refuse_unet_that_does_not_fit(folder: Path) -> None:
+    unet, vae = (_read_json(folder / name / "config.json") for name in ("unet", "vae"))
+    _refuse_prediction(folder)
     channels = unet.get("in_channels", DEFAULTS["in_channels"]), vae.get("latent_channels", DEFAULTS["latent_channels"])
     if channels[0] != channels[1] or unet.get("time_cond_proj_dim") is not None:
         raise ValueError(

@@ -15,23 +15,31 @@ from diffusers import UNet2DConditionModel
 from emu_models.latent.denoiser import choose_attention
 from emu_models.latent.jobs import DenoiserConfig
 
-SIZE_CHANNELS = 6 * 256  # of the six numbers that `denoise` is told, as many as SDXL has
+NUM_SIZES = 6  # that `denoise` is told
+CHANNELS_TOLD = 256  # of a number that it is told, as many as SDXL has
 MIDDLE_BLOCKS = {"full": "UNetMidBlock2DCrossAttn", "joint": "UNetMidBlock2DSimpleCrossAttn"}
 
 
 def build_denoiser(
-    config: DenoiserConfig, latent_channels: int, token_width: int, pooled_width: int | None = None
+    config: DenoiserConfig,
+    latent_channels: int,
+    token_width: int,
+    pooled_width: int | None = None,
+    channels_beside: int = 0,
+    num_told: int = 0,
 ) -> UNet2DConditionModel:
     """Return a U-Net for latents (B, latent_channels, h, w); h and w must be multiples of 2 ** (levels - 1).
 
     token_width, pooled_width: channels of TextFeatures' tokens_BLD and pooled_BD; pooled_width is token_width by
-    default.
+    default. channels_beside: channels that it sees beside the latents and does not predict. num_told: numbers that it
+    is told in the place of sizes (`denoise`), for networks without size_conditioning.
     """
+    told = NUM_SIZES if config.size_conditioning else num_told
     projected = config.cross_attention_width
     down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention)
     up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention))
     denoiser = UNet2DConditionModel(
-        in_channels=latent_channels,
+        in_channels=latent_channels + channels_beside,
         out_channels=latent_channels,
         down_block_types=down,
         up_block_types=up,
@@ -47,7 +55,7 @@ def build_denoiser(
         norm_num_groups=16,  # divides every width that is a multiple of 16
         mid_block_type=MIDDLE_BLOCKS[config.middle],
         class_embed_type="projection",
-        projection_class_embeddings_input_dim=(pooled_width or token_width) + SIZE_CHANNELS * config.size_conditioning,
+        projection_class_embeddings_input_dim=(pooled_width or token_width) + CHANNELS_TOLD * told,
     )
     choose_attention(denoiser)
     return denoiser

@@ -73,7 +73,7 @@ def denoise(
     The network decides how text enters: as in ours, or as in Stable Diffusion (only tokens) and SDXL, which also attend
     to padding. factor: pixels per side of a latent position. sizes_B6: for networks that take them, in pixels
     (arXiv 2307.01952, sec. 2.2): height and width of the original, top and left of the crop, height and width of what
-    is drawn; None for those of an uncropped picture.
+    is drawn; None for those of an uncropped picture. A network that was built for other numbers gets those, (B, n).
     """
     config: Any = denoiser.config
     pooled_BD = text.pooled_BD
@@ -93,6 +93,12 @@ def denoise(
     else:
         conditions = {}
     return denoiser(z_BChw, t_B, text.tokens_BLD, **conditions).sample
+
+
+def grid_multiple(denoiser: UNet2DConditionModel) -> int:
+    """Return what the sides of a U-Net's latents must be multiples of: it halves them between two levels."""
+    config: Any = denoiser.config
+    return 2 ** (len(config.block_out_channels) - 1)
 
 
 def count_parameters(module: torch.nn.Module) -> int:

@@ -72,7 +72,8 @@ class LatentRows:
 @dataclass(frozen=True)
 class Batch:
     """This process's part of a batch: latents z0 and noise (n, C, h, w), timesteps (or noise levels) t_B (n,), text,
-    weights_B (n,), 0 for a repeated row, and sizes_B6 (n, 6), if the network takes sizes."""
+    weights_B (n,), 0 for a repeated row, and sizes_B6 (n, 6), if the network takes sizes. beside: channels (n, K, h, w)
+    that a network sees beside the noisy latents, if it does."""
 
     z0: Tensor
     noise: Tensor
@@ -80,6 +81,7 @@ class Batch:
     text: TextFeatures
     weights_B: Tensor
     sizes_B6: Tensor | None = None
+    beside: Tensor | None = None
 
     def split(self, size: int) -> "list[Batch]":
         """Return the batch in parts of `size` rows; the last may be smaller."""
@@ -87,8 +89,8 @@ class Batch:
         return [self._select(part) for part in parts]
 
     def _select(self, i: Tensor) -> "Batch":
-        sizes = None if self.sizes_B6 is None else self.sizes_B6[i]
-        return Batch(self.z0[i], self.noise[i], self.t_B[i], self.text.select(i), self.weights_B[i], sizes)
+        sizes, beside = (None if x is None else x[i] for x in (self.sizes_B6, self.beside))
+        return Batch(self.z0[i], self.noise[i], self.t_B[i], self.text.select(i), self.weights_B[i], sizes, beside)
 
 
 class DenoiserLearner:
@@ -178,7 +180,13 @@ class DenoiserLearner:
         noise = offset_noise(noise.view_as(moments.mean), shift_BC, config.noise_offset)
         t_B = self.draw_times(uniform[:, 0], z0)
         text = self.trained.text.select(index).drop_(uniform[:, 1] < config.caption_dropout, self.null)
-        return Batch(z0, noise, t_B, text, weights_B, self._sizes_of(self.trained, index.numpy()))
+        batch = Batch(z0, noise, t_B, text, weights_B, self._sizes_of(self.trained, index.numpy()))
+        return self.condition(batch, config.seed, step, positions)
+
+    def condition(self, batch: Batch, seed: int, step: int, positions: np.ndarray) -> Batch:
+        """Return a batch with what else its network is given: nothing here. seed, step and positions: (n,), of its
+        rows, for random numbers (order.draw_rows)."""
+        return batch
 
     def _sizes_of(self, rows: LatentRows, index: np.ndarray) -> Tensor | None:
         return rows.sizes(index) if self._takes_sizes and rows.sizes is not None else None
@@ -214,8 +222,9 @@ class DenoiserLearner:
         noisy = a2.sqrt() * z0 + (1 - a2).sqrt() * noise
         assert isinstance(network, UNet2DConditionModel)  # subclasses may have others
         with autocast(self.device):
-            text, sizes_B6 = batch.text.to(self.device), batch.sizes_B6
-            sizes_B6 = None if sizes_B6 is None else sizes_B6.to(self.device)
+            text, beside = batch.text.to(self.device), batch.beside
+            sizes_B6 = None if batch.sizes_B6 is None else batch.sizes_B6.to(self.device)
+            noisy = noisy if beside is None else torch.cat([noisy, beside.to(self.device)], dim=1)
             predicted = denoise(network, noisy, t_B, text, self.autoencoder.factor, sizes_B6)
         loss_B = denoising_loss(predicted.float(), z0, noise, a2_B, self.prediction_type)
         return (loss_B * batch.weights_B.to(self.device)).sum()
@@ -246,6 +255,7 @@ class DenoiserLearner:
         times = self.validation_times(z0)
         for t in times:
             batch = Batch(z0, noise, torch.full((len(z0),), t), text, weights_B, sizes_B6)
+            batch = self.condition(batch, VALIDATION_SEED, 0, places[positions])
             parts = batch.split(self._at_once.number)
             total += sum(self.weighted_loss(network, part).item() for part in parts)
         return total / len(times)

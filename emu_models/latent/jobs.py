@@ -147,42 +147,29 @@ class AutoencoderJob(LoopJob):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoiserJob(PipelineJob):
-    """A denoiser's training. start_from: a folder of a trained pipeline to continue from, ours or another's
-    (emu_models.checkpoints); without it, `denoiser` is built for `autoencoder` and `text_encoder`. adapters:
-    trained instead of all weights.
+class CaptionedJob(PipelineJob):
+    """A training of a network that draws from captions. start_from: a folder of a trained pipeline to continue from;
+    without it, text_encoder names the encoders of a new one (None: the packaged one).
 
     prompts: of the preview; without prompts there is none. aspect_buckets: number of picture shapes from tall to wide
-    (buckets.py); 1 crops all pictures to squares. noise_shift: of the schedule (diffusion/schedule.py); None keeps that
-    of start_from. encode: pictures and captions once, into a cache that every step reads, or whenever a step needs
-    them, in an order that reads a shard's pictures together (order.py). local_copies: a folder on each machine's own
-    disk for copies of remote shards, by default in `cache`; local_copies_gb: its size.
+    (buckets.py); 1 crops all pictures to squares. encode: pictures and captions once, into a cache that every step
+    reads, or whenever a step needs them, in an order that reads a shard's pictures together (order.py). local_copies: a
+    folder on each machine's own disk for copies of remote shards, by default in `cache`; local_copies_gb: its size.
 
     hold_out: whether some rows are kept for validation. stop_found_in: the folder of the training with held-out rows
     whose last step is loop.stop_after; its curves become search.jsonl beside this model's own.
     """
 
-    autoencoder: Annotated[Path | None, WEIGHTS] = None
     start_from: Annotated[Path | None, WEIGHTS] = None
-    denoiser: DenoiserConfig | None = None
-    transformer: TransformerConfig | None = None
     text_encoder: Annotated[str | list[str] | None, CONTENTS] = None
     num_text_tokens: int
     training: DenoiserTrainingConfig
     aspect_buckets: int = 1
-    noise_shift: float | None = None
-    adapters: Adapters | None = None
     encode: Encoding = "cached"
     local_copies: Annotated[Path | None, HOW] = None
     local_copies_gb: Annotated[float, HOW] = 100.0
     hold_out: bool = True
     stop_found_in: Annotated[Path | None, HOW] = None
-
-    def run(self, running: "Running") -> dict[str, Any]:
-        """Train; see `latent.trainings.train_denoiser`."""
-        from emu_models.latent.trainings import train_denoiser
-
-        return self.reported_result(train_denoiser(self, running))
 
     def contents(self) -> dict[str, str]:
         """Return digests of the text encoders that params name, or of the packaged one; none if the training starts
@@ -190,3 +177,23 @@ class DenoiserJob(PipelineJob):
         from emu_models.training.cache import hash_text_encoders
 
         return {} if self.start_from is not None else hash_text_encoders(self.text_encoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserJob(CaptionedJob):
+    """A denoiser's training. start_from: a folder of a trained pipeline to continue from, ours or another's
+    (emu_models.checkpoints); without it, `denoiser` is built for `autoencoder` and `text_encoder`. adapters:
+    trained instead of all weights. noise_shift: of the schedule (diffusion/schedule.py); None keeps that of start_from.
+    """
+
+    autoencoder: Annotated[Path | None, WEIGHTS] = None
+    denoiser: DenoiserConfig | None = None
+    transformer: TransformerConfig | None = None
+    noise_shift: float | None = None
+    adapters: Adapters | None = None
+
+    def run(self, running: "Running") -> dict[str, Any]:
+        """Train; see `latent.trainings.train_denoiser`."""
+        from emu_models.latent.trainings import train_denoiser
+
+        return self.reported_result(train_denoiser(self, running))

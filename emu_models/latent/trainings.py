@@ -6,16 +6,20 @@ diffusers' layout (config.json and safetensors), with meta.json, metrics.jsonl a
 """
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from emu_data.copies import Copies
 from emu_data.files import atomic_dir, write_json
 from emu_models.checkpoints import (
+    AnyAutoencoder,
     add_adapters,
     captions_of,
     denoiser_of,
@@ -26,7 +30,6 @@ from emu_models.checkpoints import (
     load_pipeline,
     place,
     save_pipeline,
-    set_denoiser,
     set_resolution,
 )
 from emu_models.device import choose_device, lend, precision_on
@@ -37,12 +40,13 @@ from emu_models.flow.building import build_flow_scheduler, build_transformer
 from emu_models.flow.learner import FlowLearner
 from emu_models.flow.network import position_multiple
 from emu_models.flow.pipeline import EmuFlowPipeline
+from emu_models.folders import inspect_tunable
 from emu_models.latent.autoencoder.network import Autoencoder
 from emu_models.latent.autoencoder_learner import AutoencoderLearner
 from emu_models.latent.building import build_denoiser
-from emu_models.latent.denoiser import choose_attention, count_parameters
+from emu_models.latent.denoiser import choose_attention, count_parameters, grid_multiple
 from emu_models.latent.denoiser_learner import DenoiserLearner, LatentRows
-from emu_models.latent.jobs import AutoencoderJob, DenoiserJob
+from emu_models.latent.jobs import Adapters, AutoencoderJob, CaptionedJob, DenoiserJob
 from emu_models.latent.pipeline import EmuPipeline
 from emu_models.text import TextFeatures, load_text_encoders
 from emu_models.text_pipeline import TextPipeline
@@ -99,9 +103,38 @@ def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> Traini
     return result
 
 
+@dataclass(frozen=True)
+class Learning:
+    """What a training changes of a pipeline, and how. pipeline: placed on the device. part: the name of its component
+    that learns. latents: what turns pictures into what that network draws, and `multiple` what the sides of these must
+    be multiples of. scheduler: of its noise. learner: takes what DenoiserLearner takes. adapters: those of the network,
+    if only they learn.
+    """
+
+    pipeline: Any
+    part: str
+    latents: AnyAutoencoder
+    multiple: int
+    scheduler: Any
+    learner: Callable[..., DenoiserLearner]
+    adapters: Adapters | None = None
+
+    @property
+    def network(self) -> Any:
+        """The network that learns."""
+        return getattr(self.pipeline, self.part)
+
+
 def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResult:
     """Train a denoiser (pretraining or tuning), unless that was done before, and return the result; the complete
-    pipeline is in `folder`/result.
+    pipeline is in `folder`/result (`train_network`)."""
+    return train_network(job, lambda: _begin(job), running)
+
+
+def train_network(job: CaptionedJob, begin: Callable[[], Learning], running: Running = UNHEARD) -> TrainingResult:
+    """Train a network of a pipeline, unless that was done before, and return the result; the complete pipeline is in
+    `folder`/result. begin: makes what the training starts from; it is called only if there is something to train, after
+    torch's generator was seeded.
 
     If the training is finished, only its preview is drawn again, if its prompts or guidance have changed.
     """
@@ -115,30 +148,19 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
         running.world.wait()
         return found
     torch.manual_seed(job.loop.seed)
-    if job.start_from is not None:
-        pipeline = load_pipeline(job.start_from)
-        set_resolution(pipeline, job.resolution)
-        if job.noise_shift is not None:
-            if not isinstance(pipeline, TextPipeline):
-                raise ValueError(
-                    f"{job.name}.noise_shift is for models of this project; {job.start_from} has a schedule"
-                )
-            pipeline.scheduler = (build_flow_scheduler if is_flow(pipeline) else build_scheduler)(job.noise_shift)
-    else:
-        pipeline = place(_new_pipeline(job))
+    learning = begin()
+    pipeline = learning.pipeline
     pipeline.set_progress_bar_config(disable=True)
-    if job.adapters is not None:
-        add_adapters(denoiser_of(pipeline), job.adapters)
-    num_parameters = count_parameters(denoiser_of(pipeline))
-    rows, trained, held, null = _read_rows(job, file, pipeline, folder, running)
+    num_parameters = count_parameters(learning.network)
+    rows, trained, held, null = _read_rows(job, file, learning, folder, running)
     # encoders of every batch stay on the device
     encoders, device = captions_of(pipeline).models if job.encode == "on_the_fly" else (), choose_device()
     with lend(device, *encoders, dtype=precision_on(device)):
-        result, weights = _learn(job, pipeline, trained, held, null, folder, identity, running)
+        result, weights = _learn(job, learning, trained, held, null, folder, identity, running)
     if running.world.leads:
-        averaged = _new_network(pipeline, job)
+        averaged = _new_network(learning)
         averaged.load_state_dict(weights)
-        set_denoiser(pipeline, averaged.eval().to(choose_device()))
+        setattr(pipeline, learning.part, averaged.eval().to(choose_device()))
         with atomic_dir(folder / "result") as partial:
             save_pipeline(pipeline, partial)
             write_beside(partial, job, identity, result, rows, num_parameters)
@@ -150,13 +172,34 @@ def train_denoiser(job: DenoiserJob, running: Running = UNHEARD) -> TrainingResu
     return result
 
 
+def _begin(job: DenoiserJob) -> Learning:
+    """Return what a denoiser's training starts from."""
+    if job.start_from is not None:
+        inspect_tunable(job.start_from)
+        pipeline = load_pipeline(job.start_from)
+        set_resolution(pipeline, job.resolution)
+        if job.noise_shift is not None:
+            if not isinstance(pipeline, TextPipeline):
+                raise ValueError(
+                    f"{job.name}.noise_shift is for models of this project; {job.start_from} has a schedule"
+                )
+            pipeline.scheduler = (build_flow_scheduler if is_flow(pipeline) else build_scheduler)(job.noise_shift)
+    else:
+        pipeline = place(_new_pipeline(job))
+    network, part = denoiser_of(pipeline), "transformer" if is_flow(pipeline) else "unet"
+    if job.adapters is not None:
+        add_adapters(network, job.adapters)
+    multiple = position_multiple(network) if is_flow(pipeline) else grid_multiple(network)
+    learner = FlowLearner if is_flow(pipeline) else DenoiserLearner
+    return Learning(pipeline, part, latents_of(pipeline), multiple, pipeline.scheduler, learner, job.adapters)
+
+
 def _read_rows(
-    job: DenoiserJob, file: RowFile, pipeline: Any, folder: Path, running: Running
+    job: CaptionedJob, file: RowFile, learning: Learning, folder: Path, running: Running
 ) -> tuple[PictureRows, LatentRows, LatentRows, TextFeatures]:
     """Encode what is not cached; return all rows, those to train on, those held out, and the null condition."""
-    autoencoder, encoders = latents_of(pipeline).eval(), captions_of(pipeline)
-    multiple = autoencoder.factor * _position_multiple(pipeline)
-    buckets = bucket_sizes(job.resolution, multiple, job.aspect_buckets)
+    autoencoder, encoders = learning.latents.eval(), captions_of(learning.pipeline)
+    buckets = bucket_sizes(job.resolution, autoencoder.factor * learning.multiple, job.aspect_buckets)
     copies = Copies(job.local_copies or job.cache / "copies", int(job.local_copies_gb * 1e9))
     rows = PictureRows(job.shards, file, buckets, job.training.batch_size, running.world, copies, job.hold_out)
     is_live = job.encode == "on_the_fly"
@@ -173,28 +216,22 @@ def _read_rows(
     return rows, trained, held, null
 
 
-def _position_multiple(pipeline: Any) -> int:
-    """Return what the sides of the latents must be multiples of."""
-    network = denoiser_of(pipeline)
-    return position_multiple(network) if is_flow(pipeline) else 2 ** (len(network.config.block_out_channels) - 1)
-
-
-def _new_network(pipeline: Any, job: DenoiserJob) -> Any:
-    """Return another network like the pipeline's denoiser, without its weights."""
-    network = denoiser_of(pipeline)
+def _new_network(learning: Learning) -> Any:
+    """Return another network like the one that learns, without its weights."""
+    network = learning.network
     # one that is shared between processes has a class of torch's, derived from its own
     kind: Any = next(cls for cls in type(network).__mro__ if cls.__module__.startswith("diffusers."))
     averaged = kind.from_config(network.config)
-    if job.adapters is not None:
-        add_adapters(averaged, job.adapters)
-    if not is_flow(pipeline):
+    if learning.adapters is not None:
+        add_adapters(averaged, learning.adapters)
+    if isinstance(averaged, UNet2DConditionModel):
         choose_attention(averaged)
     return averaged
 
 
 def _learn(
-    job: DenoiserJob,
-    pipeline: Any,
+    job: CaptionedJob,
+    learning: Learning,
     trained: LatentRows,
     held: LatentRows,
     null: TextFeatures,
@@ -202,15 +239,16 @@ def _learn(
     identity: Identity,
     running: Running,
 ) -> tuple[TrainingResult, dict[str, Tensor]]:
-    """Train the pipeline's denoiser and return its averaged weights, whole, on the CPU. Afterwards nothing of the
-    training is in the device's memory but one network, which the caller replaces."""
+    """Train the network and return its averaged weights, whole, on the CPU. Afterwards nothing of the training is in
+    the device's memory but one network, which the caller replaces."""
     # Before the training fills the GPU. Processes that share the weights must call them equally often, so they draw one
     # picture at a time, whatever memory each has left.
+    pipeline = learning.pipeline
     encoded = encode_for_drawing(pipeline, list(job.prompts), 1 if running.world.size > 1 else None)
-    learner = (FlowLearner if is_flow(pipeline) else DenoiserLearner)(
-        denoiser_of(pipeline).train(),
-        latents_of(pipeline),
-        pipeline.scheduler,
+    learner = learning.learner(
+        learning.network.train(),
+        learning.latents,
+        learning.scheduler,
         trained,
         held,
         null,
@@ -219,7 +257,7 @@ def _learn(
     )
 
     def draw_samples(step: int) -> None:
-        set_denoiser(pipeline, learner.averaged)
+        setattr(pipeline, learning.part, learner.averaged)
         sheet = draw_sheet(pipeline, job, encoded)  # by all processes, since the weights may be sharded
         if running.world.leads:
             running.picture_sink(step, sheet)

@@ -1,16 +1,29 @@
-"""Pixels as latents, for networks that draw pictures themselves."""
+"""Pixels in the place of latents: what learners and caches expect of an autoencoder, for networks that draw pixels."""
 
 import torch
 from torch import Tensor, nn
 
 from emu_models.latent.autoencoder.network import Moments
 from emu_models.latent.autoencoder.scaled import NO_NOISE
+from emu_models.pixel.scaling import enlarge, shrink
 
 
 class PixelSpace(nn.Module):
-    """An Autoencoder that changes nothing: it has no weights, and a position is a pixel."""
+    """Stands where an autoencoder stands (checkpoints.latents_of), and has nothing to learn: its latents are the pixels
+    themselves, in [-1, 1], or those of the picture scaled down.
 
-    factor = 1
+    factor: pixels of a picture per side of a latent position; 1 leaves pictures as they are. A larger one takes the
+    mean of each square of factor x factor pixels, so that the small picture has exactly the mean colour of the large
+    one. Raises ValueError if it is below 1.
+    """
+
+    def __init__(self, factor: int = 1) -> None:
+        super().__init__()
+        if factor < 1:
+            raise ValueError(f"the factor of a pixel space is {factor}; it must be 1 or more")
+        # part of the state, whose hash is the name of a cache (training/cache.py): each factor has its own
+        self.register_buffer("pixels_per_side", torch.tensor(factor))
+        self.factor = factor
 
     @property
     def device(self) -> torch.device:
@@ -18,13 +31,16 @@ class PixelSpace(nn.Module):
         return torch.device("cpu")
 
     def encode(self, x_BCHW: Tensor) -> Moments:
-        """Return pictures (B, 3, H, W) in [-1, 1] as moments without noise."""
-        return Moments(x_BCHW, torch.full_like(x_BCHW, NO_NOISE))
+        """Return the moments (B, 3, H / factor, W / factor) of pictures (B, 3, H, W) in [-1, 1]: their pixels, without
+        noise. Raises ValueError if a side is not a multiple of the factor."""
+        mean = shrink(x_BCHW, self.factor)
+        return Moments(mean, torch.full_like(mean, NO_NOISE))
 
-    def decode(self, z_BCHW: Tensor) -> Tensor:
-        """Return the pictures (B, 3, H, W), which may leave [-1, 1]."""
-        return z_BCHW
+    def decode(self, z_BChw: Tensor) -> Tensor:
+        """Return pictures (B, 3, H, W) from what `encode` gives, (B, 3, h, w): the same pixels, not clamped, or, with a
+        factor above 1, those enlarged smoothly."""
+        return enlarge(z_BChw, self.factor)
 
-    def normalise(self, z_BCHW: Tensor) -> Tensor:
-        """Return the input of the denoiser, (B, 3, H, W): the pictures themselves."""
-        return z_BCHW
+    def normalise(self, z_BChw: Tensor) -> Tensor:
+        """Return a network's input for latents (B, 3, h, w): the same."""
+        return z_BChw

@@ -40,7 +40,7 @@ def test_rounding_moves_a_bounded_latent_by_half_a_part_at_most(levels, scale):
     half_parts = 1 / torch.tensor(levels)[:, None, None]
     assert ((rounded - z.tanh()).abs() <= half_parts + 1e-6).all()
     tokens = tokenizer.tokens_of(rounded)
-    assert 0 <= tokens.min() and tokens.max() < tokenizer.num_codes
+    assert tokens.min() >= 0 and tokens.max() < tokenizer.num_codes
     assert torch.allclose(tokenizer.latents_of(tokens), rounded, atol=1e-6)
 
 
