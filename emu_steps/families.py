@@ -11,7 +11,15 @@ from PIL import Image
 
 from emu_data.shards import read_manifest
 from emu_steps.layout import Layout
-from emu_steps.params import Family, FamilyTraining, Params, TransformerFamily
+from emu_steps.params import (
+    CascadeFamily,
+    Family,
+    FamilyTraining,
+    MaskedFamily,
+    Params,
+    Tokenizer,
+    TransformerFamily,
+)
 from emu_steps.training_jobs import (
     at_every_level,
     places_of,
@@ -24,7 +32,8 @@ if TYPE_CHECKING:
     from emu_models.training.jobs import LoopJob
 
 ASSET = "family_study"
-PRETRAINED, TUNED = "pretrained", "tuned"  # the last stage of each half
+PRETRAINED, TUNED = "pretrained", "tuned"  # the last stage of each half, and the name of its rows
+TOKENIZER = "tokenizer"  # a stage, and the name of its rows
 NUM_SHOWN = 8  # prompts on the sheet; chosen here
 
 Done = Mapping[str, Path]  # stage -> the folder of its finished model
@@ -61,7 +70,7 @@ def stages_of(layout: Layout, params: Params) -> dict[str, list[Stage]]:
     }
 
 
-Given = Callable[[str, str], dict[str, Any]]  # stage, PRETRAINED or TUNED (whose rows) -> fields of any job
+Given = Callable[[str, str], dict[str, Any]]  # stage, the name of its rows -> fields of any job
 
 
 def _given(layout: Layout, params: Params, family: str, stage: str, shards: Path, rows: Path) -> dict[str, Any]:
@@ -79,9 +88,10 @@ def _given(layout: Layout, params: Params, family: str, stage: str, shards: Path
     }
 
 
-def _settings(given: dict[str, Any], training: FamilyTraining) -> dict[str, Any]:
+def _settings(given: dict[str, Any], training: FamilyTraining | Tokenizer, **others: Any) -> dict[str, Any]:
     launch = given["launch"]
-    return {**at_every_level({**training.model_dump(), **launch.of(ASSET).model_dump()}, launch), **given}
+    settings = {**training.model_dump(), **launch.of(ASSET).model_dump(), **others}
+    return {**at_every_level(settings, launch), **given}
 
 
 def _transformer_stages(given: Given, family: TransformerFamily) -> list[Stage]:
@@ -102,7 +112,72 @@ def _transformer_stages(given: Given, family: TransformerFamily) -> list[Stage]:
     return [Stage(PRETRAINED, pretrain), Stage(TUNED, tune)]
 
 
-STAGES: dict[type[Family], Callable[[Given, Any], list[Stage]]] = {TransformerFamily: _transformer_stages}
+def _cascade_stages(given: Given, family: CascadeFamily) -> list[Stage]:
+    from emu_models.pixel.jobs import CascadeJob
+    from emu_models.training.jobs import make
+
+    new = {"ratio": family.ratio, "max_augmentation": family.max_augmentation, "augmentation": family.augmentation}
+
+    def stage(name: str, half: str, training: FamilyTraining, **own: Any) -> Stage:
+        """Each of `own`: a value, or a function of what is done that returns it."""
+
+        def make_job(done: Done) -> "LoopJob":
+            values = {key: value(done) if callable(value) else value for key, value in own.items()}
+            return make(CascadeJob, {**_settings(given(name, half), training), **new, **values})
+
+        return Stage(name, make_job)
+
+    base, upscaler = family.denoiser.model_dump(), family.upscaler.model_dump()
+    return [
+        stage("base", PRETRAINED, family.pretraining, stage="base", denoiser=base),
+        stage(
+            PRETRAINED,
+            PRETRAINED,
+            family.upscaler_pretraining,
+            stage="upscaler",
+            denoiser=upscaler,
+            base=lambda done: done["base"],
+        ),
+        stage("base_tuned", TUNED, family.tuning, stage="base", start_from=lambda done: done["base"]),
+        stage(
+            TUNED,
+            TUNED,
+            family.upscaler_tuning,
+            stage="upscaler",
+            start_from=lambda done: done[PRETRAINED],
+            base=lambda done: done["base_tuned"],
+        ),
+    ]
+
+
+def _masked_stages(given: Given, family: MaskedFamily) -> list[Stage]:
+    from emu_models.masked.jobs import MaskedJob, TokenizerJob
+    from emu_models.training.jobs import make
+
+    tokenizer = family.tokenizer.model_dump()
+    network = {name: tokenizer[name] for name in ("levels", "fold", "widths", "encoder_blocks", "decoder_blocks")}
+    losses = {name: tokenizer[name] for name in ("adversarial_weight", "adversarial_start")} | {"kl_weight": 0.0}
+
+    def tokenize(done: Done) -> "LoopJob":
+        settings = _settings(given(TOKENIZER, TOKENIZER), family.tokenizer, losses=losses)
+        return make(TokenizerJob, {**settings, "network": network})
+
+    def pretrain(done: Done) -> "LoopJob":
+        settings = _settings(given(PRETRAINED, PRETRAINED), family.pretraining)
+        new = {"tokenizer": done[TOKENIZER], "transformer": family.transformer.model_dump()}
+        return make(MaskedJob, {**settings, **new})
+
+    def tune(done: Done) -> "LoopJob":
+        return make(MaskedJob, {**_settings(given(TUNED, TUNED), family.tuning), "start_from": done[PRETRAINED]})
+
+    return [Stage(TOKENIZER, tokenize), Stage(PRETRAINED, pretrain), Stage(TUNED, tune)]
+
+
+STAGES: dict[type[Family], Callable[[Given, Any], list[Stage]]] = {
+    TransformerFamily: _transformer_stages,
+    CascadeFamily: _cascade_stages,
+    MaskedFamily: _masked_stages,
+}
 
 
 def report_generality(

@@ -20,7 +20,6 @@ from emu_steps.params import (
     AlignmentTraining,
     AutoencoderSection,
     AutoencoderStudy,
-    AutoencoderTraining,
     FaithfulnessJudge,
     FirstPretraining,
     Launch,
@@ -145,23 +144,23 @@ def _alignment_settings(section: AlignmentTraining, launch: Launch) -> dict[str,
     return {**at_every_level(section.model_dump(), launch), "resolution": section.image_size}
 
 
-def write_training_rows(layout: Layout, section: AutoencoderTraining) -> Path:
+def write_training_rows(layout: Layout, resolution: int, max_images: int) -> Path:
     """Write a parquet of raw pictures that are large enough to train on (key, caption, and what reading them has shown;
     row_file.open_rows): all, or the `max_images` with the lowest hashes of their keys, without those that cannot be
-    decoded. Only these rows and one shard's are in memory at a time."""
+    decoded. resolution: px that the shorter side must have. Only these rows and one shard's are in memory at a
+    time."""
     import pandas as pd
 
     from emu_data.guarded import measure_guarded
     from emu_data.shards import iter_rows, iter_samples, shard_digest
 
-    resolution = section.resolution
     chosen: list[pd.DataFrame] = []
     for rows in iter_rows(layout.raw, ROW_COLUMNS):
         found = usable_rows(rows, resolution)[["key", "caption", "shard"]]
         # Another hash than the one by which trainings choose held-out rows (emu_models.training.order), which would
         # hold out all of these.
         found = found.assign(order=pd.util.hash_array(found["key"].to_numpy(object)))
-        chosen = [pd.concat([*chosen, found]).nsmallest(section.max_images, "order")]
+        chosen = [pd.concat([*chosen, found]).nsmallest(max_images, "order")]
     rows = chosen[0].sort_values("key")
     marks = {shard: shard_digest(layout.raw / f"{shard}.parquet") for shard in sorted(rows["shard"].unique())}
     measured = measure_guarded(iter_samples(layout.raw, rows["key"].tolist()))
@@ -171,7 +170,7 @@ def write_training_rows(layout: Layout, section: AutoencoderTraining) -> Path:
     )
     readable = usable_rows(shown.assign(status="success"), resolution).drop(columns="status")  # by their true sizes
     found = rows.merge(readable, on="key", validate="one_to_one")
-    return write_rows(layout, f"autoencoder_{resolution}_{section.max_images}", found, marks)
+    return write_rows(layout, f"autoencoder_{resolution}_{max_images}", found, marks)
 
 
 def usable_rows(rows: "pd.DataFrame", resolution: int) -> "pd.DataFrame":

@@ -27,7 +27,7 @@ def autoencoder_study(record: Record) -> dg.MaterializeResult:
     from emu_steps.training_jobs import autoencoder_job, autoencoder_network, write_training_rows
 
     layout, section = record.layout, record.params.autoencoder_study
-    rows = write_training_rows(layout, section)
+    rows = write_training_rows(layout, section.resolution, section.max_images)
     jobs = [
         autoencoder_job(
             layout,
@@ -79,7 +79,7 @@ def autoencoder(record: Record) -> dg.MaterializeResult:
         layout,
         record.key,
         record.key,
-        write_training_rows(layout, section),
+        write_training_rows(layout, section.resolution, section.max_images),
         layout.model(record.key),
         section,
         None,

@@ -40,11 +40,14 @@ from emu_steps.params.kinds import Section, Text, refuse
 from emu_steps.params.reading import check_params, read_params
 from emu_steps.params.references import broken_references
 from emu_steps.params.studies import (
+    CascadeFamily,
     Comparing,
     Family,
     FamilyStudy,
     FamilyTraining,
+    MaskedFamily,
     StudySections,
+    Tokenizer,
     TransformerFamily,
     TuningStudy,
 )
@@ -81,6 +84,7 @@ __all__ = [
     "AutoencoderStudy",
     "AutoencoderTraining",
     "AutomaticReport",
+    "CascadeFamily",
     "Comparing",
     "CorpusReport",
     "CurationVotes",
@@ -101,6 +105,7 @@ __all__ = [
     "Launch",
     "Lora",
     "Losses",
+    "MaskedFamily",
     "Params",
     "Perceptual",
     "Policy",
@@ -112,6 +117,7 @@ __all__ = [
     "Section",
     "Selection",
     "Signals",
+    "Tokenizer",
     "Training",
     "TrainingLaunch",
     "TransformerFamily",

@@ -9,6 +9,7 @@ from emu_steps.params.evaluation import Resamples
 from emu_steps.params.kinds import (
     Batch,
     Channels,
+    Count,
     Few,
     Layers,
     LearningRate,
@@ -20,10 +21,12 @@ from emu_steps.params.kinds import (
     Steps,
     StepsOrNone,
     Text,
+    Weight,
     Whole,
     refuse,
     unknown_names,
 )
+from emu_steps.params.training import Denoiser, Widths
 
 Captions = Literal["short", "long", "mixed", "corpus"]
 
@@ -81,7 +84,88 @@ class TransformerFamily(Family):
     noise_shift: Annotated[Number, Field(gt=0, le=100)] = 1.0
 
 
-AnyFamily = Annotated[TransformerFamily, Field(discriminator="kind")]
+class UpscalerTraining(FamilyTraining):
+    """As FamilyTraining. crop: side in px of the random parts of pictures that it learns; null for whole pictures."""
+
+    crop: Pixels | None = None
+
+
+class CascadeFamily(Family):
+    """A cascade of U-Nets in pixels (kind: cascade). ratio: pixels of a picture per pixel of the small one and side.
+    denoiser: the base, which draws small pictures and whose trainings are `pretraining` and `tuning`.
+    upscaler: the network that draws the whole picture beside a small one; its trainings are upscaler_pretraining and
+    upscaler_tuning. max_augmentation: up to which level noise is added to the small pictures that the upscaler learns
+    with; augmentation: the level at which it draws.
+    """
+
+    kind: Literal["cascade"]
+    ratio: Annotated[Whole, Field(ge=2, le=64)]
+    denoiser: Denoiser
+    upscaler: Denoiser
+    upscaler_pretraining: UpscalerTraining
+    upscaler_tuning: UpscalerTraining
+    max_augmentation: Share = 0.5
+    augmentation: Share = 0.1
+
+    @model_validator(mode="after")
+    def _draws_as_it_learned(self) -> Self:
+        if self.augmentation > self.max_augmentation:
+            refuse(self, {("augmentation",): f"must be at most max_augmentation, {self.max_augmentation}"})
+        return self
+
+
+class Tokenizer(Section):
+    """A tokenizer of pictures by finite scalar quantisation (kind: masked). levels: of each channel of a code; their
+    product is the number of codes. fold, widths, encoder_blocks, decoder_blocks, max_images: as in autoencoder_study.
+    adversarial_weight, adversarial_start: as in its losses. num_steps, batch_size, learning_rate, warmup_steps,
+    ema_decay, validate_every, max_rise, seed: of its training, on the raw pictures.
+    """
+
+    levels: Annotated[list[Annotated[Whole, Field(ge=2, le=64)]], Field(min_length=1, max_length=16)]
+    fold: Annotated[Whole, Field(gt=0, le=64)]
+    widths: Widths
+    encoder_blocks: Layers
+    decoder_blocks: Layers
+    max_images: Count = 20_000
+    adversarial_weight: Weight = 0.1
+    adversarial_start: Share = 0.8
+    num_steps: Steps
+    batch_size: Batch
+    learning_rate: LearningRate
+    warmup_steps: StepsOrNone
+    ema_decay: Annotated[Number, Field(ge=0, lt=1)]
+    validate_every: Steps
+    max_rise: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    seed: Seed
+
+
+class TokenTransformer(Section):
+    """The network that fills in masked tokens (emu_models.masked.jobs). width: channels of `layers` blocks with `heads`
+    heads and inner_width channels in their feed-forward layers. outer_width: channels of the convolutional blocks
+    around them, `blocks` on either side, with outer_heads heads. code_width: channels of a code's embedding. halved:
+    the transformer sees half the sides.
+    """
+
+    width: Channels
+    layers: Layers
+    heads: Few
+    inner_width: Channels
+    outer_width: Channels
+    outer_heads: Few
+    code_width: Channels
+    blocks: Layers = 1
+    halved: bool = False
+
+
+class MaskedFamily(Family):
+    """A masked token transformer like Muse (kind: masked). tokenizer: trained first. transformer: the network."""
+
+    kind: Literal["masked"]
+    tokenizer: Tokenizer
+    transformer: TokenTransformer
+
+
+AnyFamily = Annotated[TransformerFamily | CascadeFamily | MaskedFamily, Field(discriminator="kind")]
 
 
 class FamilyStudy(Section):

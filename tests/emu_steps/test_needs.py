@@ -73,7 +73,7 @@ def test_pictures_of_unknown_size_are_measured_before_an_autoencoder_learns_from
     for file in layout.raw.glob("*.parquet"):
         pd.read_parquet(file).drop(columns=["width", "height"]).to_parquet(file)
     assert find_shortage(layout, params, "autoencoder", STUDIO) is None
-    rows = pd.read_parquet(write_training_rows(layout, params.autoencoder))
+    rows = pd.read_parquet(write_training_rows(layout, params.autoencoder.resolution, params.autoencoder.max_images))
     assert len(rows) == 5  # all but the small one
 
 

@@ -64,7 +64,7 @@ def write_corpus(root: Path, tables: list[pd.DataFrame]) -> Layout:
 
 def choose(layout: Layout, max_images: int) -> pd.DataFrame:
     section = params_of("smoke").autoencoder_study
-    return pd.read_parquet(write_training_rows(layout, section.model_copy(update={"max_images": max_images})))
+    return pd.read_parquet(write_training_rows(layout, section.resolution, max_images))
 
 
 def test_the_sample_is_the_same_in_any_order_of_shards(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_pretraining_may_ask_for_smaller_pictures_than_the_curated_set(tmp_pat
 def test_an_autoencoders_rows_are_hashed_when_they_are_chosen(tmp_path, monkeypatch) -> None:
     layout = write_corpus(tmp_path, [rows_of(0)])
     section = params_of("smoke").autoencoder_study
-    table = write_training_rows(layout, section)
+    table = write_training_rows(layout, section.resolution, section.max_images)
     with monkeypatch.context() as patch:
         patch.setattr(row_file, "read_samples", None)
         taken = open_rows(layout.raw, table, tmp_path / "cache")

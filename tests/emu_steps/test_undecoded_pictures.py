@@ -47,12 +47,14 @@ DECODERS = {
     "emu_models/judge_training.py": "rows that passed the gates",
     "emu_models/training/rows.py": "rows of a training, which passed the gates or look_guarded",
     "emu_steps/aesthetics_head.py": "data/filtered, whose pictures passed the cascade",
+    "emu_steps/comparing.py": "data/curated and data/filtered",
     "emu_steps/choosing.py": "data/filtered, whose pictures passed the cascade",
     "emu_steps/contestants.py": "a folder of a contestant's pictures, which is no part of the corpus",
     "emu_steps/evaluating.py": "rows that passed the gates, and data/curated",
     "emu_steps/filtering.py": "data/filtered, whose pictures passed the cascade",
     "emu_steps/judging.py": "rows that passed the gates",
     "emu_steps/voting.py": "data/filtered, whose pictures passed the cascade",
+    "emu_steps/wanted.py": "rows that passed the gates",
 }
 
 
@@ -94,7 +96,7 @@ def for_alignment(layout: Layout) -> list[str]:
 
 def for_autoencoder(layout: Layout) -> list[str]:
     section = params_of("smoke").autoencoder_study.model_copy(update={"resolution": 32})
-    return pd.read_parquet(write_training_rows(layout, section))["key"].tolist()
+    return pd.read_parquet(write_training_rows(layout, section.resolution, section.max_images))["key"].tolist()
 
 
 READABLE = [make_key(0, index) for index in range(NUM) if make_key(0, index) not in BROKEN]
