@@ -20,7 +20,11 @@ SCALES = (1, 2, 4)  # the picture is also looked at smaller, where noise is aver
 GROUND = 6.0  # colours nearer than this to the border's median are ground, of whose size nothing should depend
 NUM_LEAST = 30  # positions that are not ground, else the whole picture is looked at
 CELLS = ((10, 12, 12), ((0, 100), (-100, 100), (-100, 100)))  # of the histogram of colours: numbers and ranges
-NOISE, BLUR, QUALITY = 4.0, 0.6, 70  # of the varied copies: levels, px and JPEG quality
+NOISE, BLUR, QUALITY = (
+    16.0,
+    1.2,
+    40,
+)  # of the varied copies, at most: levels (the demo draws its white ground 6 to 39 off), px, JPEG
 STRENGTH = 0.3  # inverse of the regression's penalty
 NUM_FOLDS = 5  # of the cross-validation
 
