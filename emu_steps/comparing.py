@@ -18,7 +18,7 @@ from emu_data.votes.intervals import bootstrap_mean, exact_rate, is_above, is_be
 from emu_data.votes.items import Pair
 from emu_data.votes.panels.appeal import AppealPanel
 from emu_data.votes.preference import Preference, summarise_preference
-from emu_data.votes.vote import counted, digest_pair, votes_to_frame
+from emu_data.votes.vote import Vote, votes_to_frame
 from emu_reports.studies import Outcome
 from emu_steps.evaluating import choose_prompts, draw_all, known_subjects
 from emu_steps.layout import Layout
@@ -66,7 +66,7 @@ class Comparator:
         from emu_models.evaluation.faithfulness import FaithfulnessPanel
 
         pairs = self._pairs(before[0], after[0])
-        appeal = self._summarise(AppealPanel(NUM_APPEAL, self.section.seed, 0.0).vote(pairs), pairs)
+        appeal = self._summarise(AppealPanel(NUM_APPEAL, self.section.seed, 0.0).vote(pairs))
         named = [pair for pair in pairs if pair.caption]
         judges = FaithfulnessPanel(self.judge, self.subjects, NUM_FAITHFULNESS, self.section.seed)
         tuned_on = read_images(shards, list(keys), self.size)
@@ -74,7 +74,7 @@ class Comparator:
             name=name,
             num_learned=len(keys),
             appeal=appeal,
-            faithfulness=self._summarise(judges.vote(named), named) if named else None,
+            faithfulness=self._summarise(judges.vote(named)) if named else None,
             copies_before=self._copies(before, tuned_on, keys),
             copies_after=self._copies(after, tuned_on, keys),
             variety_before=self._variety(before),
@@ -85,11 +85,11 @@ class Comparator:
     def _pairs(self, before: np.ndarray, after: np.ndarray) -> list[Pair]:
         found = []
         for key, caption, a, b in zip(self.prompts["key"], self.known, after, before, strict=True):
-            found.append(Pair(key, a, b, caption, digest_pair(a.tobytes(), b.tobytes(), caption)))
+            found.append(Pair(key, a, b, caption))
         return found
 
-    def _summarise(self, votes: list, pairs: Sequence[Pair]) -> Preference:
-        table = votes_to_frame(counted(votes, {pair.key: pair.seen for pair in pairs}))
+    def _summarise(self, votes: list[Vote]) -> Preference:
+        table = votes_to_frame(votes)
         return summarise_preference(table, seed=self.section.seed, num_resamples=self.section.num_bootstrap)
 
     def _copies(self, drawn: np.ndarray, tuned_on: np.ndarray, keys: Sequence[str]):
