@@ -157,17 +157,17 @@ def _refuse_transformer_of_other_tokens(folder: Path) -> None:
 
 def _refuse_cascade_that_does_not_fit(folder: Path, parts: list[str]) -> None:
     """Each of its U-Nets sees RGB pixels, the upscaler also those of the enlarged small picture."""
-    for name, channels in (("unet", 3), ("super_unet", 6)):
+    for name, times in (("unet", 1), ("super_unet", 2)):
         if name not in parts:
             if name == "unet":
                 raise ValueError(f"{folder} has no unet/, which draws small pictures; download it again")
             continue
         unet = _read_json(folder / name / "config.json")
-        takes = unet.get("in_channels"), unet.get("out_channels")
-        if takes != (channels, 3):
+        takes, gives = unet.get("in_channels", 0), unet.get("out_channels", 0)
+        if gives < 3 or gives % 3 or takes != times * gives:
             raise ValueError(
-                f"{folder}: {name}/ takes {takes[0]} channels and gives {takes[1]}, where a cascade in pixels needs "
-                f"{channels} and 3; give a folder that a training of a cascade wrote"
+                f"{folder}: {name}/ takes {takes} channels and gives {gives}, where a cascade in pixels gives a "
+                f"multiple of 3 and takes {times} times as many; give a folder that a training of a cascade wrote"
             )
         scheduler = "scheduler" if name == "unet" else "super_scheduler"
         if scheduler not in parts:

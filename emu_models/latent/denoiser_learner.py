@@ -225,9 +225,13 @@ class DenoiserLearner:
             text, beside = batch.text.to(self.device), batch.beside
             sizes_B6 = None if batch.sizes_B6 is None else batch.sizes_B6.to(self.device)
             noisy = noisy if beside is None else torch.cat([noisy, beside.to(self.device)], dim=1)
-            predicted = denoise(network, noisy, t_B, text, self.autoencoder.factor, sizes_B6)
+            predicted = self.predict(network, noisy, t_B, text, sizes_B6)
         loss_B = denoising_loss(predicted.float(), z0, noise, a2_B, self.prediction_type)
         return (loss_B * batch.weights_B.to(self.device)).sum()
+
+    def predict(self, network: Any, noisy: Tensor, t_B: Tensor, text: TextFeatures, sizes_B6: Tensor | None) -> Tensor:
+        """Return the network's prediction (n, C, h, w), for noisy latents and what is beside them."""
+        return denoise(network, noisy, t_B, text, self.autoencoder.factor, sizes_B6)
 
     @torch.no_grad()
     def validate(self, network: torch.nn.Module) -> dict[str, float]:

@@ -22,9 +22,9 @@ class CascadeJob(CaptionedJob):
     `base`, a folder that a training of the base left, which is therefore needed; with start_from too, a cascade, the
     upscaler is continued from there.
 
-    denoiser: a new network, without start_from. ratio: pixels of a picture per pixel of the small one and side; None
-    keeps that of start_from or base. noise_shift: of the stage's schedule (diffusion/schedule.py); None keeps that of
-    start_from, or is 1.
+    denoiser: a new network, without start_from, and patch, of how many pixels per side it sees as one position. ratio:
+    pixels of a picture per pixel of the small one and side; None keeps that of start_from or base. noise_shift: of the
+    stage's schedule (diffusion/schedule.py); None keeps that of start_from, or is 1.
 
     Of the upscaler: max_augmentation: 0..1, up to which level noise is added to the small pictures that it learns with.
     augmentation: 0..max_augmentation, the level at which the pipeline draws, by default. crop: side, in px, of random
@@ -36,6 +36,7 @@ class CascadeJob(CaptionedJob):
     stage: Stage
     base: Annotated[Path | None, WEIGHTS] = None
     denoiser: DenoiserConfig | None = None
+    patch: int = 1
     ratio: int | None = None
     noise_shift: float | None = None
     max_augmentation: float = 0.5
@@ -57,6 +58,8 @@ class CascadeJob(CaptionedJob):
             return "denoiser is for new networks, and start_from for trained ones; give one of them"
         if self.ratio is None and self.start_from is None and self.base is None:
             return "ratio is missing: a new cascade needs the pixels of a picture per pixel of the small one"
+        if self.patch < 1 or (self.ratio is not None and self.ratio < 2):
+            return f"patch is {self.patch} and ratio {self.ratio}; they must be at least 1 and 2"
         if self.stage == "upscaler" and self.denoiser is not None and self.denoiser.size_conditioning:
             return "denoiser.size_conditioning is for networks that learn alone; set it to false for an upscaler"
         if not 0 <= self.augmentation <= self.max_augmentation <= 1:

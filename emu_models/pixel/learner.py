@@ -1,5 +1,5 @@
-"""How the upscaler of a cascade learns: to denoise whole pictures beside small ones with noise (Imagen, arXiv
-2205.11487, sec. 2.4 and algorithm 1). The base learns as any denoiser does."""
+"""How the networks of a cascade learn: as any denoiser, and the upscaler beside small pictures with noise (Imagen,
+arXiv 2205.11487, sec. 2.4 and algorithm 1)."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from emu_models.latent.denoiser_learner import Batch, DenoiserLearner
+from emu_models.pixel.denoising import denoise_pixels
 from emu_models.pixel.scaling import condition_on, shrink
+from emu_models.text import TextFeatures
 from emu_models.training.order import draw_rows
 
 # Added to a training's seed for the numbers that only an upscaler draws, so that they are not those of its pictures'
@@ -17,7 +19,15 @@ from emu_models.training.order import draw_rows
 AUGMENTATION_SEED, CROP_SEED = 2_000_003, 3_000_017
 
 
-class UpscalerLearner(DenoiserLearner):
+class PixelLearner(DenoiserLearner):
+    """A U-Net on pixels that learns from captioned pictures; a `loop.Learner`."""
+
+    def predict(self, network: Any, noisy: Tensor, t_B: Tensor, text: TextFeatures, sizes_B6: Tensor | None) -> Tensor:
+        """Return the network's prediction (n, 3, h, w), for noisy pixels and what is beside them."""
+        return denoise_pixels(network, noisy, t_B, text, self.autoencoder.factor, sizes_B6)
+
+
+class UpscalerLearner(PixelLearner):
     """An upscaler that learns from captioned pictures; a `loop.Learner`.
 
     Args:

@@ -24,16 +24,19 @@ PUBLISHED_BASE = DenoiserConfig((512, 1024, 1536, 2048), (False, True, True, Tru
 PUBLISHED_UPSCALER = DenoiserConfig((128, 256, 512, 1024), (False, False, False, True), 4, cross_attention_width=512)
 
 
-def build_base(config: DenoiserConfig, token_width: int, pooled_width: int) -> UNet2DConditionModel:
-    """Return a network for small pictures (B, 3, h, w); h and w must be multiples of 2 ** (levels - 1). token_width,
-    pooled_width: channels of TextFeatures' tokens_BLD and pooled_BD."""
-    return build_denoiser(config, CHANNELS, token_width, pooled_width)
+def build_base(config: DenoiserConfig, token_width: int, pooled_width: int, patch: int = 1) -> UNet2DConditionModel:
+    """Return a network for small pictures (B, 3, h, w); h and w must be multiples of patch times 2 ** (levels - 1).
+
+    token_width, pooled_width: channels of TextFeatures' tokens_BLD and pooled_BD. patch: see pixel/denoising.py.
+    """
+    return build_denoiser(config, CHANNELS * patch**2, token_width, pooled_width)
 
 
-def build_upscaler(config: DenoiserConfig, token_width: int, pooled_width: int) -> UNet2DConditionModel:
+def build_upscaler(config: DenoiserConfig, token_width: int, pooled_width: int, patch: int = 1) -> UNet2DConditionModel:
     """Return a network for noisy pictures beside enlarged small ones, (B, 6, H, W), that is told the level of these; it
-    predicts (B, 3, H, W)."""
-    return build_denoiser(config, CHANNELS, token_width, pooled_width, channels_beside=CHANNELS, num_told=1)
+    predicts (B, 3, H, W). Arguments: as of `build_base`."""
+    channels = CHANNELS * patch**2
+    return build_denoiser(config, channels, token_width, pooled_width, channels_beside=channels, num_told=1)
 
 
 def build_pixel_scheduler(noise_shift: float = 1.0) -> DDIMScheduler:

@@ -10,7 +10,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from emu_models.latent.denoiser import choose_attention, denoise, grid_multiple
+from emu_models.latent.denoiser import choose_attention
+from emu_models.pixel.denoising import denoise_pixels, pixel_multiple
 from emu_models.pixel.scaling import condition_on, enlarge, keep_colours
 from emu_models.text import TextFeatures
 from emu_models.text_pipeline import EmuOutput, Generators, TextPipeline, make_generators
@@ -63,8 +64,8 @@ class EmuCascadePipeline(TextPipeline):
     def multiple(self) -> int:
         """What height and width must be multiples of, in px."""
         config: Any = self.config
-        small = math.lcm(grid_multiple(self.unet), config.colour_cell)
-        return math.lcm(config.ratio * small, 1 if self.super_unet is None else grid_multiple(self.super_unet))
+        small = math.lcm(pixel_multiple(self.unet), config.colour_cell)
+        return math.lcm(config.ratio * small, 1 if self.super_unet is None else pixel_multiple(self.super_unet))
 
     @torch.no_grad()
     def __call__(
@@ -164,7 +165,7 @@ class EmuCascadePipeline(TextPipeline):
         progress: Any = self.progress_bar(scheduler.timesteps)  # type: ignore[call-arg]
         for t in progress:
             given = twice(z if beside is None else torch.cat([z, beside], dim=1))
-            predicted = denoise(network, given, t.expand(len(text)), text, factor, told)
+            predicted = denoise_pixels(network, given, t.expand(len(text)), text, factor, told)
             if guided:
                 with_text, without = predicted.chunk(2)
                 predicted = without + guidance_scale * (with_text - without)

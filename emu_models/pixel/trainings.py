@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 from emu_models.checkpoints import hide_bars, load_pipeline, place, set_resolution
-from emu_models.latent.denoiser import grid_multiple
-from emu_models.latent.denoiser_learner import DenoiserLearner
 from emu_models.latent.trainings import Learning, train_network
+from emu_models.pixel.denoising import pixel_multiple
 from emu_models.pixel.jobs import CascadeJob
-from emu_models.pixel.learner import UpscalerLearner
+from emu_models.pixel.learner import PixelLearner, UpscalerLearner
 from emu_models.pixel.network import build_base, build_pixel_scheduler, build_upscaler
 from emu_models.pixel.pipeline import EmuCascadePipeline
 from emu_models.pixel.space import PixelSpace
@@ -42,7 +41,7 @@ def _begin(job: CascadeJob) -> Learning:
     place(pipeline)
     if job.stage == "base":
         multiple = pipeline.multiple // config.ratio
-        return Learning(pipeline, "unet", PixelSpace(config.ratio), multiple, pipeline.scheduler, DenoiserLearner)
+        return Learning(pipeline, "unet", PixelSpace(config.ratio), multiple, pipeline.scheduler, PixelLearner)
     multiple = _refuse_crop(job, pipeline)
     learner = partial(UpscalerLearner, ratio=config.ratio, max_augmentation=job.max_augmentation, crop=job.crop)
     return Learning(pipeline, "super_unet", PixelSpace(), multiple, pipeline.super_scheduler, learner)
@@ -53,7 +52,7 @@ def _refuse_crop(job: CascadeJob, pipeline: EmuCascadePipeline) -> int:
     multiple of what its network needs."""
     assert pipeline.super_unet is not None
     config: Any = pipeline.config
-    for multiple in (grid_multiple(pipeline.super_unet), config.ratio):
+    for multiple in (pixel_multiple(pipeline.super_unet), config.ratio):
         if job.crop is not None and job.crop % multiple:
             raise ValueError(f"{job.name}.crop is {job.crop}; it must be a multiple of {multiple}")
     return pipeline.multiple
@@ -70,7 +69,7 @@ def _base_pipeline(job: CascadeJob) -> EmuCascadePipeline:
     hide_bars()
     encoders = load_text_encoders(job.text_encoder)
     return EmuCascadePipeline(
-        unet=build_base(job.denoiser, encoders.token_width, encoders.pooled_width),
+        unet=build_base(job.denoiser, encoders.token_width, encoders.pooled_width, job.patch),
         scheduler=build_pixel_scheduler(job.noise_shift or 1.0),
         **encoders.components(),
         resolution=job.resolution,
@@ -85,7 +84,7 @@ def _with_upscaler(job: CascadeJob) -> EmuCascadePipeline:
     if job.start_from is None:
         assert job.denoiser is not None
         encoders = pipeline.text_encoders
-        network = build_upscaler(job.denoiser, encoders.token_width, encoders.pooled_width)
+        network = build_upscaler(job.denoiser, encoders.token_width, encoders.pooled_width, job.patch)
         scheduler: Any = build_pixel_scheduler(job.noise_shift or 1.0)
     else:
         other = _load(job, "start_from")
