@@ -12,19 +12,15 @@ SMALL = MaskedTransformerConfig(
     width=32, layers=2, heads=2, inner_width=64, outer_width=32, outer_heads=2, code_width=16
 )
 LEVELS = [5, 4]
+LOSSES = AutoencoderLossConfig(0.0, 0.1, 0.5)
 
 
-def tokenizer_job(
-    corpus: tuple[Path, Path],
-    folder: Path,
-    loop: LoopConfig = LOOP,
-    losses: AutoencoderLossConfig = AutoencoderLossConfig(0.0, 0.1, 0.5),
-) -> TokenizerJob:
+def tokenizer_job(corpus: tuple[Path, Path], folder: Path, loop: LoopConfig = LOOP) -> TokenizerJob:
     return TokenizerJob(
         **places("tokenizer", corpus, folder),
         loop=loop,
         network={"levels": LEVELS, "widths": [16, 32]},
-        training=AutoencoderTrainingConfig(loop.num_steps, 4, loop.learning_rate, losses, 0),
+        training=AutoencoderTrainingConfig(loop.num_steps, 4, loop.learning_rate, LOSSES, 0),
     )
 
 

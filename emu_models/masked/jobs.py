@@ -39,36 +39,19 @@ class MaskedTransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedTrainingConfig(DenoiserTrainingConfig):
-    """How the transformer is trained; see DenoiserTrainingConfig. Raises ValueError for noise, which tokens do not
-    have, and for gradient_checkpointing, which UVit2DModel only declares: its blocks fail with it in
-    diffusers 0.42.1."""
+    """How the transformer is trained; see DenoiserTrainingConfig. Tokens have no noise to offset."""
 
     noise_offset: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.noise_offset:
-            raise ValueError(f"noise_offset is {self.noise_offset}; tokens have no noise, so leave it out")
-        if self.gradient_checkpointing:
-            raise ValueError(
-                "gradient_checkpointing does not work with diffusers' UVit2DModel; set micro_batch_size instead"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerJob(LoopJob):
     """A training of the pictures' tokenizer. start_from: a trained tokenizer's folder to continue from; without it,
-    `network` (arguments of PictureTokenizer) is built. Raises ValueError for a weight of the KL: latents have no noise.
-    """
+    `network` (arguments of PictureTokenizer) is built. losses.kl_weight must be 0: latents have no noise."""
 
     network: dict[str, Any] | None = None
     start_from: Annotated[Path | None, WEIGHTS] = None
     training: AutoencoderTrainingConfig
-
-    def __post_init__(self) -> None:
-        if self.training.losses.kl_weight:
-            raise ValueError(
-                f"losses.kl_weight is {self.training.losses.kl_weight}; a tokenizer has no KL: set it to 0"
-            )
 
     def run(self, running: "Running") -> dict[str, Any]:
         """Train; see `masked.trainings.train_tokenizer`."""

@@ -26,12 +26,21 @@ class MaskedLearner(DenoiserLearner):
 
     The loss of a row is the cross entropy of its masked tokens, in nats per masked token; the others do not count,
     since the network sees them.
+
+    Raises ValueError for an offset of the noise, and for gradient_checkpointing, which UVit2DModel only declares: its
+    blocks fail with it in diffusers 0.42.1.
     """
 
     autoencoder: PictureTokenizer
 
     def read_schedule(self, scheduler: Any) -> None:
-        """Nothing: the share of masked positions has no settings."""
+        """Refuse what such a network cannot have; the share of masked positions has no settings."""
+        if self.config.noise_offset:
+            raise ValueError(f"noise_offset is {self.config.noise_offset}; tokens have no noise, so set it to 0")
+        if self.config.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing does not work with diffusers' UVit2DModel; set micro_batch_size instead"
+            )
         self._takes_sizes = False
         self._code_entropy: float | None = None
 

@@ -28,6 +28,7 @@ from emu_models.latent.jobs import (
     DenoiserTrainingConfig,
     PerceptualConfig,
 )
+from emu_models.masked.jobs import MaskedJob, MaskedTrainingConfig, MaskedTransformerConfig, TokenizerJob
 from emu_models.training.identity import counts_of, identify, open_folder, settings_of
 from emu_models.training.jobs import (
     CODE,
@@ -44,6 +45,7 @@ from emu_models.training.jobs import (
 from emu_models.training.loop import Interrupted
 from emu_models.training.running import Running
 from tests.shards import write_toy_shards
+from tests.toy_masked import SMALL, masked_job, tokenizer_job
 from tests.toy_training import LOOP, autoencoder_job, denoiser_job, places, result_of
 
 ROWS = [("k0", "digest 0", "a red square"), ("k1", "digest 1", "a blue square")]
@@ -84,7 +86,10 @@ def whole_jobs(given: Path) -> list[LoopJob]:
     elsewhere: dict[str, Any] = {**places("aligned", (given, given), given), "loop": LOOP}
     aligned = AlignmentJob(**elsewhere, num_folds=2, training=AlignmentConfig())
     judge = JudgeJob(**elsewhere, root=given, held_share=0.3, weights=str(given / "one"), training=JudgeConfig())
-    return [job, tuned, encoder, aligned, judge]
+    masked = masked_job((given, given), given, given / "one")
+    tuned_masked = replace(masked, tokenizer=None, transformer=None, start_from=given / "one")
+    tokenizer = replace(tokenizer_job((given, given), given), start_from=given / "one")
+    return [job, tuned, encoder, aligned, judge, masked, tuned_masked, tokenizer]
 
 
 def other_values(given: Path) -> dict[type, dict[str, Any]]:
@@ -171,6 +176,44 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
             "head_width": 32,
             "size_conditioning": True,
         },
+        TokenizerJob: {
+            "network": {"levels": [3, 3]},
+            "start_from": other,
+            "training": AutoencoderTrainingConfig(**batches, losses=AutoencoderLossConfig(0.1, 0.1, 0.5)),
+        },
+        MaskedJob: {
+            "tokenizer": other,
+            "start_from": other,
+            "transformer": replace(SMALL, layers=3),
+            "text_encoder": str(other),
+            "num_text_tokens": 9,
+            "training": MaskedTrainingConfig(**batches, caption_dropout=0.2),
+            "prompts": ("another",),
+            "guidance_scale": 7.0,
+            "aspect_buckets": 3,
+            "local_copies": other,
+            "local_copies_gb": 5.0,
+            "hold_out": False,
+        },
+        MaskedTrainingConfig: {
+            **batches,
+            "noise_offset": 0.3,
+            "caption_dropout": 0.5,
+            "micro_batch_size": 2,
+            "gradient_checkpointing": True,
+            "compile": True,
+        },
+        MaskedTransformerConfig: {
+            "width": 64,
+            "layers": 3,
+            "heads": 4,
+            "inner_width": 32,
+            "outer_width": 64,
+            "outer_heads": 4,
+            "code_width": 32,
+            "blocks": 2,
+            "halved": True,
+        },
         AlignmentJob: {"num_folds": 3, "training": AlignmentConfig(seed=9)},
         AlignmentConfig: network,
         JudgeJob: {"root": other, "held_share": 0.5, "weights": str(other), "training": JudgeConfig(seed=9)},
@@ -191,6 +234,7 @@ def changed(value: Any, owner: type, field: str, new: Any) -> Any:
 
 KINDS = (LoopJob, LoopConfig, AutoencoderJob, AutoencoderTrainingConfig, AutoencoderLossConfig, PerceptualConfig)
 KINDS += (DenoiserJob, DenoiserTrainingConfig, DenoiserConfig, Adapters)
+KINDS += (TokenizerJob, MaskedJob, MaskedTrainingConfig, MaskedTransformerConfig)
 KINDS += (AlignmentJob, AlignmentConfig, JudgeJob, JudgeConfig)
 OF_ALL = {field.name for field in dataclasses.fields(LoopJob)}
 FIELDS = [(owner, name) for owner in KINDS for name in counts_of(owner) if owner is LoopJob or name not in OF_ALL]

@@ -3,14 +3,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu_models.latent.jobs import AutoencoderLossConfig
+from emu_models.latent.jobs import AutoencoderLossConfig, AutoencoderTrainingConfig
 from emu_models.masked.tokenizer import PictureTokenizer, count_codes
-from tests.toy_masked import tokenizer_job
+from emu_models.masked.tokenizer_learner import TokenizerLearner
+from emu_models.training.rows import Rows
 
 LEVELS = st.lists(st.integers(2, 9), min_size=1, max_size=4)
 
@@ -77,9 +79,11 @@ def test_the_use_of_codes_is_between_that_of_one_and_that_of_all_alike():
     assert even["codes_used"] == 1 and even["code_entropy"] == pytest.approx(math.log(10))
 
 
-def test_levels_and_weights_that_make_no_sense_are_refused(tmp_path):
+def test_levels_and_weights_that_make_no_sense_are_refused():
     for levels in ((), (5, 1)):
         with pytest.raises(ValueError, match="each 2 or more"):
             PictureTokenizer(levels)
+    rows = Rows(["a", "b"], ["", ""], np.zeros((2, 16, 16, 3), np.uint8), np.array([False, True]))
+    config = AutoencoderTrainingConfig(1, 1, 1e-3, AutoencoderLossConfig(1e-6, 0.0, 0.5), 0)
     with pytest.raises(ValueError, match="has no KL"):
-        tokenizer_job((tmp_path, tmp_path), tmp_path, losses=AutoencoderLossConfig(1e-6, 0.0, 0.5))
+        TokenizerLearner(build(), rows, config)
