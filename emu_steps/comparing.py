@@ -83,10 +83,8 @@ class Comparator:
         )
 
     def _pairs(self, before: np.ndarray, after: np.ndarray) -> list[Pair]:
-        found = []
-        for key, caption, a, b in zip(self.prompts["key"], self.known, after, before, strict=True):
-            found.append(Pair(key, a, b, caption))
-        return found
+        rows = zip(self.prompts["key"], self.known, after, before, strict=True)
+        return [Pair(key, a, b, caption) for key, caption, a, b in rows]
 
     def _summarise(self, votes: list[Vote]) -> Preference:
         table = votes_to_frame(votes)
