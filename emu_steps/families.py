@@ -26,6 +26,7 @@ from emu_steps.training_jobs import (
     text_encoders_of,
     write_curated_rows,
     write_gated_rows,
+    write_training_rows,
 )
 
 if TYPE_CHECKING:
@@ -62,12 +63,19 @@ def stages_of(layout: Layout, params: Params) -> dict[str, list[Stage]]:
         PRETRAINED: (layout.raw, write_gated_rows(layout, ASSET, section.gates)),
         TUNED: (layout.curated, write_curated_rows(layout, params.quality_tuned.captions, f"{ASSET}_{TUNED}")),
     }
-    return {
-        name: STAGES[type(family)](
-            lambda stage, half, name=name: _given(layout, params, name, stage, *rows[half]), family
-        )
-        for name, family in section.families.items()
-    }
+
+    def given_to(family: str) -> Given:
+        def given(stage: str, whose: str) -> dict[str, Any]:
+            return _given(layout, params, family, stage, *(raw_rows(family) if whose == TOKENIZER else rows[whose]))
+
+        return given
+
+    def raw_rows(family: str) -> tuple[Path, Path]:
+        found = section.families[family]
+        assert isinstance(found, MaskedFamily), "only a tokenizer learns all raw pictures"
+        return layout.raw, write_training_rows(layout, found.resolution, found.tokenizer.max_images)
+
+    return {name: STAGES[type(family)](given_to(name), family) for name, family in section.families.items()}
 
 
 Given = Callable[[str, str], dict[str, Any]]  # stage, the name of its rows -> fields of any job
