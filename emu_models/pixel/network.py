@@ -41,4 +41,5 @@ def build_upscaler(config: DenoiserConfig, token_width: int, pooled_width: int, 
 
 def build_pixel_scheduler(noise_shift: float = 1.0) -> DDIMScheduler:
     """Return the project's schedule (diffusion/schedule.py) for pixels, whose range is known."""
-    return DDIMScheduler.from_config({**build_scheduler(noise_shift).config, **THRESHOLDING})
+    # as keywords: entries of a config that were defaults when it was made are not read
+    return DDIMScheduler.from_config(build_scheduler(noise_shift).config, **THRESHOLDING)

@@ -94,7 +94,8 @@ def test_a_validation_gives_the_same_number_again_and_a_step_changes_it():
     assert np.isfinite(learned["loss"]) and made.validate(made.network) != before
 
 
-def test_parts_of_a_batch_add_up_to_its_gradients():
+def test_parts_of_a_batch_add_up_to_its_gradients(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # bf16 would differ by more
     first, second = learner(), learner()
     second._at_once.number = 2
     for made in (first, second):
@@ -142,13 +143,15 @@ def test_a_network_of_patches_sees_each_pixel_once(patch):
 @pytest.mark.parametrize("cell", [1, 2, 4])
 def test_colours_are_kept_and_details_left(cell):
     drawn = torch.Generator().manual_seed(0)
-    small = (torch.rand(3, 3, 8, 8, generator=drawn) * 2 - 1) * 0.8
+    colours = torch.rand(3, 3, 2, 2, generator=drawn) - 0.5
+    small = torch.nn.functional.interpolate(colours, size=8, mode="bilinear")
     details = 0.1 * torch.randn(3, 3, 32, 32, generator=drawn)
     details -= enlarge(shrink(details, 4 * cell), 4 * cell)
-    x = enlarge(small, 4).clamp(-0.9, 0.9) + details + 0.08
+    x = enlarge(small, 4) + details + 0.2  # too bright, as upscalers are known to draw
     kept = keep_colours(x, small, cell)
-    assert (shrink(kept, 32) - shrink(small, 8)).abs().max() < 2 / 127.5
-    assert (kept - x - (kept - x).mean((2, 3), keepdim=True)).abs().mean() < 0.1
+    assert (shrink(kept, 32) - shrink(small, 8)).abs().max() < 0.5 / 127.5
+    change = kept - x
+    assert (change.mean() + 0.2).abs() < 0.01 and change.std() < 0.25 * details.std()
 
 
 def test_the_published_networks_have_about_their_published_sizes():
