@@ -6,6 +6,7 @@ Symbols: x a picture (B, C, H, W) with values in [-1, 1], y a small one (B, C, h
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,15 +45,16 @@ def condition_on(y_BChw: Tensor, noise: Tensor, level_B: Tensor, factor: int) ->
 
 
 def keep_colours(x_BCHW: Tensor, y_BChw: Tensor, cell: int) -> Tensor:
-    """Return pictures in [-1, 1] whose smooth colours are those of the small ones: the difference of the mean colours
-    of cells, (cell x cell) pixels of y, is added, smoothly enlarged.
+    """Return pictures in [-1, 1] whose smooth colours are those of the small ones, and whose mean colours exactly are.
 
-    Clipping to [-1, 1] undoes some of it in plain white or black areas, so it is done three times (chosen here). Raises
-    ValueError if a side of y is not a multiple of the cell.
+    First the difference of the mean colours of cells, (cell x cell) pixels of y, is added, smoothly enlarged. Clipping
+    undoes some of that in plain areas, so then each channel is mixed with white or with black, as much as its mean over
+    the picture needs. Raises ValueError if a side of y is not a multiple of the cell.
     """
-    factor = x_BCHW.shape[-1] // y_BChw.shape[-1]
-    wanted = shrink(y_BChw.clamp(-1, 1), cell)
-    x = x_BCHW.clamp(-1, 1)
-    for _ in range(3):
-        x = (x + enlarge(wanted - shrink(x, cell * factor), cell * factor)).clamp(-1, 1)
-    return x
+    factor = x_BCHW.shape[-1] // y_BChw.shape[-1] * cell
+    x, y = x_BCHW.clamp(-1, 1), y_BChw.clamp(-1, 1)
+    x = (x + enlarge(shrink(y, cell) - shrink(x, factor), factor)).clamp(-1, 1)
+    mean, wanted = (one.mean((2, 3), keepdim=True) for one in (x, y))
+    end = torch.where(wanted > mean, 1.0, -1.0).to(x)
+    share = (wanted - mean) / (end - mean).abs().clamp(min=1e-6) * end  # 0..1, since wanted lies between mean and end
+    return x + share.clamp(0, 1) * (end - x)
