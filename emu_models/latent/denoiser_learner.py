@@ -4,7 +4,7 @@ What is particular to Gaussian diffusion is in few methods, which flow/learner.p
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -257,9 +257,9 @@ class DenoiserLearner:
         noise = draw_rows(VALIDATION_SEED, 0, places[positions], z0[0].numel())[0].view_as(z0)
         text, sizes_B6, total = self.held.text.select(torch.from_numpy(index)), self._sizes_of(self.held, index), 0.0
         times = self.validation_times(z0)
+        whole = Batch(z0, noise, torch.zeros(len(z0)), text, weights_B, sizes_B6)
+        whole = self.condition(whole, VALIDATION_SEED, 0, places[positions])
         for t in times:
-            batch = Batch(z0, noise, torch.full((len(z0),), t), text, weights_B, sizes_B6)
-            batch = self.condition(batch, VALIDATION_SEED, 0, places[positions])
-            parts = batch.split(self._at_once.number)
+            parts = replace(whole, t_B=torch.full((len(z0),), t)).split(self._at_once.number)
             total += sum(self.weighted_loss(network, part).item() for part in parts)
         return total / len(times)

@@ -29,8 +29,6 @@ class CascadeJob(CaptionedJob):
     Of the upscaler: max_augmentation: 0..1, up to which level noise is added to the small pictures that it learns with.
     augmentation: 0..max_augmentation, the level at which the pipeline draws, by default. crop: side, in px, of random
     parts of pictures that it learns from, or None for whole ones.
-
-    Raises ValueError for values that do not fit together.
     """
 
     stage: Stage
@@ -43,7 +41,8 @@ class CascadeJob(CaptionedJob):
     augmentation: float = 0.1
     crop: int | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for values that do not fit together, which names the entry and says what to do."""
         wrong = self._find_wrong()
         if wrong is not None:
             raise ValueError(f"{self.name}.{wrong}")

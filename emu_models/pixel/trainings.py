@@ -21,7 +21,9 @@ from emu_models.training.running import UNHEARD, Running
 
 def train_cascade(job: CascadeJob, running: Running = UNHEARD) -> TrainingResult:
     """Train a cascade's base or upscaler, unless that was done before, and return the result; the complete pipeline is
-    in `folder`/result (latent.trainings.train_network)."""
+    in `folder`/result (latent.trainings.train_network). Raises ValueError, before anything is read, for settings that
+    do not fit together."""
+    job.check()
     return train_network(job, lambda: _begin(job), running)
 
 

@@ -29,6 +29,7 @@ from emu_models.latent.jobs import (
     PerceptualConfig,
 )
 from emu_models.masked.jobs import MaskedJob, MaskedTrainingConfig, MaskedTransformerConfig, TokenizerJob
+from emu_models.pixel.jobs import CascadeJob
 from emu_models.training.identity import counts_of, identify, open_folder, settings_of
 from emu_models.training.jobs import (
     CODE,
@@ -45,6 +46,7 @@ from emu_models.training.jobs import (
 from emu_models.training.loop import Interrupted
 from emu_models.training.running import Running
 from tests.shards import write_toy_shards
+from tests.toy_cascade import base_job, upscaler_job
 from tests.toy_masked import SMALL, masked_job, tokenizer_job
 from tests.toy_training import LOOP, autoencoder_job, denoiser_job, places, result_of
 
@@ -89,7 +91,9 @@ def whole_jobs(given: Path) -> list[LoopJob]:
     masked = masked_job((given, given), given, given / "one")
     tuned_masked = replace(masked, tokenizer=None, transformer=None, start_from=given / "one")
     tokenizer = replace(tokenizer_job((given, given), given), start_from=given / "one")
-    return [job, tuned, encoder, aligned, judge, masked, tuned_masked, tokenizer]
+    base = base_job((given, given), given)
+    upscaler = upscaler_job((given, given), given, given / "one", denoiser=None, start_from=given / "one")
+    return [job, tuned, encoder, aligned, judge, masked, tuned_masked, tokenizer, base, upscaler]
 
 
 def other_values(given: Path) -> dict[type, dict[str, Any]]:
@@ -158,6 +162,29 @@ def other_values(given: Path) -> dict[type, dict[str, Any]]:
             "local_copies_gb": 5.0,
             "hold_out": False,
             "stop_found_in": other,
+        },
+        CascadeJob: {
+            "start_from": other,
+            "text_encoder": str(other),
+            "num_text_tokens": 9,
+            "training": DenoiserTrainingConfig(**batches, noise_offset=0.1, caption_dropout=0.2),
+            "prompts": ("another",),
+            "guidance_scale": 7.0,
+            "aspect_buckets": 3,
+            "encode": "on_the_fly",
+            "local_copies": other,
+            "local_copies_gb": 5.0,
+            "hold_out": False,
+            "stop_found_in": other,
+            "stage": "another",
+            "base": other,
+            "denoiser": DenoiserConfig((64, 64), (False, False), 1, "joint"),
+            "patch": 2,
+            "ratio": 8,
+            "noise_shift": 2.0,
+            "max_augmentation": 0.25,
+            "augmentation": 0.2,
+            "crop": 16,
         },
         DenoiserTrainingConfig: {
             **batches,
@@ -234,6 +261,7 @@ def changed(value: Any, owner: type, field: str, new: Any) -> Any:
 
 KINDS = (LoopJob, LoopConfig, AutoencoderJob, AutoencoderTrainingConfig, AutoencoderLossConfig, PerceptualConfig)
 KINDS += (DenoiserJob, DenoiserTrainingConfig, DenoiserConfig, Adapters)
+KINDS += (CascadeJob,)
 KINDS += (TokenizerJob, MaskedJob, MaskedTrainingConfig, MaskedTransformerConfig)
 KINDS += (AlignmentJob, AlignmentConfig, JudgeJob, JudgeConfig)
 OF_ALL = {field.name for field in dataclasses.fields(LoopJob)}

@@ -19,14 +19,13 @@ from emu_models.checkpoints import load_pipeline
 from emu_models.drawing import draw
 from emu_models.folders import Found, inspect_checkpoint, inspect_tunable
 from emu_models.latent.jobs import DenoiserConfig
-from emu_models.pixel.jobs import CascadeJob
 from emu_models.pixel.pipeline import EmuCascadePipeline
 from emu_models.pixel.trainings import train_cascade
-from emu_models.training.jobs import from_json, make, to_json
+from emu_models.training.jobs import from_json, to_json
 from emu_models.training.loop import Interrupted
 from emu_models.training.running import Running
-from tests.emu_models.pixel.toy_cascade import NETWORK, base_job, upscaler_job
 from tests.shards import write_toy_shards
+from tests.toy_cascade import NETWORK, base_job, upscaler_job
 from tests.toy_training import LOOP, keep_single_precision, result_of
 
 PROMPTS, SEEDS = ["red square", "blue square"], [3, 4]
@@ -200,9 +199,9 @@ def test_what_does_not_fit_is_refused_before_a_step(trained, tmp_path):
         (upscaler, {"denoiser": replace(NETWORK, size_conditioning=True)}, "size_conditioning"),
     ):
         with pytest.raises(ValueError, match=wrong):
-            replace(job, **changes)
-    with pytest.raises(ValueError, match="base is missing"):
-        make(CascadeJob, {**vars(upscaler), "base": None})
+            replace(job, **changes).check()
+        with pytest.raises(ValueError, match=wrong):
+            train_cascade(replace(job, **changes, shards=tmp_path / "unread"))
     for job, changes, wrong in (
         (upscaler, {"crop": 14}, "crop is 14"),
         (upscaler, {"ratio": 2}, "ratio is 2, but its cascade was begun with 4"),

@@ -21,7 +21,7 @@ from emu_models.pixel.network import (
 from emu_models.pixel.scaling import LEVEL_SCALE, augment, condition_on, enlarge, keep_colours, shrink
 from emu_models.pixel.space import PixelSpace
 from emu_models.text import TextFeatures
-from tests.emu_models.pixel.toy_cascade import NETWORK
+from tests.toy_cascade import NETWORK
 
 WIDTH = 24
 

@@ -9,7 +9,7 @@ from emu_models.pixel.jobs import CascadeJob
 from emu_models.training.jobs import LoopConfig
 from tests.toy_training import LOOP, places
 
-NETWORK = DenoiserConfig((16, 32), (False, False), 1, "joint", head_width=32)
+NETWORK = DenoiserConfig((16, 32), (False, False), 1, "joint", head_width=16)
 
 
 def base_job(corpus: tuple[Path, Path], folder: Path, loop: LoopConfig = LOOP, **changes: Any) -> CascadeJob:
