@@ -32,5 +32,5 @@ def upscaler_job(
     corpus: tuple[Path, Path], folder: Path, base: Path, loop: LoopConfig = LOOP, **changes: Any
 ) -> CascadeJob:
     """Return the training of an upscaler for a trained base."""
-    job = base_job(corpus, folder, loop)
-    return replace(job, **{"name": "upscaler", "stage": "upscaler", "base": base, "ratio": None, **changes})
+    own: dict[str, Any] = {"name": "upscaler", "stage": "upscaler", "base": base, "ratio": None, **changes}
+    return replace(base_job(corpus, folder, loop), **own)

@@ -19,6 +19,7 @@ from emu_models.checkpoints import load_pipeline
 from emu_models.drawing import draw
 from emu_models.folders import Found, inspect_checkpoint, inspect_tunable
 from emu_models.latent.jobs import DenoiserConfig
+from emu_models.pixel.jobs import CascadeJob
 from emu_models.pixel.pipeline import EmuCascadePipeline
 from emu_models.pixel.trainings import train_cascade
 from emu_models.training.jobs import from_json, to_json
@@ -154,7 +155,7 @@ def test_both_stages_are_guided_and_take_their_own_numbers_of_steps(trained):
 
 def test_a_base_alone_draws_smooth_pictures_of_the_full_size(trained):
     pipeline = load_pipeline(trained.base)
-    assert isinstance(pipeline, EmuCascadePipeline) and pipeline.super_unet is None
+    assert type(pipeline) is EmuCascadePipeline and pipeline.super_unet is None
     x = pipeline("red square", 1, 2, output_type="latent").images
     assert x.shape == (1, 3, 32, 32) and pipeline("red square", 1, 2, height=64, width=32).images[0].size == (32, 64)
 
@@ -189,7 +190,7 @@ def test_a_cascade_is_drawn_with_but_not_tuned_as_a_single_denoiser(trained, tmp
 
 def test_what_does_not_fit_is_refused_before_a_step(trained, tmp_path):
     base, upscaler = base_job(trained.corpus, tmp_path), upscaler_job(trained.corpus, tmp_path, trained.base)
-    for job, changes, wrong in (
+    together: list[tuple[CascadeJob, dict[str, Any], str]] = [
         (upscaler, {"base": None}, "base is missing"),
         (base, {"base": trained.base}, "base is for upscalers"),
         (base, {"start_from": trained.base}, "denoiser is for new networks"),
@@ -197,18 +198,20 @@ def test_what_does_not_fit_is_refused_before_a_step(trained, tmp_path):
         (base, {"crop": 16}, "crop is 16"),
         (upscaler, {"augmentation": 0.7}, "augmentation is 0.7"),
         (upscaler, {"denoiser": replace(NETWORK, size_conditioning=True)}, "size_conditioning"),
-    ):
+    ]
+    for job, changes, wrong in together:
         with pytest.raises(ValueError, match=wrong):
             replace(job, **changes).check()
         with pytest.raises(ValueError, match=wrong):
-            train_cascade(replace(job, **changes, shards=tmp_path / "unread"))
-    for job, changes, wrong in (
+            train_cascade(replace(job, **{**changes, "shards": tmp_path / "unread"}))
+    with_folders: list[tuple[CascadeJob, dict[str, Any], str]] = [
         (upscaler, {"crop": 14}, "crop is 14"),
         (upscaler, {"ratio": 2}, "ratio is 2, but its cascade was begun with 4"),
         (upscaler, {"num_text_tokens": 9}, "num_text_tokens is 9"),
         (upscaler, {"resolution": 40}, "resolution is 40"),
         (upscaler, {"start_from": trained.base, "denoiser": None}, "has no upscaler"),
-    ):
+    ]
+    for job, changes, wrong in with_folders:
         with pytest.raises(ValueError, match=wrong):
             train_cascade(replace(job, **changes))
     pipeline = load_pipeline(trained.cascade)
