@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from emu_models.latent.jobs import AutoencoderTrainingConfig, DenoiserTrainingConfig
-from emu_models.training.jobs import CONTENTS, HOW, WEIGHTS, LoopJob, PipelineJob
+from emu_models.latent.jobs import AutoencoderTrainingConfig, CaptionedJob, DenoiserTrainingConfig
+from emu_models.training.jobs import WEIGHTS, LoopJob
 
 if TYPE_CHECKING:
     from emu_models.training.running import Running
@@ -61,24 +61,15 @@ class TokenizerJob(LoopJob):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedJob(PipelineJob):
+class MaskedJob(CaptionedJob):
     """A transformer's training. start_from: a folder of a trained EmuMaskedPipeline to continue from; without it,
-    `transformer` is built for `tokenizer`, the folder of a trained tokenizer, and `text_encoder`. aspect_buckets:
-    number of picture shapes from tall to wide (buckets.py); 1 crops all pictures to squares. local_copies,
-    local_copies_gb: see DenoiserJob. hold_out: whether some rows are kept for validation. Raises ValueError if there is
-    nothing to start from.
+    `transformer` is built for `tokenizer`, the folder of a trained tokenizer, and `text_encoder`. Raises ValueError if
+    there is nothing to start from.
     """
 
     tokenizer: Annotated[Path | None, WEIGHTS] = None
-    start_from: Annotated[Path | None, WEIGHTS] = None
     transformer: MaskedTransformerConfig | None = None
-    text_encoder: Annotated[str | list[str] | None, CONTENTS] = None
-    num_text_tokens: int
     training: MaskedTrainingConfig
-    aspect_buckets: int = 1
-    local_copies: Annotated[Path | None, HOW] = None
-    local_copies_gb: Annotated[float, HOW] = 100.0
-    hold_out: bool = True
 
     def __post_init__(self) -> None:
         if self.start_from is None and (self.tokenizer is None or self.transformer is None):
@@ -89,10 +80,3 @@ class MaskedJob(PipelineJob):
         from emu_models.masked.trainings import train_masked
 
         return self.reported_result(train_masked(self, running))
-
-    def contents(self) -> dict[str, str]:
-        """Return digests of the text encoders that params name, or of the packaged one; none if the training starts
-        from a pipeline, which has its own."""
-        from emu_models.training.cache import hash_text_encoders
-
-        return {} if self.start_from is not None else hash_text_encoders(self.text_encoder)

@@ -9,34 +9,25 @@ from typing import Any
 
 import pandas as pd
 import torch
-from diffusers import UVit2DModel
-from torch import Tensor
 
-from emu_data.copies import Copies
 from emu_data.files import atomic_dir, write_json
-from emu_models.checkpoints import forget_paths, hide_bars, load_pipeline, place, save_pipeline
-from emu_models.device import choose_device
-from emu_models.drawing import encode_for_drawing
-from emu_models.finishing import draw_sheet, read_finished, renew_preview, save_pairs, write_beside
+from emu_models.checkpoints import forget_paths, hide_bars, load_pipeline, place
+from emu_models.finishing import read_finished, save_pairs, write_beside
 from emu_models.latent.denoiser import count_parameters
-from emu_models.latent.denoiser_learner import LatentRows
+from emu_models.latent.trainings import Learning, train_network
 from emu_models.masked.building import build_transformer
 from emu_models.masked.jobs import MaskedJob, TokenizerJob
 from emu_models.masked.learner import MaskedLearner
 from emu_models.masked.pipeline import EmuMaskedPipeline
 from emu_models.masked.tokenizer import PictureTokenizer, count_codes
 from emu_models.masked.tokenizer_learner import TokenizerLearner
-from emu_models.text import TextFeatures, load_text_encoders
-from emu_models.training.buckets import bucket_sizes
-from emu_models.training.cache import encode_captions, encode_moments, to_tensor
-from emu_models.training.distributed import gather_weights
+from emu_models.text import load_text_encoders
+from emu_models.training.cache import to_tensor
 from emu_models.training.identity import identify, open_folder
 from emu_models.training.loop import TrainingResult, run_training
-from emu_models.training.order import MAX_SHUFFLED
-from emu_models.training.row_file import RowFile, open_rows
-from emu_models.training.rows import PictureRows, Rows, load_rows
+from emu_models.training.row_file import open_rows
+from emu_models.training.rows import Rows, load_rows
 from emu_models.training.running import UNHEARD, Running
-from emu_models.training.stored import CachedRows
 
 NUM_MEASURED = 256  # pictures that determine a tokenizer's start, as for an autoencoder; chosen here
 COUNTED_AT_ONCE = 16  # pictures whose codes are counted at a time; chosen here
@@ -89,51 +80,17 @@ def _count_codes(tokenizer: PictureTokenizer, rows: Rows) -> dict[str, float]:
 
 def train_masked(job: MaskedJob, running: Running = UNHEARD) -> TrainingResult:
     """Train a transformer (pretraining or tuning), unless that was done before, and return the result; the complete
-    pipeline is in `folder`/result.
-
-    If the training is finished, only its preview is drawn again, if its prompts or guidance have changed. Raises
-    ValueError if start_from is another family's pipeline.
+    pipeline is in `folder`/result (latent.trainings.train_network). Raises ValueError if start_from is another family's
+    pipeline.
     """
-    world = running.world
-    file = open_rows(job.shards, job.rows, job.cache, world)
-    identity = identify(job, file.hashes["pairs"])
-    folder = open_folder(job.states, identity, world.leads)
-    found = read_finished(running, folder)
-    if found is not None:
-        if world.leads:
-            renew_preview(folder / "result", job)
-        world.wait()
-        return found
-    torch.manual_seed(job.loop.seed)
+    return train_network(job, lambda: _begin(job), running)
+
+
+def _begin(job: MaskedJob) -> Learning:
+    """Return what a training starts from."""
     pipeline = _open_pipeline(job)
-    num_parameters = count_parameters(pipeline.transformer)
-    rows, trained, held, null = _read_rows(job, file, pipeline, running)
-    # Before the training fills the GPU. Processes that share the weights must call them equally often, so they draw one
-    # picture at a time, whatever memory each has left.
-    encoded = encode_for_drawing(pipeline, list(job.prompts), 1 if world.size > 1 else None)
-    network = pipeline.transformer.train()
-    learner = MaskedLearner(network, pipeline.vae, None, trained, held, null, job.training, world)
-
-    def draw_samples(step: int) -> None:
-        pipeline.transformer = learner.averaged
-        sheet = draw_sheet(pipeline, job, encoded)  # by all processes, since the weights may be sharded
-        if world.leads:
-            running.picture_sink(step, sheet)
-
-    draws = draw_samples if job.prompts else lambda step: None
-    result = run_training(learner, job.loop, folder, identity.name, job.name, running, draws)
-    weights: dict[str, Tensor] = gather_weights(learner.averaged, world)
-    if world.leads:
-        averaged: Any = UVit2DModel.from_config(pipeline.transformer.config)
-        averaged.load_state_dict(weights)
-        pipeline.transformer = averaged.eval().to(choose_device())
-        with atomic_dir(folder / "result") as partial:
-            save_pipeline(pipeline, partial)
-            write_beside(partial, job, identity, result, rows, num_parameters)
-            if job.prompts:
-                draw_sheet(pipeline, job).save(partial / "preview.png")
-    world.wait()
-    return result
+    multiple = 2 if pipeline.transformer.config.downsample else 1
+    return Learning(pipeline, "transformer", pipeline.vae, multiple, None, MaskedLearner)
 
 
 def _open_pipeline(job: MaskedJob) -> Any:
@@ -159,25 +116,5 @@ def _open_pipeline(job: MaskedJob) -> Any:
             num_text_tokens=job.num_text_tokens,
         )
         place(pipeline)
-    pipeline.set_progress_bar_config(disable=True)
+
     return pipeline
-
-
-def _read_rows(
-    job: MaskedJob, file: RowFile, pipeline: Any, running: Running
-) -> tuple[PictureRows, LatentRows, LatentRows, TextFeatures]:
-    """Encode what is not cached; return all rows, those to train on, those held out, and the null condition."""
-    world, tokenizer = running.world, pipeline.vae.eval()
-    multiple = tokenizer.factor * (2 if pipeline.transformer.config.downsample else 1)
-    buckets = bucket_sizes(job.resolution, multiple, job.aspect_buckets)
-    copies = Copies(job.local_copies or job.cache / "copies", int(job.local_copies_gb * 1e9))
-    rows = PictureRows(job.shards, file, buckets, job.training.batch_size, world, copies, job.hold_out)
-    text, null = encode_captions(rows, pipeline.text_encoders, job.num_text_tokens, job.cache / "captions", world)
-    moments = encode_moments(tokenizer, rows, job.cache / "moments", world)
-    if world.leads:
-        caches = [found.folder.name for found in (text, moments) if isinstance(found, CachedRows)]
-        identity = identify(job, file.hashes["pairs"]).name
-        write_json(job.states / identity / "caches.json", sorted([file.name, *caches]))
-    in_windows = len(rows.trained) > MAX_SHUFFLED
-    trained, held = (LatentRows(rows.keys, moments, text, part, in_windows) for part in (rows.trained, rows.held_out))
-    return rows, trained, held, null
