@@ -124,7 +124,7 @@ def _cascade_stages(given: Given, family: CascadeFamily) -> list[Stage]:
     from emu_models.pixel.jobs import CascadeJob
     from emu_models.training.jobs import make
 
-    new = {"ratio": family.ratio, "max_augmentation": family.max_augmentation, "augmentation": family.augmentation}
+    new = {name: getattr(family, name) for name in ("ratio", "max_augmentation", "augmentation")}
 
     def stage(name: str, half: str, training: FamilyTraining, **own: Any) -> Stage:
         """Each of `own`: a value, or a function of what is done that returns it."""
@@ -144,6 +144,7 @@ def _cascade_stages(given: Given, family: CascadeFamily) -> list[Stage]:
             family.upscaler_pretraining,
             stage="upscaler",
             denoiser=upscaler,
+            patch=family.patch,
             base=lambda done: done["base"],
         ),
         stage("base_tuned", TUNED, family.tuning, stage="base", start_from=lambda done: done["base"]),

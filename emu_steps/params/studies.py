@@ -95,7 +95,8 @@ class CascadeFamily(Family):
     denoiser: the base, which draws small pictures and whose trainings are `pretraining` and `tuning`.
     upscaler: the network that draws the whole picture beside a small one; its trainings are upscaler_pretraining and
     upscaler_tuning. max_augmentation: up to which level noise is added to the small pictures that the upscaler learns
-    with; augmentation: the level at which it draws.
+    with; augmentation: the level at which it draws. patch: side in px of the squares that the upscaler sees as one
+    position; larger ones are cheaper.
     """
 
     kind: Literal["cascade"]
@@ -106,6 +107,7 @@ class CascadeFamily(Family):
     upscaler_tuning: UpscalerTraining
     max_augmentation: Share = 0.5
     augmentation: Share = 0.1
+    patch: Annotated[Whole, Field(gt=0, le=64)] = 1
 
     @model_validator(mode="after")
     def _draws_as_it_learned(self) -> Self:
