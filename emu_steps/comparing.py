@@ -40,7 +40,7 @@ class Comparator:
 
         self.layout, self.params, self.section = layout, params, section
         every, _ = choose_prompts(layout, params)
-        places = np.linspace(0, len(every) - 1, max(1, round(section.prompt_share * len(every)))).round().astype(int)
+        places = np.linspace(0, len(every) - 1, max(1, round(section.prompt_share * len(every))), dtype=int)
         self.prompts = every.iloc[np.unique(places)].reset_index(drop=True)
         self.judge, _ = load_faithfulness_judge(layout.model("faithfulness_judge"), layout.root)
         self.known = known_subjects(self.prompts, layout.model("faithfulness_judge"))

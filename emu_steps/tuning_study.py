@@ -50,7 +50,7 @@ def arms_of(params: Params) -> list[Arm]:
     whole, captions, first = tuning.num_steps, tuning.captions, study.seeds[0]
     arms = [
         Arm(
-            f"share_{share:g}_{budget}_seed_{seed}",
+            f"share_{share}_{budget}_seed_{seed}",
             "share",
             whole if budget == "steps" else max(1, round(share * whole)),
             captions,
