@@ -89,7 +89,8 @@ def _given(layout: Layout, params: Params, family: str, stage: str, shards: Path
         "resolution": params.family_study.families[family].resolution,
         "num_text_tokens": params.pretrained_low.num_text_tokens,
         "text_encoder": text_encoders_of(layout, params.pretrained_low),
-        "prompts": params.evaluation_images.fixed_prompts,
+        # the report shows pictures of the finished models; sheets and previews only if they are asked for
+        "prompts": params.evaluation_images.fixed_prompts if params.launch.of(ASSET).sample_every else [],
         "guidance_scale": params.evaluation_images.guidance_scale,
         "launch": params.launch,
         "autoencoder": layout.model("autoencoder"),

@@ -67,4 +67,4 @@ def empty_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
     """The project after `emu demo --profile smoke`, and what the command printed."""
     project = make_project(tmp_path_factory.mktemp("demo") / "project")
-    return project, project.must("emu", "demo", "--profile", "smoke", timeout=600)
+    return project, project.must("emu", "demo", "--profile", "smoke", timeout=1200)

@@ -14,7 +14,7 @@ from PIL import Image
 from scripts.poisoned_corpus import DAMAGES, main
 from tests.e2e.conftest import make_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def paint(folder: Path, num: int) -> None:
@@ -34,7 +34,7 @@ def test_a_poisoned_corpus_reaches_the_filtered_corpus_and_every_member_has_a_ro
     project = make_project(tmp_path / "project")
     project.must("emu", "profile", "photos", "--overwrite")
     assert "can be read" in project.must("emu", "ingest", str(tmp_path / "mine"))
-    project.must("emu", "materialize", "corpus_report", "--upstream", timeout=600)
+    project.must("emu", "materialize", "corpus_report", "--upstream", timeout=900)
     project.must("emu", "materialize", "filtered_corpus")
     ledger = pd.read_parquet(project.root / "data/filtered/ledger")
     rows = pd.concat([pd.read_parquet(path) for path in (tmp_path / "mine").glob("*.parquet")])
@@ -62,7 +62,7 @@ def test_the_whole_graph_is_green_on_a_poisoned_corpus(tmp_path: Path) -> None:
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["filtered_corpus"]["max_concept_share"] = 1.0  # the captions of these pictures are of one concept
     (project.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    project.must("emu", "materialize", timeout=900)
+    project.must("emu", "materialize", timeout=1200)
     assert "nothing was done" in project.must("emu", "materialize")
     ledger = pd.read_parquet(project.root / "data/filtered/ledger")
     assert {"undecodable", "duplicate"} & set(ledger["first_failed_gate"]) and ledger["kept"].any()

@@ -15,7 +15,7 @@ from tests.e2e.conftest import make_project
 from tests.profiles import text_of
 from tests.shards import encode
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 NAMES = [
     "red apple",
     "a dog",
@@ -64,7 +64,7 @@ def test_the_corpus_job_is_one_run(tmp_path: Path, num_shards: int, num_rows: in
     params["filter_ledger"]["policy"] |= {"max_read_text_area": None}
     params["filtered_corpus"] |= {"num_images": 8, "max_concept_share": 1.0}
     (project.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    done = json.loads(project.must("python", "-c", JOB, timeout=600).splitlines()[-1])
+    done = json.loads(project.must("python", "-c", JOB, timeout=1200).splitlines()[-1])
     assert done["success"] and done["num_runs"] == 1, done["reported"][-5:]
     for folder in ("data/ledger", "data/filtered/ledger"):
         assert len(list((project.root / folder).glob("*.parquet"))) == num_shards

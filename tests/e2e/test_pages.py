@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.pages import CHROMIUM, QUIET_FLAGS, serve
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")

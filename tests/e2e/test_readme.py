@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import TOP, Project
 from tests.e2e.pages import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 README = (TOP / "README.md").read_text()
 PROGRAMS = r"(?:[A-Z_]+=\S+ +)*(?:emu|make|mlflow|curl|source|git|dvc|ray|torchrun|accelerate|python|pytest|dagster) "

@@ -14,7 +14,7 @@ from tests.e2e.conftest import Project
 from tests.emu_dagster.test_mlflow_store import Server
 from tests.processes import find_child
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def copy_of(finished: Project, root) -> Project:

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.e2e.conftest import Project, make_project
 from tests.processes import find_child
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def test_the_summary_tells_the_story(demo):
