@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -129,6 +130,7 @@ class TextPipeline(DiffusionPipeline):
             if cls.__module__.startswith("emu_models"):
                 for name, module in cls.OWN_PARTS.items():
                     if found[name][1] is not None:
+                        import_module(module)  # diffusers imports no module because a folder names it
                         found[name] = [module, found[name][1]]
         return config
 
