@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emu_models.checkpoints import AnyAutoencoder
 from emu_models.device import autocast
-from emu_models.diffusion.objective import denoising_loss, offset_noise
+from emu_models.diffusion.objective import WEIGHT_FLOOR, denoising_loss, offset_noise
 from emu_models.diffusion.schedule import NUM_TIMESTEPS
 from emu_models.latent.autoencoder.network import Moments
 from emu_models.latent.denoiser import denoise, takes_sizes
@@ -108,6 +108,8 @@ class DenoiserLearner:
         null: the features of the empty caption, one row, which replace a caption's with probability `caption_dropout`.
         world: the processes that share each batch; weights are distributed over them as its mesh says.
     """
+
+    weight_floor = WEIGHT_FLOOR  # of objective.denoising_loss
 
     def __init__(
         self,
@@ -226,7 +228,7 @@ class DenoiserLearner:
             sizes_B6 = None if batch.sizes_B6 is None else batch.sizes_B6.to(self.device)
             noisy = noisy if beside is None else torch.cat([noisy, beside.to(self.device)], dim=1)
             predicted = self.predict(network, noisy, t_B, text, sizes_B6)
-        loss_B = denoising_loss(predicted.float(), z0, noise, a2_B, self.prediction_type)
+        loss_B = denoising_loss(predicted.float(), z0, noise, a2_B, self.prediction_type, self.weight_floor)
         return (loss_B * batch.weights_B.to(self.device)).sum()
 
     def predict(self, network: Any, noisy: Tensor, t_B: Tensor, text: TextFeatures, sizes_B6: Tensor | None) -> Tensor:

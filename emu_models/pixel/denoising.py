@@ -31,8 +31,14 @@ def pixel_multiple(network: UNet2DConditionModel) -> int:
 def denoise_pixels(
     network: UNet2DConditionModel, x_BCHW: Tensor, t_B: Tensor, text: TextFeatures, factor: int, told: Tensor | None
 ) -> Tensor:
-    """Return the network's prediction, (B, 3, H, W), for pixels (B, C, H, W), the noisy ones first, at timesteps (B,);
-    C is 3, or 6 for an upscaler. factor, told: as `denoise` takes them."""
+    """Return the network's prediction, (B, 3, H, W), for pixels (B, C, H, W), the noisy ones first, at timesteps (B,).
+
+    C is 3, or 6 for an upscaler, which predicts by how much the picture differs from the small one beside its noisy
+    pixels (as SRDiff does, Li et al., arXiv 2104.14951), so that what it need not change it need not learn; here the
+    sum of the two is returned. factor, told: as `denoise` takes them.
+    """
     patch = patch_of(network)
-    predicted = denoise(network, F.pixel_unshuffle(x_BCHW, patch), t_B, text, factor * patch, told)
-    return F.pixel_shuffle(predicted, patch)
+    predicted = F.pixel_shuffle(
+        denoise(network, F.pixel_unshuffle(x_BCHW, patch), t_B, text, factor * patch, told), patch
+    )
+    return predicted if x_BCHW.shape[1] == 3 else predicted + x_BCHW[:, 3:]

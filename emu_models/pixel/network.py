@@ -1,11 +1,14 @@
 """The networks of a cascade in pixels (Imagen, arXiv 2205.11487, sec. 2.4): U-Nets, as in the latent family.
 
-The base predicts v of small pictures. The upscaler predicts v of whole ones, and sees beside them the small one, with
-noise and enlarged; it is told the level of that noise (Ho et al., arXiv 2106.15282).
+The base predicts v of small pictures. The upscaler predicts whole ones, and sees beside them the small one, with noise
+and enlarged; it is told the level of that noise (Ho et al., arXiv 2106.15282). It predicts the picture itself, since a
+narrow network passes the noise of many pixels only by much training (Li and He, arXiv 2511.13720): with v, the demo's
+left noise in every picture.
 """
 
 from typing import Any
 
+import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from emu_models.diffusion.schedule import build_scheduler
@@ -34,12 +37,17 @@ def build_base(config: DenoiserConfig, token_width: int, pooled_width: int, patc
 
 def build_upscaler(config: DenoiserConfig, token_width: int, pooled_width: int, patch: int = 1) -> UNet2DConditionModel:
     """Return a network for noisy pictures beside enlarged small ones, (B, 6, H, W), that is told the level of these; it
-    predicts (B, 3, H, W). Arguments: as of `build_base`."""
+    predicts (B, 3, H, W). Before it has learned, these are the small ones (denoise_pixels). Arguments: as of
+    `build_base`."""
     channels = CHANNELS * patch**2
-    return build_denoiser(config, channels, token_width, pooled_width, channels_beside=channels, num_told=1)
+    network = build_denoiser(config, channels, token_width, pooled_width, channels_beside=channels, num_told=1)
+    for parameter in network.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    return network
 
 
-def build_pixel_scheduler(noise_shift: float = 1.0) -> DDIMScheduler:
-    """Return the project's schedule (diffusion/schedule.py) for pixels, whose range is known."""
+def build_pixel_scheduler(noise_shift: float = 1.0, predicts: str = "v_prediction") -> DDIMScheduler:
+    """Return the project's schedule (diffusion/schedule.py) for pixels, whose range is known. predicts: "v_prediction"
+    or "sample", the picture."""
     # as keywords: entries of a config that were defaults when it was made are not read
-    return DDIMScheduler.from_config(build_scheduler(noise_shift).config, **THRESHOLDING)
+    return DDIMScheduler.from_config(build_scheduler(noise_shift).config, prediction_type=predicts, **THRESHOLDING)

@@ -87,7 +87,7 @@ def _with_upscaler(job: CascadeJob) -> EmuCascadePipeline:
         assert job.denoiser is not None
         encoders = pipeline.text_encoders
         network = build_upscaler(job.denoiser, encoders.token_width, encoders.pooled_width, job.patch)
-        scheduler: Any = build_pixel_scheduler(job.noise_shift or 1.0)
+        scheduler: Any = build_pixel_scheduler(job.noise_shift or 1.0, "sample")
     else:
         other = _load(job, "start_from")
         network, scheduler = other.super_unet, other.super_scheduler
@@ -96,7 +96,7 @@ def _with_upscaler(job: CascadeJob) -> EmuCascadePipeline:
         if other.config["ratio"] != pipeline.config["ratio"]:
             raise ValueError(f"{job.name}: base and start_from have different ratios; give those of one cascade")
         if job.noise_shift is not None:
-            scheduler = build_pixel_scheduler(job.noise_shift)
+            scheduler = build_pixel_scheduler(job.noise_shift, "sample")
     pipeline.register_modules(super_unet=network, super_scheduler=scheduler)
     pipeline.register_to_config(augmentation=job.augmentation)
     return pipeline

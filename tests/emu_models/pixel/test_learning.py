@@ -42,7 +42,8 @@ def learner(crop: int | None = None, num: int = 8, patch: int = 1) -> UpscalerLe
     rows = LatentRows([str(i) for i in range(num)], PixelSpace().encode(pixels), features(num))
     config = DenoiserTrainingConfig(10, 4, 1e-3, 0.0, 0.1, 0)
     network = build_upscaler(NETWORK, WIDTH, WIDTH, patch)
-    given = (network, PixelSpace(), build_pixel_scheduler(), rows, rows, features(1), config)
+    torch.nn.init.normal_(network.conv_out.weight, std=0.1)  # as if it had learned
+    given = (network, PixelSpace(), build_pixel_scheduler(predicts="sample"), rows, rows, features(1), config)
     return UpscalerLearner(*given, ratio=4, max_augmentation=0.5, crop=crop)
 
 
@@ -105,9 +106,18 @@ def test_parts_of_a_batch_add_up_to_its_gradients(monkeypatch):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_a_new_upscaler_returns_the_small_picture_and_learns_from_its_first_step_on():
+    network, x = build_upscaler(NETWORK, WIDTH, WIDTH, 2), torch.randn(2, 6, 16, 16)
+    found = denoise_pixels(network, x, torch.tensor([500, 999]), features(2), 1, torch.tensor([[100.0], [0.0]]))
+    assert torch.equal(found, x[:, 3:])
+    (found - x[:, :3]).square().mean().backward()
+    assert network.conv_out.weight.grad is not None and network.conv_out.weight.grad.abs().max() > 0
+
+
 def test_an_upscaler_sees_the_small_picture_and_its_level():
     torch.manual_seed(0)
     network, x = build_upscaler(NETWORK, WIDTH, WIDTH).eval(), torch.randn(1, 6, 16, 16)
+    torch.nn.init.normal_(network.conv_out.weight, std=0.1)
     other, t_B, told = x.clone(), torch.tensor([500]), torch.tensor([[100.0]])
     other[:, 3:] += 0.5
     with torch.no_grad():
@@ -120,7 +130,8 @@ def test_an_upscaler_sees_the_small_picture_and_its_level():
             )
         )
     assert plain.shape == (1, 3, 16, 16)
-    assert not torch.allclose(plain, seen, atol=1e-5) and not torch.allclose(plain, level, atol=1e-5)
+    assert not torch.allclose(seen - plain, torch.tensor(0.5), atol=1e-5)  # it is more than added
+    assert not torch.allclose(plain, level, atol=1e-5)
 
 
 @pytest.mark.parametrize("patch", [2, 4])
@@ -153,6 +164,14 @@ def test_colours_are_kept_and_details_left(cell):
     assert (shrink(kept, 32) - shrink(small, 8)).abs().max() < 0.5 / 127.5
     change = kept - x
     assert (change.mean() + 0.2).abs() < 0.01 and change.std() < 0.25 * details.std()
+
+
+def test_whatever_is_drawn_gets_the_mean_colours_of_the_small_picture():
+    """Also white and black ones, where clipping undoes what is added."""
+    small = (torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1).clone()
+    small[0], small[1], small[2] = 1.0, -1.0, 0.98
+    kept = keep_colours(2 * torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)), small, 4)
+    assert kept.abs().max() <= 1 and torch.allclose(kept.mean((2, 3)), small.mean((2, 3)), atol=1e-4)
 
 
 def test_the_published_networks_have_about_their_published_sizes():
