@@ -5,6 +5,7 @@ study has too many models for people to judge, so its figures are labelled as a 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from emu_data.formatting import format_percent, format_signed
 from emu_data.ledger import SOUND, read_ledger
 from emu_data.shards import read_images, read_manifest
-from emu_data.votes.intervals import bootstrap_mean, exact_rate, is_above, is_below
+from emu_data.votes.intervals import Interval, bootstrap_mean, exact_rate, is_above, is_below
 from emu_data.votes.items import Pair
 from emu_data.votes.panels.appeal import AppealPanel
 from emu_data.votes.preference import Preference, summarise_preference
@@ -26,6 +27,15 @@ from emu_steps.params import Comparing, Params
 
 NUM_APPEAL, NUM_FAITHFULNESS = 5, 3  # raters of the panels (paper, sec. 4)
 SEEDS_APART = 100_003  # between a prompt's pictures, so that no two prompts share a seed; any large number
+
+
+@dataclass(frozen=True)
+class DrawnBy:
+    """A model's pictures of the prompts, uint8 (num_seeds, N, H, W, 3), and the judge's embeddings of them, (num_seeds,
+    N, D)."""
+
+    pictures: np.ndarray
+    embedded: np.ndarray
 
 
 class Comparator:
@@ -51,32 +61,33 @@ class Comparator:
         curated = read_images(layout.curated, read_manifest(layout.curated)["key"].tolist(), self.size)
         self.among = nearest_among(self.judge.embed_images(curated), curated)
 
-    def draw(self, model: Path, name: str) -> np.ndarray:
-        """Return a model's pictures of the prompts, uint8 (num_seeds, N, H, W, 3)."""
+    def draw(self, model: Path, name: str) -> DrawnBy:
+        """Return what a model draws of the prompts, with each of num_seeds seeds."""
         drawn = []
         for number in range(self.section.num_seeds):
             prompts = self.prompts.assign(seed=self.prompts["seed"] + number * SEEDS_APART)
             images = draw_all(model, prompts, self.params.evaluation_images, self.size, {}, name)
             drawn.append(np.stack([np.asarray(image) for image in images]))
-        return np.stack(drawn)
+        return DrawnBy(np.stack(drawn), np.stack([self.judge.embed_images(images) for images in drawn]))
 
-    def outcome(self, name: str, before: np.ndarray, after: np.ndarray, shards: Path, keys: Sequence[str]) -> Outcome:
+    def outcome(self, name: str, before: DrawnBy, after: DrawnBy, shards: Path, keys: Sequence[str]) -> Outcome:
         """Compare a tuned model's pictures with those of the model before, each from `draw`. shards, keys: the pictures
         that it was tuned on."""
         from emu_models.evaluation.faithfulness import FaithfulnessPanel
 
-        pairs = self._pairs(before[0], after[0])
+        pairs = self._pairs(before.pictures[0], after.pictures[0])
         appeal = self._summarise(AppealPanel(NUM_APPEAL, self.section.seed, 0.0).vote(pairs))
         named = [pair for pair in pairs if pair.caption]
         judges = FaithfulnessPanel(self.judge, self.subjects, NUM_FAITHFULNESS, self.section.seed)
         tuned_on = read_images(shards, list(keys), self.size)
+        learned = self.judge.embed_images(tuned_on), keys, tuned_on
         return Outcome(
             name=name,
             num_learned=len(keys),
             appeal=appeal,
             faithfulness=self._summarise(judges.vote(named)) if named else None,
-            copies_before=self._copies(before, tuned_on, keys),
-            copies_after=self._copies(after, tuned_on, keys),
+            copies_before=self._copies(before, *learned),
+            copies_after=self._copies(after, *learned),
             variety_before=self._variety(before),
             variety_after=self._variety(after),
             verdict=describe_verdict(appeal, self.params.registered_model.min_appeal_win),
@@ -90,22 +101,21 @@ class Comparator:
         table = votes_to_frame(votes)
         return summarise_preference(table, seed=self.section.seed, num_resamples=self.section.num_bootstrap)
 
-    def _copies(self, drawn: np.ndarray, tuned_on: np.ndarray, keys: Sequence[str]):
+    def _copies(self, drawn: DrawnBy, embedded: np.ndarray, keys: Sequence[str], tuned_on: np.ndarray) -> Interval:
         """Return the share of pictures that are nearer to one that was tuned on than curated pictures are to each
-        other."""
+        other. embedded: of tuned_on."""
         from emu_models.evaluation.memorisation import find_nearest, is_near_copy
 
-        pictures = drawn.reshape(-1, *drawn.shape[2:])
-        embedded = self.judge.embed_images(pictures), self.judge.embed_images(tuned_on)
-        is_near = is_near_copy(find_nearest(*embedded, keys, pictures, tuned_on), self.among)
-        return exact_rate(float(is_near.to_numpy().reshape(len(drawn), -1).mean(0).sum()), drawn.shape[1])
+        pictures, theirs = (np.concatenate(list(found)) for found in (drawn.pictures, drawn.embedded))
+        is_near = is_near_copy(find_nearest(theirs, embedded, keys, pictures, tuned_on), self.among)
+        shares_N = is_near.to_numpy().reshape(len(drawn.pictures), -1).mean(0)
+        return exact_rate(float(shares_N.sum()), len(shares_N))
 
-    def _variety(self, drawn: np.ndarray):
+    def _variety(self, drawn: DrawnBy) -> Interval:
         """Return how far a prompt's pictures are from each other: one minus the cosine of the judge's embeddings, the
         mean over pairs of seeds, 0..2."""
-        embedded = np.stack([self.judge.embed_images(pictures) for pictures in drawn])
-        first, second = np.triu_indices(len(drawn), 1)
-        away_N = 1 - (embedded[first] * embedded[second]).sum(-1).mean(0)
+        first, second = np.triu_indices(len(drawn.embedded), 1)
+        away_N = 1 - (drawn.embedded[first] * drawn.embedded[second]).sum(-1).mean(0)
         return bootstrap_mean(away_N, np.random.default_rng(self.section.seed))
 
 

@@ -212,7 +212,7 @@ def report_generality(
     for name, halves in models.items():
         before, after = (comparator.draw(model, name) for model in halves)
         outcomes.append(comparator.outcome(name, before, after, layout.curated, keys))
-        shown += [(f"{name}, before", before[0]), (f"{name}, after", after[0])]
+        shown += [(f"{name}, before", before.pictures[0]), (f"{name}, after", after.pictures[0])]
     sheet = comparison_sheet(shown, NUM_SHOWN)
     write_generality_report(folder, outcomes, comparator.prompts["prompt"].tolist()[:NUM_SHOWN], sheet, run)
     metrics = {"num_families": float(len(models)), "num_prompts": float(len(comparator.prompts))}

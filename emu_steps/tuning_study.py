@@ -131,7 +131,7 @@ def report_tunings(
         return {"num_arms": 0}, pd.DataFrame(), Image.new("RGB", (1, 1))
     comparator = Comparator(layout, params, params.tuning_study)
     before = comparator.draw(layout.root / params.quality_tuned.start_from, "before")
-    found, shown = [], [("before", before[0])]
+    found, shown = [], [("before", before.pictures[0])]
     for arm, model in zip(arms, models, strict=True):
         after = comparator.draw(model, arm.name)
         shards, rows = rows_of(layout, params.tuning_study, arm)
@@ -139,7 +139,7 @@ def report_tunings(
         num_steps = arm.num_steps if arm.stop_after is None else arm.stop_after
         found.append(studies.Arm(arm.part, arm.share, arm.budget, num_steps, arm.seed, outcome))
         if arm.seed == params.tuning_study.seeds[0]:
-            shown.append((arm.name, after[0]))
+            shown.append((arm.name, after.pictures[0]))
     sheet = comparison_sheet(shown, NUM_SHOWN)
     studies.write_tuning_report(folder, found, comparator.prompts["prompt"].tolist()[:NUM_SHOWN], sheet, run)
     outcomes = [one.outcome for one in found]

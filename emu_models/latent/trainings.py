@@ -7,7 +7,7 @@ diffusers' layout (config.json and safetensors), with meta.json, metrics.jsonl a
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,34 @@ from emu_models.training.identity import Identity, identify, open_folder
 from emu_models.training.loop import TrainingResult, run_training
 from emu_models.training.order import MAX_SHUFFLED
 from emu_models.training.row_file import RowFile, open_rows
-from emu_models.training.rows import PictureRows, load_rows
+from emu_models.training.rows import PictureRows, Rows, load_rows
 from emu_models.training.running import UNHEARD, Running
 from emu_models.training.stored import CachedRows
 
+Measure = Callable[[Any, Rows], dict[str, float]]
 NUM_MEASURED = 256  # pictures that determine an autoencoder's start and its latents' statistics; chosen here
 
 
 def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> TrainingResult:
-    """Train an autoencoder, unless that was done before, and return the result; the model is in `folder`/result.
+    """Train an autoencoder, and measure the statistics of its latents; see `train_on_pictures`."""
+
+    def measure(averaged: Any, rows: Rows) -> dict[str, float]:
+        averaged.measure_latents(to_tensor(rows.trained.images[:NUM_MEASURED]))
+        return {}
+
+    return train_on_pictures(job, Autoencoder, AutoencoderLearner, measure, running)
+
+
+def train_on_pictures(
+    job: Any, kind: type[Autoencoder], learner: Callable[..., Any], measure: Measure, running: Running
+) -> TrainingResult:
+    """Train a network between pictures and latents, unless that was done before, and return the result; the model is in
+    `folder`/result.
 
     The training continues from its own state (identity.py). Several processes share each batch; each has all pictures
-    in memory.
+    in memory. job: an AutoencoderJob, or one with the same fields. kind: the network's class. learner: takes what
+    AutoencoderLearner takes. measure: called with the averaged network, on its device, and all rows; what it returns is
+    added to the result's metrics.
     """
     file = open_rows(job.shards, job.rows, job.cache, running.world)
     identity = identify(job, file.hashes["pictures"])  # captions do not matter
@@ -81,17 +97,15 @@ def train_autoencoder(job: AutoencoderJob, running: Running = UNHEARD) -> Traini
     rows = load_rows(job.shards, pd.read_parquet(job.rows), job.resolution)
     torch.manual_seed(job.loop.seed)
     if job.start_from is not None:
-        network = Autoencoder.from_pretrained(job.start_from)
+        network = kind.from_pretrained(job.start_from)
     else:
-        network = Autoencoder(**(job.network or {}))
+        network = kind(**(job.network or {}))
         if network.shortcut_in is not None:
             network.start_from_principal_components(to_tensor(rows.trained.images[:NUM_MEASURED]))
-    learner = AutoencoderLearner(network, rows, job.training, running.world)
-    result = run_training(learner, job.loop, folder, identity.name, job.name, running)
-    averaged = learner.averaged
-    assert isinstance(averaged, Autoencoder)
-    averaged = averaged.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    averaged.measure_latents(to_tensor(rows.trained.images[:NUM_MEASURED]))
+    learns = learner(network, rows, job.training, running.world)
+    result = run_training(learns, job.loop, folder, identity.name, job.name, running)
+    averaged: Any = learns.averaged.to(memory_format=torch.contiguous_format)
+    result = replace(result, metrics={**result.metrics, **measure(averaged, rows)})
     averaged = averaged.cpu()
     if running.world.leads:
         with atomic_dir(folder / "result") as partial:
