@@ -5,7 +5,6 @@ A result is in diffusers' layout, with meta.json (what it was trained from), met
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,11 +40,10 @@ def write_beside(
     result: TrainingResult,
     rows: Rows | PictureRows,
     num_parameters: int,
-    others: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write metrics.jsonl and meta.json, with `others` in it. They do not depend on the clock, on the project's
-    location or on how the model was trained, so that an interrupted training, or one done elsewhere, leaves the same
-    bytes, and assets made from it stay valid."""
+    """Write metrics.jsonl and meta.json. They do not depend on the clock, on the project's location or on how the model
+    was trained, so that an interrupted training, or one done elsewhere, leaves the same bytes, and assets made from it
+    stay valid."""
     log = read_log(result.folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     settings = settings_of(job)
@@ -65,7 +63,6 @@ def write_beside(
         "spec": settings["spec"],
         "weights": weights,
         "preview": _describe_preview(job),
-        **(others or {}),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2))
 
